@@ -1,0 +1,5 @@
+"""`python -m hubplugin`."""
+
+from hubplugin.cli import main
+
+main()

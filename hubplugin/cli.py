@@ -1,0 +1,163 @@
+"""The command line: parse, call one function, print. stdout carries results, stderr carries talk.
+
+Turns HubPluginError into three lines and exit code 2, and ctrl-C into 130. Each verb imports what it needs: `plan` and
+`--help` answer without torch.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hubplugin
+from hubplugin import manifest
+from hubplugin.errors import HubPluginError
+
+OUT = Path("out")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and exit: 0, 2 for an error with three lines, 130 for ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminated)
+    options = _parser().parse_args(argv)
+    try:
+        status = options.verb(options)
+    except HubPluginError as error:
+        print(error.lines(), file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)  # an exception, so that everything that was started is ended
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hubplugin", description=hubplugin.__doc__)
+    parser.add_argument("--version", action="version", version=hubplugin.__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    plan = verbs.add_parser("plan", help="sizes, memory, time and whether vLLM loads it; reads no weights")
+    plan.add_argument("manifest", type=Path)
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    plan.set_defaults(verb=_plan)
+
+    run = verbs.add_parser("run", help="pull, calibrate, compress, export, evaluate, gate, write the card")
+    run.add_argument("manifest", type=Path)
+    run.add_argument("--out", type=Path, help="folder of the variants (out/<manifest's name>)")
+    run.set_defaults(verb=_run)
+
+    publish = verbs.add_parser("publish", help="one commit per variant that passed its gate, and a collection")
+    publish.add_argument("manifest", type=Path)
+    publish.add_argument("--out", type=Path, help="folder of the variants (out/<manifest's name>)")
+    publish.set_defaults(verb=_publish)
+
+    serve = verbs.add_parser("serve", help="serve a folder, a repo or a manifest's variant on vLLM")
+    serve.add_argument("target", help="a model folder, a repo id, or a manifest (then with --variant)")
+    serve.add_argument("--variant", help="which variant of the manifest; the base where left out")
+    serve.add_argument("--out", type=Path, help="folder of the variants (out/<manifest's name>)")
+    serve.add_argument("--name", help="the model name requests carry (the repo id or the folder's name)")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--max-model-len", type=int, help="tokens of prompt and answer together")
+    serve.set_defaults(verb=_serve)
+
+    chat = verbs.add_parser("chat", help="a chat page over any OpenAI-compatible URL")
+    chat.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
+    chat.add_argument("--model", help="which model of the endpoint (its first)")
+    chat.add_argument("--host", default="127.0.0.1")
+    chat.add_argument("--port", type=int, default=7860)
+    chat.set_defaults(verb=_chat)
+
+    hub = verbs.add_parser("hub", help="a small Hub on this machine")
+    hub.add_argument("--root", type=Path, required=True, help="folder of everything it stores")
+    hub.add_argument("--host", default="127.0.0.1")
+    hub.add_argument("--port", type=int, default=8765)
+    hub.set_defaults(verb=_hub)
+
+    demo = verbs.add_parser("demo", help="the whole way on this machine, with a model that comes along")
+    demo.add_argument("--once", action="store_true", help="end after the chat page has answered once")
+    demo.add_argument("--out", type=Path, default=OUT / "demo")
+    demo.set_defaults(verb=_demo)
+    return parser
+
+
+def _out(options: argparse.Namespace, path: Path) -> Path:
+    return options.out or OUT / path.stem
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from hubplugin import hub, plan, table
+
+    document = manifest.load(options.manifest)
+    peek = hub.peek(document.manifest.model, document.folder)
+    made = plan.make(document, peek.config, peek.tensors, revision=peek.sha)
+    print(json.dumps(plan.as_json(made), indent=1) if options.json else table.render(made))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from hubplugin import generate, pipeline
+
+    document = manifest.load(options.manifest)
+    out = _out(options, options.manifest)
+    pipeline.run(document, out, generate.greedy)
+    for name in document.manifest.variants:
+        print(out / name)
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from hubplugin import pipeline
+
+    document = manifest.load(options.manifest)
+    for pushed in pipeline.publish(document, _out(options, options.manifest)):
+        print(pushed.url)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from hubplugin import target
+    from hubplugin.report import progress
+    from serve import engine
+
+    folder, name = target.find(options.target, options.variant, options.out)
+    return engine.run_forever(
+        folder,
+        name=options.name or name,
+        ready=lambda running: print(f"{running.url}/v1", flush=True),
+        host=options.host,
+        port=options.port,
+        max_model_len=options.max_model_len,
+        on_progress=progress,
+    )
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from serve import app
+
+    app.launch(options.url, model=options.model, host=options.host, port=options.port)
+    return 0
+
+
+def _hub(options: argparse.Namespace) -> int:
+    from hubplugin import localhub
+
+    localhub.serve(options.root, host=options.host, port=options.port)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from hubplugin import demo
+
+    return demo.run(options.out, once=options.once)

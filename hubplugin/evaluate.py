@@ -1,0 +1,101 @@
+"""Quality of a model FOLDER, never of weights in memory: perplexity, and how far its predictions moved from the base.
+
+Perplexity is exp of the mean negative log-likelihood (natural log) over non-overlapping windows; each window predicts
+all of its tokens but the first. KL(base || variant) is taken per predicted position over the whole vocabulary, in
+float32 logits: unlike perplexity it also sees changes that happen to cancel. Knows no method and no Hub.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hubplugin.export import DenseView
+from hubplugin.family import Family
+from hubplugin.report import Evaluation, Quality, Tokens
+from hubplugin.stream import Model
+
+LOGIT_ROWS = 1024  # positions whose logits are held at once
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The base's predictions on the evaluation tokens, kept to compare variants against: hidden states, not logits."""
+
+    tokens: Tensor  # int [sequences, tokens]
+    model: Model
+    hidden: Tensor  # float32 [sequences, tokens, hidden]
+    quality: Quality
+    description: Tokens
+
+
+def open_model(folder: Path, family: Family) -> Model:
+    """A folder as a block-streamed model in float32."""
+    view = DenseView(folder)
+    return Model(view, view.config, family)
+
+
+def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
+    """Measure the base once for all its variants."""
+    model = open_model(folder, family)
+    hidden = model.walk(tokens)
+    losses = [_nll(logits, ids) for logits, ids in _pieces(model, hidden, tokens)]
+    return Reference(tokens, model, hidden, _quality(torch.cat(losses), tokens), description)
+
+
+def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
+    """Measure a variant's folder on the reference's tokens."""
+    model = open_model(folder, family)
+    hidden = model.walk(base.tokens)
+    losses, divergences, agreed = [], [], 0
+    pieces = zip(_pieces(model, hidden, base.tokens), _pieces(base.model, base.hidden, base.tokens), strict=True)
+    for (logits, ids), (base_logits, _) in pieces:
+        losses.append(_nll(logits, ids))
+        if kl:
+            divergences.append(divergence(base_logits, logits))
+            agreed += int((logits.argmax(-1) == base_logits.argmax(-1)).sum())
+    loss = torch.cat(losses)
+    quality = _quality(loss, base.tokens)
+    if kl:
+        all_kl = torch.cat(divergences)
+        quality = quality.model_copy(update={
+            "mean_kl": float(all_kl.mean()), "p99_kl": float(all_kl.quantile(0.99)),
+            "top1_agreement": agreed / len(all_kl),
+        })  # fmt: skip
+    window = base.tokens.shape[1]
+    return Evaluation(
+        tokens=base.description,
+        protocol=f"windows of {window} tokens, stride {window}, no BOS added, each window predicts {window - 1} tokens; "
+        "float32 on the dequantized folder; +/- is one standard error over windows",
+        predicted_tokens=len(loss),
+        base=base.quality,
+        variant=quality,
+    )
+
+
+def divergence(base_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(base || other) in nats per position, float64 [positions]; logits are [positions, vocabulary]."""
+    expected = base_logits.double().log_softmax(-1)
+    return (expected.exp() * (expected - logits.double().log_softmax(-1))).sum(-1).clamp(min=0)
+
+
+def _pieces(model: Model, hidden: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def]
+    """(logits [n, vocabulary], the tokens they should predict [n]), a bounded number of positions at a time."""
+    flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    wanted = tokens[:, 1:].reshape(-1).long()
+    for rows, ids in zip(flat.split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True):
+        yield model.logits(rows), ids
+
+
+def _nll(logits: Tensor, ids: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="none").double()
+
+
+def _quality(losses: Tensor, tokens: Tensor) -> Quality:
+    """Perplexity with its standard error by the delta method, windows being the independent samples."""
+    windows = losses.reshape(tokens.shape[0], -1).mean(dim=1)
+    mean = float(windows.mean())
+    error = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else float("nan")
+    return Quality(perplexity=math.exp(mean), perplexity_stderr=math.exp(mean) * error)

@@ -1,0 +1,127 @@
+"""Model families as rows of data: which linears read the same input, and which widths are coupled.
+
+Data only: no tensors, no modules, no forward pass (those are transformers' own).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hubplugin.errors import FamilyError
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Linears of a block that read the same input, and so share one matrix of second moments."""
+
+    name: str
+    linears: tuple[str, ...]  # module paths inside the block
+
+
+@dataclass(frozen=True)
+class Width:
+    """A dimension inside a block that can shrink: columns of the consumer, rows of the producers."""
+
+    name: str
+    consumer: str  # the linear that loses input columns
+    producers: tuple[str, ...]  # the linears that lose the same output rows
+    parts: int  # how many equal parts are stacked in each producer (2 in phi3's gate_up_proj)
+    config: str  # the config.json key that holds the width
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row. Taps stand in the order in which the block runs them."""
+
+    taps: tuple[Tap, ...]
+    widths: tuple[Width, ...]
+    block: str = "model.layers.{i}"
+    embed: str = "model.embed_tokens"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # weights of [hidden]
+    head_norms: tuple[str, ...] = ()  # weights of [head_dim]
+    biased: tuple[str, ...] = ()  # linears that always have a bias
+    bias_keys: tuple[tuple[str, tuple[str, ...]], ...] = ()  # config.json key -> linears it gives a bias to
+    head_dim: int | None = None  # where config.json names none; None: hidden_size / num_attention_heads
+    tied: bool = False  # whether embeddings are tied where config.json does not say
+    whole_heads: bool = False  # transformers refuses a hidden_size that heads do not divide, head_dim or not
+
+    def linears(self) -> tuple[str, ...]:
+        """All linears of a block, in order."""
+        return tuple(name for tap in self.taps for name in tap.linears)
+
+    def tap_of(self, linear: str) -> Tap:
+        """The tap whose input a linear reads."""
+        return next(tap for tap in self.taps if linear in tap.linears)
+
+    def width(self, name: str) -> Width:
+        """A width by its manifest name."""
+        return next(width for width in self.widths if width.name == name)
+
+
+_ATTENTION_OUT = Tap("attn_out", ("self_attn.o_proj",))
+_MLP_OUT = Tap("mlp_out", ("mlp.down_proj",))
+
+SEPARATE = Family(
+    taps=(
+        Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        _ATTENTION_OUT,
+        Tap("mlp_in", ("mlp.gate_proj", "mlp.up_proj")),
+        _MLP_OUT,
+    ),
+    widths=(Width("ffn", "mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), 1, "intermediate_size"),),
+)
+
+FUSED = Family(
+    taps=(
+        Tap("attn_in", ("self_attn.qkv_proj",)),
+        _ATTENTION_OUT,
+        Tap("mlp_in", ("mlp.gate_up_proj",)),
+        _MLP_OUT,
+    ),
+    widths=(Width("ffn", "mlp.down_proj", ("mlp.gate_up_proj",), 2, "intermediate_size"),),
+)
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+# by config.json's model_type
+FAMILIES: dict[str, Family] = {
+    "llama": replace(
+        SEPARATE, bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)), whole_heads=True
+    ),
+    "mistral": SEPARATE,
+    "qwen2": replace(SEPARATE, biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    "qwen3": replace(
+        SEPARATE,
+        head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+        bias_keys=(("attention_bias", _ATTENTION),),
+        head_dim=128,
+    ),
+    "gemma2": replace(
+        SEPARATE,
+        norms=(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ),
+        bias_keys=(("attention_bias", _ATTENTION),),
+        head_dim=256,
+        tied=True,
+        whole_heads=True,
+    ),
+    "phi3": FUSED,
+}
+
+
+def match(config: dict[str, Any], where: str) -> Family:
+    """The row for a config.json. Raises FamilyError for an architecture that is not in the table."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise FamilyError(
+            f"{where}: model_type",
+            f"{model_type!r} is not a family we know",
+            f"use one of {', '.join(FAMILIES)}",
+        )
+    return FAMILIES[model_type]

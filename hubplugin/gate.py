@@ -1,0 +1,193 @@
+"""What must hold before anything is published. Every line is checked, so that one run shows all that is wrong.
+
+Works on the finished folder, the base's folder and the plan. Whether vLLM generates is asked of a function that the
+pipeline passes in: this file starts no process.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hubplugin import export
+from hubplugin.checkpoint import Reader
+from hubplugin.errors import CheckpointError, ServeError
+from hubplugin.evaluate import open_model
+from hubplugin.export import DenseView
+from hubplugin.family import Family
+from hubplugin.loadable import Verdict
+from hubplugin.manifest import Thresholds
+from hubplugin.plan import VariantPlan
+from hubplugin.report import Evaluation, GateLine
+
+PROMPT_TOKENS = 16
+NEW_TOKENS = 8
+LOGPROB_TOLERANCE = 0.15  # nats, mean over generated tokens: half-precision kernels against float32
+SAMPLE_ROWS = 4  # rows of each linear that are kept to compare the folder with
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What an engine generated greedily: token ids and their log-probabilities, by prompt."""
+
+    engine: str
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
+
+
+Generate = Callable[[Path, list[list[int]], int, Sequence[Verdict]], Generated]
+
+
+def check(
+    folder: Path, base: Path, plan: VariantPlan, family: Family, samples: dict[str, Tensor],
+    evaluation: Evaluation | None, thresholds: Thresholds, generate: Generate, prompts: list[list[int]],
+) -> tuple[GateLine, ...]:  # fmt: skip
+    """All lines. `samples` holds the first rows of dense weights as the compressor saw them, by linear."""
+    return (
+        finite(folder),
+        as_planned(folder, plan),
+        as_compressed(folder, samples),
+        companions_equal(folder, base),
+        ties(folder, plan),
+        quality(evaluation, thresholds),
+        generation(folder, plan, family, generate, prompts),
+    )
+
+
+def finite(folder: Path) -> GateLine:
+    """No NaN, no infinity, no scale of zero."""
+    name = "finite weights"
+    try:
+        reader = Reader(folder)
+        for tensor in reader.headers:
+            values = reader.get(tensor)
+            if tensor.endswith(".scales") and not bool((values > 0).all()):
+                return GateLine(name=name, passed=False, detail=f"{tensor} holds a scale that is not positive")
+    except CheckpointError as error:
+        return GateLine(name=name, passed=False, detail=f"{error.where}: {error.what}")
+    return GateLine(name=name, passed=True, detail=f"{len(reader.headers)} tensors, all finite, all scales positive")
+
+
+def as_planned(folder: Path, plan: VariantPlan) -> GateLine:
+    """Exactly the tensors, shapes and dtypes that the plan promised."""
+    found = Reader(folder).headers
+    wrong = [name for name in found.keys() & plan.tensors.keys() if found[name] != plan.tensors[name]]
+    wrong += sorted(found.keys() ^ plan.tensors.keys())
+    detail = f"{len(found)} tensors" if not wrong else f"{len(wrong)} differ, first {wrong[0]}"
+    return GateLine(name="shapes and dtypes as planned", passed=not wrong, detail=detail)
+
+
+def as_compressed(folder: Path, samples: dict[str, Tensor]) -> GateLine:
+    """Dequantized from the files, weights are bit for bit what the compressor computed with."""
+    view = DenseView(folder)
+    worst = 0.0
+    for name, rows in samples.items():
+        stored = view.get(f"{name}.weight")[: len(rows)].float()
+        worst = max(worst, float((stored - rows).abs().max()))
+    detail = f"largest difference {worst:g} over {len(samples)} linears"
+    return GateLine(name="stored weights are the compressed ones", passed=worst == 0.0 and bool(samples), detail=detail)
+
+
+def companions_equal(folder: Path, base: Path) -> GateLine:
+    """Tokenizer, chat template, generation config and licence files are the base's, byte for byte."""
+    files = export.companions(base)
+    changed = [
+        file.name for file in files
+        if not (folder / file.name).is_file() or (folder / file.name).read_bytes() != file.read_bytes()
+    ]  # fmt: skip
+    detail = f"{len(files)} files equal" if not changed else f"differs: {', '.join(changed)}"
+    return GateLine(name="tokenizer and chat template", passed=not changed and bool(files), detail=detail)
+
+
+def ties(folder: Path, plan: VariantPlan) -> GateLine:
+    """Tied embeddings are stored once and declared tied, untied ones are not tied by accident."""
+    view = DenseView(folder)
+    declared = bool(AutoConfig.from_pretrained(folder).tie_word_embeddings)
+    planned = "lm_head.weight" not in plan.tensors
+    stored_once = "lm_head.weight" not in view
+    passed = declared == planned == stored_once
+    return GateLine(name="tied embeddings", passed=passed, detail="tied" if declared else "separate")
+
+
+def quality(evaluation: Evaluation | None, thresholds: Thresholds) -> GateLine:
+    """The manifest's thresholds."""
+    limits = {"perplexity ratio": thresholds.perplexity_ratio, "mean KL": thresholds.mean_kl}
+    asked = {name: limit for name, limit in limits.items() if limit is not None}
+    if not asked:
+        return GateLine(name="quality", passed=True, detail="the manifest sets no threshold")
+    if evaluation is None:
+        return GateLine(name="quality", passed=False, detail="the manifest sets a threshold but nothing was measured")
+    measured = {
+        "perplexity ratio": evaluation.variant.perplexity / evaluation.base.perplexity,
+        "mean KL": evaluation.variant.mean_kl,
+    }
+    passed, parts = True, []
+    for name, limit in asked.items():
+        value = measured[name]
+        held = value is not None and value <= limit
+        passed &= held
+        parts.append(f"{name} {'not measured' if value is None else f'{value:.4f}'}, allowed {limit:g}")
+    return GateLine(name="quality", passed=passed, detail="; ".join(parts))
+
+
+def generation(
+    folder: Path, plan: VariantPlan, family: Family, generate: Generate, prompts: list[list[int]]
+) -> GateLine:
+    """An engine loads the folder, generates, and gives its tokens the probabilities our own forward gives them."""
+    name = "generation"
+    try:
+        made = generate(folder, prompts, NEW_TOKENS, plan.verdicts)
+    except ServeError as error:
+        return GateLine(name=name, passed=False, detail=f"{error.what} ({error.fix})")
+    if not all(made.token_ids):
+        return GateLine(name=name, passed=False, detail=f"{made.engine} generated nothing")
+    ours = logprobs(folder, family, prompts, made.token_ids)
+    theirs = torch.tensor([value for row in made.logprobs for value in row])
+    difference = float((ours - theirs).abs().mean())
+    detail = (
+        f"{made.engine}: {len(theirs)} tokens, their log-probabilities differ from float32 by {difference:.4f} nats "
+        f"on average, allowed {LOGPROB_TOLERANCE:g}"
+    )
+    return GateLine(name=name, passed=difference <= LOGPROB_TOLERANCE, detail=detail)
+
+
+def logprobs(folder: Path, family: Family, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
+    """Log-probability [all answer tokens] our float32 forward gives each answer token, in order."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # causal: what follows changes nothing
+    model = open_model(folder, family)
+    hidden = model.walk(padded)
+    found = []
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        predicted = model.logits(hidden[index, places]).log_softmax(-1)
+        found.append(predicted.gather(1, torch.tensor(answer)[:, None]).squeeze(1))
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) -> Generated:
+    """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
+    view = DenseView(folder)
+    plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain), dtype=torch.float32)
+    state = {name: view.get(name) for name in model.state_dict() if name in view}
+    missing = set(model.load_state_dict(state, strict=False).missing_keys) - {"lm_head.weight"}
+    if missing:
+        raise ServeError(str(folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
+    model.tie_weights()
+    made = Generated("transformers, from the dequantized folder", [], [])
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, output_logits=True,
+            return_dict_in_generate=True, pad_token_id=0,
+        )  # fmt: skip
+        answer = out.sequences[0, len(prompt) :]
+        scores = torch.stack([logits[0] for logits in out.logits]).log_softmax(-1)
+        made.token_ids.append(answer.tolist())
+        made.logprobs.append(scores.gather(1, answer[:, None]).squeeze(1).tolist())
+    return made

@@ -1,0 +1,42 @@
+"""What a method returns: the dense weight the next layer will see, and how it is stored. Dataclasses only."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Stored as it is."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Symmetric uniform grid: weight = scale * (code - zero), zero = 2^(bits-1)."""
+
+    codes: Tensor  # uint8 [outputs, inputs]
+    scales: Tensor  # float16 [outputs, groups]
+    bits: int
+    group_size: int  # inputs per group; never -1 here
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some input columns are gone; the producers drop the same rows."""
+
+    keep: Tensor  # int64 [kept], ascending
+
+
+Encoding = Dense | Grid | Columns
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One linear (or linears stacked by rows), compressed."""
+
+    weight: Tensor  # dense [outputs, inputs kept]: what the next layer will see
+    encoding: Encoding
+    loss: float  # tr((W-W')H(W-W')^T) / tr(W H W^T)
+    damp: float  # damping actually used
+    fallback: str | None  # None: nothing unusual happened
+    dead_inputs: int  # inputs the calibration never excited

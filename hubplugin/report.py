@@ -1,0 +1,165 @@
+"""What happened, as one JSON file: the only source of the card, of tables and of plots.
+
+Every number a user ever sees stands here first. This file computes nothing; it holds, reads and writes, and prints
+progress lines on stderr.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from hubplugin.errors import CheckpointError
+
+FILE_NAME = "report.json"
+
+
+class Record(BaseModel):
+    """Frozen, and written exactly as declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Base(Record):
+    """The model a variant was made from."""
+
+    repo: str  # Hub id, or the local folder's name
+    revision: str | None  # commit sha; None for a local folder
+    on_hub: bool
+    architecture: str
+    model_type: str
+    licence: str | None = None
+    licence_name: str | None = None
+    licence_link: str | None = None
+    languages: tuple[str, ...] = ()
+    gated: bool = False
+
+
+class Tokens(Record):
+    """A set of token sequences, described so that anyone can make it again."""
+
+    source: str
+    sequences: int
+    tokens_per_sequence: int
+    seed: int
+    sha256: str  # of the int32 token ids, row by row
+    dataset: str | None = None  # Hub id, for the card's metadata
+    revision: str | None = None  # commit of the dataset
+
+
+class LinearResult(Record):
+    """One linear (or one stack that shares an input and was solved together)."""
+
+    name: str
+    method: str  # gptq | prune
+    loss: float  # tr((W-W')H(W-W')^T) / tr(W H W^T); 0.01 = one percent of the output's energy is error
+    damp: float  # damping actually used, as a share of the mean diagonal
+    fallback: str | None = None  # what was done instead, where the normal way failed
+    dead_inputs: int = 0  # inputs that calibration never excited
+    seconds: float = 0.0
+
+
+class Sizes(Record):
+    """Measured on the files, not nominal."""
+
+    safetensors_bytes: int
+    parameters: int  # logical weights; tied embeddings once, scales and zeros not counted
+    linear_parameters: int  # of the linears inside the blocks
+    linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
+    model_bits_per_weight: float  # all tensor bytes over parameters
+
+
+class Quality(Record):
+    """Measured on the folder, on held-out tokens."""
+
+    perplexity: float
+    perplexity_stderr: float
+    mean_kl: float | None = None  # nats per token, KL(base || variant)
+    p99_kl: float | None = None
+    top1_agreement: float | None = None  # share of positions where both rank the same token first
+
+
+class Evaluation(Record):
+    """Base and variant on the same tokens in one run."""
+
+    tokens: Tokens
+    protocol: str  # window, stride, BOS, dtype, in words
+    predicted_tokens: int
+    base: Quality
+    variant: Quality
+
+
+class GateLine(Record):
+    """One thing that must hold before publishing."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Report(Record):
+    """Everything about one variant."""
+
+    schema_version: int = 1
+    hubplugin: str
+    created: str  # ISO 8601, UTC
+    variant: str
+    model_name: str  # the last part of the repo id
+    base: Base
+    manifest_text: str
+    manifest_sha256: str
+    steps: tuple[dict[str, Any], ...]
+    widths: dict[str, tuple[int, int]]  # config key -> before, after
+    calibration: Tokens
+    linears: tuple[LinearResult, ...]
+    sizes_base: Sizes
+    sizes: Sizes
+    seconds: dict[str, float]  # by stage
+    peak_memory_bytes: int  # resident, this process
+    versions: dict[str, str]
+    evaluation: Evaluation | None = None
+    gate: tuple[GateLine, ...] = ()
+    files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file and the card
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate was run and every line of it held."""
+        return bool(self.gate) and all(line.passed for line in self.gate)
+
+    @property
+    def disk_ratio(self) -> float:
+        """Base bytes over variant bytes, safetensors only."""
+        return self.sizes_base.safetensors_bytes / self.sizes.safetensors_bytes
+
+    @property
+    def fallbacks(self) -> tuple[LinearResult, ...]:
+        """Linears where the normal way failed and something else was done."""
+        return tuple(linear for linear in self.linears if linear.fallback)
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write report.json into a folder, atomically."""
+    path = folder / FILE_NAME
+    part = folder / f".{FILE_NAME}.part"
+    part.write_text(json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def read(folder: Path) -> Report:
+    """Read a folder's report.json. Raises CheckpointError where there is none or it is not ours."""
+    path = folder / FILE_NAME
+    try:
+        return Report.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(str(path), "cannot be read", "run `hubplugin run` first") from error
+    except ValueError as error:
+        raise CheckpointError(str(path), "is not a report of this version", "run `hubplugin run` again") from error
+
+
+def progress(line: str) -> None:
+    """One line of talk on stderr; stdout is kept for results."""
+    print(line, file=sys.stderr, flush=True)

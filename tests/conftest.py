@@ -1,0 +1,38 @@
+"""Fixtures every test may use: pico models, and a user directory of its own so that no test sees the real one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import pico
+
+# before anything imports huggingface_hub, which reads them once
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.pop("HF_TOKEN", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory):
+    """Caches and logins go to a throw-away HF_HOME."""
+    os.environ.setdefault("HF_HOME", str(tmp_path_factory.mktemp("hf-home")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads():
+    """Pico matrices are faster on one thread, and tests run beside each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pico_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pico Llama on disk. Read-only: copy it before changing it."""
+    return pico.write(tmp_path_factory.mktemp("models") / "pico-llama")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,165 @@
+"""GPTQ against the textbook, and the invariances that a quality threshold would not catch."""
+
+import pytest
+import torch
+
+from hubplugin import hessian
+from hubplugin.manifest import Gptq
+from hubplugin.methods import gptq, grid
+from hubplugin.methods.base import Compressed, Grid
+
+INPUTS = 192
+
+
+def problem(outputs: int = 37, inputs: int = INPUTS, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    x = torch.randn(600, inputs, generator=generator, dtype=torch.float64) @ mix
+    return torch.randn(outputs, inputs, generator=generator, dtype=torch.float64), x.T @ x
+
+
+def settings(**changes: object) -> Gptq:
+    return Gptq.model_validate({"method": "gptq", "group_size": 64, **changes})
+
+
+def codes(made: Compressed) -> torch.Tensor:
+    assert isinstance(made.encoding, Grid)
+    return made.encoding.codes
+
+
+def textbook(weight: torch.Tensor, h: torch.Tensor, step: Gptq) -> torch.Tensor:
+    """The paper's loop: upper Cholesky factor of the inverse, every column updates all later ones at once."""
+    group = weight.shape[1] if step.group_size == -1 else step.group_size
+    order = gptq.visiting_order(h.diagonal(), group) if step.act_order else torch.arange(weight.shape[1])
+    weight, h = weight[:, order].clone(), h[order][:, order]
+    inverse = torch.linalg.inv(hessian.damped(h, step.damp))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    found = torch.zeros_like(weight)
+    for column in range(weight.shape[1]):
+        if column % group == 0:
+            inside = slice(column, column + group)
+            scale = grid.fit(weight[:, inside], h.diagonal()[inside], step.bits, step.clip_search)
+        found[:, column] = grid.codes(weight[:, column], scale, step.bits)
+        error = (weight[:, column] - grid.values(found[:, column], scale, step.bits)) / upper[column, column]
+        weight[:, column:] -= torch.outer(error, upper[column, column:])
+    return found[:, order.argsort()].to(torch.uint8)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("group_size", [-1, 32, 64])
+def test_codes_equal_the_textbook_in_float64(group_size: int, act_order: bool, bits: int) -> None:
+    weight, h = problem()
+    step = settings(group_size=group_size, act_order=act_order, bits=bits)
+    assert torch.equal(codes(gptq.compress(weight, h, step)), textbook(weight, h, step))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 33, 1000])
+def test_the_chunk_size_does_not_change_the_codes(chunk: int) -> None:
+    weight, h = problem()
+    assert torch.equal(
+        codes(gptq.compress(weight, h, settings(), chunk=chunk)), codes(gptq.compress(weight, h, settings()))
+    )
+
+
+def test_rows_do_not_influence_each_other() -> None:
+    weight, h = problem()
+    together = codes(gptq.compress(weight, h, settings()))
+    apart = torch.cat([codes(gptq.compress(part, h, settings())) for part in weight.split(10)])
+    assert torch.equal(together, apart)
+
+
+def test_the_scale_of_the_second_moments_does_not_matter() -> None:
+    weight, h = problem()
+    assert torch.equal(
+        codes(gptq.compress(weight, h, settings())), codes(gptq.compress(weight, h * 4096, settings()))
+    )
+
+
+def test_inputs_shuffled_inside_a_group_give_the_same_weights_shuffled() -> None:
+    weight, h = problem()
+    shuffle = torch.cat([torch.randperm(64) + start for start in range(0, INPUTS, 64)])
+    plain = gptq.compress(weight, h, settings()).weight
+    shuffled = gptq.compress(weight[:, shuffle], h[shuffle][:, shuffle], settings()).weight
+    assert torch.equal(plain[:, shuffle], shuffled)
+
+
+def test_uncorrelated_inputs_give_plain_rounding() -> None:
+    weight, _ = problem()
+    made = gptq.compress(weight, torch.eye(INPUTS, dtype=torch.float64), settings())
+    assert isinstance(made.encoding, Grid)
+    scales = made.encoding.scales.double().repeat_interleave(64, dim=1)
+    assert torch.equal(made.encoding.codes, grid.codes(weight, scales, 4).to(torch.uint8))
+
+
+def test_error_feedback_loses_less_than_rounding() -> None:
+    weight, h = problem()
+    rounded = gptq.compress(weight, torch.eye(INPUTS, dtype=torch.float64), settings()).weight
+    assert gptq.compress(weight, h, settings()).loss < 0.7 * hessian.relative_loss(weight, rounded, h)
+
+
+def test_weight_is_what_codes_and_scales_say_and_the_caller_keeps_its_tensors() -> None:
+    weight, h = problem()
+    kept = weight.clone(), h.clone()
+    made = gptq.compress(weight, h, settings(bits=8))
+    assert isinstance(made.encoding, Grid)
+    scales = made.encoding.scales.double().repeat_interleave(64, dim=1)
+    assert torch.equal(made.weight, scales * (made.encoding.codes.double() - 128))
+    assert torch.equal(weight, kept[0]) and torch.equal(h, kept[1])
+
+
+def test_weights_already_on_the_grid_come_back_exactly() -> None:
+    _, h = problem()
+    scale = torch.full((5, 1), 2.0**-6, dtype=torch.float64)
+    exact = scale * torch.randint(-8, 8, (5, INPUTS)).double()
+    exact[:, ::64] = -8 * scale  # the end of the grid is reached in every group
+    made = gptq.compress(exact, h, settings())
+    assert made.loss < 1e-3
+    plain = gptq.compress(exact, torch.eye(INPUTS, dtype=torch.float64), settings())
+    assert float((plain.weight - exact).abs().max()) <= float(scale[0])
+
+
+def test_dead_inputs_become_zero_and_are_counted() -> None:
+    weight, h = problem()
+    h[3, :] = 0
+    h[:, 3] = 0
+    made = gptq.compress(weight, h, settings())
+    assert made.dead_inputs == 1
+    assert torch.equal(made.weight[:, 3], torch.zeros(37, dtype=torch.float64))
+
+
+def test_a_singular_matrix_is_damped_and_reported_not_hidden() -> None:
+    weight, _ = problem()
+    x = torch.ones(10, INPUTS, dtype=torch.float64)
+    h = x.T @ x
+    h[0, 1] = h[1, 0] = 10.5  # one eigenvalue of -0.5: a tenth of the mean diagonal mends it
+    made = gptq.compress(weight, h, settings())
+    assert made.fallback is not None and "damping raised" in made.fallback
+    assert bool(torch.isfinite(made.weight).all())
+
+
+def test_an_all_zero_row_stays_zero() -> None:
+    weight, h = problem()
+    weight[2] = 0
+    made = gptq.compress(weight, h, settings())
+    assert float(made.weight[2].abs().max()) == 0.0
+
+
+def test_scales_mean_the_same_in_float16_and_bfloat16() -> None:
+    scale = grid.storable(torch.logspace(-7, 4, 500, dtype=torch.float64))
+    assert torch.equal(scale.to(torch.float16).double(), scale)
+    assert torch.equal(scale.to(torch.float16).to(torch.bfloat16).double(), scale)
+    assert float(scale.min()) > 0
+
+
+def test_clip_search_never_fits_worse_than_the_full_range() -> None:
+    weight = torch.randn(50, 64, dtype=torch.float64)
+    weight[:, 0] *= 6
+    importance = torch.rand(64, dtype=torch.float64)
+
+    def error(scale: torch.Tensor) -> torch.Tensor:
+        back = grid.values(grid.codes(weight, scale[:, None], 4), scale[:, None], 4)
+        return (back - weight).square() @ importance
+
+    full, searched = (error(grid.fit(weight, importance, 4, search)) for search in (False, True))
+    assert bool((searched <= full).all()) and float(searched.sum()) < 0.8 * float(full.sum())

@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from hubplugin import hessian
+from hubplugin.errors import CompressError
+
+
+def inputs(tokens: int = 300, size: int = 48, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return torch.randn(tokens, size, generator=generator, dtype=torch.float64) @ mix
+
+
+def test_second_moments_do_not_depend_on_how_tokens_are_batched() -> None:
+    x = inputs()
+    whole, pieces = hessian.Moment(), hessian.Moment()
+    whole.add(x)
+    for piece in x.reshape(3, 100, 48).split(1):
+        pieces.add(piece)
+    assert torch.allclose(whole.matrix("w"), pieces.matrix("w"), rtol=1e-12)
+    assert whole.tokens == pieces.tokens == 300
+    assert torch.allclose(whole.matrix("w"), x.T @ x)
+
+
+def test_the_factor_multiplies_back_to_the_damped_second_moments() -> None:
+    x = inputs()
+    h = x.T @ x
+    made = hessian.factor(h, 0.02)
+    upper = made.unit_upper * made.diagonal.sqrt()
+    assert torch.allclose(upper @ upper.T, hessian.damped(h, 0.02))
+    assert torch.allclose(made.unit_upper.diagonal(), torch.ones(48, dtype=torch.float64))
+    assert torch.equal(made.unit_upper, made.unit_upper.triu())
+    assert made.damp == 0.02 and made.fallback is None
+
+
+def test_a_hand_computed_factor() -> None:
+    # [[5, 2], [2, 4]] = [[2, 1], [0, 2]] [[2, 0], [1, 2]]
+    made = hessian.factor(torch.tensor([[5.0, 2.0], [2.0, 4.0]], dtype=torch.float64), 1e-12)
+    assert torch.allclose(made.unit_upper, torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64))
+    assert torch.allclose(made.diagonal, torch.tensor([4.0, 4.0], dtype=torch.float64))
+
+
+def test_inputs_that_were_never_excited_get_a_unit_diagonal() -> None:
+    x = inputs()
+    x[:, 7] = 0
+    h = x.T @ x
+    before = h.clone()
+    alive, dead = hessian.without_dead(h)
+    assert dead.nonzero().flatten().tolist() == [7]
+    assert alive[7, 7] == 1 and torch.equal(h, before), "the caller's matrix must stay as it is"
+
+
+def test_damping_climbs_and_says_so() -> None:
+    h = torch.tensor([[1.0, 1.05], [1.05, 1.0]], dtype=torch.float64)  # an eigenvalue of -0.05
+    made = hessian.factor(h, 0.01)
+    assert made.damp == pytest.approx(0.1)
+    assert made.fallback == "damping raised from 0.01 to 0.1"
+
+
+def test_a_hopeless_matrix_ends_as_weighted_rounding_and_says_so() -> None:
+    h = torch.tensor([[1.0, 50.0], [50.0, 1.0]], dtype=torch.float64)
+    made = hessian.factor(h, 0.01)
+    assert torch.equal(made.unit_upper, torch.eye(2, dtype=torch.float64))
+    assert made.fallback is not None and "without error feedback" in made.fallback
+
+
+def test_activations_that_are_not_finite_are_an_error_with_a_place() -> None:
+    moment = hessian.Moment()
+    moment.add(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(CompressError, match="NaN or infinite") as caught:
+        moment.matrix("model.layers.3.mlp.down_proj")
+    assert caught.value.where == "model.layers.3.mlp.down_proj"
+
+
+def test_no_token_seen_is_an_error() -> None:
+    with pytest.raises(CompressError, match="no calibration token"):
+        hessian.Moment().matrix("x")
+
+
+def test_relative_loss_is_the_share_of_output_energy_that_became_error() -> None:
+    x = inputs()
+    before, after = torch.randn(2, 5, 48, dtype=torch.float64)
+    by_outputs = ((x @ (before - after).T).square().sum() / (x @ before.T).square().sum()).item()
+    assert hessian.relative_loss(before, after, x.T @ x) == pytest.approx(by_outputs)
+    assert hessian.relative_loss(torch.zeros(2, 48, dtype=torch.float64), after[:2], x.T @ x) == 0.0
+
+
+def test_solve_and_inverse_agree_with_the_plain_ones() -> None:
+    x = inputs()
+    h = hessian.damped(x.T @ x, 0.01)
+    right = torch.randn(5, 48, dtype=torch.float64)
+    assert torch.allclose(hessian.inverse(h, "x"), torch.linalg.inv(h))
+    assert torch.allclose(hessian.solve(h, right, "x") @ h, right)
+    with pytest.raises(CompressError, match="not positive definite"):
+        hessian.inverse(-h, "x")

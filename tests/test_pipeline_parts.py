@@ -1,0 +1,275 @@
+"""stream, compress, export, evaluate and gate on pico models of every family, without Hub or engine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import pico
+from hubplugin import compress, evaluate, export, family, gate, hub, plan
+from hubplugin.checkpoint import Reader, Writer
+from hubplugin.compress import Block
+from hubplugin.errors import CheckpointError
+from hubplugin.evaluate import open_model
+from hubplugin.manifest import Document, Manifest
+from hubplugin.plan import VariantPlan
+from hubplugin.report import Tokens
+from hubplugin.stream import Model
+
+GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
+PRUNE = {"method": "prune", "ffn": 0.25}
+FAMILIES = sorted(family.FAMILIES)
+NOTHING = Tokens(source="test", sequences=4, tokens_per_sequence=48, seed=1, sha256="")
+
+
+def planned(folder: Path, *steps: dict[str, object]) -> tuple[VariantPlan, family.Family, dict[str, object]]:
+    manifest = Manifest.model_validate(
+        {"model": str(folder), "calibrate": {"self": True, "samples": 4, "tokens": 48}, "variants": {"V": list(steps)}}
+    )
+    document = Document(path=str(folder / "m.yaml"), text="", sha256="", manifest=manifest)
+    peek = hub.peek(str(folder), folder)
+    made = plan.make(document, peek.config, peek.tensors)
+    return made.variants[0], family.match(peek.config, "x"), peek.config
+
+
+def make(base: Path, out: Path, *steps: dict[str, object], tokens: torch.Tensor | None = None) -> list[Block]:
+    variant, row, config = planned(base, *steps)
+    out.mkdir(parents=True)
+    target = export.Folder(out, base, variant, row)
+    made = []
+    model = Model(export.DenseView(base), config, row)
+    for block in compress.blocks(model, row, pico.tokens() if tokens is None else tokens, variant, torch.bfloat16):
+        target.add(block)
+        made.append(block)
+    target.finish()
+    return made
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_streamed_forward_is_transformers_own(model_type: str, tmp_path: Path) -> None:
+    folder = pico.write(tmp_path / "m", model_type)
+    ids = pico.tokens(3, 64)  # longer than the pico sliding window
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=(
+        "eager" if model_type == "gemma2" else "sdpa"))  # fmt: skip
+    with torch.no_grad():
+        expected = whole(ids.long()).logits
+    model = open_model(folder, family.FAMILIES[model_type])
+    assert torch.allclose(model.logits(model.walk(ids)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_prunes_and_quantizes_into_a_folder_as_planned(model_type: str, tmp_path: Path) -> None:
+    base, out = pico.write(tmp_path / "m", model_type), tmp_path / "v"
+    blocks = make(base, out, PRUNE, GPTQ)
+    variant, row, _ = planned(base, PRUNE, GPTQ)
+    samples = {name: weight[:4] for block in blocks for name, weight in block.weights.items()}
+    assert gate.as_planned(out, variant).passed, gate.as_planned(out, variant).detail
+    assert gate.as_compressed(out, samples).passed, gate.as_compressed(out, samples).detail
+    for line in (gate.finite(out), gate.companions_equal(out, base), gate.ties(out, variant)):
+        assert line.passed, line.detail
+    reference = evaluate.reference(base, row, pico.tokens(4, 48, seed=9), NOTHING)
+    measured = evaluate.measure(out, row, reference, kl=True)
+    assert 0 < measured.variant.mean_kl < 2
+    prompts = [[1, 2, 3], [5, 6]]
+    line = gate.generation(out, variant, row, lambda *a: gate.generate_dequantized(*a[:3]), prompts)
+    assert line.passed, line.detail
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_pruned_folder_is_a_plain_model_of_transformers_own_class(model_type: str, tmp_path: Path) -> None:
+    base, out = pico.write(tmp_path / "m", model_type), tmp_path / "v"
+    make(base, out, PRUNE)
+    ids = pico.tokens(2, 40)
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation=(
+        "eager" if model_type == "gemma2" else "sdpa"))  # fmt: skip
+    assert loaded.config.intermediate_size == 96
+    model = open_model(out, family.FAMILIES[model_type])
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids.long()).logits, model.logits(model.walk(ids)), atol=1e-4)
+
+
+def test_micro_batches_do_not_change_the_answer(pico_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    make(pico_folder, tmp_path / "whole", GPTQ)
+    monkeypatch.setattr("hubplugin.stream.MICRO_TOKENS", 48)  # one sequence at a time
+    make(pico_folder, tmp_path / "pieces", GPTQ)
+    whole, pieces = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "pieces"))
+    same = [torch.equal(whole[name], pieces[name]) for name in whole if name.endswith("qweight")]
+    assert sum(same) >= len(same) - 1, "summation order may flip a rounding, never more"
+    for name in whole:
+        if name.endswith("scales"):
+            assert torch.allclose(whole[name], pieces[name], rtol=0.02)
+
+
+def test_the_same_run_twice_writes_the_same_bytes(pico_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make(pico_folder, tmp_path / name, PRUNE, GPTQ)
+    for file in sorted((tmp_path / "one").iterdir()):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_later_blocks_are_calibrated_on_what_earlier_ones_became(pico_folder: Path, tmp_path: Path) -> None:
+    first, second = make(pico_folder, tmp_path / "v", GPTQ)
+    view = export.DenseView(tmp_path / "v")
+    model = open_model(tmp_path / "v", family.FAMILIES["llama"])
+    batches = model.start(pico.tokens())
+    model.block(0)
+    model.advance(0, batches)
+    model.block(1)
+    seen = model.collect(1, batches, "self_attn.q_proj").matrix("x")
+    base = export.DenseView(pico_folder)
+    names = [f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv"]
+    from hubplugin import hessian
+
+    before, after = (torch.cat([source.get(name).float() for name in names]) for source in (base, view))
+    assert second.results[0].loss == pytest.approx(hessian.relative_loss(before, after, seen), rel=1e-3)
+
+
+def test_norms_embeddings_and_everything_else_stay_byte_equal(pico_folder: Path, tmp_path: Path) -> None:
+    make(pico_folder, tmp_path / "v", GPTQ)
+    base, variant = load_file(pico_folder / "model.safetensors"), load_file(tmp_path / "v" / "model.safetensors")
+    untouched = [name for name in base if "_proj" not in name]
+    assert len(untouched) == 6
+    for name in untouched:
+        assert torch.equal(base[name], variant[name]) and base[name].dtype == variant[name].dtype, name
+
+
+def test_shards_do_not_change_what_is_read(tmp_path: Path) -> None:
+    tensors = {f"t{index}": torch.randn(10, 7) for index in range(9)}
+    for name, size in (("one", 1 << 30), ("many", 600)):
+        (tmp_path / name).mkdir()
+        writer = Writer(tmp_path / name, size)
+        for key, tensor in tensors.items():
+            writer.add(key, tensor)
+        writer.finish()
+    one, many = Reader(tmp_path / "one"), Reader(tmp_path / "many")
+    assert one.headers == many.headers and len(list((tmp_path / "many").glob("model-*.safetensors"))) == 5
+    assert all(torch.equal(one.get(key), many.get(key)) for key in tensors)
+    assert not list(tmp_path.rglob(".shard*"))
+
+
+def test_corrupted_weights_are_an_error_with_a_place(pico_folder: Path, tmp_path: Path) -> None:
+    data = (pico_folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError):
+        Reader(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError):
+        Reader(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        Reader(tmp_path)
+
+
+def test_nan_weights_are_named(pico_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(pico_folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="NaN") as caught:
+        Reader(tmp_path).get("model.norm.weight")
+    assert "model.norm.weight" in caught.value.where
+
+
+def test_kl_of_a_hand_computed_pair() -> None:
+    base = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]]))
+    other = torch.log(torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.3, 0.5]]))
+    expected = 0.5 * torch.log(torch.tensor(2.0)) + 0.25 * torch.log(torch.tensor(0.5))
+    assert evaluate.divergence(base, other).tolist() == pytest.approx([float(expected), 0.0], abs=1e-7)
+
+
+def test_perplexity_is_transformers_loss(pico_folder: Path) -> None:
+    ids = pico.tokens(5, 32)
+    whole = AutoModelForCausalLM.from_pretrained(pico_folder, dtype=torch.float32)
+    with torch.no_grad():
+        loss = whole(ids.long(), labels=ids.long()).loss
+    found = evaluate.reference(pico_folder, family.FAMILIES["llama"], ids, NOTHING).quality
+    assert found.perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+def test_a_copy_of_the_base_has_no_divergence(pico_folder: Path) -> None:
+    row = family.FAMILIES["llama"]
+    reference = evaluate.reference(pico_folder, row, pico.tokens(2, 40), NOTHING)
+    same = evaluate.measure(pico_folder, row, reference, kl=True).variant
+    assert same.mean_kl == pytest.approx(0, abs=1e-9) and same.top1_agreement == 1.0
+    assert same.perplexity == reference.quality.perplexity
+
+
+@pytest.fixture
+def variant_folder(pico_folder: Path, tmp_path: Path) -> tuple[Path, VariantPlan, dict[str, torch.Tensor]]:
+    blocks = make(pico_folder, tmp_path / "v", GPTQ)
+    samples = {name: weight[:4] for block in blocks for name, weight in block.weights.items()}
+    return tmp_path / "v", planned(pico_folder, GPTQ)[0], samples
+
+
+def damage(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_the_gate_notices_one_flipped_code(variant_folder) -> None:
+    folder, _, samples = variant_folder
+    damage(folder, lambda t: t["model.layers.1.mlp.down_proj.qweight"][0, 0].bitwise_xor_(1))
+    assert not gate.as_compressed(folder, samples).passed
+
+
+def test_the_gate_notices_a_missing_tensor_and_a_wrong_dtype(variant_folder) -> None:
+    folder, variant, _ = variant_folder
+    damage(folder, lambda t: t.pop("model.layers.0.mlp.up_proj.g_idx"))
+    assert "g_idx" in gate.as_planned(folder, variant).detail
+    damage(folder, lambda t: t.update({"model.layers.0.mlp.up_proj.g_idx": torch.zeros(64)}))
+    assert not gate.as_planned(folder, variant).passed
+
+
+def test_the_gate_notices_nan_and_zero_scales(variant_folder) -> None:
+    folder, _, _ = variant_folder
+    damage(folder, lambda t: t["model.layers.0.mlp.up_proj.scales"][0, 0].fill_(0))
+    assert not gate.finite(folder).passed
+    damage(folder, lambda t: t["model.layers.0.mlp.up_proj.scales"][0, 0].fill_(float("inf")))
+    assert not gate.finite(folder).passed
+
+
+def test_the_gate_notices_a_changed_tokenizer_or_template(variant_folder, pico_folder: Path) -> None:
+    folder, _, _ = variant_folder
+    assert gate.companions_equal(folder, pico_folder).passed
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert "chat_template.jinja" in gate.companions_equal(folder, pico_folder).detail
+
+
+def test_the_gate_notices_untied_embeddings(variant_folder) -> None:
+    folder, variant, _ = variant_folder
+    assert gate.ties(folder, variant).passed
+    damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert not gate.ties(folder, variant).passed
+
+
+def test_the_gate_notices_an_engine_that_computes_something_else(variant_folder) -> None:
+    folder, variant, _ = variant_folder
+
+    def wrong(*asked) -> gate.Generated:
+        made = gate.generate_dequantized(*asked[:3])
+        return gate.Generated(made.engine, made.token_ids, [[value - 1 for value in row] for row in made.logprobs])
+
+    assert not gate.generation(folder, variant, family.FAMILIES["llama"], wrong, [[1, 2, 3]]).passed
+
+
+def test_our_folder_is_what_autogptq_itself_would_have_packed_and_computes_the_same(variant_folder) -> None:
+    """The checkpoint format belongs to AutoGPTQ: its own (archived) module reads ours, and packs the same words."""
+    autogptq = pytest.importorskip("interop", reason="needs auto-gptq").quant_linear()
+    folder, _, _ = variant_folder
+    tensors = load_file(folder / "model.safetensors")
+    view = export.DenseView(folder)
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        dense = view.get(f"{name}.weight")
+        outputs, inputs = dense.shape
+        theirs = autogptq(4, 32, inputs, outputs, False, weight_dtype=torch.float32)
+        linear = torch.nn.Linear(inputs, outputs, bias=False)
+        linear.weight.data = dense
+        scales = tensors[f"{name}.scales"].float().T.contiguous()
+        theirs.pack(linear, scales, torch.full_like(scales, 8.0), g_idx=tensors[f"{name}.g_idx"])
+        assert torch.equal(theirs.qweight, tensors[f"{name}.qweight"])
+        assert torch.equal(theirs.qzeros, tensors[f"{name}.qzeros"])
+        x = torch.randn(3, inputs)
+        assert torch.allclose(theirs(x), x @ dense.T, atol=1e-4)
