@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env demo test check fix clean
+.PHONY: env demo test browser check fix clean
 
 env: .venv/.ready
 
@@ -17,6 +17,16 @@ env: .venv/.ready
 
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
+
+# all tests but those that need a GPU; the chat page is tested in a real browser
+test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
+test: env browser
+	$(BIN)/python -m pytest -m "not gpu"
+
+browser:
+	@command -v chromium || command -v google-chrome || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y --no-install-recommends chromium; } || \
+	  echo "no chromium: install it, or the browser tests are skipped"
 
 check: env
 	$(BIN)/ruff check .

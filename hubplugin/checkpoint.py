@@ -20,7 +20,6 @@ from hubplugin.folder import INDEX, SINGLE
 from hubplugin.plan import Header
 
 
-
 class Reader:
     """A folder of safetensors, read lazily. Raises CheckpointError for a missing, truncated or corrupted file."""
 

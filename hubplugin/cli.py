@@ -6,6 +6,7 @@ Turns HubPluginError into three lines and exit code 2, and ctrl-C into 130. Each
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import NoReturn
 import hubplugin
 from hubplugin import manifest
 from hubplugin.errors import HubPluginError
+from hubplugin.manifest import Document
+from hubplugin.plan import Plan
 
 OUT = Path("out")
 
@@ -97,31 +100,40 @@ def _out(options: argparse.Namespace, path: Path) -> Path:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from hubplugin import hub, plan, table
+    from hubplugin import plan, table
 
-    document = manifest.load(options.manifest)
-    peek = hub.peek(document.manifest.model, document.folder)
-    made = plan.make(document, peek.config, peek.tensors, revision=peek.sha)
+    made = _planned(manifest.load(options.manifest))
     print(json.dumps(plan.as_json(made), indent=1) if options.json else table.render(made))
     return 0
 
 
+def _planned(document: Document) -> Plan:
+    """From config.json and safetensors headers alone, remote or local."""
+    from hubplugin import hub, plan
+
+    peek = hub.peek(document.manifest.model, document.folder)
+    return plan.make(document, peek.config, peek.tensors, revision=peek.sha)
+
+
 def _run(options: argparse.Namespace) -> int:
+    document = manifest.load(options.manifest)
+    planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
+    # idle threads that spin make small operations 100 times slower on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hubplugin import generate, pipeline
 
-    document = manifest.load(options.manifest)
     out = _out(options, options.manifest)
-    pipeline.run(document, out, generate.greedy)
+    pipeline.run(document, planned, out, generate.greedy)
     for name in document.manifest.variants:
         print(out / name)
     return 0
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from hubplugin import pipeline
+    from hubplugin import publish
 
     document = manifest.load(options.manifest)
-    for pushed in pipeline.publish(document, _out(options, options.manifest)):
+    for pushed in publish.publish(document, _out(options, options.manifest)):
         print(pushed.url)
     return 0
 
@@ -146,8 +158,13 @@ def _serve(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     from serve import app
 
-    app.launch(options.url, model=options.model, host=options.host, port=options.port)
-    return 0
+    return app.run_forever(
+        options.url,
+        ready=lambda page: print(page.url, flush=True),
+        model=options.model,
+        host=options.host,
+        port=options.port,
+    )
 
 
 def _hub(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ Knows the methods, no file format and no Hub.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class Block:
 
 
 def blocks(model: Model, family: Family, tokens: Tensor, plan: VariantPlan, stored: torch.dtype) -> Iterator[Block]:
-    """Compress block after block over token ids [sequences, tokens]; `stored` is the dtype dense weights are kept in."""
+    """Compress block after block over token ids [sequences, tokens]; dense weights are rounded to `stored`."""
     batches = model.start(tokens)
     for index in range(len(model)):
         begun = time.monotonic()
@@ -43,7 +44,7 @@ def blocks(model: Model, family: Family, tokens: Tensor, plan: VariantPlan, stor
         for step in plan.steps:
             _apply(step, model, family, batches, module, block, plan, stored)
         for name in family.linears():
-            linear = module.get_submodule(name)
+            linear = _linear(module, name)
             full = f"{block.prefix}.{name}"
             block.weights[full] = linear.weight.detach()
             block.encodings.setdefault(full, Dense())
@@ -56,7 +57,13 @@ def blocks(model: Model, family: Family, tokens: Tensor, plan: VariantPlan, stor
 
 
 def _apply(
-    step: Step, model: Model, family: Family, batches: list[Batch], module: nn.Module, block: Block, plan: VariantPlan,
+    step: Step,
+    model: Model,
+    family: Family,
+    batches: list[Batch],
+    module: nn.Module,
+    block: Block,
+    plan: VariantPlan,
     stored: torch.dtype,
 ) -> None:
     if isinstance(step, Prune):
@@ -68,30 +75,36 @@ def _apply(
 
 
 def _prune(
-    model: Model, batches: list[Batch], module: nn.Module, block: Block, width: Width, step: Prune, keep: int,
+    model: Model,
+    batches: list[Batch],
+    module: nn.Module,
+    block: Block,
+    width: Width,
+    step: Prune,
+    keep: int,
     stored: torch.dtype,
 ) -> None:
     """Drop columns of the consumer and the same rows of its producers."""
     begun = time.monotonic()
     where = f"{block.prefix}.{width.consumer}"
     hessian = model.collect(block.index, batches, width.consumer).matrix(where)
-    consumer = module.get_submodule(width.consumer)
+    consumer = _linear(module, width.consumer)
     done = obs.compress(consumer.weight, hessian, step, keep)
     assert isinstance(done.encoding, Columns)
     kept = done.encoding.keep
     # refitted weights are kept at the precision they will be stored in: later layers must see what is served
     _replace(consumer, done.weight.to(stored).to(consumer.weight.dtype))
     for name in width.producers:
-        _keep_rows(module.get_submodule(name), kept, width.parts)
+        _keep_rows(_linear(module, name), kept, width.parts)
     block.results.append(_result(where, "prune", done, begun))
 
 
 def _quantize(model: Model, batches: list[Batch], module: nn.Module, block: Block, tap: Tap, step: Gptq) -> None:
-    """Quantize all linears of a tap together: they share the second moments, so one factor serves their stacked rows."""
+    """Quantize all linears of a tap together: they share second moments, so one factor serves their rows."""
     begun = time.monotonic()
     where = f"{block.prefix}.{tap.linears[0]}"
     hessian = model.collect(block.index, batches, tap.linears[0]).matrix(where)
-    linears = [module.get_submodule(name) for name in tap.linears]
+    linears = [_linear(module, name) for name in tap.linears]
     done = gptq.compress(torch.cat([linear.weight for linear in linears]), hessian, step)
     grid = done.encoding
     assert isinstance(grid, Grid)
@@ -114,17 +127,26 @@ def _stack_name(prefix: str, tap: Tap) -> str:
 
 def _result(name: str, method: str, done: Compressed, begun: float) -> LinearResult:
     return LinearResult(
-        name=name, method=method, loss=done.loss, damp=done.damp, fallback=done.fallback,
-        dead_inputs=done.dead_inputs, seconds=round(time.monotonic() - begun, 3),
+        name=name,
+        method=method,
+        loss=done.loss,
+        damp=done.damp,
+        fallback=done.fallback,
+        dead_inputs=done.dead_inputs,
+        seconds=round(time.monotonic() - begun, 3),
     )
 
 
-def _replace(linear: nn.Module, weight: Tensor) -> None:
+def _linear(module: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, module.get_submodule(name))
+
+
+def _replace(linear: nn.Linear, weight: Tensor) -> None:
     linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    linear.out_features, linear.in_features = weight.shape  # type: ignore[assignment]
+    linear.out_features, linear.in_features = weight.shape
 
 
-def _keep_rows(linear: nn.Module, kept: Tensor, parts: int) -> None:
+def _keep_rows(linear: nn.Linear, kept: Tensor, parts: int) -> None:
     """Keep the same rows in each of the equal parts stacked in a producer."""
     size = linear.weight.shape[0] // parts
     rows = torch.cat([kept + part * size for part in range(parts)])

@@ -60,10 +60,13 @@ def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluati
     quality = _quality(loss, base.tokens)
     if kl:
         all_kl = torch.cat(divergences)
-        quality = quality.model_copy(update={
-            "mean_kl": float(all_kl.mean()), "p99_kl": float(all_kl.quantile(0.99)),
-            "top1_agreement": agreed / len(all_kl),
-        })  # fmt: skip
+        quality = quality.model_copy(
+            update={
+                "mean_kl": float(all_kl.mean()),
+                "p99_kl": float(all_kl.quantile(0.99)),
+                "top1_agreement": agreed / len(all_kl),
+            }
+        )
     window = base.tokens.shape[1]
     return Evaluation(
         tokens=base.description,

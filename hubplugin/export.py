@@ -24,6 +24,7 @@ from hubplugin.methods import grid
 from hubplugin.methods.base import Grid
 from hubplugin.plan import VariantPlan
 
+
 class Folder:
     """A variant's folder in the making. Give it every block in order, then `finish`."""
 

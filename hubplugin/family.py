@@ -87,9 +87,7 @@ _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 # by config.json's model_type
 FAMILIES: dict[str, Family] = {
-    "llama": replace(
-        SEPARATE, bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)), whole_heads=True
-    ),
+    "llama": replace(SEPARATE, bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)), whole_heads=True),
     "mistral": SEPARATE,
     "qwen2": replace(SEPARATE, biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     "qwen3": replace(
@@ -118,10 +116,11 @@ FAMILIES: dict[str, Family] = {
 def match(config: dict[str, Any], where: str) -> Family:
     """The row for a config.json. Raises FamilyError for an architecture that is not in the table."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    row = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if row is None:
         raise FamilyError(
             f"{where}: model_type",
             f"{model_type!r} is not a family we know",
-            f"use one of {', '.join(FAMILIES)}",
+            f"use a model of type {', '.join(FAMILIES)}",
         )
-    return FAMILIES[model_type]
+    return row

@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin import export
 from hubplugin.checkpoint import Reader
-from hubplugin.errors import CheckpointError, ServeError
+from hubplugin.errors import CheckpointError, GateError, ServeError
 from hubplugin.evaluate import open_model
 from hubplugin.export import DenseView
 from hubplugin.family import Family
 from hubplugin.loadable import Verdict
 from hubplugin.manifest import Thresholds
 from hubplugin.plan import VariantPlan
-from hubplugin.report import Evaluation, GateLine
+from hubplugin.report import Evaluation, GateLine, Report
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 8
@@ -42,9 +42,16 @@ Generate = Callable[[Path, list[list[int]], int, Sequence[Verdict]], Generated]
 
 
 def check(
-    folder: Path, base: Path, plan: VariantPlan, family: Family, samples: dict[str, Tensor],
-    evaluation: Evaluation | None, thresholds: Thresholds, generate: Generate, prompts: list[list[int]],
-) -> tuple[GateLine, ...]:  # fmt: skip
+    folder: Path,
+    base: Path,
+    plan: VariantPlan,
+    family: Family,
+    samples: dict[str, Tensor],
+    evaluation: Evaluation | None,
+    thresholds: Thresholds,
+    generate: Generate,
+    prompts: list[list[int]],
+) -> tuple[GateLine, ...]:
     """All lines. `samples` holds the first rows of dense weights as the compressor saw them, by linear."""
     return (
         finite(folder),
@@ -95,9 +102,10 @@ def companions_equal(folder: Path, base: Path) -> GateLine:
     """Tokenizer, chat template, generation config and licence files are the base's, byte for byte."""
     files = export.companions(base)
     changed = [
-        file.name for file in files
+        file.name
+        for file in files
         if not (folder / file.name).is_file() or (folder / file.name).read_bytes() != file.read_bytes()
-    ]  # fmt: skip
+    ]
     detail = f"{len(files)} files equal" if not changed else f"differs: {', '.join(changed)}"
     return GateLine(name="tokenizer and chat template", passed=not changed and bool(files), detail=detail)
 
@@ -183,11 +191,28 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     made = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, output_logits=True,
-            return_dict_in_generate=True, pad_token_id=0,
-        )  # fmt: skip
+            torch.tensor([prompt]),
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
         answer = out.sequences[0, len(prompt) :]
         scores = torch.stack([logits[0] for logits in out.logits]).log_softmax(-1)
         made.token_ids.append(answer.tolist())
         made.logprobs.append(scores.gather(1, answer[:, None]).squeeze(1).tolist())
     return made
+
+
+def refuse_failed(reports: list[Report]) -> None:
+    """Raise GateError naming every line that failed."""
+    failed = [
+        f"{made.variant}: {line.name} ({line.detail})" for made in reports for line in made.gate if not line.passed
+    ]
+    if failed:
+        raise GateError(
+            "gate",
+            "; ".join(failed),
+            "change the variant's steps or the manifest's `gate:`; nothing was published",
+        )

@@ -34,7 +34,9 @@ class Moment:
             raise CompressError(where, "no calibration token reached this layer", "calibrate with more samples")
         if not bool(torch.isfinite(self._sum).all()):
             raise CompressError(
-                where, "activations are NaN or infinite", "the base model overflows on these tokens; check its weights"
+                where,
+                "activations are NaN or infinite",
+                "the base model overflows on these tokens; check its weights",
             )
         return self._sum
 
@@ -81,8 +83,12 @@ def factor(hessian: Tensor, damp: float) -> Factor:
     if upper is not None:
         return _unit(upper, float(floor / mean), "damping raised to the largest second moment")
     diagonal = hessian.diagonal().clamp(min=float(mean) * damp if mean > 0 else 1.0)
-    return Factor(torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device), diagonal, damp,
-                  "not positive definite: rounded to nearest, without error feedback")
+    return Factor(
+        torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device),
+        diagonal,
+        damp,
+        "not positive definite: rounded to nearest, without error feedback",
+    )
 
 
 def _upper(hessian: Tensor, added: Tensor | float) -> Tensor | None:

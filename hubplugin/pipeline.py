@@ -1,4 +1,4 @@
-"""The whole arrow: pull, plan, calibrate, then for each variant compress, export, evaluate, gate, card. And publish.
+"""The whole arrow: pull, plan, calibrate, then for each variant compress, export, evaluate, gate, card.
 
 Nothing half-written ever stands under a variant's name: a folder is made under a hidden name and renamed when whole.
 """
@@ -15,11 +15,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 import hubplugin
-from hubplugin import calibrate, card, checkpoint, compress, evaluate, export, family, gate, hub, memory, plan, report
-from hubplugin.errors import GateError, PlanError
+from hubplugin import (
+    calibrate,
+    card,
+    checkpoint,
+    compress,
+    evaluate,
+    export,
+    family,
+    gate,
+    hub,
+    memory,
+    plan,
+    report,
+)
 from hubplugin.manifest import Document
 from hubplugin.plan import Plan, VariantPlan
 from hubplugin.report import Base, Report, Sizes, progress
@@ -58,18 +69,11 @@ class Job:
     shared_seconds: dict[str, float]
 
 
-def make_plan(document: Document) -> Plan:
-    """Plan from config.json and safetensors headers alone, remote or local."""
-    peek = hub.peek(document.manifest.model, document.folder)
-    return plan.make(document, peek.config, peek.tensors, revision=peek.sha)
-
-
-def run(document: Document, out: Path, generate: gate.Generate) -> list[Report]:
+def run(document: Document, planned: Plan, out: Path, generate: gate.Generate) -> list[Report]:
     """Make every variant of a manifest under `out`/<variant>. Finished, unchanged variants are kept as they are.
 
     Raises GateError after all variants are made, where one of them did not pass.
     """
-    planned = make_plan(document)
     reports, job = [], None
     for variant in planned.variants:
         done = finished(out / variant.name, document, planned.revision)
@@ -79,7 +83,7 @@ def run(document: Document, out: Path, generate: gate.Generate) -> list[Report]:
         else:
             progress(f"{variant.name}: already made from this manifest and revision, kept")
         reports.append(done)
-    refuse_failed(reports)
+    gate.refuse_failed(reports)
     return reports
 
 
@@ -91,7 +95,7 @@ def prepare(document: Document, planned: Plan, generate: gate.Generate) -> Job:
     with clock.stage("pull"):
         snapshot = hub.pull(pinned, document.folder)
     row = family.match(planned.config, manifest.model)
-    tokenizer = AutoTokenizer.from_pretrained(snapshot.path)
+    tokenizer = calibrate.read_tokenizer(snapshot.path)
 
     def sample(count: int, tokens: int, seed: int) -> Tensor:
         return calibrate.sample_self(snapshot.path, count, tokens, seed)
@@ -124,9 +128,16 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             evaluation = evaluate.measure(staging, job.family, job.reference, job.document.manifest.evaluate.kl)
     with clock.stage("gate"):
         lines = gate.check(
-            staging, job.snapshot.path, variant, job.family, samples, evaluation,
-            job.document.manifest.gate.of(variant.name), job.generate, _prompts(job),
-        )  # fmt: skip
+            staging,
+            job.snapshot.path,
+            variant,
+            job.family,
+            samples,
+            evaluation,
+            job.document.manifest.gate.of(variant.name),
+            job.generate,
+            _prompts(job),
+        )
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     made = _report(job, variant, staging, results, clock, peak).model_copy(
         update={"evaluation": evaluation, "gate": lines}
@@ -170,21 +181,27 @@ def _prompts(job: Job) -> list[list[int]]:
 def _report(
     job: Job, variant: VariantPlan, folder: Path, results: list[report.LinearResult], clock: Clock, peak: int
 ) -> Report:
-    snapshot, planned = job.snapshot, job.plan
+    snapshot, planned, manifest = job.snapshot, job.plan, job.document.manifest
+    repo = manifest.repo_of(variant.name) if manifest.publish else None
     base_bytes = sum(file.stat().st_size for file in snapshot.path.glob("*.safetensors"))
     return Report(
         hubplugin=hubplugin.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         variant=variant.name,
-        model_name=job.document.manifest.repo_of(variant.name).split("/")[-1]
-        if job.document.manifest.publish
-        else f"{snapshot.repo.split('/')[-1]}-{variant.name}",
+        model_name=repo.split("/")[-1] if repo else f"{snapshot.repo.split('/')[-1]}-{variant.name}",
+        repo=repo,
         base=Base(
-            repo=snapshot.repo, revision=snapshot.sha, on_hub=snapshot.on_hub,
-            architecture=planned.config["architectures"][0], model_type=planned.model_type, licence=snapshot.licence,
-            licence_name=snapshot.licence_name, licence_link=snapshot.licence_link, languages=snapshot.languages,
+            repo=snapshot.repo,
+            revision=snapshot.sha,
+            on_hub=snapshot.on_hub,
+            architecture=planned.config["architectures"][0],
+            model_type=planned.model_type,
+            licence=snapshot.licence,
+            licence_name=snapshot.licence_name,
+            licence_link=snapshot.licence_link,
+            languages=snapshot.languages,
             gated=snapshot.gated,
-        ),  # fmt: skip
+        ),
         manifest_text=job.document.text,
         manifest_sha256=job.document.sha256,
         steps=tuple(step.model_dump() for step in variant.steps),
@@ -192,15 +209,19 @@ def _report(
         calibration=job.calibration.description,
         linears=tuple(results),
         sizes_base=Sizes(
-            safetensors_bytes=base_bytes, parameters=planned.parameters,
-            linear_parameters=planned.linear_parameters, linear_bits_per_weight=planned.linear_bits_per_weight,
+            safetensors_bytes=base_bytes,
+            parameters=planned.parameters,
+            linear_parameters=planned.linear_parameters,
+            linear_bits_per_weight=planned.linear_bits_per_weight,
             model_bits_per_weight=8 * planned.bytes / planned.parameters,
-        ),  # fmt: skip
+        ),
         sizes=Sizes(
-            safetensors_bytes=checkpoint.safetensors_bytes(folder), parameters=variant.parameters,
-            linear_parameters=variant.linear_parameters, linear_bits_per_weight=variant.linear_bits_per_weight,
+            safetensors_bytes=checkpoint.safetensors_bytes(folder),
+            parameters=variant.parameters,
+            linear_parameters=variant.linear_parameters,
+            linear_bits_per_weight=variant.linear_bits_per_weight,
             model_bits_per_weight=variant.model_bits_per_weight,
-        ),  # fmt: skip
+        ),
         seconds=clock.seconds,
         peak_memory_bytes=peak,
         versions=versions(),
@@ -225,10 +246,13 @@ def finished(folder: Path, document: Document, revision: str | None) -> Report |
         return None
     made = report.read(folder)
     same = (made.manifest_sha256, made.base.revision, made.hubplugin) == (
-        document.sha256, revision, hubplugin.__version__
-    )  # fmt: skip
-    whole = all((folder / name).is_file() and checkpoint.sha256(folder / name) == digest
-                for name, digest in made.files.items())  # fmt: skip
+        document.sha256,
+        revision,
+        hubplugin.__version__,
+    )
+    whole = all(
+        (folder / name).is_file() and checkpoint.sha256(folder / name) == digest for name, digest in made.files.items()
+    )
     # a local base has no revision: it may have changed without a trace, so its variants are made again
     return made if same and whole and made.passed and revision is not None else None
 
@@ -241,44 +265,3 @@ def _settle(staging: Path, final: Path) -> None:
         final.rename(old)
     staging.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def refuse_failed(reports: list[Report]) -> None:
-    """Raise GateError naming every line that failed."""
-    failed = [f"{made.variant}: {line.name} ({line.detail})" for made in reports for line in made.gate if not line.passed]
-    if failed:
-        raise GateError("gate", "; ".join(failed), "change the variant's steps or the manifest's `gate:`; nothing was published")
-
-
-def publish(document: Document, out: Path) -> list[hub.Pushed]:
-    """One atomic commit per variant that passed its gate, and a collection of them. Raises before the first upload
-    where any variant is missing, stale, failed its gate or may not be published."""
-    manifest = document.manifest
-    if manifest.publish is None:
-        raise PlanError(f"{document.path}: publish", "this manifest names no repo", 'add publish: {repo: "you/{model}-{variant}"}')
-    reports = [_ready(out / name, document) for name in manifest.variants]
-    refuse_failed(reports)
-    for made in reports:
-        hub.licence_allows(made.base, manifest.publish.accept_license)
-    pushed, notes = [], {}
-    for made in reports:
-        repo = manifest.repo_of(made.variant)
-        done = hub.push(out / made.variant, repo, private=manifest.publish.private, gated=made.base.gated)
-        progress(f"publish {done.url} {'commit ' + done.commit[:12] if done.changed else 'unchanged, no commit'}")
-        notes[repo] = f"{made.variant}: {made.disk_ratio:.2f} times smaller on disk"
-        pushed.append(done)
-    if manifest.publish.collection:
-        namespace = manifest.publish.repo.split("/")[0]
-        progress("publish " + hub.collect(manifest.publish.collection, namespace, notes, manifest.publish.private))
-    return pushed
-
-
-def _ready(folder: Path, document: Document) -> Report:
-    made = report.read(folder)
-    if made.manifest_sha256 != document.sha256:
-        raise GateError(str(folder), "was made from another version of the manifest", "run `hubplugin run` again")
-    changed = [name for name, digest in made.files.items()
-               if not (folder / name).is_file() or checkpoint.sha256(folder / name) != digest]  # fmt: skip
-    if changed:
-        raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
-    return made

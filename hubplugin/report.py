@@ -108,6 +108,7 @@ class Report(Record):
     created: str  # ISO 8601, UTC
     variant: str
     model_name: str  # the last part of the repo id
+    repo: str | None = None  # where the manifest publishes it, "owner/name"
     base: Base
     manifest_text: str
     manifest_sha256: str

@@ -58,7 +58,11 @@ class Model:
     """A model whose blocks are filled on demand. Computes in float32 unless told otherwise."""
 
     def __init__(
-        self, source: Source, config: dict[str, Any], family: Family, dtype: torch.dtype = torch.float32,
+        self,
+        source: Source,
+        config: dict[str, Any],
+        family: Family,
+        dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
         self.source, self.family, self.dtype, self.device = source, family, dtype, device
@@ -83,7 +87,7 @@ class Model:
         for module in self._trunk.modules():
             empty = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
             for name in empty:
-                module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)  # type: ignore[arg-type]
+                module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)
             if empty:
                 self._model._init_weights(module)
 

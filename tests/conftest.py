@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
+import pico
 import pytest
 import torch
-
-import pico
 
 # before anything imports huggingface_hub, which reads them once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -71,9 +71,7 @@ def test_rows_do_not_influence_each_other() -> None:
 
 def test_the_scale_of_the_second_moments_does_not_matter() -> None:
     weight, h = problem()
-    assert torch.equal(
-        codes(gptq.compress(weight, h, settings())), codes(gptq.compress(weight, h * 4096, settings()))
-    )
+    assert torch.equal(codes(gptq.compress(weight, h, settings())), codes(gptq.compress(weight, h * 4096, settings())))
 
 
 def test_inputs_shuffled_inside_a_group_give_the_same_weights_shuffled() -> None:

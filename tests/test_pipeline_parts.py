@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+import pico
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import pico
 from hubplugin import compress, evaluate, export, family, gate, hub, plan
 from hubplugin.checkpoint import Reader, Writer
 from hubplugin.compress import Block
@@ -26,7 +26,11 @@ NOTHING = Tokens(source="test", sequences=4, tokens_per_sequence=48, seed=1, sha
 
 def planned(folder: Path, *steps: dict[str, object]) -> tuple[VariantPlan, family.Family, dict[str, object]]:
     manifest = Manifest.model_validate(
-        {"model": str(folder), "calibrate": {"self": True, "samples": 4, "tokens": 48}, "variants": {"V": list(steps)}}
+        {
+            "model": str(folder),
+            "calibrate": {"self": True, "samples": 4, "tokens": 48},
+            "variants": {"V": list(steps)},
+        }
     )
     document = Document(path=str(folder / "m.yaml"), text="", sha256="", manifest=manifest)
     peek = hub.peek(str(folder), folder)
@@ -51,8 +55,9 @@ def make(base: Path, out: Path, *steps: dict[str, object], tokens: torch.Tensor 
 def test_the_streamed_forward_is_transformers_own(model_type: str, tmp_path: Path) -> None:
     folder = pico.write(tmp_path / "m", model_type)
     ids = pico.tokens(3, 64)  # longer than the pico sliding window
-    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=(
-        "eager" if model_type == "gemma2" else "sdpa"))  # fmt: skip
+    whole = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=("eager" if model_type == "gemma2" else "sdpa")
+    )
     with torch.no_grad():
         expected = whole(ids.long()).logits
     model = open_model(folder, family.FAMILIES[model_type])
@@ -82,8 +87,9 @@ def test_a_pruned_folder_is_a_plain_model_of_transformers_own_class(model_type: 
     base, out = pico.write(tmp_path / "m", model_type), tmp_path / "v"
     make(base, out, PRUNE)
     ids = pico.tokens(2, 40)
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation=(
-        "eager" if model_type == "gemma2" else "sdpa"))  # fmt: skip
+    loaded = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, attn_implementation=("eager" if model_type == "gemma2" else "sdpa")
+    )
     assert loaded.config.intermediate_size == 96
     model = open_model(out, family.FAMILIES[model_type])
     with torch.no_grad():
@@ -110,7 +116,7 @@ def test_the_same_run_twice_writes_the_same_bytes(pico_folder: Path, tmp_path: P
 
 
 def test_later_blocks_are_calibrated_on_what_earlier_ones_became(pico_folder: Path, tmp_path: Path) -> None:
-    first, second = make(pico_folder, tmp_path / "v", GPTQ)
+    _, second = make(pico_folder, tmp_path / "v", GPTQ)
     view = export.DenseView(tmp_path / "v")
     model = open_model(tmp_path / "v", family.FAMILIES["llama"])
     batches = model.start(pico.tokens())
@@ -128,7 +134,10 @@ def test_later_blocks_are_calibrated_on_what_earlier_ones_became(pico_folder: Pa
 
 def test_norms_embeddings_and_everything_else_stay_byte_equal(pico_folder: Path, tmp_path: Path) -> None:
     make(pico_folder, tmp_path / "v", GPTQ)
-    base, variant = load_file(pico_folder / "model.safetensors"), load_file(tmp_path / "v" / "model.safetensors")
+    base, variant = (
+        load_file(pico_folder / "model.safetensors"),
+        load_file(tmp_path / "v" / "model.safetensors"),
+    )
     untouched = [name for name in base if "_proj" not in name]
     assert len(untouched) == 6
     for name in untouched:

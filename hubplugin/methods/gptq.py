@@ -68,8 +68,12 @@ def _sweep(
     for start in range(0, len(columns), group):
         inside = slice(start, start + group)
         owed = upper[:start, inside].T @ errors[:start]
-        scale = grid.fit(_fully_updated(columns[inside], owed, upper[inside, inside]).T, importance[inside],
-                         settings.bits, settings.clip_search)
+        scale = grid.fit(
+            _fully_updated(columns[inside], owed, upper[inside, inside]).T,
+            importance[inside],
+            settings.bits,
+            settings.clip_search,
+        )
         scales.append(scale)
         for first in range(start, start + group, chunk):
             last = min(first + chunk, start + group)

@@ -23,7 +23,9 @@ def compress(weight: Tensor, hessian: Tensor, settings: Prune, keep: int, batch:
     """
     work = weight if weight.dtype == torch.float64 else weight.float()
     if not 0 < keep <= work.shape[1]:
-        raise CompressError("prune", f"cannot keep {keep} of {work.shape[1]} columns", "this is a bug; please report it")
+        raise CompressError(
+            "prune", f"cannot keep {keep} of {work.shape[1]} columns", "this is a bug; please report it"
+        )
     alive, dead = moments.without_dead(hessian.to(work.dtype))
     work = torch.where(dead, 0, work)
     damped = moments.damped(alive, settings.damp)

@@ -1,0 +1,228 @@
+"""report -> model card. Pure and offline: the same report always gives the same text.
+
+Every number on a card stands in the report or is a ratio of two that do. Strings that came from elsewhere (names,
+licences, errors, the manifest) are data: the YAML is dumped, never formatted, and the Markdown is escaped.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from hubplugin.manifest import Gptq, Prune
+from hubplugin.report import LinearResult, Report
+
+TEMPLATE = "card.md.jinja"
+WORST = 5  # linears listed with their loss
+PAPERS = {"gptq": Gptq.paper, "prune": Prune.paper}
+# licences that ask for a sentence of their own in whatever is made from the model
+NOTICES = {
+    "llama": "Built with Llama.",
+    "gemma": "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms.",
+}
+
+
+class _Markdown(str):
+    """Text that is Markdown already and is not escaped again."""
+
+
+def render(report: Report) -> str:
+    """The README.md of a variant: YAML front matter and Markdown."""
+    methods = [step["method"] for step in report.steps]
+    licence = (report.base.licence or "").lower()
+    return _template().render(
+        report=report,
+        front_matter=_Markdown(_yaml(metadata(report))),
+        methods=methods,
+        gptq=_gptq(report),
+        worst=sorted(report.linears, key=lambda linear: -linear.loss)[:WORST],
+        damping=_damping(report.linears),
+        notice=next((text for name, text in NOTICES.items() if licence.startswith(name)), None),
+        papers=[(method, PAPERS[method]) for method in dict.fromkeys(methods)],
+    )
+
+
+def metadata(report: Report) -> dict[str, Any]:
+    """The card's YAML front matter, in the Hub's vocabulary, with one block of our own: `compression`."""
+    base, gptq = report.base, _gptq(report)
+    data: dict[str, Any] = {}
+    if base.on_hub:  # a local folder's name would be taken for a repo
+        data["base_model"] = base.repo
+        # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned is none of these:
+        # "finetune" would claim training that never happened, so the relation is left out and a tag says `pruned`.
+        if report.steps[-1]["method"] == "gptq":
+            data["base_model_relation"] = "quantized"
+    if base.licence:
+        several = base.licence.split(", ")
+        data["license"] = several if len(several) > 1 else base.licence
+    data |= {
+        key: value
+        for key, value in (("license_name", base.licence_name), ("license_link", base.licence_link))
+        if value is not None
+    }
+    if base.languages:
+        data["language"] = list(base.languages)
+    data |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": _tags(report)}
+    if report.calibration.dataset:
+        data["datasets"] = [report.calibration.dataset]
+    if report.evaluation:
+        data["model-index"] = [{"name": report.model_name, "results": [_results(report)]}]
+    data["compression"] = {
+        "steps": [step["method"] for step in report.steps],
+        **({"bits": gptq["bits"], "group_size": gptq["group_size"]} if gptq else {}),
+        "baseline": {
+            "repo": base.repo,
+            "revision": base.revision,
+            "bytes": report.sizes_base.safetensors_bytes,
+        },
+        "bytes": report.sizes.safetensors_bytes,
+        "ratio_disk": round(report.disk_ratio, 4),
+        "bits_per_weight": {
+            "linear": round(report.sizes.linear_bits_per_weight, 4),
+            "model": round(report.sizes.model_bits_per_weight, 4),
+        },
+        "manifest_sha256": report.manifest_sha256,
+        "versions": {"hubplugin": report.hubplugin, **report.versions},
+    }
+    return data
+
+
+def _tags(report: Report) -> list[str]:
+    gptq = _gptq(report)
+    tags = ["hubplugin", "vllm"]
+    if gptq:
+        tags += ["gptq", "quantized", f"{gptq['bits']}-bit", f"int{gptq['bits']}"]
+    if any(step["method"] == "prune" for step in report.steps):
+        tags.append("pruned")
+    if any(name.startswith("chat_template") for name in report.files):
+        tags.append("conversational")
+    return tags
+
+
+def _results(report: Report) -> dict[str, Any]:
+    """Our own numbers as a model-index entry; nothing is inherited from the base's card."""
+    evaluation = report.evaluation
+    assert evaluation is not None
+    rows = (
+        ("perplexity", "perplexity", evaluation.variant.perplexity),
+        ("kl_divergence", "mean KL(base || variant), nats per token", evaluation.variant.mean_kl),
+        ("top1_agreement", "top-1 agreement with the base", evaluation.variant.top1_agreement),
+    )
+    return {
+        "task": {"type": "text-generation"},
+        # `type` is a Hub id where there is one; the Hub demands some word
+        "dataset": {"name": evaluation.tokens.source, "type": evaluation.tokens.dataset or "local"},
+        "metrics": [
+            {"type": kind, "name": name, "value": value, "verified": False}
+            for kind, name, value in rows
+            if value is not None
+        ],
+    }
+
+
+def _gptq(report: Report) -> dict[str, Any] | None:
+    return next((step for step in report.steps if step["method"] == "gptq"), None)
+
+
+def _damping(linears: Iterable[LinearResult]) -> list[tuple[str, float, float]]:
+    """By method: the least and the greatest damping that was used."""
+    used: dict[str, list[float]] = {}
+    for linear in linears:
+        used.setdefault(linear.method, []).append(linear.damp)
+    return [(method, min(values), max(values)) for method, values in used.items()]
+
+
+# -- strings as data
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    """YAML in which every string is one line, so that none of them can look like the end of the block."""
+
+    def one_line(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {one_line(key): one_line(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [one_line(item) for item in value]
+        return " ".join(value.split()) if isinstance(value, str) else value
+
+    return yaml.safe_dump(one_line(data), sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def _escape(value: Any) -> str:
+    """What every `{{ }}` of the template passes through: one line, with nothing that Markdown or HTML would act on."""
+    if isinstance(value, _Markdown):
+        return value
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(str(value).split()))
+
+
+def _code(value: Any) -> _Markdown:
+    """An identifier as a code span, also inside a table."""
+    text = " ".join(str(value).split()).replace("|", "¦")
+    fence = "`" * (_longest_run(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return _Markdown(f"{fence}{pad}{text}{pad}{fence}")
+
+
+def _fenced(text: str, language: str) -> _Markdown:
+    """Text verbatim in a block whose fence is longer than any inside."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return _Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def _word(value: str) -> _Markdown:
+    """A name inside a block of shell commands; what no repo or folder is called cannot leave its word."""
+    return _Markdown(re.sub(r"[^\w./-]", "_", value, flags=re.ASCII))
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def _link(value: str) -> _Markdown:
+    """A web address as a link; anything else as code."""
+    plain = re.fullmatch(r"https?://[\w.~:/?#@!$&'()*+,;=%-]+", value, re.ASCII)
+    return _Markdown(f"<{value}>") if plain else _code(value)
+
+
+# -- numbers as text
+
+
+def _bytes(value: int) -> str:
+    """Decimal units, as the Hub shows them."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value} B"
+
+
+def _count(value: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}{unit}"
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        finalize=_escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        code=_code, word=_word, fenced=_fenced, link=_link, bytes=_bytes, count=_count, duration=_duration
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.2f} %"
+    environment.filters["figures"] = lambda value: f"{value:#.4g}".rstrip(".")
+    return environment.get_template(TEMPLATE)

@@ -1,0 +1,339 @@
+"""The whole manifest schema on one page: what a user may write, and nothing else.
+
+Unknown keys are refused, values are checked as far as they can be without the model (`plan` does the rest).
+This file knows no torch, no network and no model.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hubplugin import yamlfile
+from hubplugin.errors import ManifestError
+
+
+def _fault(what: str, fix: str, place: str = "") -> PydanticCustomError:
+    """A validation error in our own words; `place` is appended to where pydantic found it."""
+    # pydantic fills {names} of its template; `what` may hold braces of the user's, so it travels as a value
+    return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "place": place})
+
+
+class Settings(BaseModel):
+    """Frozen, and a typo is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+# one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+Whole = Annotated[int, Field(strict=True)]
+Real = Annotated[float, Field(strict=True)]
+
+
+class Gptq(Settings):
+    """Weight quantization with error feedback, written in AutoGPTQ's checkpoint format."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
+
+    method: Literal["gptq"]
+    bits: Literal[4, 8] = 4
+    group_size: Literal[-1, 32, 64, 128] = 128  # inputs that share one scale; -1: a whole row
+    act_order: StrictBool = True  # columns by second moment, inside and across groups (GAR); g_idx stays trivial
+    clip_search: StrictBool = True  # search each group's scale for the least weighted squared error
+    damp: Real = Field(default=0.01, gt=0, le=1)  # of the mean diagonal of the second moments
+
+
+class Prune(Settings):
+    """Structured pruning: whole FFN channels go, chosen by OBS, the rest refitted by least squares."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
+
+    method: Literal["prune"]
+    ffn: Real = Field(gt=0, lt=1)  # share of FFN channels to remove, the same count in every layer
+    damp: Real = Field(default=0.01, gt=0, le=1)
+
+
+Step = Annotated[Gptq | Prune, Field(discriminator="method")]
+
+
+class Source(Settings):
+    """Where tokens come from: a Hub dataset, local files, or the base model's own samples. Exactly one."""
+
+    dataset: Text | None = None
+    config: Text | None = None
+    split: Text = "train"
+    revision: Text | None = None
+    column: Text | None = None  # of the text or the messages; found by itself where there is one choice
+    files: tuple[Text, ...] | None = None  # .txt, .md, .jsonl; relative to the manifest
+    self_: StrictBool = Field(default=False, alias="self")  # sampled from the base, no data needed
+    samples: Whole = Field(default=128, ge=1, le=65536)  # sequences
+    tokens: Whole = Field(default=2048, ge=16, le=131072)  # tokens per sequence
+    seed: Whole = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Source":
+        given = [self.dataset is not None, bool(self.files), self.self_]
+        if sum(given) != 1:
+            raise _fault(
+                "needs exactly one of `dataset:`, `files:` and `self: true`",
+                "write one, such as {self: true}" if not any(given) else "keep one and remove the others",
+            )
+        for key in ("config", "split", "revision"):
+            if self.dataset is None and key in self.model_fields_set:
+                raise _fault("belongs to a dataset, and none is named", "remove it", key)
+        if self.self_ and self.column is not None:
+            raise _fault("the model's own samples have no columns", "remove it", "column")
+        return self
+
+    def describe(self) -> str:
+        """One line for reports and cards."""
+        if self.self_:
+            return "samples of the base model itself"
+        if self.files:
+            return "files " + ", ".join(Path(name).name for name in self.files)
+        config = f" ({self.config})" if self.config else ""
+        return f"dataset {self.dataset}{config}, split {self.split}"
+
+
+class Evaluate(Settings):
+    """What is measured on each finished folder, base and variant in one run."""
+
+    perplexity: Source
+    kl: StrictBool = True  # mean and 99th percentile of KL(base || variant), and top-1 agreement
+
+
+class Thresholds(Settings):
+    """The quality a variant must keep to be published."""
+
+    perplexity_ratio: Real | None = Field(default=None, ge=1)  # variant / base
+    mean_kl: Real | None = Field(default=None, gt=0)  # nats per token
+
+
+class Gate(Thresholds):
+    """Thresholds for all variants; what a variant's own entry in `variants` names, it sets differently."""
+
+    variants: dict[str, Thresholds] = Field(default_factory=dict)
+
+    def of(self, variant: str) -> Thresholds:
+        """The thresholds that hold for one variant: its own, and the general ones where it names none."""
+        own = self.variants.get(variant, Thresholds())
+        return Thresholds(
+            perplexity_ratio=self.perplexity_ratio if own.perplexity_ratio is None else own.perplexity_ratio,
+            mean_kl=self.mean_kl if own.mean_kl is None else own.mean_kl,
+        )
+
+
+class Publish(Settings):
+    """Where variants go. `{model}` and `{variant}` are filled in."""
+
+    repo: str
+    private: StrictBool = True
+    collection: Text | None = Field(default=None, max_length=59)
+    accept_license: StrictBool = False  # the base is gated, or its licence puts duties on derivatives
+
+    @field_validator("repo")
+    @classmethod
+    def _is_repo(cls, value: str) -> str:
+        filled = value.replace("{model}", "m").replace("{variant}", "v")
+        shape = 'write it as "owner/{model}-{variant}"'
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", filled, re.ASCII):
+            raise _fault(f"{value!r} is no repo on the Hub", shape)
+        if "{variant}" not in value.split("/")[1]:
+            raise _fault("without {variant} every variant would go to the same repo", shape)
+        return value
+
+
+class Manifest(Settings):
+    """One base model and all of its variants."""
+
+    model: Text  # Hub id, optionally @revision; or a local folder
+    calibrate: Source
+    variants: dict[str, tuple[Step, ...]] = Field(min_length=1)
+    evaluate: Evaluate | None = None
+    gate: Gate = Gate()
+    publish: Publish | None = None
+
+    @field_validator("variants")
+    @classmethod
+    def _variant_names(cls, value: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:
+        for name, steps in value.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or ".." in name:
+                raise _fault(
+                    f"{name!r} is not a name",
+                    "use letters, digits and single '.', '_', '-', at most 64 characters",
+                )
+            if not steps:
+                raise _fault("has no steps", "add one, such as - {method: gptq, bits: 4}", name)
+        return value
+
+    @model_validator(mode="after")
+    def _gate_fits(self) -> "Manifest":
+        for name, thresholds in {"": self.gate, **self.gate.variants}.items():
+            place = f"gate.variants.{name}" if name else "gate"
+            if name and name not in self.variants:
+                near = difflib.get_close_matches(name, list(self.variants), n=1) or list(self.variants)[:1]
+                raise _fault("no variant of this manifest has this name", f"did you mean `{near[0]}`?", place)
+            if thresholds.perplexity_ratio is not None and self.evaluate is None:
+                raise _fault(
+                    "nothing measures a perplexity",
+                    "add evaluate: {perplexity: ...}",
+                    f"{place}.perplexity_ratio",
+                )
+            if thresholds.mean_kl is not None and not (self.evaluate and self.evaluate.kl):
+                raise _fault("nothing measures a KL", "add evaluate: with kl: true", f"{place}.mean_kl")
+        return self
+
+    def repo_of(self, variant: str) -> str:
+        """The repo id a variant is published to. Raises ManifestError where nothing is published."""
+        if self.publish is None:
+            raise ManifestError(
+                "publish", "this manifest names no repo", 'add publish: {repo: "you/{model}-{variant}"}'
+            )
+        model = self.model.split("@")[0].rstrip("/").split("/")[-1]
+        return self.publish.repo.replace("{model}", model).replace("{variant}", variant)
+
+
+class Document(BaseModel):
+    """A manifest together with the text it was read from, which travels into report and card."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    text: str
+    sha256: str
+    manifest: Manifest
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths in the manifest start from."""
+        return Path(self.path).resolve().parent
+
+
+def load(path: str | Path) -> Document:
+    """Read and check a manifest. Raises ManifestError with the place in the file and what is allowed."""
+    file = yamlfile.read(Path(path))
+    if not isinstance(file.data, dict):
+        what = "is empty" if file.data is None else "holds no mapping of keys to values"
+        raise ManifestError(str(path), what, "start with `model: owner/name`; see README, The manifest")
+    try:
+        manifest = Manifest.model_validate(file.data)
+    except ValidationError as error:
+        raise _schema_error(Path(path), error) from error
+    return Document(path=str(path), text=file.text, sha256=file.sha256, manifest=manifest)
+
+
+METHODS: dict[str, type[Settings]] = {"gptq": Gptq, "prune": Prune}
+
+
+def _schema_error(path: Path, error: ValidationError) -> ManifestError:
+    """The first problem as place, cause and remedy; the number of others is added to the cause."""
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    place = ""
+    for index, part in enumerate(problem["loc"]):
+        if part in METHODS and index and isinstance(problem["loc"][index - 1], int):
+            continue  # pydantic names the branch of the union; the user did not write it
+        if part == "[key]":
+            continue  # and this is how it says that the key before it is wrong
+        place += f"[{part}]" if isinstance(part, int) and problem["loc"][-1] != "[key]" else f".{part}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        place += ".method"
+    if problem["type"] == "fault" and problem["ctx"]["place"]:
+        place += f".{problem['ctx']['place']}"
+    what, fix = _explain(problem)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ManifestError(f"{path}: {place.lstrip('.') or 'manifest'}", what + more, fix)
+
+
+# what to write under a key, where a value alone does not say it
+WANTED = {
+    "model": "owner/name, owner/name@revision, or a local folder",
+    "calibrate": "a source, such as {self: true} or {dataset: owner/name, split: train}",
+    "dataset": "a dataset's name on the Hub, such as Salesforce/wikitext",
+    "files": "a list of paths, such as [texts/a.txt, texts/b.jsonl]",
+    "samples": "a number of sequences, from 1 to 65536",
+    "tokens": "a number of tokens per sequence, from 16 to 131072",
+    "seed": "a whole number, 0 or more",
+    "variants": "names with lists of steps, such as Int4: [{method: gptq, bits: 4}]",
+    "ffn": "the share of FFN channels to remove, above 0 and below 1, such as 0.25",
+    "damp": "a share of the mean diagonal, above 0 and at most 1, such as 0.01",
+    "evaluate": "{perplexity: {dataset: owner/name, split: test}}",
+    "perplexity": "a source, such as {self: true, seed: 1} or {dataset: owner/name, split: test}",
+    "gate": "thresholds, such as {perplexity_ratio: 1.1}",
+    "perplexity_ratio": "variant / base, 1 or more, such as 1.1",
+    "mean_kl": "nats per token, above 0, such as 0.05",
+    "publish": '{repo: "owner/{model}-{variant}"}',
+    "repo": '"owner/{model}-{variant}", in quotes',
+    "collection": "a title of at most 59 characters",
+}
+
+
+def _explain(problem: Any) -> tuple[str, str]:
+    """Cause and remedy of one of pydantic's errors, in words about manifests."""
+    kind, value = problem["type"], problem["input"]
+    keys = [part for part in problem["loc"] if part != "[key]"]
+    key, got = str(keys[-1]) if keys else "", _shown(value)
+    if kind == "fault":
+        return problem["ctx"]["what"], problem["ctx"]["fix"]
+    if kind == "extra_forbidden":
+        return f"{key!r} is no key here", _near(key, keys[:-1])
+    if kind == "missing":
+        return "is missing", f"add it: {WANTED[key]}" if key in WANTED else "add it; see README, The manifest"
+    if kind == "literal_error":
+        return f"{got} is not supported", f"use {problem['ctx']['expected']}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return (
+            "a step names its method",
+            f"use one of {', '.join(METHODS)}, such as {{method: gptq, bits: 4}}",
+        )
+    if kind == "bool_type":
+        return f"{got} is neither yes nor no", "write true or false"
+    if kind == "string_pattern_mismatch":
+        return "is empty or holds a line break or a control character", "write it on one line"
+    if problem["loc"][-1:] == ("[key]",) or (kind == "string_type" and _is_scalar(value)):
+        return f"YAML reads {got} as {type(value).__name__}, not as text", f'put it in quotes: "{value}"'
+    if keys[:1] == ["variants"] and len(keys) in (2, 3) and kind.endswith("_type"):
+        return f"{got} is no list of steps", "write each step as `- {method: gptq, bits: 4}`"
+    return f"{got} is not what it takes", f"write {WANTED.get(key, 'another; see README, The manifest')}"
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is not None and not isinstance(value, (dict, list))
+
+
+def _shown(value: Any) -> str:
+    """A value of the file, short, in words a YAML author uses."""
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, bool) or value is None:
+        return "nothing" if value is None else str(value).lower()
+    text = str(value)
+    return repr(text if len(text) <= 60 else f"{text[:57]}...") if isinstance(value, str) else text[:60]
+
+
+def _near(key: str, parents: list[Any]) -> str:
+    """What an unknown key may have meant: the nearest of those allowed in its place, or all of them."""
+    sections: dict[str, type[Settings]] = {
+        "calibrate": Source,
+        "perplexity": Source,
+        "evaluate": Evaluate,
+        "gate": Gate,
+        "publish": Publish,
+        **METHODS,
+    }
+    section = sections.get(parents[-1], Thresholds) if parents else Manifest
+    allowed = [info.alias or name for name, info in section.model_fields.items()]
+    near = difflib.get_close_matches(key, allowed, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"remove it; allowed here: {', '.join(allowed)}"

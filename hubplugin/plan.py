@@ -1,0 +1,163 @@
+"""Manifest + tensor headers + family -> Plan: what every variant will look like, before a weight is read.
+
+Every cross-check between the manifest and the model is made here, before any work. It reads no weights,
+opens no file and knows no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hubplugin import architecture, crosscheck, estimate, family, loadable, sizes
+from hubplugin.architecture import Dimensions, Header
+from hubplugin.errors import PlanError
+from hubplugin.family import Family
+from hubplugin.loadable import LinearPlan, Verdict
+from hubplugin.manifest import Document, Step
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """One variant, completely determined."""
+
+    name: str
+    steps: tuple[Step, ...]
+    widths: dict[str, tuple[int, int]]  # config key -> before, after; unchanged widths are not listed
+    config: dict[str, Any]  # config.json of the variant, without quantization_config
+    linears: tuple[LinearPlan, ...]
+    tensors: dict[str, Header]  # every tensor the folder will hold
+    parameters: int  # logical weights, tied embeddings once; scales, zeros and g_idx not counted
+    linear_parameters: int  # weights of the linears inside the blocks, biases not counted
+    bytes: int  # of all tensors; the files add their headers
+    linear_bits_per_weight: float  # codes, scales, zeros and g_idx over the variant's own linear_parameters
+    model_bits_per_weight: float  # all tensor bytes over the variant's own parameters
+    peak_memory: int  # bytes, of compressing it; rough
+    seconds: float  # of compressing it on a CPU; rough
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The base and all variants."""
+
+    model: str
+    revision: str | None
+    model_type: str
+    config: dict[str, Any]
+    tensors: dict[str, Header]  # as stored
+    parameters: int
+    linear_parameters: int
+    bytes: int  # as stored
+    variants: tuple[VariantPlan, ...]
+
+    @property
+    def linear_bits_per_weight(self) -> float:
+        """Bits of the base's own linears, as stored: 16 for a model in bf16."""
+        linears = self.variants[0].linears
+        stored = sum(self.tensors[f"{linear.name}.weight"].bytes for linear in linears)
+        return 8 * stored / self.linear_parameters
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What all variants of a plan share."""
+
+    model_type: str
+    family: Family
+    config: dict[str, Any]  # config.json
+    dims: Dimensions
+    tensors: dict[str, Header]  # of the forward pass, leftovers dropped
+    bytes: int  # leftovers included
+
+
+def make(
+    document: Document,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Header],
+    *,
+    revision: str | None = None,
+) -> Plan:
+    """Plan every variant from the base's parsed config.json and its safetensors headers, by tensor name.
+
+    Pure: no file, no network. Raises FamilyError for an unknown architecture, and PlanError for everything
+    else that the manifest and this model cannot do together.
+    """
+    manifest = document.manifest
+    where = f"{manifest.model}/config.json"
+    row = family.match(dict(config), where)
+    crosscheck.text_model(config, where)
+    dims = architecture.dimensions(config, row, where)
+    used = architecture.check(tensors, architecture.expected(config, row, dims), row, manifest.model)
+    crosscheck.sources(document, dims)
+    if manifest.publish is not None:
+        crosscheck.repo_names(document)
+    stored = sum(header.bytes for header in tensors.values())
+    base = _Base(config["model_type"], row, dict(config), dims, used, stored)
+    return Plan(
+        model=manifest.model,
+        revision=revision,
+        model_type=base.model_type,
+        config=base.config,
+        tensors=dict(tensors),
+        parameters=sum(header.count for header in used.values()),
+        linear_parameters=sizes.linear_parameters(row, dims),
+        bytes=stored,
+        variants=tuple(_variant(document, name, steps, base) for name, steps in manifest.variants.items()),
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain lists, mappings, numbers and strings."""
+    found = asdict(replace(plan, variants=()))
+    found["variants"] = [
+        {
+            **asdict(replace(variant, steps=())),
+            "steps": [step.model_dump(mode="json") for step in variant.steps],
+            "compression_ratio": plan.bytes / variant.bytes,
+        }
+        for variant in plan.variants
+    ]
+    return found
+
+
+def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base) -> VariantPlan:
+    where = f"{document.path}: variants.{name}"
+    prune, gptq = crosscheck.order(steps, where)
+    bits, group = (gptq.bits, gptq.group_size) if gptq else (None, None)
+    dims, widths = base.dims, {}
+    if prune:
+        dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, group, dims.ffn, f"{where}[0].ffn"))
+        widths[base.family.width("ffn").config] = (base.dims.ffn, dims.ffn)
+    linears = sizes.linears(base.family, base.dims, dims, bits, group)
+    block = linears[: len(base.family.linears())]
+    if gptq:
+        crosscheck.packing(gptq, block, f"{where}[{len(steps) - 1}]")
+    # a variant is plain tensors of a known family: remote code is neither copied nor needed
+    config = {key: value for key, value in base.config.items() if key != "auto_map"}
+    config.update({key: after for key, (_, after) in widths.items()})
+    dense = architecture.expected(config, base.family, dims)
+    tensors = sizes.tensors(dense, base.tensors, linears)
+    weight = sizes.measure(tensors, linears, sizes.parameters(dense))
+    verdicts = loadable.verdicts(base.model_type, dims, block)
+    if not any(verdict.loads for verdict in verdicts):
+        whys = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts))
+        raise PlanError(where, f"stock vLLM loads it nowhere: {whys}", "use another model, or other bits")
+    source = document.manifest.calibrate
+    work = estimate.Work(source.samples, source.tokens, gptq is not None, prune is not None)
+    shapes = architecture.linear_shapes(base.family, base.dims)
+    return VariantPlan(
+        name=name,
+        steps=steps,
+        widths=widths,
+        config=config,
+        linears=linears,
+        tensors=tensors,
+        parameters=sizes.parameters(dense),
+        linear_parameters=sizes.linear_parameters(base.family, dims),
+        bytes=weight.bytes,
+        linear_bits_per_weight=weight.linear_bits_per_weight,
+        model_bits_per_weight=weight.model_bits_per_weight,
+        peak_memory=estimate.peak_memory(base.family, base.dims, shapes, work, base.bytes if source.self_ else 0),
+        seconds=estimate.seconds(base.family, base.dims, shapes, work),
+        verdicts=verdicts,
+    )

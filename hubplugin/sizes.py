@@ -1,0 +1,122 @@
+"""What a variant's tensors are, and what they weigh: pruned shapes, AutoGPTQ's tensors, bits per weight.
+
+Arithmetic on headers alone: it refuses nothing and reads no weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import floor, lcm
+
+from hubplugin import architecture
+from hubplugin.architecture import Dimensions, Header
+from hubplugin.family import Family
+from hubplugin.loadable import LinearPlan
+
+WIDTH_TILE = 128  # pruned widths are multiples of it: kernels and tensor parallelism like them
+SMALL_TILE = 32  # where WIDTH_TILE would leave the width as it was, or nothing of it
+PACKED_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a set of tensors weighs."""
+
+    bytes: int  # of all tensors; the files add their headers
+    linear_bits_per_weight: float
+    model_bits_per_weight: float
+
+
+def kept_width(before: int, ratio: float, group_size: int | None) -> int | None:
+    """Channels that stay when `ratio` of `before` are to go; None where no allowed count is left.
+
+    The nearest multiple of lcm(128, group_size), the larger one on a tie: every consumer keeps whole
+    groups, and kernels and tensor parallelism keep whole tiles. In widths too small for that (nothing
+    would go, or everything), the nearest multiple of lcm(32, group_size).
+    """
+    for tile in (WIDTH_TILE, SMALL_TILE):
+        unit = width_unit(tile, group_size)
+        kept = floor(round(before * (1 - ratio) / unit, 9) + 0.5) * unit
+        if 0 < kept < before:
+            return kept
+    return None
+
+
+def width_unit(tile: int, group_size: int | None) -> int:
+    """The step of allowed widths."""
+    return lcm(tile, group_size) if group_size and group_size > 0 else tile
+
+
+def linears(
+    family: Family, before: Dimensions, after: Dimensions, bits: int | None, group_size: int | None
+) -> tuple[LinearPlan, ...]:
+    """All linears of all blocks, block by block, in the order of the forward pass."""
+    old, new = architecture.linear_shapes(family, before), architecture.linear_shapes(family, after)
+    return tuple(
+        LinearPlan(
+            name=f"{family.block.format(i=layer)}.{name}",
+            tap=family.tap_of(name).name,
+            before=old[name],
+            after=new[name],
+            bits=bits,
+            group_size=group_size,
+        )
+        for layer in range(after.layers)
+        for name in family.linears()
+    )
+
+
+def tensors(
+    dense: Mapping[str, tuple[int, ...]], stored: Mapping[str, Header], linears: Iterable[LinearPlan]
+) -> dict[str, Header]:
+    """Headers of a variant's folder: AutoGPTQ's four tensors for a quantized weight, the rest as in the base.
+
+    `dense` are the names and shapes of the pruned, unquantized model; `stored` gives their dtypes.
+    """
+    quantized = {f"{linear.name}.weight": linear for linear in linears}
+    found: dict[str, Header] = {}
+    for name, shape in dense.items():
+        linear = quantized.get(name)
+        if linear is None or linear.bits is None:
+            found[name] = Header(stored[name].dtype, shape)
+        else:
+            packed = packed_tensors(*linear.after, linear.bits, linear.group_size or -1)
+            found.update({f"{linear.name}.{part}": header for part, header in packed.items()})
+    return found
+
+
+def packed_tensors(outputs: int, inputs: int, bits: int, group_size: int) -> dict[str, Header]:
+    """AutoGPTQ's tensors for one weight of [outputs, inputs]. group_size -1: one group of all inputs."""
+    groups = inputs // group_size if group_size > 0 else 1
+    pack = 32 // bits  # codes per int32 word
+    return {
+        "qweight": Header("I32", (inputs // pack, outputs)),
+        "qzeros": Header("I32", (groups, outputs // pack)),
+        "scales": Header("F16", (groups, outputs)),
+        "g_idx": Header("I32", (inputs,)),
+    }
+
+
+def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Logical weights of a model with these tensors."""
+    return sum(Header("F32", shape).count for shape in shapes.values())
+
+
+def linear_parameters(family: Family, size: Dimensions) -> int:
+    """Weights of the linears inside the blocks, biases not counted."""
+    shapes = architecture.linear_shapes(family, size).values()
+    return size.layers * sum(outputs * inputs for outputs, inputs in shapes)
+
+
+def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parameters: int) -> Weight:
+    """Bytes and bits per weight of the tensors of one folder, planned or read back from its files.
+
+    `linears` are those of the blocks, with the shapes they have in that folder; `parameters` is the logical
+    count. A linear's bits are those of its weight, or of its codes, scales, zeros and g_idx, over its own
+    weights after pruning; its bias is no weight. The model's bits are those of all tensors.
+    """
+    linears = tuple(linears)
+    total = sum(header.bytes for header in tensors.values())
+    names = (f"{linear.name}.{part}" for linear in linears for part in ("weight", *PACKED_PARTS))
+    stored = sum(tensors[name].bytes for name in names if name in tensors)
+    weights = sum(linear.after[0] * linear.after[1] for linear in linears)
+    return Weight(total, 8 * stored / weights, 8 * total / parameters)

@@ -1,0 +1,129 @@
+"""A plan as text for a terminal. It computes ratios for the eye and decides nothing."""
+
+from collections.abc import Sequence
+
+from hubplugin import loadable
+from hubplugin.plan import Plan, VariantPlan
+
+_COLUMNS = (
+    *("variant", "weights", "parameters", "MB", "ratio", "bits/weight", "of base", "whole model"),
+    *("memory", "time", *(target.removeprefix("cuda ") for target in loadable.TARGETS)),
+)
+_LEGEND = (
+    "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
+    "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
+    "over all parameters; memory and time: of compressing on a CPU, within a factor of about two;",
+    "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it",
+)
+
+
+def render(plan: Plan) -> str:
+    """Aligned lines for a terminal: sizes, then shapes, then what stock vLLM refuses and why."""
+    revision = f" @ {plan.revision[:12]}" if plan.revision else ""
+    blocks = plan.config["num_hidden_layers"]
+    head = f"{plan.model}{revision}: {plan.model_type}, {blocks} blocks, {_millions(plan.parameters)} parameters"
+    rows = [_COLUMNS, _base_row(plan), *(_row(plan, variant) for variant in plan.variants)]
+    parts = [
+        [head],
+        _aligned(rows),
+        list(_LEGEND),
+        ["shapes in each block, outputs x inputs:", *_shapes(plan)],
+    ]
+    if spare := _spare(plan):
+        parts[1].append(f"(base: {spare / 1e6:.1f} MB are stored that no variant needs, such as a tied head)")
+    if refusals := _refusals(plan):
+        parts.append(["stock vLLM does not load", *refusals])
+    notes = {f"{v.target.split()[0]}: {v.note}" for one in plan.variants for v in one.verdicts if v.note}
+    if notes:
+        parts.append([f"quantized variants need, on {'; on '.join(sorted(notes, reverse=True))}"])
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _base_row(plan: Plan) -> tuple[str, ...]:
+    dtypes = "+".join(sorted({header.dtype for header in plan.tensors.values()})).lower()
+    bits, whole = f"{plan.linear_bits_per_weight:.2f}", f"{8 * plan.bytes / plan.parameters:.2f}"
+    numbers = (_millions(plan.parameters), f"{plan.bytes / 1e6:.1f}", "1.00", bits, bits, whole)
+    return ("base", dtypes, *numbers, *("" for _ in _COLUMNS[len(numbers) + 2 :]))
+
+
+def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
+    linear = variant.linears[0]
+    weights = [f"ffn {before}>{after}" for before, after in variant.widths.values()]
+    if linear.bits:
+        weights.append(f"int{linear.bits} " + ("row" if linear.group_size == -1 else f"g{linear.group_size}"))
+    of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
+    return (
+        variant.name,
+        ", ".join(weights),
+        _millions(variant.parameters),
+        f"{variant.bytes / 1e6:.1f}",
+        f"{plan.bytes / variant.bytes:.2f}",
+        f"{variant.linear_bits_per_weight:.2f}",
+        f"{of_base:.2f}",
+        f"{variant.model_bits_per_weight:.2f}",
+        f"{variant.peak_memory / 1e9:.1f} GB",
+        _duration(variant.seconds),
+        *("yes" if verdict.loads else "no" for verdict in variant.verdicts),
+    )
+
+
+def _spare(plan: Plan) -> int:
+    """Bytes the base stores and no variant needs: they flatter the ratio, so they are said."""
+    kept = plan.variants[0].tensors.keys() | {f"{linear.name}.weight" for linear in plan.variants[0].linears}
+    return sum(header.bytes for name, header in plan.tensors.items() if name not in kept)
+
+
+def _shapes(plan: Plan) -> list[str]:
+    """One line per linear of a block: its shape, and each other shape with the variants that have it."""
+    count = len(plan.variants[0].linears) // plan.config["num_hidden_layers"]
+    rows = []
+    for index, first in enumerate(plan.variants[0].linears[:count]):
+        changed: dict[str, list[str]] = {}
+        for variant in plan.variants:
+            linear = variant.linears[index]
+            if linear.after != linear.before:
+                changed.setdefault(_shape(linear.after), []).append(variant.name)
+        after = "; ".join(f"> {shape} in {', '.join(names)}" for shape, names in changed.items())
+        rows.append((f"  {first.short}", _shape(first.before), after))
+    return _aligned(rows, left=3)
+
+
+def _refusals(plan: Plan) -> list[str]:
+    """One line per machine and reason, with the variants it concerns."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for variant in plan.variants:
+        for verdict in variant.verdicts:
+            if not verdict.loads:
+                found.setdefault((verdict.target, verdict.why), []).append(variant.name)
+    every = len(plan.variants)
+    return [
+        f"  on {target}, {'any variant' if len(names) == every else ', '.join(names)}: {why}"
+        for (target, why), names in found.items()
+    ]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: int = 2) -> list[str]:
+    """Columns of equal width; the first `left` are text, the others numbers."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,0 +1,228 @@
+"""A folder or a repo id becomes a running vLLM: start, wait for health, stop, say why where it does not.
+
+vLLM is a process here, never an import. It runs under `keeper`, which ends the whole tree of processes when
+this one lets go or dies. How vLLM is set up for a CPU or a GPU is known to `settings`, what its log means to
+`causes`.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import psutil
+
+from hubplugin.errors import ServeError
+from serve import causes, foreground, ports, settings
+
+KEEPER = Path(__file__).with_name("keeper.py")
+MODULE = "vllm.entrypoints.launchers.api_server.entry"
+PATIENCE = 10.0  # seconds vLLM gets for each rung of the ladder down
+DEADLINE = 900.0  # seconds from start to the first 200 of /health
+
+Progress = Callable[[str], None]
+
+# What a line of vLLM's log means to somebody who waits.
+MILESTONES = (
+    ("non-default args", "reading the model's configuration"),
+    ("Initializing a V1 LLM engine", "starting the engine"),
+    ("Starting to load model", "loading the weights"),
+    ("KV cache size", "the KV cache is ready"),
+    ("Starting vLLM server", "opening the endpoint"),
+)
+
+
+@dataclass
+class Engine:
+    """A server that answers at `url` (no /v1) under the model name `name`.
+
+    `process` is the keeper: it ends when, and only when, nothing of vLLM is left.
+    """
+
+    url: str
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    temporary_log: bool = False
+    stopping: bool = field(default=False, init=False)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self, patience: float = PATIENCE) -> None:
+        """End vLLM and everything it started. Calling it again, or after vLLM has died, does nothing."""
+        died = self.process.poll() is not None and not self.stopping
+        self.stopping = True
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # the lifeline: the keeper begins its ladder
+        try:
+            self.process.wait(timeout=4 * patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.wait()
+        if self.temporary_log and not died:
+            self.log.unlink(missing_ok=True)  # one of an engine that died is kept: it is the evidence
+
+    def wait(self) -> int:
+        """Wait until vLLM has ended; its exit status, 128 + n where signal n ended it."""
+        status = self.process.wait()
+        if status < 0:  # the keeper itself was killed: what it kept is ours to end
+            _sweep_session(self.process.pid)
+            status = 128 - status
+        return status
+
+
+def start(
+    model: str | Path,
+    *,
+    name: str,
+    host: str = ports.LOOPBACK,
+    port: int | None = None,
+    max_model_len: int | None = None,
+    extra: tuple[str, ...] = (),
+    log: Path | None = None,
+    on_progress: Progress | None = None,
+    deadline: float = DEADLINE,
+) -> Engine:
+    """Start vLLM for a folder (or a repo id, which vLLM then downloads) and return when /health says 200.
+
+    name           the model name that requests carry
+    port           a free one where None
+    max_model_len  tokens of prompt and answer together; None: the model's own on a GPU, at most 4096 on a CPU
+    extra          further arguments for vLLM, as typed; they win over ours. No secrets: argv is public
+    log            where vLLM's output goes; None: a temporary file, removed after a stop in good order
+    deadline       seconds
+
+    An API key is taken from VLLM_API_KEY and a Hub token from HF_TOKEN, both in the environment only.
+    Raises ServeError with the first cause found in the log where vLLM does not get ready.
+    """
+    progress = on_progress or (lambda _line: None)
+    config = settings.read_config(model)
+    device = settings.find_device()
+    port = ports.choose(host, port)
+    arguments = settings.arguments(device, config, max_model_len)
+    command = [sys.executable, "-m", MODULE, "--model", str(model), "--served-model-name", name]
+    command += ["--host", host, "--port", str(port), *arguments, *extra]
+    progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
+    if not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
+        progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
+    return launch(
+        command,
+        url=ports.url(host, port),
+        name=name,
+        environment=settings.environment(device, local=config is not None, deadline=deadline),
+        log=log,
+        progress=progress,
+        deadline=deadline,
+    )
+
+
+def launch(
+    command: list[str],
+    *,
+    url: str,
+    name: str,
+    environment: dict[str, str],
+    log: Path | None = None,
+    progress: Progress = lambda _line: None,
+    deadline: float = DEADLINE,
+    patience: float = PATIENCE,
+) -> Engine:
+    """Run `command` under a keeper and return when `url`/health answers 200; raises ServeError where it never
+    does.
+    """
+    temporary = log is None
+    if log is None:
+        handle, made = tempfile.mkstemp(prefix="hubplugin-vllm-", suffix=".log")  # readable by its owner only
+        os.close(handle)
+        log = Path(made)
+    with log.open("wb") as sink:
+        process = spawn(command, environment, stdout=sink, stderr=sink, patience=patience)
+    engine = Engine(url, name, process, log, temporary_log=temporary)
+    began = time.monotonic()
+    try:
+        _wait_until_healthy(engine, progress, began + deadline)
+    except BaseException:  # ctrl-C included: whatever ends the wait ends the engine
+        engine.stop(patience)
+        raise
+    progress(f"ready in {time.monotonic() - began:.0f} s at {url}")
+    return engine
+
+
+def spawn(
+    command: list[str], environment: dict[str, str], *, stdout: Any, stderr: Any, patience: float = PATIENCE
+) -> subprocess.Popen[bytes]:
+    """`command` under a keeper in a session of its own, so that ctrl-C in the terminal reaches only us."""
+    keeper = [sys.executable, "-I", "-S", str(KEEPER), str(patience), *command]
+    return subprocess.Popen(
+        keeper, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+    )
+
+
+def run_forever(model: str | Path, *, name: str, ready: Callable[[Engine], None], **options: Any) -> int:
+    """Serve in the foreground until SIGINT (returns 130) or SIGTERM (returns 0); for the main thread only.
+
+    `ready` is called once with the running engine; `options` are those of `start`.
+    Raises ServeError where vLLM does not start, or ends without having been asked to.
+    """
+    with foreground.interruptible() as caught:
+        try:
+            with start(model, name=name, **options) as engine:
+                ready(engine)
+                status = engine.wait()
+                raise _unasked_end(engine, status)
+        except KeyboardInterrupt:
+            return foreground.exit_code(caught)
+
+
+def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float) -> None:
+    waiting = list(MILESTONES)
+    with engine.log.open("rb") as log, httpx.Client(trust_env=False, timeout=5) as client:
+        while True:
+            text = log.read().decode("utf-8", "replace")
+            while waiting and any(needle in text for needle, _ in waiting):
+                needle, phrase = waiting.pop(0)
+                if needle in text:
+                    progress(phrase)
+            if engine.process.poll() is not None:
+                raise _start_error(engine, f"vLLM ended with status {engine.wait()} before it was ready")
+            if time.monotonic() > deadline:
+                raise _start_error(engine, "vLLM was not ready in time")
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(f"{engine.url}/health").status_code == 200:
+                    return
+            time.sleep(0.2)
+
+
+def _start_error(engine: Engine, otherwise: str) -> ServeError:
+    engine.temporary_log = False  # the evidence stays
+    cause = causes.find(engine.log.read_text("utf-8", "replace"))
+    if cause is None:
+        return ServeError(engine.name, otherwise, f"read {engine.log}")
+    return ServeError(engine.name, cause.what, cause.fix or f"read {engine.log}")
+
+
+def _unasked_end(engine: Engine, status: int) -> ServeError:
+    return _start_error(engine, f"vLLM ended by itself with status {status}")
+
+
+def _sweep_session(session: int) -> None:
+    """SIGKILL to every process of a session."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session:
+                os.kill(process.pid, signal.SIGKILL)

