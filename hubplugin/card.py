@@ -4,6 +4,7 @@ Every number on a card stands in the report or is a ratio of two that do. String
 licences, errors, the manifest) are data: the YAML is dumped, never formatted, and the Markdown is escaped.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -206,6 +207,13 @@ def _count(value: int) -> str:
     return str(value)
 
 
+def _figures(value: float, digits: int = 4) -> str:
+    """So many significant digits, never an exponent."""
+    if not math.isfinite(value) or value == 0:
+        return str(value)
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
@@ -223,6 +231,5 @@ def _template() -> Template:
     environment.filters.update(
         code=_code, word=_word, fenced=_fenced, link=_link, bytes=_bytes, count=_count, duration=_duration
     )
-    environment.filters["percent"] = lambda value: f"{100 * value:.2f} %"
-    environment.filters["figures"] = lambda value: f"{value:#.4g}".rstrip(".")
+    environment.filters.update(figures=_figures, percent=lambda value: f"{100 * value:.2f} %")
     return environment.get_template(TEMPLATE)

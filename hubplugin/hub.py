@@ -145,11 +145,14 @@ def push(folder: Path, repo: str, *, private: bool, gated: bool = False, files: 
     names = model_folder.publishable(folder, files)
     api = _api()
     with _clear_errors(repo):
-        api.create_repo(repo, private=private, exist_ok=True)
+        if not api.repo_exists(repo):
+            api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo)
         upstream = [sibling.rfilename for sibling in info.siblings or ()]
         _check_target(repo, upstream, private=private, is_private=bool(info.private))
-        api.auth_check(repo, write=True)  # a create on an existing repo succeeds without the right to write
+        if info.private and not private:
+            report.progress(f"push   {repo} is private already and stays so")
+        api.auth_check(repo, write=True)
         if gated and not info.gated:
             api.update_repo_settings(repo, gated="auto")
         stale = [name for name in upstream if name not in names and allowed(name, files)]
@@ -189,9 +192,7 @@ def licence_allows(base: report.Base, accept: bool) -> None:
             "a no-derivatives licence forbids publishing a compressed model",
             "remove `publish:` and keep the variants on this machine",
         )
-    duties = "nc" in words or any(
-        word.startswith(("llama", "gemma", "other")) or word.endswith("rail") for word in words
-    )
+    duties = "nc" in words or any(word.startswith(("llama", "gemma", "other")) or "rail" in word for word in words)
     if (duties or base.gated) and not accept:
         why = f"its licence ({base.licence_name or licence}) puts duties on derivatives" if duties else "is gated"
         raise HubError(
@@ -202,8 +203,12 @@ def licence_allows(base: report.Base, accept: bool) -> None:
 
 
 def endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT, else the public one."""
-    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+    """The Hub's address: HF_ENDPOINT, else the public one. Raises HubError for one that carries a password,
+    which would be shown wherever the address is."""
+    address = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if "@" in urlsplit(address).netloc:
+        raise HubError("HF_ENDPOINT", "carries a user name or password", "remove them; access is what HF_TOKEN is for")
+    return address
 
 
 def _api() -> HfApi:

@@ -7,15 +7,16 @@ usable. It knows nothing about how the engine was started.
 import contextlib
 import html
 import os
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, foreground, ports
+from serve import client, foreground, ports, style
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
@@ -25,51 +26,13 @@ try:
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 
-Message = dict[str, Any]  # role, content, and metadata where it is an error
+Message = dict[str, Any]  # role, and content as markdown
 
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
-FAILURE = "failure"  # marks a message of ours among the model's
-
-# An answer is markdown from a model: it may not fetch an image, a font or a script from anywhere else.
-POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'"
+# What markdown shows as it stands: fenced, indented and inline code. A model's reasoning tags are Gradio's to show.
+AS_IT_STANDS = re.compile(
+    r"(^```.*?(?:^```|\Z)|^~~~.*?(?:^~~~|\Z)|^(?: {4}|\t)[^\n]*$|`[^`\n]+`|</?think>)", re.MULTILINE | re.DOTALL
 )
-
-CSS = """
-.gradio-container {width: 100% !important; max-width: 1080px !important; margin: 0 auto !important}
-footer {display: none !important}
-#head {padding: 0 2px}
-#head .html-container {display: flex; flex-wrap: wrap; align-items: baseline; column-gap: .75rem; padding: 0}
-#head h1 {font-size: 1.2rem; font-weight: 650; letter-spacing: -.01em; margin: 0}
-#head span {color: var(--body-text-color-subdued); font-size: .85rem}
-#head + .row {column-gap: 32px}
-#main > * {flex-grow: 0 !important}
-#main > #chat {flex-grow: 1 !important; border-radius: 12px; min-height: 300px}
-#chat button[aria-label="Clear"], #chat .icon-button-wrapper.top-panel {display: none}
-#chat .message {font-size: .95rem; line-height: 1.55; border-radius: 12px; border: none; box-shadow: none}
-#chat .user.message {padding: 7px 14px}
-#chat .bot.message {background: transparent; padding: 0}
-#chat .message-buttons {opacity: .45}
-#chat .message-buttons * {border: none; box-shadow: none; background: transparent}
-#chat .message-buttons:hover {opacity: 1}
-#chat .failure {border-left: 3px solid #ef4444; padding: 2px 0 2px 12px; color: var(--body-text-color)}
-#chat .failure b {color: #ef4444; font-weight: 600}
-#chat .failure small {color: var(--body-text-color-subdued); font-size: .85rem}
-#status {min-height: 1.5rem; padding: 0 4px}
-#status p {color: var(--body-text-color-subdued); font-size: .85rem; margin: 0}
-#status p {font-variant-numeric: tabular-nums}
-#status strong {color: var(--body-text-color); font-weight: 600}
-#box {border-radius: 12px; padding: 8px 8px 8px 12px}
-#box textarea {background: transparent; border: none; box-shadow: none; padding: 6px 2px}
-#box .submit-button, #box .stop-button {border-radius: 8px; padding: 4px 16px; font-weight: 550}
-#box .submit-button {background: var(--color-accent); color: white}
-#settings > *, #settings .form > * {flex-grow: 0 !important}
-#settings .form {border: none; box-shadow: none; background: transparent; gap: 22px}
-#settings .block {border: none; box-shadow: none; background: transparent; padding: 0}
-#settings input.border-none {padding-right: 22px; text-overflow: ellipsis}
-#settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
-"""
 
 
 def build(base_url: str, model: str | None = None, *, api_key: str | None = None) -> gr.Blocks:
@@ -79,13 +42,13 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         gr.HTML(f"<h1>hubplugin chat</h1><span>{html.escape(url)}</span>", elem_id="head")
         with gr.Row(equal_height=True, scale=1):
             with gr.Column(scale=4, min_width=420, elem_id="main"):
+                turns = gr.State([])  # what was said, as it was said; the page shows it as markdown
                 chat = gr.Chatbot(
                     elem_id="chat",
                     show_label=False,
                     container=False,
                     buttons=["copy"],
                     feedback_options=None,
-                    allow_tags=False,
                     reasoning_tags=[("<think>", "</think>")],
                     placeholder="Ask something.",
                     scale=1,
@@ -107,18 +70,9 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
                 tokens = gr.Slider(16, 4096, 512, step=16, label="Max tokens", elem_id="tokens")
                 clear = gr.Button("Clear conversation", elem_id="clear", size="sm")
 
-        async def answer(
-            text: str, messages: list[Message], name: str | None, system: str, temperature: float, tokens: int
-        ) -> AsyncIterator[tuple[Any, Any, Any]]:
-            if not text.strip():
-                yield gr.skip(), gr.skip(), gr.skip()
-                return
-            sent = _history(messages, system, text)
-            shown = [*messages, {"role": "user", "content": text}]
-            yield _answering(), shown, "answering …"
-            async for grown, line in _answer(url, name, sent, shown, temperature, tokens, api_key):
-                yield gr.skip(), grown, line
-            yield _waiting(), gr.skip(), gr.skip()
+        async def answer(*inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
+            async for update in _turn(url, api_key, *inputs):
+                yield update
 
         def names() -> tuple[Any, str]:
             try:
@@ -130,85 +84,83 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         asked = box.submit(
             answer,
-            [box, chat, chosen, system, temperature, tokens],
-            [box, chat, status],
+            [box, chat, turns, chosen, system, temperature, tokens],
+            [box, chat, turns, status],
             concurrency_limit=32,
             **quiet,
         )
         box.stop(lambda: (_waiting(), "stopped"), None, [box, status], cancels=[asked], queue=False, **quiet)
-        clear.click(lambda: (_waiting(), [], ""), None, [box, chat, status], cancels=[asked], queue=False, **quiet)
+        everything = [box, chat, turns, status]
+        clear.click(lambda: (_waiting(), [], [], ""), None, everything, cancels=[asked], queue=False, **quiet)
         page.load(names, None, [chosen, status], **quiet)
     return page
 
 
-async def _answer(
+async def _turn(
     url: str,
+    api_key: str | None,
+    text: str,
+    chat: list[Message],
+    turns: list[dict[str, str]],
     name: str | None,
-    sent: list[dict[str, str]],
-    shown: list[Message],
+    system: str,
     temperature: float,
     tokens: int,
-    api_key: str | None,
-) -> AsyncIterator[tuple[list[Message], str]]:
-    """The conversation as it grows, and the line under it."""
-    text, drawn = "", 0.0
+) -> AsyncIterator[tuple[Any, ...]]:
+    """One question and its answer as it grows: updates of the box, the page, the turns and the line under them."""
+    if not text.strip():
+        yield (gr.skip(),) * 4
+        return
+    # A question that got no answer would leave two user turns in a row, which many chat templates refuse.
+    turns = [*(turns[:-1] if turns and turns[-1]["role"] == "user" else turns), {"role": "user", "content": text}]
+    sent = [{"role": "system", "content": system.strip()}, *turns] if system.strip() else turns
+    chat = [*chat, _message("user", text)]
+    yield gr.update(value="", submit_btn=False, stop_btn="Stop"), chat, turns, "answering …"
+    said, drawn = "", 0.0
+
+    def grown(line: str) -> tuple[Any, ...]:
+        return gr.skip(), [*chat, _message("assistant", said)], [*turns, {"role": "assistant", "content": said}], line
+
     try:
         if not name:
             raise ServeError(url, "no model is chosen", "reload the page once the engine is running")
         pieces = client.astream(url, name, sent, temperature=temperature, max_tokens=int(tokens), api_key=api_key)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
-                text += piece.text
+                said += piece.text
                 if piece.finish:
-                    yield [*shown, _said(text)], _measures(piece)
+                    yield grown(_measures(piece))
                 elif time.monotonic() - drawn >= REDRAW:
                     drawn = time.monotonic()
-                    yield [*shown, _said(text)], "answering …"
+                    yield grown("answering …")
     except ServeError as error:
-        answered = [*shown, _said(text)] if text else shown
-        yield [*answered, _failure(error, "The answer was cut" if text else "No answer")], ""
+        if said:
+            yield grown("")
+            chat = [*chat, _message("assistant", said)]
+        yield gr.skip(), [*chat, _failure(error, "The answer was cut" if said else "No answer")], gr.skip(), ""
+    yield _waiting(), gr.skip(), gr.skip(), gr.skip()
+
+
+def _message(role: str, text: str) -> Message:
+    return {"role": role, "content": _literal(text)}
+
+
+def _literal(text: str) -> str:
+    """Markdown in which a tag is text: `List<int>` is to be read, not to vanish as an unknown element."""
+    parts = AS_IT_STANDS.split(text)  # every second one is code
+    parts[::2] = [html.escape(part, quote=False).replace("&gt;", ">") for part in parts[::2]]
+    return "".join(parts)
 
 
 def _failure(error: ServeError, title: str) -> Message:
-    """The error as a message that stays in the conversation, marked so that the model is never sent it."""
+    """The error as a message that stays on the page; the model is never sent it."""
     what, fix = html.escape(error.what), html.escape(error.fix)
     content = f'<div class="failure"><b>{title}:</b> {what}<br><small>{fix}</small></div>'
-    return {"role": "assistant", "content": content, "metadata": {"id": FAILURE}}
-
-
-def _said(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def _answering() -> Any:
-    return gr.update(value="", submit_btn=False, stop_btn="Stop")
+    return {"role": "assistant", "content": content}
 
 
 def _waiting() -> Any:
     return gr.update(submit_btn="Send", stop_btn=False)
-
-
-def _history(messages: Iterable[Message], system: str, text: str) -> list[dict[str, str]]:
-    """What the server is sent: the turns that were answered, then the new question.
-
-    Errors are ours, not the model's; and a question that got no answer would leave two user turns in a row,
-    which many chat templates refuse.
-    """
-    turns: list[dict[str, str]] = []
-    for message in [*messages, {"role": "user", "content": text}]:
-        if (message.get("metadata") or {}).get("id") == FAILURE:
-            continue
-        if turns and turns[-1]["role"] == message["role"]:
-            turns.pop()
-        turns.append({"role": message["role"], "content": _plain(message["content"])})
-    return [{"role": "system", "content": system.strip()}, *turns] if system.strip() else turns
-
-
-def _plain(content: Any) -> str:
-    """Gradio hands a message back as a list of parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content if isinstance(part, dict))
 
 
 def _measures(last: client.Piece) -> str:
@@ -279,7 +231,7 @@ def launch(
             max_file_size=1,  # bytes: nothing is ever uploaded
             app_kwargs={"middleware": [Middleware(_Headers)], "docs_url": None, "redoc_url": None},
             theme=_theme(),
-            css=CSS,
+            css=style.CSS,
         )
     except OSError as error:
         raise ServeError(f"{host}:{port}", "the page's port was taken", "choose another with --port") from error
@@ -311,7 +263,7 @@ class _Headers:
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
+                headers["Content-Security-Policy"] = style.POLICY
                 headers["Referrer-Policy"] = "no-referrer"
             await send(message)
 

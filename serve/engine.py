@@ -26,7 +26,9 @@ from serve import causes, foreground, ports, settings
 
 KEEPER = Path(__file__).with_name("keeper.py")
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
-PATIENCE = 10.0  # seconds vLLM gets for each rung of the ladder down
+# Seconds vLLM gets for each rung of the ladder down. It needs one to stop in good order; and where an answer is still
+# being streamed its HTTP server waits for ever for the connection to close, so that more would only be waited.
+PATIENCE = 5.0
 DEADLINE = 900.0  # seconds from start to the first 200 of /health
 
 Progress = Callable[[str], None]
@@ -53,6 +55,7 @@ class Engine:
     process: subprocess.Popen[bytes]
     log: Path
     temporary_log: bool = False
+    patience: float = PATIENCE
     stopping: bool = field(default=False, init=False)
 
     def __enter__(self) -> "Engine":
@@ -63,14 +66,15 @@ class Engine:
     ) -> None:
         self.stop()
 
-    def stop(self, patience: float = PATIENCE) -> None:
+    def stop(self) -> None:
         """End vLLM and everything it started. Calling it again, or after vLLM has died, does nothing."""
         died = self.process.poll() is not None and not self.stopping
         self.stopping = True
         if self.process.stdin is not None:
             self.process.stdin.close()  # the lifeline: the keeper begins its ladder
+        self.process.terminate()  # and where a forked child of ours still holds a copy of the lifeline
         try:
-            self.process.wait(timeout=4 * patience)
+            self.process.wait(timeout=4 * self.patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.wait()
@@ -152,12 +156,12 @@ def launch(
         log = Path(made)
     with log.open("wb") as sink:
         process = spawn(command, environment, stdout=sink, stderr=sink, patience=patience)
-    engine = Engine(url, name, process, log, temporary_log=temporary)
+    engine = Engine(url, name, process, log, temporary_log=temporary, patience=patience)
     began = time.monotonic()
     try:
         _wait_until_healthy(engine, progress, began + deadline)
     except BaseException:  # ctrl-C included: whatever ends the wait ends the engine
-        engine.stop(patience)
+        engine.stop()
         raise
     progress(f"ready in {time.monotonic() - began:.0f} s at {url}")
     return engine

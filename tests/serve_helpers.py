@@ -43,7 +43,7 @@ class Fake(ThreadingHTTPServer):
         self.pause = 0.0  # seconds between two words
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []  # of GET requests
-        self.keys: list[str | None] = []
+        self.keys: list[str | None] = []  # of all requests
         self.hung_up = threading.Event()  # a client closed the connection before the answer was complete
         self.release = threading.Event()  # lets a silent answer end
         self.sockets: list[Any] = []
@@ -66,6 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
+        self.server.keys.append(self.headers.get("authorization"))
         if self.path == "/v1/models":
             usual = {"object": "list", "data": [{"id": name} for name in self.server.models]}
             self._json(200, self.server.listing or usual)

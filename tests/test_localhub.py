@@ -268,7 +268,9 @@ def test_an_upload_address_is_good_for_one_object_only(http: httpx.Client) -> No
     assert "actions" not in lfs_address(http, "local/m", data)
 
 
-def test_a_full_disk_is_said_and_commits_nothing(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_and_commits_nothing(
+    hub: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(store: Store, part: Path, sha256: str) -> None:
         raise OSError(28, "No space left on device")
 
@@ -276,6 +278,7 @@ def test_a_full_disk_is_said_and_commits_nothing(http: httpx.Client, monkeypatch
     monkeypatch.setattr(Store, "adopt", full)
     answer = commit(http, "local/m", {"b.txt": b"never stored before"})
     assert (answer.status_code, answer.headers["x-error-code"]) == (507, "Storage")
+    assert list((hub.root / "incoming").iterdir()) == []
     assert http.get("/api/models/local/m").json()["sha"] == head
 
 

@@ -2,10 +2,14 @@
 
 import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from serve_helpers import CHROMIUM_FLAGS, DEMO, WORDS, Fake, chromium, fake, until
@@ -30,25 +34,49 @@ def test_a_page_port_in_use_is_an_error_with_three_parts() -> None:
     assert "--port" in caught.value.fix
 
 
-def test_the_model_is_sent_answered_turns_only() -> None:
-    failure = app._failure(ServeError("url", "died", "restart"), "No answer")
-    page = [
-        {"role": "user", "content": "lost"},
-        failure,
-        {"role": "user", "content": [{"type": "text", "text": "one"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
-    ]
-    assert app._history(page, "", "two") == [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "1"},
-        {"role": "user", "content": "two"},
-    ]
-    assert app._history([], " Be brief. ", "two")[0] == {"role": "system", "content": "Be brief."}
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("a List<int> & more", "a List&lt;int> &amp; more"),
+        ("> quoted", "> quoted"),
+        ("say `a<b>` or <b>", "say `a<b>` or &lt;b>"),
+        ("```html\n<b>\n```\n<i>", "```html\n<b>\n```\n&lt;i>"),
+        ("```html\n<b>\nstill open <i>", "```html\n<b>\nstill open <i>"),
+        ("so:\n\n    if a < b:\n\nand <i>", "so:\n\n    if a < b:\n\nand &lt;i>"),
+        ("<think>hm</think> <p>", "<think>hm</think> &lt;p>"),
+    ],
+)
+def test_tags_in_an_answer_are_text_and_code_stays_as_it_is(said: str, shown: str) -> None:
+    assert app._literal(said) == shown
 
 
 def test_an_error_cannot_bring_markup_into_the_page() -> None:
     content = app._failure(ServeError("url", "<script>alert(1)</script>", "a & b"), "No answer")["content"]
     assert "<script>" not in content and "a &amp; b" in content
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_page_in_the_foreground_ends_with_a_signal(number: int, code: int) -> None:
+    script = (
+        "import sys; from serve import app\n"
+        "ready = lambda page: print(page.url, flush=True)\n"
+        "sys.exit(app.run_forever(sys.argv[1], ready=ready))\n"
+    )
+    with fake() as server:
+        process = subprocess.Popen([sys.executable, "-c", script, server.url], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        page = httpx.get(process.stdout.readline().strip(), trust_env=False)
+        assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+        process.send_signal(number)
+        assert process.wait(60) == code
+        assert process.stdout.read() == ""  # stdout carries what `ready` says, nothing else
+
+
+def test_a_key_reaches_the_server_and_never_the_browser() -> None:
+    with fake() as server, app.launch(server.url, api_key="key-s3cret") as page:
+        assert server.keys == ["Bearer key-s3cret"]
+        for path in ("", "config", "gradio_api/info"):
+            assert "s3cret" not in httpx.get(f"{page.url}/{path}", trust_env=False).text
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +156,7 @@ def test_a_question_is_answered_with_its_speed_and_nothing_comes_from_outside(br
         until(lambda: len(server.requests) == 2 and "tokens/s" in page.status())
         roles = [message["role"] for message in server.requests[1]["messages"]]
         assert roles == ["system", "user", "assistant", "user"]
-        assert server.requests[1]["messages"][2]["content"] == "".join(WORDS).strip()
+        assert server.requests[1]["messages"][2]["content"] == "".join(WORDS)  # as it was said, to the last byte
         strangers = [url for url in page.asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
         assert strangers == [] and page.trouble == []
 
@@ -146,6 +174,8 @@ def test_an_answer_is_seen_while_it_grows_and_stop_ends_it(browser: Any) -> None
         server.words, server.pause = WORDS, 0.0
         page.say("Again.")
         until(lambda: "A list holds items in order." in page.said())
+        said = [message["content"] for message in server.requests[1]["messages"]]
+        assert said[0] == "Go on." and said[1].startswith("word word") and said[2:] == ["Again."]
 
 
 @pytest.mark.serve
@@ -207,6 +237,22 @@ def test_an_answer_with_markup_neither_runs_nor_calls_out(browser: Any) -> None:
             until(lambda: page.tab.locator("#chat img").evaluate_all("all => all.every(one => one.complete)"))
             assert page.tab.evaluate("window.pwned") is None
         assert outside.paths == []
+
+
+@pytest.mark.serve
+def test_code_in_a_conversation_is_read_as_it_was_written(browser: Any) -> None:
+    with chat(browser, words=["Use List<int>, ", "`dict<k>` or <foo>bar</foo>."]) as (page, server):
+        page.say("What is Map<K, V>?")
+        until(lambda: "tokens/s" in page.status())
+        assert "Use List<int>, dict<k> or <foo>bar</foo>." in page.said()
+        assert "What is Map<K, V>?" in page.said()
+        page.say("More.")
+        until(lambda: len(server.requests) == 2)
+        assert [message["content"] for message in server.requests[1]["messages"]] == [
+            "What is Map<K, V>?",
+            "Use List<int>, `dict<k>` or <foo>bar</foo>.",
+            "More.",
+        ]
 
 
 @pytest.mark.serve

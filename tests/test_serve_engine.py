@@ -42,7 +42,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
-def stub(tmp_path: Path, manner: str, patience: float = 10.0) -> engine.Engine:
+def stub(tmp_path: Path, manner: str, patience: float = 30.0) -> engine.Engine:
     """A running stand-in, two processes under a keeper."""
     port = ports.choose(ports.LOOPBACK, None)
     command = [sys.executable, "-c", STUB, str(port), manner, str(tmp_path / "marks")]
@@ -74,12 +74,22 @@ def fails_with(command: list[str], tmp_path: Path, deadline: float = 30.0) -> Se
 
 @pytest.mark.parametrize(("manner", "terms"), [("polite", 1), ("second", 2), ("deaf", 2)])
 def test_stop_climbs_down_the_ladder_and_leaves_nothing(tmp_path: Path, manner: str, terms: int) -> None:
-    running = stub(tmp_path, manner, patience=10.0 if manner == "polite" else 1.0)
+    running = stub(tmp_path, manner, patience=30.0 if manner == "polite" else 1.0)
     assert len(session_of(running.process.pid)) == 3  # keeper, server, the server's child
     running.stop()
     assert (tmp_path / "marks").read_text().count("term") == terms
     assert session_of(running.process.pid) == []
     running.stop()  # again does nothing
+
+
+def test_stop_works_although_a_forked_child_holds_the_lifeline(tmp_path: Path) -> None:
+    running = stub(tmp_path, "polite")
+    assert running.process.stdin is not None
+    copy = os.dup(running.process.stdin.fileno())
+    running.stop()
+    os.close(copy)
+    assert (tmp_path / "marks").read_text().count("term") == 1
+    assert session_of(running.process.pid) == []
 
 
 def test_leaving_the_with_block_stops_the_engine(tmp_path: Path) -> None:

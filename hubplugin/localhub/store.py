@@ -138,6 +138,9 @@ class Store:
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.blob(sha256).exists():
             part = self.part()
-            part.write_bytes(data)
-            self.adopt(part, sha256)
+            try:
+                part.write_bytes(data)
+                self.adopt(part, sha256)
+            finally:
+                part.unlink(missing_ok=True)
         return sha256

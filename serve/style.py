@@ -1,0 +1,42 @@
+"""How the chat page looks, and what its content may reach. Text only; it knows nothing about Gradio's components."""
+
+# An answer is markdown from a model: it may not fetch an image, a font or a script from anywhere else.
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'"
+)
+
+CSS = """
+.gradio-container {width: 100% !important; max-width: 1080px !important; margin: 0 auto !important}
+footer {display: none !important}
+#head {padding: 0 2px}
+#head .html-container {display: flex; flex-wrap: wrap; align-items: baseline; column-gap: .75rem; padding: 0}
+#head h1 {font-size: 1.2rem; font-weight: 650; letter-spacing: -.01em; margin: 0}
+#head span {color: var(--body-text-color-subdued); font-size: .85rem}
+#head + .row {column-gap: 32px}
+#main > * {flex-grow: 0 !important}
+#main > #chat {flex-grow: 1 !important; border-radius: 12px; min-height: 300px}
+#chat button[aria-label="Clear"], #chat .icon-button-wrapper.top-panel {display: none}
+#chat .message {font-size: .95rem; line-height: 1.55; border-radius: 12px; border: none; box-shadow: none}
+#chat .user.message {padding: 7px 14px}
+#chat .bot.message {background: transparent; padding: 0}
+#chat .message-buttons {opacity: .45}
+#chat .message-buttons * {border: none; box-shadow: none; background: transparent}
+#chat .message-buttons:hover {opacity: 1}
+#chat .failure {border-left: 3px solid #ef4444; padding: 2px 0 2px 12px; color: var(--body-text-color)}
+#chat .failure b {color: #ef4444; font-weight: 600}
+#chat .failure small {color: var(--body-text-color-subdued); font-size: .85rem}
+#status {min-height: 1.5rem; padding: 0 4px}
+#status p {color: var(--body-text-color-subdued); font-size: .85rem; margin: 0}
+#status p {font-variant-numeric: tabular-nums}
+#status strong {color: var(--body-text-color); font-weight: 600}
+#box {border-radius: 12px; padding: 8px 8px 8px 12px}
+#box textarea {background: transparent; border: none; box-shadow: none; padding: 6px 2px}
+#box .submit-button, #box .stop-button {border-radius: 8px; padding: 4px 16px; font-weight: 550}
+#box .submit-button {background: var(--color-accent); color: white}
+#settings > *, #settings .form > * {flex-grow: 0 !important}
+#settings .form {border: none; box-shadow: none; background: transparent; gap: 22px}
+#settings .block {border: none; box-shadow: none; background: transparent; padding: 0}
+#settings input.border-none {padding-right: 22px; text-overflow: ellipsis}
+#settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
+"""

@@ -1,0 +1,201 @@
+"""The card says what the report says, in the Hub's vocabulary, and treats every foreign string as data."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from card_helpers import report
+from huggingface_hub import ModelCard
+
+from hubplugin import card
+from hubplugin.report import Base, Evaluation, GateLine, LinearResult, Quality, Report, Sizes, Tokens
+
+TEMPLATE = Path(card.__file__).with_name(card.TEMPLATE)
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
+
+
+def body(text: str) -> str:
+    """Everything under the front matter."""
+    return text.split("\n---\n", 1)[1]
+
+
+def other_report() -> Report:
+    """A report in which every number differs from the first one's."""
+    tokens = Tokens(source="own samples", sequences=31, tokens_per_sequence=257, seed=9, sha256="c" * 64)
+    return report(
+        hubplugin="7.7.7",
+        created="1999-11-29T21:58:57Z",
+        model_name="other",
+        repo="ns/other",
+        base=Base(repo="ns/base", revision="b" * 40, on_hub=True, architecture="LlamaForCausalLM", model_type="llama"),
+        manifest_text="model: ns/base\n",
+        manifest_sha256="f" * 64,
+        steps=({"method": "prune", "ffn": 0.5, "damp": 0.05}, {"method": "gptq", "bits": 8, "group_size": 128}),
+        widths={"intermediate_size": (2300, 1150)},
+        calibration=tokens,
+        linears=(LinearResult(name="x", method="gptq", loss=0.4567, damp=0.33),),
+        sizes_base=Sizes(
+            safetensors_bytes=777_000,
+            parameters=555_000,
+            linear_parameters=333_000,
+            linear_bits_per_weight=32.5,
+            model_bits_per_weight=33.25,
+        ),
+        sizes=Sizes(
+            safetensors_bytes=111_500,
+            parameters=101_900,
+            linear_parameters=91_400,
+            linear_bits_per_weight=8.6,
+            model_bits_per_weight=9.9,
+        ),
+        seconds={"pull": 6.5},
+        peak_memory_bytes=45_600,
+        versions={"torch": "8.8.8"},
+        evaluation=Evaluation(
+            tokens=tokens,
+            protocol="whole",
+            predicted_tokens=60111,
+            base=Quality(perplexity=111.9, perplexity_stderr=2.2),
+            variant=Quality(perplexity=199.4, perplexity_stderr=5.7, mean_kl=0.0345, p99_kl=0.678, top1_agreement=0.6),
+        ),
+    )
+
+
+def test_the_hubs_own_parser_reads_the_front_matter_and_the_results() -> None:
+    made = report()
+    data = ModelCard(card.render(made)).data
+    assert data.base_model == "ns/base"
+    assert data.to_dict()["base_model_relation"] == "quantized"
+    assert (data.license, data.language, data.library_name) == ("apache-2.0", ["en"], "transformers")
+    assert data.datasets == ["ns/words"]
+    assert {"gptq", "4-bit", "int4", "vllm", "quantized", "pruned", "conversational"} <= set(data.tags)
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {"perplexity": 23.87, "kl_divergence": 0.1523, "top1_agreement": 0.8412}
+    assert data.to_dict()["compression"]["ratio_disk"] == pytest.approx(24_190_000 / 9_310_000, abs=1e-4)
+    assert data.to_dict()["compression"]["baseline"] == {"repo": "ns/base", "revision": "a" * 40, "bytes": 24_190_000}
+
+
+def test_a_number_that_two_different_reports_share_comes_from_the_template() -> None:
+    constant = set(NUMBER.findall(TEMPLATE.read_text()))
+    for paper in card.PAPERS.values():
+        constant |= set(NUMBER.findall(paper))
+    first, second = (set(NUMBER.findall(body(card.render(made)))) for made in (report(), other_report()))
+    assert len(first) > 40
+    assert first & second <= constant | {"1", "2"}  # the steps' own numbering
+
+
+def test_every_measured_number_of_the_report_stands_on_the_card() -> None:
+    text = body(card.render(report()))
+    for shown in ("9.31 MB", "24.19 MB", "2.60", "4.51", "7.22", "1024", "768", "23.87", "20.46", "0.1523", "1.870"):
+        assert shown in text
+    assert "84.12 %" in text and "± 0.37" in text and "1.1667" in text
+
+
+def test_without_an_evaluation_there_is_no_quality_table_and_no_result() -> None:
+    text = card.render(report(evaluation=None))
+    assert "## Quality" not in text and "perplexity" not in text
+    assert "Its quality was not measured" in text
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_a_pruned_only_model_claims_no_relation_and_no_quantization() -> None:
+    made = report(steps=({"method": "prune", "ffn": 0.25, "damp": 0.01},))
+    data = ModelCard(card.render(made)).data.to_dict()
+    assert "base_model_relation" not in data and data["base_model"] == "ns/base"
+    assert "pruned" in data["tags"] and not {"gptq", "quantized"} & set(data["tags"])
+    assert "bits" not in data["compression"]
+    assert "AutoGPTQ" not in card.render(made)
+
+
+def test_a_local_base_is_not_passed_off_as_a_repo() -> None:
+    local = report().base.model_copy(update={"on_hub": False, "revision": None})
+    data = ModelCard(card.render(report(base=local))).data.to_dict()
+    assert "base_model" not in data and "base_model_relation" not in data
+
+
+def test_fallbacks_are_listed_and_their_absence_is_said() -> None:
+    assert "Fallbacks: none" in card.render(report())
+    fallen = LinearResult(
+        name="model.layers.0.mlp.up_proj", method="gptq", loss=0.5, damp=0.1, fallback="plain rounding"
+    )
+    text = card.render(report(linears=(fallen,)))
+    assert "Fallbacks: 1 of 1" in text and "`model.layers.0.mlp.up_proj`: plain rounding" in text
+
+
+def test_the_five_worst_linears_are_named_worst_first() -> None:
+    rows = re.findall(r"\| `model\.layers\.(\d)", card.render(report()))
+    assert rows == ["6", "5", "4", "3", "2"]
+
+
+def test_the_manifest_is_whole_and_cannot_leave_its_fence() -> None:
+    manifest = "model: x\n# ```\n# ````\n## not a heading\n"
+    text = card.render(report(manifest_text=manifest))
+    assert f"`````yaml\n{manifest}`````\n" in text
+
+
+HOSTILE = (
+    "a\n---\nlicense: mit",
+    "{{ 7 * 7 }}{% for x in y %}",
+    "<script>alert(1)</script>",
+    "**bold** [link](http://x) | cell | `tick`",
+    "...\nkey: !!python/object/apply:os.system ['true']",
+)
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_hostile_strings_stay_data(evil: str) -> None:
+    flat = " ".join(evil.split())
+    base = Base(
+        repo=evil,
+        revision=None,
+        on_hub=True,
+        architecture=evil,
+        model_type="llama",
+        licence="other",
+        licence_name=evil,
+        licence_link=evil,
+        languages=(evil,),
+    )
+    made = report(
+        base=base,
+        model_name=evil,
+        repo=evil,
+        linears=(LinearResult(name=evil, method="gptq", loss=0.1, damp=0.1, fallback=evil),),
+        gate=(GateLine(name=evil, passed=True, detail=evil),),
+    )
+    text = card.render(made)
+    front, rest = text.removeprefix("---\n").split("\n---\n", 1)
+    data = yaml.safe_load(front)
+    assert data["license"] == "other"
+    assert (data["license_name"], data["license_link"], data["language"]) == (flat, flat, [flat])
+    assert data["base_model"] == flat and data["model-index"][0]["name"] == flat
+    outside_code = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"\\.", "", rest))
+    assert "<script>" not in outside_code and "[link]" not in outside_code and "**bold**" not in outside_code
+    assert "\n---\n" not in rest and "49" not in NUMBER.findall(rest)
+    widths = {line.count(" | ") for line in rest.splitlines() if line.startswith("| `") and "down" not in line}
+    assert widths <= {2, 3}  # no cell was added to a table of three or of four columns
+
+
+def test_duties_of_the_licence_are_repeated() -> None:
+    llama = report().base.model_copy(update={"licence": "llama3.1", "gated": True})
+    text = card.render(report(base=llama))
+    assert "Built with Llama." in text and "The base is gated" in text
+    assert "Built with Llama" not in card.render(report())
+
+
+def test_several_licences_stay_a_list() -> None:
+    both = report().base.model_copy(update={"licence": "mit, apache-2.0"})
+    assert ModelCard(card.render(report(base=both))).data.to_dict()["license"] == ["mit", "apache-2.0"]
+
+
+def test_the_same_report_always_gives_the_same_card() -> None:
+    assert card.render(report()) == card.render(report())
+
+
+def test_odd_numbers_are_shown_without_exponents_and_without_failing() -> None:
+    evaluation = report().evaluation
+    assert evaluation is not None
+    odd = evaluation.variant.model_copy(update={"perplexity": float("inf"), "mean_kl": 0.0, "p99_kl": 1.234e-6})
+    text = card.render(report(evaluation=evaluation.model_copy(update={"variant": odd})))
+    assert "inf" in text and "0.000001234" in text
