@@ -33,7 +33,7 @@ from hubplugin import (
 )
 from hubplugin.manifest import Document
 from hubplugin.plan import Plan, VariantPlan
-from hubplugin.report import Base, Report, Sizes, progress
+from hubplugin.report import Base, Load, Report, Sizes, progress
 from hubplugin.stream import Model
 
 CARD = "README.md"
@@ -223,6 +223,7 @@ def _report(
             model_bits_per_weight=variant.model_bits_per_weight,
         ),
         seconds=clock.seconds,
+        loads=tuple(Load(target=each.target, loads=each.loads, why=each.why) for each in variant.verdicts),
         peak_memory_bytes=peak,
         versions=versions(),
         files={file.name: checkpoint.sha256(file) for file in sorted(folder.iterdir())},

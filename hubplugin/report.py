@@ -100,6 +100,14 @@ class GateLine(Record):
     detail: str
 
 
+class Load(Record):
+    """Whether stock vLLM loads the variant on one kind of machine, by the rules `plan` knows."""
+
+    target: str  # "cpu", "cuda tp=1", ...
+    loads: bool
+    why: str  # empty where it loads
+
+
 class Report(Record):
     """Everything about one variant."""
 
@@ -123,6 +131,7 @@ class Report(Record):
     versions: dict[str, str]
     evaluation: Evaluation | None = None
     gate: tuple[GateLine, ...] = ()
+    loads: tuple[Load, ...] = ()
     files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file and the card
 
     @property

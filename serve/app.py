@@ -28,6 +28,7 @@ except ImportError as missing:
 
 Message = dict[str, Any]  # role, and content as markdown
 
+ASK_TOKENS = 96
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 # What markdown shows as it stands: fenced, indented and inline code. A model's reasoning tags are Gradio's to show.
 AS_IT_STANDS = re.compile(
@@ -93,7 +94,38 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         everything = [box, chat, turns, status]
         clear.click(lambda: (_waiting(), [], [], ""), None, everything, cancels=[asked], queue=False, **quiet)
         page.load(names, None, [chosen, status], **quiet)
+
+        async def ask(text: str) -> str:
+            return await _one_answer(url, api_key, text)
+
+        gr.api(ask, api_name="ask")
     return page
+
+
+async def _one_answer(url: str, api_key: str | None, text: str) -> str:
+    """The page's own turn without the page: the first model's answer to one question, or the error's one line."""
+    turns: list[dict[str, str]] = []
+    name = next(iter(client.models(url, api_key=api_key)), None)
+    line = ""
+    async for _, _, said, now in _turn(url, api_key, text, [], [], name, "", 0.0, ASK_TOKENS):
+        turns = said if isinstance(said, list) else turns
+        line = now if isinstance(now, str) else line
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    return answers[0] if answers else line
+
+
+def ask(page_url: str, question: str) -> str:
+    """Ask a running page over its own API. Returns the answer; raises ServeError where there is none."""
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    try:
+        answer = Client(page_url, verbose=False, analytics_enabled=False).predict(question, api_name="/ask")
+    except (AppError, OSError, ValueError) as error:
+        raise ServeError(page_url, f"the page did not answer: {error}", "look at its own messages") from error
+    if not str(answer).strip():
+        raise ServeError(page_url, "the page gave an empty answer", "look at its own messages")
+    return str(answer)
 
 
 async def _turn(

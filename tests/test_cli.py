@@ -210,9 +210,9 @@ def test_a_secret_in_the_environment_reaches_neither_output_nor_files(place: Pat
 
 def test_pico_headers_are_those_of_the_base(place: Path) -> None:
     plan = json.loads(hubplugin("plan", "m.yaml", "--json", cwd=place).stdout)
-    assert plan["parameters"] == sum(
-        _count(shape) for _, shape in pico.headers(place / "base").values()
-    ), "tied embeddings are stored, and counted, once"
+    assert plan["parameters"] == sum(_count(shape) for _, shape in pico.headers(place / "base").values()), (
+        "tied embeddings are stored, and counted, once"
+    )
 
 
 def _count(shape: list[int]) -> int:

@@ -114,3 +114,9 @@ def test_nothing_of_one_machine_stands_in_the_project() -> None:
     for path in [*SOURCES, *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "Makefile"]:
         text = path.read_text(encoding="utf-8")
         assert "/root/" not in text and "/home/" not in text, path
+
+
+def test_the_readme_shows_a_manifest_that_stands_in_the_project() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("```yaml\n")[1].split("```")[0]
+    assert shown == (ROOT / "manifests" / "smollm2-135m-instruct.yaml").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -266,9 +267,9 @@ def test_the_model_chooser_lists_what_the_server_serves(browser: Any) -> None:
 
 
 @pytest.mark.serve
-def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any) -> None:
+def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any, tmp_path: Path) -> None:
     """Also makes the README's picture: HUBPLUGIN_SCREENSHOT=docs/chat.png pytest -m serve -k through_vllm"""
-    with engine.start(DEMO, name="docs-llama-12m") as running, app.launch(running.url) as served:
+    with engine.start(DEMO, name="docs-llama-12m", log=tmp_path / "log") as running, app.launch(running.url) as served:
         page = Chat(browser, served.url)
         page.set("temperature", "0")
         page.set("tokens", "96")

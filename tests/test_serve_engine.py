@@ -354,8 +354,9 @@ def test_vllm_starts_answers_and_stops_without_an_orphan() -> None:
 @pytest.mark.serve
 def test_a_parent_that_is_killed_takes_vllm_along(tmp_path: Path) -> None:
     script = (
-        "import sys; from serve import engine\n"
-        f"running = engine.start({str(DEMO)!r}, name='demo', max_model_len=256)\n"
+        "from pathlib import Path; from serve import engine\n"
+        f"log = Path({str(tmp_path / 'log')!r})\n"
+        f"running = engine.start({str(DEMO)!r}, name='demo', max_model_len=256, log=log)\n"
         "print(running.process.pid, flush=True); running.wait()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
