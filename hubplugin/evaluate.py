@@ -70,7 +70,7 @@ def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluati
     window = base.tokens.shape[1]
     return Evaluation(
         tokens=base.description,
-        protocol=f"windows of {window} tokens, stride {window}, no BOS added, each window predicts {window - 1} tokens; "
+        protocol=f"windows of {window} tokens, stride {window}, no BOS added, each window predicts {window - 1}; "
         "float32 on the dequantized folder; +/- is one standard error over windows",
         predicted_tokens=len(loss),
         base=base.quality,

@@ -28,7 +28,6 @@ from hubplugin import (
     gate,
     hub,
     memory,
-    plan,
     report,
 )
 from hubplugin.manifest import Document

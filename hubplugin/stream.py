@@ -101,7 +101,7 @@ class Model:
 
     @torch.inference_mode()
     def start(self, tokens: Tensor) -> list[Batch]:
-        """Embed token ids [sequences, tokens] and record, for each block, the masks and positions the model gives it."""
+        """Embed token ids [sequences, tokens] and record the masks and positions the model gives each block."""
         recorders = [_Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)
         norm, self._trunk.norm = self._trunk.norm, nn.Identity()

@@ -111,7 +111,9 @@ async def _one_answer(url: str, api_key: str | None, text: str) -> str:
         turns = said if isinstance(said, list) else turns
         line = now if isinstance(now, str) else line
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    return answers[0] if answers else line
+    if not answers:
+        raise gr.Error(line or "no answer", print_exception=False)
+    return answers[0]
 
 
 def ask(page_url: str, question: str) -> str:

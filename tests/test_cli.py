@@ -1,4 +1,4 @@
-"""The command line as a user meets it: three lines and exit code 2 for every bad input, 130 for ctrl-C, no traceback."""
+"""The command line as a user meets it: three lines and exit code 2 for bad input, 130 for ctrl-C, no traceback."""
 
 import json
 import os
@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pico
 import pytest
 from safetensors.torch import load_file, save_file
-
-import pico
 
 MANIFEST = """\
 model: ./base

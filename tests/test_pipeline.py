@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pico
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-import pico
 from hubplugin import gate, localhub, manifest, pipeline, plan, publish, report
 from hubplugin import hub as hub_client
 from hubplugin.errors import GateError, HubPluginError, PlanError
