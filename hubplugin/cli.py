@@ -164,6 +164,7 @@ def _chat(options: argparse.Namespace) -> int:
         model=options.model,
         host=options.host,
         port=options.port,
+        api_key=os.environ.get("VLLM_API_KEY"),
     )
 
 

@@ -17,7 +17,7 @@ from hubplugin.family import Family
 from hubplugin.report import Evaluation, Quality, Tokens
 from hubplugin.stream import Model
 
-LOGIT_ROWS = 1024  # positions whose logits are held at once
+LOGITS = 2**23  # held at once: positions times vocabulary; KL works on a few copies of them in float64
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _pieces(model: Model, hidden: Tensor, tokens: Tensor):  # type: ignore[no-un
     """(logits [n, vocabulary], the tokens they should predict [n]), a bounded number of positions at a time."""
     flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     wanted = tokens[:, 1:].reshape(-1).long()
-    for rows, ids in zip(flat.split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True):
+    count = max(1, LOGITS // model.vocabulary)
+    for rows, ids in zip(flat.split(count), wanted.split(count), strict=True):
         yield model.logits(rows), ids
 
 

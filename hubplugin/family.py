@@ -34,6 +34,7 @@ class Family:
 
     taps: tuple[Tap, ...]
     widths: tuple[Width, ...]
+    native: str = ""  # transformers' own class; a repo whose auto_map names one of that name needs no code of its own
     block: str = "model.layers.{i}"
     embed: str = "model.embed_tokens"
     norm: str = "model.norm"
@@ -87,17 +88,26 @@ _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 # by config.json's model_type
 FAMILIES: dict[str, Family] = {
-    "llama": replace(SEPARATE, bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)), whole_heads=True),
-    "mistral": SEPARATE,
-    "qwen2": replace(SEPARATE, biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    "llama": replace(
+        SEPARATE,
+        native="LlamaForCausalLM",
+        bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)),
+        whole_heads=True,
+    ),
+    "mistral": replace(SEPARATE, native="MistralForCausalLM"),
+    "qwen2": replace(
+        SEPARATE, native="Qwen2ForCausalLM", biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    ),
     "qwen3": replace(
         SEPARATE,
+        native="Qwen3ForCausalLM",
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         bias_keys=(("attention_bias", _ATTENTION),),
         head_dim=128,
     ),
     "gemma2": replace(
         SEPARATE,
+        native="Gemma2ForCausalLM",
         norms=(
             "input_layernorm",
             "post_attention_layernorm",
@@ -109,7 +119,7 @@ FAMILIES: dict[str, Family] = {
         tied=True,
         whole_heads=True,
     ),
-    "phi3": FUSED,
+    "phi3": replace(FUSED, native="Phi3ForCausalLM"),
 }
 
 

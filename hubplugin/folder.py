@@ -14,6 +14,7 @@ import yaml
 
 from hubplugin import report
 from hubplugin.errors import CheckpointError, HubError
+from hubplugin.family import FAMILIES
 from hubplugin.plan import Header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -55,13 +56,20 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
         (optional.name, _mapping(optional, where) if optional.exists() else {}),
         ("config.json", config),
     ):
-        if values.get("auto_map"):
+        if values.get("auto_map") and not _native(values):
             raise HubError(
                 f"{where}: {name}: auto_map",
                 "the model needs remote code, which is never run",
                 "use a conversion that transformers loads by itself, or a local copy without auto_map",
             )
     return config
+
+
+def _native(config: dict[str, Any]) -> bool:
+    """Whether the code a config.json offers is what transformers ships under the same name anyway (as with phi3)."""
+    offered, row = config["auto_map"], FAMILIES.get(str(config.get("model_type")))
+    name = offered.get("AutoModelForCausalLM") if isinstance(offered, dict) else None
+    return row is not None and isinstance(name, str) and name.rsplit(".", 1)[-1] == row.native
 
 
 def _mapping(path: Path, where: str) -> dict[str, Any]:

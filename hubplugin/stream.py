@@ -66,7 +66,7 @@ class Model:
         device: str = "cpu",
     ) -> None:
         self.source, self.family, self.dtype, self.device = source, family, dtype, device
-        plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
         settings = AutoConfig.for_model(**plain)
         # scaled-dot-product kernels have no soft-capping; eager attention does
         attention = "eager" if getattr(settings, "attn_logit_softcapping", None) else "sdpa"
@@ -81,6 +81,11 @@ class Model:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table."""
+        return int(self._trunk.embed_tokens.weight.shape[0])
 
     def _fill_buffers(self) -> None:
         """Rotary frequencies and the like are computed, not stored: let transformers initialise them for real."""

@@ -111,6 +111,14 @@ def test_a_model_that_needs_remote_code_is_refused(model: Path, name: str) -> No
     assert "remote code" in refused(lambda: hub.peek(str(model), Path()))
 
 
+def test_code_that_transformers_ships_under_the_same_name_is_not_needed(model: Path) -> None:
+    values = json.loads((model / "config.json").read_text())
+    own = {"AutoConfig": "configuration_x.LlamaConfig", "AutoModelForCausalLM": "modeling_x.LlamaForCausalLM"}
+    (model / "config.json").write_text(json.dumps({**values, "auto_map": own}))
+    assert hub.pull(str(model), Path()).path == model
+    assert hub.peek(str(model), Path()).config["auto_map"] == own
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff\xfe"])
 def test_a_broken_config_is_refused(model: Path, content: str) -> None:
     (model / "config.json").write_bytes(content.encode("latin-1"))

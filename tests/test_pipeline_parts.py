@@ -1,5 +1,6 @@
 """stream, compress, export, evaluate and gate on pico models of every family, without Hub or engine."""
 
+import json
 from pathlib import Path
 
 import pico
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubplugin import compress, evaluate, export, family, gate, hub, plan
+from hubplugin import calibrate, compress, evaluate, export, family, gate, hub, plan
 from hubplugin.checkpoint import Reader, Writer
 from hubplugin.compress import Block
 from hubplugin.errors import CheckpointError
@@ -94,6 +95,17 @@ def test_a_pruned_folder_is_a_plain_model_of_transformers_own_class(model_type: 
     model = open_model(out, family.FAMILIES[model_type])
     with torch.no_grad():
         assert torch.allclose(loaded(ids.long()).logits, model.logits(model.walk(ids)), atol=1e-4)
+
+
+def test_a_repo_that_also_offers_its_own_code_is_run_by_transformers_class(tmp_path: Path) -> None:
+    base = pico.write(tmp_path / "m", "phi3")
+    config = json.loads((base / "config.json").read_text())
+    own = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    (base / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    make(base, tmp_path / "v", GPTQ)
+    assert "auto_map" not in (tmp_path / "v" / "config.json").read_text()
+    assert calibrate.sample_self(base, 2, 16, 0).shape == (2, 16)
+    assert calibrate.read_tokenizer(base).eos_token_id == 256
 
 
 def test_micro_batches_do_not_change_the_answer(pico_folder: Path, tmp_path: Path, monkeypatch) -> None:
