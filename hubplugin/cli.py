@@ -1,6 +1,6 @@
 """The command line: parse, call one function, print. stdout carries results, stderr carries talk.
 
-Turns HubPluginError into three lines and exit code 2, and ctrl-C into 130. Each verb imports what it needs: `plan` and
+Turns HubPluginError into three lines and exit code 2. Each verb imports what it needs: `plan` and
 `--help` answer without torch.
 """
 
@@ -24,7 +24,7 @@ OUT = Path("out")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a verb and exit: 0, 2 for an error with three lines, 130 for ctrl-C."""
+    """Run a verb and exit: 0, or 2 for an error with three lines. Ctrl-C passes through to `__main__`."""
     signal.signal(signal.SIGTERM, _terminated)
     options = _parser().parse_args(argv)
     try:
@@ -32,9 +32,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except HubPluginError as error:
         print(error.lines(), file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
     except BrokenPipeError:
         sys.stderr.close()
         status = 0

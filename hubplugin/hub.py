@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -212,12 +213,18 @@ def endpoint() -> str:
 
 
 def _api() -> HfApi:
-    """A client for the endpoint of this moment; says where it goes, since the token goes there too."""
-    address = urlsplit(endpoint())
-    report.progress(f"hub    {endpoint()}")
-    if address.scheme != "https" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
-        report.progress("hub    warning: this is not https; whoever listens on the way can read your token")
+    """A client for the endpoint of this moment."""
+    _announce(endpoint())
     return HfApi(endpoint=endpoint(), library_name="hubplugin")
+
+
+@cache
+def _announce(address: str) -> None:
+    """Say once where requests go, since the token goes there too."""
+    report.progress(f"hub    {address}")
+    parts = urlsplit(address)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        report.progress("hub    warning: this is not https; whoever listens on the way can read your token")
 
 
 def _cache() -> Path:

@@ -64,12 +64,7 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
                     max_lines=8,
                     submit_btn="Send",
                 )
-            with gr.Column(scale=1, min_width=260, elem_id="settings"):
-                chosen = gr.Dropdown([], label="Model", elem_id="model", interactive=True)
-                system = gr.Textbox(label="System prompt", elem_id="system", lines=3, max_lines=8)
-                temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", elem_id="temperature")
-                tokens = gr.Slider(16, 4096, 512, step=16, label="Max tokens", elem_id="tokens")
-                clear = gr.Button("Clear conversation", elem_id="clear", size="sm")
+            chosen, system, temperature, tokens, clear = _settings()
 
         async def answer(*inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
             async for update in _turn(url, api_key, *inputs):
@@ -100,6 +95,18 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
 
         gr.api(ask, api_name="ask")
     return page
+
+
+def _settings() -> tuple[gr.Dropdown, gr.Textbox, gr.Slider, gr.Slider, gr.Button]:
+    """The column beside the conversation: model, system prompt, temperature, max tokens, clear."""
+    with gr.Column(scale=1, min_width=260, elem_id="settings"):
+        return (
+            gr.Dropdown([], label="Model", elem_id="model", interactive=True),
+            gr.Textbox(label="System prompt", elem_id="system", lines=3, max_lines=8),
+            gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", elem_id="temperature"),
+            gr.Slider(16, 4096, 512, step=16, label="Max tokens", elem_id="tokens"),
+            gr.Button("Clear conversation", elem_id="clear", size="sm"),
+        )
 
 
 async def _one_answer(url: str, api_key: str | None, text: str) -> str:
