@@ -67,13 +67,16 @@ class Reader:
                 yield name[len(prefix) + 1 :], self.get(name)
 
 
+SHARD_BYTES = 2 * 1024**3
+
+
 class Writer:
     """Collects tensors and writes them as shards of at most `shard_bytes`, the index last.
 
     Shards get their final names only in `finish`, when their number is known.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = 4 * 1024**3) -> None:
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder = Path(folder)
         self.shard_bytes = shard_bytes
         self._pending: dict[str, Tensor] = {}

@@ -14,8 +14,9 @@ WEIGHT_SECONDS = 2.5e-7  # per weight: the search of scales and the rounding, el
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 640 * 2**20  # Python, torch, transformers, datasets and what the allocator keeps, before any tensor
 FP32 = 4  # bytes per number; everything is computed in fp32
-MICRO_TOKENS = 8192  # tokens that pass a block at one time
+MICRO_TOKENS = 8192  # tokens that pass a block at one time, as in stream.py
 LOGIT_ROWS = 512  # positions whose logits exist at one time
+SHARD_BYTES = 2 * 2**30  # of weights that are collected before a file is written
 SQUARE_COPIES = 6  # second moments: as summed, without dead inputs, reordered, damped, reversed, factored
 STACK_COPIES = 6  # stacked weights: as they are, reordered, target, errors, codes, result
 
@@ -31,14 +32,19 @@ class Work:
 
 
 def peak_memory(
-    family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work, resident: int = 0
+    family: Family,
+    dims: Dimensions,
+    shapes: Mapping[str, tuple[int, int]],
+    work: Work,
+    written: int,
+    resident: int = 0,
 ) -> int:
     """Bytes of the process at its highest point.
 
-    The embedding table, one block and the activations of all samples stay in memory. Beside them stands the
-    largest of: the intermediate activations of MICRO_TOKENS tokens, the copies a method makes of one tap's
-    second moments and stacked weights, the logits of LOGIT_ROWS positions. `resident` is a whole model in
-    bytes, where calibration text is sampled from it before all this.
+    What stays: the embedding table, one block, the activations of all samples and, of the `written` bytes, those
+    of the shard that is not full yet. Beside them stands the largest of: the intermediate activations of
+    MICRO_TOKENS tokens, the copies a method makes of one tap's second moments and stacked weights, the logits of
+    LOGIT_ROWS positions. `resident` is a whole model in bytes, where calibration text is sampled from it before.
     """
     activations = work.samples * work.tokens * dims.hidden * FP32
     table = dims.vocab * dims.hidden * FP32
@@ -51,7 +57,7 @@ def peak_memory(
         stacked = sum(shapes[name][0] for name in tap.linears)
         taps.append((SQUARE_COPIES * inputs**2 + STACK_COPIES * stacked * inputs) * FP32)
     logits = LOGIT_ROWS * dims.vocab * FP32
-    streaming = table + block + activations + max(intermediate, *taps, logits)
+    streaming = table + block + activations + min(written, SHARD_BYTES) + max(intermediate, *taps, logits)
     return RUNTIME_BYTES + max(streaming, resident + logits)
 
 

@@ -31,10 +31,10 @@ class Reference:
     description: Tokens
 
 
-def open_model(folder: Path, family: Family) -> Model:
-    """A folder as a block-streamed model in float32."""
+def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32) -> Model:
+    """A folder as a block-streamed model."""
     view = DenseView(folder)
-    return Model(view, view.config, family)
+    return Model(view, view.config, family, dtype)
 
 
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:

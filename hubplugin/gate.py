@@ -26,6 +26,7 @@ from hubplugin.report import Evaluation, GateLine, Report
 PROMPT_TOKENS = 16
 NEW_TOKENS = 8
 LOGPROB_TOLERANCE = 0.15  # nats, mean over generated tokens: half-precision kernels against float32
+NOISE_TOLERANCE = 3  # times what half precision alone does to our own forward, where a model amplifies rounding more
 SAMPLE_ROWS = 4  # rows of each linear that are kept to compare the folder with
 
 
@@ -153,21 +154,36 @@ def generation(
     if not all(made.token_ids):
         return GateLine(name=name, passed=False, detail=f"{made.engine} generated nothing")
     ours = logprobs(folder, family, prompts, made.token_ids)
+    noise = float((logprobs(folder, family, prompts, made.token_ids, served_dtype(folder)) - ours).abs().mean())
     theirs = torch.tensor([value for row in made.logprobs for value in row])
     difference = float((ours - theirs).abs().mean())
+    allowed = max(LOGPROB_TOLERANCE, NOISE_TOLERANCE * noise)
     detail = (
         f"{made.engine}: {len(theirs)} tokens, their log-probabilities differ from float32 by {difference:.4f} nats "
-        f"on average, allowed {LOGPROB_TOLERANCE:g}"
+        f"on average, allowed {allowed:.2g} (half precision alone: {noise:.4f})"
     )
-    return GateLine(name=name, passed=difference <= LOGPROB_TOLERANCE, detail=detail)
+    return GateLine(name=name, passed=difference <= allowed, detail=detail)
 
 
-def logprobs(folder: Path, family: Family, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-    """Log-probability [all answer tokens] our float32 forward gives each answer token, in order."""
+def served_dtype(folder: Path) -> torch.dtype:
+    """The half precision an engine computes a folder in: the model's own, float16 for one in float32."""
+    config = DenseView(folder).config
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return torch.bfloat16 if stored == "bfloat16" else torch.float16
+
+
+def logprobs(
+    folder: Path,
+    family: Family,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Log-probability [all answer tokens] our own forward gives each answer token, in order."""
     longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # causal: what follows changes nothing
-    model = open_model(folder, family)
+    model = open_model(folder, family, dtype)
     hidden = model.walk(padded)
     found = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -157,7 +157,9 @@ def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base
         bytes=weight.bytes,
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
-        peak_memory=estimate.peak_memory(base.family, base.dims, shapes, work, base.bytes if source.self_ else 0),
+        peak_memory=estimate.peak_memory(
+            base.family, base.dims, shapes, work, weight.bytes, base.bytes if source.self_ else 0
+        ),
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
     )
