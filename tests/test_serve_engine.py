@@ -256,6 +256,16 @@ def test_on_a_cpu_vllm_is_started_small_and_bound_to_loopback(monkeypatch: pytes
     assert (environment["VLLM_NO_USAGE_STATS"], environment["HF_HUB_OFFLINE"]) == ("1", "1")
 
 
+def test_on_a_cpu_activations_keep_their_precision_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_INT4_W4A8", raising=False)
+    assert settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "0"
+    assert "VLLM_CPU_INT4_W4A8" not in settings.environment("cuda", local=True, deadline=1)
+    monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "1")
+    assert settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "1"
+
+
 def test_on_a_gpu_vllm_keeps_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     command, environment = started(monkeypatch, "cuda", max_model_len=512)
     assert "--enforce-eager" not in command and "--kv-cache-memory-bytes" not in command
