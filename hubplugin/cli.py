@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         status = 0
+    except (
+        OSError
+    ) as error:  # a full disk, a folder that may not be written: whatever file it was, the cure is the same
+        place, cause = error.filename or "this machine", error.strerror or str(error)
+        print(HubPluginError(str(place), cause, "check that it can be written and has room").lines(), file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 

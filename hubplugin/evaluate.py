@@ -6,6 +6,8 @@ float32 logits: unlike perplexity it also sees changes that happen to cancel. Kn
 """
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from hubplugin.export import DenseView
 from hubplugin.family import Family
-from hubplugin.report import Evaluation, Quality, Tokens
+from hubplugin.report import Evaluation, Quality, Tokens, progress
 from hubplugin.stream import Model
 
+TALK_SECONDS = 10  # at least, between two lines of progress
 LOGITS = 2**23  # held at once: positions times vocabulary; KL works on a few copies of them in float64
 
 
@@ -40,7 +43,7 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32)
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
     """Measure the base once for all its variants."""
     model = open_model(folder, family)
-    hidden = model.walk(tokens)
+    hidden = model.walk(tokens, _talk("base", len(model)))
     losses = [_nll(logits, ids) for logits, ids in _pieces(model, hidden, tokens)]
     return Reference(tokens, model, hidden, _quality(torch.cat(losses), tokens), description)
 
@@ -48,7 +51,7 @@ def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens)
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
     """Measure a variant's folder on the reference's tokens."""
     model = open_model(folder, family)
-    hidden = model.walk(base.tokens)
+    hidden = model.walk(base.tokens, _talk("variant", len(model)))
     losses, divergences, agreed = [], [], 0
     pieces = zip(_pieces(model, hidden, base.tokens), _pieces(base.model, base.hidden, base.tokens), strict=True)
     for (logits, ids), (base_logits, _) in pieces:
@@ -76,6 +79,19 @@ def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluati
         base=base.quality,
         variant=quality,
     )
+
+
+def _talk(name: str, blocks: int) -> Callable[[int], None]:
+    """A line of progress after a block, where the last one is some time ago."""
+    last = time.monotonic()
+
+    def talk(index: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > TALK_SECONDS:
+            last = time.monotonic()
+            progress(f"evaluate {name} | block {index + 1:02d}/{blocks}")
+
+    return talk
 
 
 def divergence(base_logits: Tensor, logits: Tensor) -> Tensor:

@@ -130,6 +130,13 @@ def test_bad_input_is_three_lines_and_exit_code_2(name: str, place: Path) -> Non
     assert not (place / "out" / "Int4").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_three_lines_too(place: Path) -> None:
+    (place / "file").write_text("no folder")
+    done = hubplugin("run", "m.yaml", "--out", "file/below", cwd=place)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-3].startswith("where: file/below"), done.stderr
+
+
 def test_plan_reads_no_weights_and_prints_json(place: Path) -> None:
     done = hubplugin("plan", "m.yaml", "--json", cwd=place)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from hubplugin import generate
+from hubplugin.loadable import Verdict
+from serve import settings, smoke
+
+PROMPTS = [[1, 2, 3]]
+
+
+def verdicts(on_cpu: str) -> list[Verdict]:
+    return [Verdict("cpu", not on_cpu, on_cpu), Verdict("cuda tp=1", True, "")]
+
+
+def test_vllm_generates_where_it_loads_the_format(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(folder: Path, prompts: list[list[int]], tokens: int) -> smoke.Smoke:
+        asked.append((folder, prompts, tokens))
+        return smoke.Smoke(["x"], [[7]], [[-0.5]])
+
+    monkeypatch.setattr(smoke, "generate", answer)
+    for device, name in (("cpu", "vLLM on cpu"), ("cuda", "vLLM on cuda tp=1")):
+        monkeypatch.setattr(settings, "find_device", lambda device=device: device)
+        made = generate.greedy(pico_folder, PROMPTS, 1, verdicts(""))
+        assert (made.engine, made.token_ids, made.logprobs) == (name, [[7]], [[-0.5]])
+    assert asked == [(pico_folder, PROMPTS, 1)] * 2
+
+
+def test_transformers_generates_where_vllm_cannot_and_the_reason_is_kept(
+    pico_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
+    made = generate.greedy(pico_folder, PROMPTS, 2, verdicts("no CPU kernel for 8-bit GPTQ"))
+    assert "transformers" in made.engine and "no CPU kernel for 8-bit GPTQ" in made.engine
+    assert len(made.token_ids[0]) == 2

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from hubplugin import localhub, target
+from hubplugin.errors import CheckpointError, HubPluginError, ServeError
+
+MANIFEST = """\
+model: ./base
+calibrate: {self: true}
+variants:
+  Int4:
+    - {method: gptq}
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, pico_folder: Path) -> Path:
+    (tmp_path / "base").symlink_to(pico_folder)
+    (tmp_path / "m.yaml").write_text(MANIFEST, encoding="utf-8")
+    return tmp_path / "m.yaml"
+
+
+def test_a_folder_is_served_under_its_own_name(pico_folder: Path) -> None:
+    assert target.find(str(pico_folder), None, None) == (pico_folder, "pico-llama")
+
+
+def test_a_manifest_without_a_variant_means_its_base(manifest: Path, pico_folder: Path) -> None:
+    assert target.find(str(manifest), None, None) == (pico_folder, "./base")
+
+
+def test_a_repo_is_pulled_from_the_hub_first(
+    tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    with localhub.start(tmp_path / "hub") as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_TOKEN", running.token)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        api = HfApi(running.url, token=running.token)
+        api.create_repo("local/pico")
+        api.upload_folder(repo_id="local/pico", folder_path=pico_folder)
+        folder, name = target.find("local/pico@main", None, None)
+    assert name == "local/pico"
+    assert (folder / "model.safetensors").read_bytes() == (pico_folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "said"),
+    [("Int3", ServeError, "no such variant"), ("Int4", CheckpointError, "cannot be read")],
+)
+def test_a_variant_that_is_not_there_says_what_to_do(
+    manifest: Path, variant: str, kind: type[HubPluginError], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        target.find(str(manifest), variant, manifest.parent / "out")
+    assert "Int4" in caught.value.fix or "hubplugin run" in caught.value.fix
+
+
+def test_a_variant_of_something_that_is_no_manifest_is_refused(pico_folder: Path) -> None:
+    with pytest.raises(ServeError, match="is no manifest"):
+        target.find(str(pico_folder), "Int4", None)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=r"config\.json"):
+        target.find(str(tmp_path), None, None)
