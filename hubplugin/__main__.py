@@ -7,8 +7,10 @@ import sys
 def main() -> None:
     """Load the command line and run it; exit code 130 for ctrl-C."""
     try:
-        from hubplugin import cli
+        from hubplugin import interrupt
 
+        with interrupt.held():
+            from hubplugin import cli
         cli.main()
     except KeyboardInterrupt:
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import hubplugin
-from hubplugin import manifest
+from hubplugin import interrupt, manifest
 from hubplugin.errors import HubPluginError
 from hubplugin.manifest import Document
 from hubplugin.plan import Plan
@@ -103,7 +103,8 @@ def _out(options: argparse.Namespace, path: Path) -> Path:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from hubplugin import plan, table
+    with interrupt.held():
+        from hubplugin import plan, table
 
     made = _planned(manifest.load(options.manifest))
     print(json.dumps(plan.as_json(made), indent=1) if options.json else table.render(made))
@@ -112,7 +113,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _planned(document: Document) -> Plan:
     """From config.json and safetensors headers alone, remote or local."""
-    from hubplugin import hub, plan
+    with interrupt.held():
+        from hubplugin import hub, plan
 
     peek = hub.peek(document.manifest.model, document.folder)
     return plan.make(document, peek.config, peek.tensors, revision=peek.sha)
@@ -123,7 +125,8 @@ def _run(options: argparse.Namespace) -> int:
     planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
     # idle threads that spin make small operations 100 times slower on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hubplugin import generate, pipeline
+    with interrupt.held():
+        from hubplugin import generate, pipeline
 
     out = _out(options, options.manifest)
     pipeline.run(document, planned, out, generate.greedy)
@@ -133,7 +136,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from hubplugin import publish
+    with interrupt.held():
+        from hubplugin import publish
 
     document = manifest.load(options.manifest)
     for pushed in publish.publish(document, _out(options, options.manifest)):
@@ -142,9 +146,10 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from hubplugin import target
-    from hubplugin.report import progress
-    from serve import engine
+    with interrupt.held():
+        from hubplugin import target
+        from hubplugin.report import progress
+        from serve import engine
 
     folder, name = target.find(options.target, options.variant, options.out)
     return engine.run_forever(
@@ -159,7 +164,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from serve import app
+    with interrupt.held():
+        from serve import app
 
     return app.run_forever(
         options.url,
@@ -172,13 +178,15 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _hub(options: argparse.Namespace) -> int:
-    from hubplugin import localhub
+    with interrupt.held():
+        from hubplugin import localhub
 
     localhub.serve(options.root, host=options.host, port=options.port)
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from hubplugin import demo
+    with interrupt.held():
+        from hubplugin import demo
 
     return demo.run(options.out, once=options.once)

@@ -11,7 +11,7 @@ SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("
 ORDER = """
     errors yamlfile manifest family architecture loadable sizes estimate crosscheck plan table report folder hub
     checkpoint calibrate hessian methods stream compress pack export evaluate gate card memory generate pipeline
-    publish target localhub demo cli __main__
+    publish target localhub demo interrupt cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {"errors", "yamlfile", "manifest", "family", "plan", "table", "report", "folder", "hub", "card", "cli"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
