@@ -29,6 +29,7 @@ except ImportError as missing:
 Message = dict[str, Any]  # role, and content as markdown
 
 ASK_TOKENS = 96
+EAGER = 8  # pieces at the start of an answer that are drawn at once, so that a slow engine is seen to have begun
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 # What markdown shows as it stands: fenced, indented and inline code. A model's reasoning tags are Gradio's to show.
 AS_IT_STANDS = re.compile(
@@ -157,7 +158,7 @@ async def _turn(
     sent = [{"role": "system", "content": system.strip()}, *turns] if system.strip() else turns
     chat = [*chat, _message("user", text)]
     yield gr.update(value="", submit_btn=False, stop_btn="Stop"), chat, turns, "answering …"
-    said, drawn = "", 0.0
+    said, drawn, count = "", 0.0, 0
 
     def grown(line: str) -> tuple[Any, ...]:
         return gr.skip(), [*chat, _message("assistant", said)], [*turns, {"role": "assistant", "content": said}], line
@@ -169,9 +170,10 @@ async def _turn(
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 said += piece.text
+                count += 1
                 if piece.finish:
                     yield grown(_measures(piece))
-                elif time.monotonic() - drawn >= REDRAW:
+                elif count <= EAGER or time.monotonic() - drawn >= REDRAW:
                     drawn = time.monotonic()
                     yield grown("answering …")
     except ServeError as error:
