@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hubplugin import folder as model_folder
 from hubplugin.errors import CheckpointError
+from hubplugin.estimate import SHARD_BYTES
 from hubplugin.folder import INDEX, SINGLE
 from hubplugin.plan import Header
 
@@ -65,9 +66,6 @@ class Reader:
         for name in self.headers:
             if name.startswith(prefix + "."):
                 yield name[len(prefix) + 1 :], self.get(name)
-
-
-SHARD_BYTES = 2 * 1024**3
 
 
 class Writer:
@@ -131,3 +129,8 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def changed(folder: Path, digests: dict[str, str]) -> list[str]:
+    """The files that are missing from a folder or no longer have the sha256 noted for them."""
+    return [name for name, noted in digests.items() if not (folder / name).is_file() or sha256(folder / name) != noted]

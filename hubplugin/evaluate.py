@@ -7,7 +7,7 @@ float32 logits: unlike perplexity it also sees changes that happen to cancel. Kn
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def divergence(base_logits: Tensor, logits: Tensor) -> Tensor:
     return (expected.exp() * (expected - logits.double().log_softmax(-1))).sum(-1).clamp(min=0)
 
 
-def _pieces(model: Model, hidden: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def]
+def _pieces(model: Model, hidden: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits [n, vocabulary], the tokens they should predict [n]), a bounded number of positions at a time."""
     flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     wanted = tokens[:, 1:].reshape(-1).long()

@@ -24,6 +24,8 @@ from hubplugin.methods import grid
 from hubplugin.methods.base import Grid
 from hubplugin.plan import VariantPlan
 
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  # by safetensors' names
+
 
 class Folder:
     """A variant's folder in the making. Give it every block in order, then `finish`."""
@@ -51,7 +53,7 @@ class Folder:
                 self._writer.add(name, self._reader.get(name))
 
     def _add_dense(self, name: str, tensor: Tensor) -> None:
-        self._writer.add(name, tensor.to(_DTYPES[self._plan.tensors[name].dtype]))
+        self._writer.add(name, tensor.to(DTYPES[self._plan.tensors[name].dtype]))
 
     def finish(self) -> None:
         """Write what lies outside the blocks, config.json, quantize_config.json and the tokenizer's files."""
@@ -67,9 +69,6 @@ class Folder:
         _dump(config, self.path / "config.json")
         for file in companions(self._base):
             shutil.copyfile(file, self.path / file.name)  # the cache holds links; copy what they point to
-
-
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def companions(base: Path) -> list[Path]:

@@ -37,7 +37,6 @@ from hubplugin.stream import Model
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
-_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass
@@ -152,7 +151,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
 def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor]]:
     model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family)
     target = export.Folder(folder, job.snapshot.path, variant, job.family)
-    stored = _STORED[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
     results: list[report.LinearResult] = []
     samples: dict[str, Tensor] = {}
     begun = time.monotonic()
@@ -182,7 +181,6 @@ def _report(
 ) -> Report:
     snapshot, planned, manifest = job.snapshot, job.plan, job.document.manifest
     repo = manifest.repo_of(variant.name) if manifest.publish else None
-    base_bytes = sum(file.stat().st_size for file in snapshot.path.glob("*.safetensors"))
     return Report(
         hubplugin=hubplugin.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -208,7 +206,7 @@ def _report(
         calibration=job.calibration.description,
         linears=tuple(results),
         sizes_base=Sizes(
-            safetensors_bytes=base_bytes,
+            safetensors_bytes=checkpoint.safetensors_bytes(snapshot.path),
             parameters=planned.parameters,
             linear_parameters=planned.linear_parameters,
             linear_bits_per_weight=planned.linear_bits_per_weight,
@@ -250,9 +248,7 @@ def finished(folder: Path, document: Document, revision: str | None) -> Report |
         revision,
         hubplugin.__version__,
     )
-    whole = all(
-        (folder / name).is_file() and checkpoint.sha256(folder / name) == digest for name, digest in made.files.items()
-    )
+    whole = not checkpoint.changed(folder, made.files)
     # a local base has no revision: it may have changed without a trace, so its variants are made again
     return made if same and whole and made.passed and revision is not None else None
 

@@ -42,11 +42,7 @@ def _ready(folder: Path, document: Document) -> Report:
     made = report.read(folder)
     if made.manifest_sha256 != document.sha256:
         raise GateError(str(folder), "was made from another version of the manifest", "run `hubplugin run` again")
-    changed = [
-        name
-        for name, digest in made.files.items()
-        if not (folder / name).is_file() or checkpoint.sha256(folder / name) != digest
-    ]
+    changed = checkpoint.changed(folder, made.files)
     if changed:
         raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
     return made

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin.errors import CheckpointError
+from hubplugin.estimate import MICRO_TOKENS
 from hubplugin.family import Family
 from hubplugin.hessian import Moment
-
-MICRO_TOKENS = 8192  # tokens per forward call of one block
 
 
 class Source(Protocol):
