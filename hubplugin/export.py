@@ -165,4 +165,4 @@ def dequantize(reader: Reader, name: str, bits: int) -> Tensor:
     group_of = reader.get(f"{name}.g_idx").long()
     scales = reader.get(f"{name}.scales").float().T[:, group_of]
     zeros = pack.unpack_rows(reader.get(f"{name}.qzeros").T.contiguous(), bits).float() + 1
-    return grid.values(codes - zeros[:, group_of] + 2 ** (bits - 1), scales, bits)
+    return grid.values(codes, scales, zeros[:, group_of])

@@ -29,7 +29,8 @@ def codes(made: Compressed) -> torch.Tensor:
 
 def textbook(weight: torch.Tensor, h: torch.Tensor, step: Gptq) -> torch.Tensor:
     """The paper's loop: upper Cholesky factor of the inverse, every column updates all later ones at once."""
-    group = weight.shape[1] if step.group_size == -1 else step.group_size
+    spec = gptq.spec_of(step, weight.shape[1])
+    group = spec.group_size
     order = gptq.visiting_order(h.diagonal(), group) if step.act_order else torch.arange(weight.shape[1])
     weight, h = weight[:, order].clone(), h[order][:, order]
     inverse = torch.linalg.inv(hessian.damped(h, step.damp))
@@ -38,9 +39,9 @@ def textbook(weight: torch.Tensor, h: torch.Tensor, step: Gptq) -> torch.Tensor:
     for column in range(weight.shape[1]):
         if column % group == 0:
             inside = slice(column, column + group)
-            scale = grid.fit(weight[:, inside], h.diagonal()[inside], step.bits, step.clip_search)
-        found[:, column] = grid.codes(weight[:, column], scale, step.bits)
-        error = (weight[:, column] - grid.values(found[:, column], scale, step.bits)) / upper[column, column]
+            scale, zero = grid.fit(weight[:, inside], h.diagonal()[inside], spec)
+        found[:, column] = grid.codes(weight[:, column], scale, zero, spec.top)
+        error = (weight[:, column] - grid.values(found[:, column], scale, zero)) / upper[column, column]
         weight[:, column:] -= torch.outer(error, upper[column, column:])
     return found[:, order.argsort()].to(torch.uint8)
 
@@ -87,7 +88,7 @@ def test_uncorrelated_inputs_give_plain_rounding() -> None:
     made = gptq.compress(weight, torch.eye(INPUTS, dtype=torch.float64), settings())
     assert isinstance(made.encoding, Grid)
     scales = made.encoding.scales.double().repeat_interleave(64, dim=1)
-    assert torch.equal(made.encoding.codes, grid.codes(weight, scales, 4).to(torch.uint8))
+    assert torch.equal(made.encoding.codes, grid.codes(weight, scales, 8, 15).to(torch.uint8))
 
 
 def test_error_feedback_loses_less_than_rounding() -> None:
@@ -150,14 +151,17 @@ def test_scales_mean_the_same_in_float16_and_bfloat16() -> None:
     assert float(scale.min()) > 0
 
 
-def test_clip_search_never_fits_worse_than_the_full_range() -> None:
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_clip_search_never_fits_worse_than_the_full_range(symmetric: bool) -> None:
     weight = torch.randn(50, 64, dtype=torch.float64)
     weight[:, 0] *= 6
     importance = torch.rand(64, dtype=torch.float64)
 
-    def error(scale: torch.Tensor) -> torch.Tensor:
-        back = grid.values(grid.codes(weight, scale[:, None], 4), scale[:, None], 4)
+    def error(shares: tuple[float, ...]) -> torch.Tensor:
+        spec = grid.Spec(4, 64, symmetric, shares)
+        scale, zero = (found[:, None] for found in grid.fit(weight, importance, spec))
+        back = grid.values(grid.codes(weight, scale, zero, spec.top), scale, zero)
         return (back - weight).square() @ importance
 
-    full, searched = (error(grid.fit(weight, importance, 4, search)) for search in (False, True))
-    assert bool((searched <= full).all()) and float(searched.sum()) < 0.8 * float(full.sum())
+    full, searched = error(()), error(grid.SHRINK)
+    assert bool((searched <= full).all()) and float(searched.sum()) < 0.9 * float(full.sum())

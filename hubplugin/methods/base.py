@@ -12,12 +12,13 @@ class Dense:
 
 @dataclass(frozen=True)
 class Grid:
-    """Symmetric uniform grid: weight = scale * (code - zero), zero = 2^(bits-1)."""
+    """Uniform grid: weight = scale * (code - zero). The one form that every file format is written from."""
 
-    codes: Tensor  # uint8 [outputs, inputs]
-    scales: Tensor  # float16 [outputs, groups]
+    codes: Tensor  # uint8 [outputs, inputs], 0 .. 2^bits - 1
+    scales: Tensor  # float16 [outputs, groups]; negative ones are allowed
     bits: int
     group_size: int  # inputs per group; never -1 here
+    zeros: Tensor | None = None  # uint8 [outputs, groups]; None: symmetric, every zero is 2^(bits-1)
 
 
 @dataclass(frozen=True)

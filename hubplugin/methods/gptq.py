@@ -11,8 +11,7 @@ from hubplugin import hessian as moments
 from hubplugin.manifest import Gptq
 from hubplugin.methods import grid
 from hubplugin.methods.base import Compressed, Grid
-
-CHUNK = 32  # columns that feed each other one by one; what they owe the rest of their group is one product
+from hubplugin.methods.sweep import CHUNK, sweep
 
 
 def compress(weight: Tensor, hessian: Tensor, settings: Gptq, chunk: int = CHUNK) -> Compressed:
@@ -24,24 +23,37 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, chunk: int = CHUNK
     """
     work = weight if weight.dtype == torch.float64 else weight.float()
     inputs = work.shape[1]
-    group = inputs if settings.group_size == -1 else settings.group_size
+    spec = spec_of(settings, inputs)
+    group = spec.group_size
     alive, dead = moments.without_dead(hessian.to(work.dtype))
     order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=work.device)
     back = order.argsort()
     factor = moments.factor(alive[order][:, order], settings.damp)
-    target = torch.where(dead, 0, work)[:, order]
-    codes, scales = _sweep(target, factor, alive.diagonal()[order], group, settings, chunk)
-    codes = codes[:, back]
-    scales = scales[:, (order[::group] // group).argsort()]
-    dense = grid.values(codes, scales.repeat_interleave(group, dim=1), settings.bits)
+    target = torch.where(dead, 0, work)[:, order].T.contiguous()
+    swept = sweep(target, factor, alive.diagonal()[order], spec, chunk)
+    groups = (order[::group] // group).argsort()
+    codes, scales, zeros = swept.codes[back].T, swept.scales[groups].T, swept.zeros[groups].T
+    dense = grid.values(codes, scales.repeat_interleave(group, dim=1), zeros.repeat_interleave(group, dim=1))
     return Compressed(
         weight=dense,
-        encoding=Grid(codes.to(torch.uint8), scales.to(torch.float16), settings.bits, group),
+        encoding=Grid(
+            codes.contiguous(),
+            scales.to(torch.float16),
+            spec.bits,
+            group,
+            None if spec.symmetric else zeros.to(torch.uint8),
+        ),
         loss=moments.relative_loss(work, dense, hessian.to(work.dtype)),
         damp=factor.damp,
         fallback=factor.fallback,
         dead_inputs=int(dead.sum()),
     )
+
+
+def spec_of(settings: Gptq, inputs: int) -> grid.Spec:
+    """The grid that settings ask for."""
+    group = inputs if settings.group_size == -1 else settings.group_size
+    return grid.Spec(settings.bits, group, shares=grid.SHRINK if settings.clip_search else ())
 
 
 def visiting_order(diagonal: Tensor, group: int) -> Tensor:
@@ -50,47 +62,3 @@ def visiting_order(diagonal: Tensor, group: int) -> Tensor:
     inside = by_group.argsort(dim=1, descending=True, stable=True)
     groups = by_group.amax(dim=1).argsort(descending=True, stable=True)
     return (inside + torch.arange(len(by_group), device=diagonal.device)[:, None] * group)[groups].reshape(-1)
-
-
-def _sweep(
-    weight: Tensor, factor: moments.Factor, importance: Tensor, group: int, settings: Gptq, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """Codes [outputs, inputs] as floats and scales [outputs, groups], in visiting order.
-
-    Works on the transpose, so that a column is contiguous. Left-looking: a group first collects what all earlier
-    columns owe it (one product), fits its scales to the fully updated weights, then goes chunk by chunk.
-    """
-    upper = factor.unit_upper
-    columns = weight.T.contiguous()  # [inputs, outputs]
-    errors = torch.zeros_like(columns)  # original minus quantized
-    codes = torch.empty_like(columns)
-    scales = []
-    for start in range(0, len(columns), group):
-        inside = slice(start, start + group)
-        owed = upper[:start, inside].T @ errors[:start]
-        scale = grid.fit(
-            _fully_updated(columns[inside], owed, upper[inside, inside]).T,
-            importance[inside],
-            settings.bits,
-            settings.clip_search,
-        )
-        scales.append(scale)
-        for first in range(start, start + group, chunk):
-            last = min(first + chunk, start + group)
-            target = columns[first:last] + owed[first - start : last - start]
-            target += upper[start:first, first:last].T @ errors[start:first]
-            for column in range(first, last):
-                wanted = target[column - first]
-                codes[column] = grid.codes(wanted, scale, settings.bits)
-                errors[column] = columns[column] - grid.values(codes[column], scale, settings.bits)
-                if column + 1 < last:
-                    target[column + 1 - first :] += torch.outer(upper[column, column + 1 : last], errors[column])
-    return codes.T, torch.stack(scales, dim=1)
-
-
-def _fully_updated(columns: Tensor, owed: Tensor, upper: Tensor) -> Tensor:
-    """The weights [group, outputs] GPTQ would aim at if this group were not quantized at all: W + M^-T owed.
-
-    Scales are fitted to these, not to the original weights: they are what will be snapped.
-    """
-    return columns + torch.linalg.solve_triangular(upper.T, owed, upper=False, unitriangular=True)

@@ -1,53 +1,84 @@
-"""The symmetric uniform grid: fit a scale, snap to it. Knows no second moments beyond a weight per input.
+"""The uniform grid: fit a scale (and a zero), snap to it. Knows no second moments beyond a weight per input.
 
 A scale is rounded, before anything is snapped to it, to a value that float16 and bfloat16 both hold exactly: the
 checkpoint stores float16, engines cast it to the model's dtype, and the codes must mean the same in both.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 SHRINK = tuple(1.10 - 0.02 * step for step in range(36))  # 1.10 .. 0.40 of the largest weight
 SMALLEST_SCALE = 2.0**-20
+LARGEST_SCALE = 60000.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A grid before it is fitted."""
+
+    bits: int
+    group_size: int  # inputs per group; never -1 here
+    symmetric: bool = True  # the zero is 2^(bits-1); otherwise every group has its own
+    shares: tuple[float, ...] = ()  # of the full range, tried by `fit`; a negative one mirrors a symmetric grid
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return 2**self.bits - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero of a symmetric grid."""
+        return int(2 ** (self.bits - 1))
 
 
 def storable(scale: Tensor) -> Tensor:
-    """The nearest value that float16 and bfloat16 both represent, at least SMALLEST_SCALE; dtype unchanged."""
-    stored = scale.clamp(min=SMALLEST_SCALE, max=60000.0).to(torch.bfloat16).to(torch.float16)
-    return stored.to(scale.dtype)
+    """The nearest value that float16 and bfloat16 both represent, at least SMALLEST_SCALE in size; dtype unchanged."""
+    size = scale.abs().clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE)
+    return size.copysign(scale).to(torch.bfloat16).to(torch.float16).to(scale.dtype)
 
 
-def codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Codes 0 .. 2^bits - 1 (as floats) of weight [..., n] for scale broadcastable to it."""
-    zero = 2 ** (bits - 1)
-    return torch.clamp(torch.round(weight / scale) + zero, 0, 2**bits - 1)
+def codes(weight: Tensor, scale: Tensor, zero: Tensor | int, top: int) -> Tensor:
+    """Codes 0 .. top (as floats) of weight [..., n] for scale and zero broadcastable to it."""
+    return torch.clamp(torch.round(weight / scale) + zero, 0, top)
 
 
-def values(code: Tensor, scale: Tensor, bits: int) -> Tensor:
+def values(code: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:
     """The weights that codes stand for."""
-    return scale * (code - 2 ** (bits - 1))
+    return scale * (code - zero)
 
 
-def fit(weight: Tensor, importance: Tensor, bits: int, search: bool) -> Tensor:
-    """One scale per row: weight [rows, n], importance [n] -> [rows].
+def fit(weight: Tensor, importance: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
+    """One scale and one zero (as floats) per row: weight [rows, n], importance [n] -> [rows], [rows].
 
-    Without search, the largest weight lands on the grid's end. With search, the candidate with the least
-    sum_j importance_j (w_j - q_j)^2 among shares of that scale.
+    The full range first: the largest weight (symmetric), or both ends (asymmetric), land on the grid's end. Then every
+    share of it that `spec` names; the first with the least sum_j importance_j (w_j - q_j)^2 wins.
     """
-    largest = weight.abs().amax(dim=1) / (2 ** (bits - 1) - 0.5)
-    best = storable(largest)
-    if not search:
-        return best
-    least = _error(weight, best, importance, bits)
-    for share in SHRINK:
-        scale = storable(largest * share)
-        error = _error(weight, scale, importance, bits)
+    best_scale, best_zero = _candidate(weight, 1.0, spec)
+    if not spec.shares:
+        return best_scale, best_zero
+    least = _error(weight, best_scale, best_zero, importance, spec)
+    for share in spec.shares:
+        scale, zero = _candidate(weight, share, spec)
+        error = _error(weight, scale, zero, importance, spec)
         better = error < least
-        best = torch.where(better, scale, best)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
         least = torch.where(better, error, least)
-    return best
+    return best_scale, best_zero
 
 
-def _error(weight: Tensor, scale: Tensor, importance: Tensor, bits: int) -> Tensor:
-    scale = scale[:, None]
-    return (values(codes(weight, scale, bits), scale, bits) - weight).square_() @ importance
+def _candidate(weight: Tensor, share: float, spec: Spec) -> tuple[Tensor, Tensor]:
+    """Scale and zero [rows] for one share of the full range."""
+    if spec.symmetric:
+        scale = storable(weight.abs().amax(dim=1) / (spec.middle - 0.5) * share)
+        return scale, torch.full_like(scale, spec.middle)
+    low, high = weight.amin(dim=1).clamp(max=0), weight.amax(dim=1).clamp(min=0)
+    scale = storable((high - low) / spec.top * share)
+    return scale, torch.clamp(torch.round(-low * share / scale), 0, spec.top)
+
+
+def _error(weight: Tensor, scale: Tensor, zero: Tensor, importance: Tensor, spec: Spec) -> Tensor:
+    scale, zero = scale[:, None], zero[:, None]
+    return (values(codes(weight, scale, zero, spec.top), scale, zero) - weight).square_() @ importance
