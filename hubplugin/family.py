@@ -18,6 +18,25 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A submodule of a block that ends in one linear: what goes into that linear is all that must be kept of it."""
+
+    name: str
+    end: str  # its last linear; the part's output is that linear's
+    pair: bool = False  # returns (output, something nobody reads)
+
+    @property
+    def input(self) -> str:
+        """The name under which the last linear's input is kept."""
+        return f"into.{self.end}"
+
+    @property
+    def output(self) -> str:
+        """The name under which the part's output is kept."""
+        return f"out.{self.name}"
+
+
+@dataclass(frozen=True)
 class Width:
     """A dimension inside a block that can shrink: columns of the consumer, rows of the producers."""
 
@@ -35,6 +54,7 @@ class Family:
     taps: tuple[Tap, ...]
     widths: tuple[Width, ...]
     native: str = ""  # transformers' own class; a repo whose auto_map names one of that name needs no code of its own
+    parts: tuple[Part, ...] = (Part("self_attn", "self_attn.o_proj", pair=True), Part("mlp", "mlp.down_proj"))
     block: str = "model.layers.{i}"
     embed: str = "model.embed_tokens"
     norm: str = "model.norm"

@@ -27,7 +27,6 @@ PROMPT_TOKENS = 16
 NEW_TOKENS = 8
 LOGPROB_TOLERANCE = 0.1  # nats, mean over generated tokens: half-precision kernels against float32
 NOISE_TOLERANCE = 3  # times what half precision alone does to our own forward, where a model amplifies rounding more
-SAMPLE_ROWS = 4  # rows of each linear that are kept to compare the folder with
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,18 @@ Conventions: X is [tokens, inputs], H = X^T X (the 2/N of the papers cancels eve
 Knows no bits, no masks and no modules.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from hubplugin.errors import CompressError
+
+
+PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 
 
 class Moment:
@@ -22,23 +28,68 @@ class Moment:
     def add(self, x: Tensor) -> None:
         """Add inputs [..., inputs]; half precisions are widened first, their products are then exact."""
         rows = x.reshape(-1, x.shape[-1])
-        rows = rows if rows.dtype == torch.float64 else rows.float()
         if self._sum is None:
-            self._sum = torch.zeros(rows.shape[1], rows.shape[1], dtype=rows.dtype, device=rows.device)
-        self._sum.addmm_(rows.T, rows)
+            self._sum = _zeros(rows)
+        with products_of(rows.dtype):
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            for first in range(0, len(self._sum), PANEL):
+                last = first + PANEL
+                self._sum[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
         self.tokens += rows.shape[0]
 
     def matrix(self, where: str) -> Tensor:
         """H [inputs, inputs]. Raises CompressError where activations were not finite or nothing was seen."""
         if self._sum is None:
             raise CompressError(where, "no calibration token reached this layer", "calibrate with more samples")
-        if not bool(torch.isfinite(self._sum).all()):
+        found = self._sum.tril()
+        found += found.tril(-1).T
+        if not bool(torch.isfinite(found).all()):
             raise CompressError(
                 where,
                 "activations are NaN or infinite",
                 "the base model overflows on these tokens; check its weights",
             )
-        return self._sum
+        return found
+
+
+def _zeros(rows: Tensor) -> Tensor:
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return torch.zeros(rows.shape[1], rows.shape[1], dtype=dtype, device=rows.device)
+
+
+@contextmanager
+def products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, float32 products of numbers that came from `dtype` run at the rate of bfloat16, if that loses nothing.
+
+    The product of two bfloat16 numbers fits float32 exactly; what a CPU's matrix unit does with the sums is tried out
+    once per process, and float32 products are used where it loses accuracy.
+    """
+    if dtype != torch.bfloat16 or not lossless():
+        yield
+        return
+    with _fast():
+        yield
+
+
+@contextmanager
+def _fast() -> Iterator[None]:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@cache
+def lossless() -> bool:
+    """Whether float32 products through bfloat16 units are as exact as float32's own, for bfloat16 inputs."""
+    x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    exact = x.double().T @ x.double()
+    with _fast():
+        fast = x.T @ x
+    plain = float((x.T @ x - exact).abs().max())
+    return float((fast - exact).abs().max()) <= max(2 * plain, 1e-6 * float(exact.diagonal().max()))
 
 
 @dataclass(frozen=True)
@@ -131,8 +182,12 @@ def _lower(hessian: Tensor, where: str) -> Tensor:
 
 
 def energy(weight: Tensor, hessian: Tensor) -> float:
-    """tr(W H W^T): the energy of the output W x over the calibration tokens. W [outputs, inputs]."""
-    return float(((weight @ hessian) * weight).sum())
+    """tr(W H W^T): the energy of the output W x over the calibration tokens. W [outputs, inputs].
+
+    Good to three digits in float32 (both are rounded to bfloat16 where that is fast): it is reported, never compared.
+    """
+    with products_of(torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype):
+        return float(((weight @ hessian) * weight).sum())
 
 
 def relative_loss(before: Tensor, after: Tensor, hessian: Tensor) -> float:

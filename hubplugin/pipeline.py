@@ -33,7 +33,7 @@ from hubplugin import (
 from hubplugin.manifest import Document
 from hubplugin.plan import Plan, VariantPlan
 from hubplugin.report import Base, Load, Report, Sizes, progress
-from hubplugin.stream import Model
+from hubplugin.stream import Model, computing_dtype
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
@@ -149,16 +149,16 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
 
 
 def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor]]:
-    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family)
-    target = export.Folder(folder, job.snapshot.path, variant, job.family)
     stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
+    target = export.Folder(folder, job.snapshot.path, variant, job.family)
     results: list[report.LinearResult] = []
     samples: dict[str, Tensor] = {}
     begun = time.monotonic()
-    for block in compress.blocks(model, job.family, job.calibration.ids, variant, stored):
+    for block in compress.blocks(model, job.calibration.ids, variant, stored):
         target.add(block)
         results += block.results
-        samples.update({name: weight[: gate.SAMPLE_ROWS].clone() for name, weight in block.weights.items()})
+        samples.update(block.samples)
         left = (time.monotonic() - begun) / (block.index + 1) * (len(model) - block.index - 1)
         worst = max(block.results, key=lambda result: result.loss)
         progress(

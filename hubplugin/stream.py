@@ -1,21 +1,24 @@
 """Runs a model one block at a time: transformers' own modules, built on the meta device and filled from a reader.
 
-Memory holds the embeddings, one block and the hidden states, whatever the model's size. Knows no method, no format and
-no metric; `read` may hand out any tensors of the right names and shapes.
+Memory holds one block and the hidden states, whatever the model's size. A pass is staged: a block is walked tap by tap,
+each time from where the last stage ended, so that linears can change on the way at the price of one forward pass. Knows
+no method, no format and no metric; a `Source` may hand out any tensors of the right names and shapes.
 """
 
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin.errors import CheckpointError
 from hubplugin.estimate import MICRO_TOKENS
-from hubplugin.family import Family
-from hubplugin.hessian import Moment
+from hubplugin.family import Family, Part, Tap
 
 
 class Source(Protocol):
@@ -28,16 +31,102 @@ class Source(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
 
-@dataclass
 class Batch:
-    """Hidden states of a few sequences [sequences, tokens, hidden] and what the model hands every block with them."""
+    """What is known of a few sequences between two passes through a block, in memory or in files of a folder.
 
-    hidden: Tensor
-    keywords: list[dict[str, Any]]  # by block
+    `hidden` [sequences, tokens, hidden] goes into the next block. While a block is worked on, `visit` keeps here what it
+    need not compute twice.
+    """
+
+    def __init__(self, keywords: list[dict[str, Any]], folder: Path | None = None, name: str = "") -> None:
+        self.keywords = keywords  # by block: what the model hands it beside the hidden states
+        self._folder, self._name = folder, name
+        self._held: dict[str, Tensor | tuple[Path, torch.Size, torch.dtype]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._held
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Keep a tensor under a name, in place of what was there."""
+        if self._folder is None:
+            self._held[key] = tensor
+            return
+        path = self._folder / f"{self._name}.{key}"
+        tensor.contiguous().view(torch.uint8).cpu().numpy().tofile(path)
+        self._held[key] = (path, tensor.shape, tensor.dtype)
+
+    def get(self, key: str) -> Tensor:
+        """What was put there."""
+        held = self._held[key]
+        if isinstance(held, Tensor):
+            return held
+        path, shape, dtype = held
+        return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(dtype).reshape(shape)
+
+    def drop(self, *keys: str) -> None:
+        """Forget what is there under these names, if anything."""
+        for key in keys:
+            held = self._held.pop(key, None)
+            if isinstance(held, tuple):
+                held[0].unlink()
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states [sequences, tokens, hidden]."""
+        return self.get("hidden")
 
 
 class _Stop(BaseException):
     """Ends a block's forward once its tap was seen. Never leaves this file."""
+
+
+@contextmanager
+def _watched(linear: nn.Module) -> Iterator[list[Tensor]]:
+    """While this holds, what goes into a linear is noted, and the forward pass ends there."""
+    seen: list[Tensor] = []
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Stop
+
+    hook = linear.register_forward_pre_hook(see)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _staged(block: nn.Module, batch: Batch, parts: tuple[Part, ...], remember: bool) -> Iterator[None]:
+    """While this holds, parts of a block take up where a batch's last stage ended."""
+    modules = [block.get_submodule(part.name) for part in parts]
+    for part, module in zip(parts, modules, strict=True):
+        module.forward = _resumed(block, module, batch, part, remember)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _resumed(block: nn.Module, module: nn.Module, batch: Batch, part: Part, remember: bool) -> Callable[..., Any]:
+    """The forward of a part: its known output; else its last linear on its known input; else all of it."""
+    whole = module.forward
+
+    def forward(*inputs: Any, **keywords: Any) -> Any:
+        if part.output in batch:
+            out = batch.get(part.output)
+        elif part.input in batch:
+            out = block.get_submodule(part.end)(batch.get(part.input))
+        else:
+            result = whole(*inputs, **keywords)
+            out = result[0] if part.pair else result
+        if remember and part.output not in batch:
+            batch.put(part.output, out)
+            batch.drop(part.input)
+        return (out, None) if part.pair else out
+
+    return forward
 
 
 class _Recorder(nn.Module):
@@ -51,6 +140,12 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor, **keywords: Any) -> Tensor:
         self.keywords = keywords
         return hidden
+
+
+def computing_dtype(stored: torch.dtype) -> torch.dtype:
+    """What to compute a model in: bfloat16 where it is stored so and this CPU multiplies it, else float32."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if stored == torch.bfloat16 and fast else torch.float32
 
 
 class Model:
@@ -75,7 +170,6 @@ class Model:
         self._trunk = self._model.model
         self._blocks = list(self._trunk.layers)
         self._fill_buffers()
-        self._load(self._trunk.embed_tokens, family.embed)
         self._softcap = getattr(settings, "final_logit_softcapping", None)
 
     def __len__(self) -> int:
@@ -104,17 +198,25 @@ class Model:
         module.requires_grad_(False)
 
     @torch.inference_mode()
-    def start(self, tokens: Tensor) -> list[Batch]:
-        """Embed token ids [sequences, tokens] and record the masks and positions the model gives each block."""
+    def start(self, tokens: Tensor, folder: Path | None = None) -> list[Batch]:
+        """Embed token ids [sequences, tokens] and record the masks and positions the model gives each block.
+
+        With a folder, activations live in files there instead of in memory.
+        """
+        self._load(self._trunk.embed_tokens, self.family.embed)
         recorders = [_Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)
         norm, self._trunk.norm = self._trunk.norm, nn.Identity()
         rows = max(1, MICRO_TOKENS // tokens.shape[1])
-        batches = []
-        for ids in tokens.long().split(rows):
+        batches: list[Batch] = []
+        for number, ids in enumerate(tokens.long().split(rows)):
             hidden = self._trunk(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-            batches.append(Batch(hidden, [recorder.keywords for recorder in recorders]))
+            alike = batches and batches[0].hidden.shape == hidden.shape  # no padding: same shape, same masks
+            keywords = batches[0].keywords if alike else [recorder.keywords for recorder in recorders]
+            batches.append(Batch(keywords, folder, f"{number}"))
+            batches[-1].put("hidden", hidden)
         self._trunk.layers, self._trunk.norm = nn.ModuleList(self._blocks), norm
+        self._trunk.embed_tokens.to("meta")
         return batches
 
     def block(self, index: int) -> nn.Module:
@@ -126,33 +228,44 @@ class Model:
         """Forget a block's weights."""
         self._blocks[index].to("meta")
 
-    @torch.inference_mode()
-    def collect(self, index: int, batches: list[Batch], linear: str) -> Moment:
-        """Second moments of the inputs of one linear of a block, as the block stands now."""
-        moment = Moment()
-
-        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            moment.add(inputs[0])
-            raise _Stop
-
+    def twin(self, index: int) -> nn.Module:
+        """A copy of a filled block that keeps its weights when those of the block are replaced."""
         block = self._blocks[index]
-        hook = block.get_submodule(linear).register_forward_pre_hook(see)
-        try:
-            for batch in batches:
-                try:
-                    block(batch.hidden, **batch.keywords[index])
-                except _Stop:
-                    continue
-        finally:
-            hook.remove()
-        return moment
+        return copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
 
     @torch.inference_mode()
-    def advance(self, index: int, batches: list[Batch]) -> None:
-        """Replace the hidden states by the block's output."""
+    def visit(self, index: int, batches: list[Batch], tap: Tap, block: nn.Module | None = None) -> Iterator[Tensor]:
+        """The inputs [sequences, tokens, inputs] of a tap's linears, batch by batch, as the block stands now.
+
+        Parts of the block that end before the tap run once and are remembered: visit taps in the order in which the
+        block runs them. `block` may be a twin; its batches must then be its own.
+        """
+        block = self._blocks[index] if block is None else block
+        parts = self.family.parts
+        at = next(number for number, part in enumerate(parts) if tap.linears[0].startswith(part.name + "."))
+        linear = block.get_submodule(tap.linears[0])
         for batch in batches:
-            out = self._blocks[index](batch.hidden, **batch.keywords[index])
-            batch.hidden = out[0] if isinstance(out, tuple) else out
+            batch.drop(parts[at].input)
+            with _staged(block, batch, parts[:at], remember=True), _watched(linear) as seen, suppress(_Stop):
+                block(batch.hidden, **batch.keywords[index])
+            if tap.linears[0] == parts[at].end:
+                batch.put(parts[at].input, seen[0])
+            yield seen[0]
+
+    def forget(self, batches: list[Batch], tap: Tap) -> None:
+        """The inputs of a visited tap changed since: run what leads to it again when it is needed."""
+        for batch in batches:
+            batch.drop(*(part.input for part in self.family.parts if tap.linears[0] == part.end))
+
+    @torch.inference_mode()
+    def advance(self, index: int, batches: list[Batch], block: nn.Module | None = None) -> None:
+        """Replace the hidden states by the block's output, taking up where the last stage ended."""
+        block = self._blocks[index] if block is None else block
+        for batch in batches:
+            with _staged(block, batch, self.family.parts, remember=False):
+                out = block(batch.hidden, **batch.keywords[index])
+            batch.put("hidden", out[0] if isinstance(out, tuple) else out)
+            batch.drop(*(key for part in self.family.parts for key in (part.input, part.output)))
 
     @torch.inference_mode()
     def walk(self, tokens: Tensor, progress: Callable[[int], None] = lambda index: None) -> Tensor:
@@ -174,12 +287,9 @@ class Model:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] in float32 of normalised hidden states [..., hidden]."""
-        tied = f"{self.family.head}.weight" not in self.source
-        if self._model.lm_head.weight.is_meta or tied:
-            if tied:
-                self._model.lm_head.weight = self._trunk.embed_tokens.weight
-            else:
-                self._load(self._model.lm_head, self.family.head)
+        if self._model.lm_head.weight.is_meta:
+            tied = f"{self.family.head}.weight" not in self.source
+            self._load(self._model.lm_head, self.family.embed if tied else self.family.head)
         out = self._model.lm_head(hidden).float()
         if self._softcap:
             out = torch.tanh(out / self._softcap) * self._softcap

@@ -5,7 +5,7 @@ import torch
 
 from hubplugin import hessian
 from hubplugin.manifest import Gptq
-from hubplugin.methods import gptq, grid
+from hubplugin.methods import gptq, grid, sweep
 from hubplugin.methods.base import Compressed, Grid
 
 INPUTS = 192
@@ -58,9 +58,10 @@ def test_codes_equal_the_textbook_in_float64(group_size: int, act_order: bool, b
 @pytest.mark.parametrize("chunk", [1, 7, 33, 1000])
 def test_the_chunk_size_does_not_change_the_codes(chunk: int) -> None:
     weight, h = problem()
-    assert torch.equal(
-        codes(gptq.compress(weight, h, settings(), chunk=chunk)), codes(gptq.compress(weight, h, settings()))
-    )
+    spec = gptq.spec_of(settings(), INPUTS)
+    columns, factor, importance = weight.T.contiguous(), hessian.factor(h, 0.01), h.diagonal()
+    one, other = (sweep.sweep(columns, factor, importance, spec, size) for size in (chunk, sweep.CHUNK))
+    assert torch.equal(one.codes, other.codes)
 
 
 def test_rows_do_not_influence_each_other() -> None:

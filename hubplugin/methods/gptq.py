@@ -9,15 +9,15 @@ from torch import Tensor
 
 from hubplugin import hessian as moments
 from hubplugin.manifest import Gptq
-from hubplugin.methods import grid
+from hubplugin.methods import grid, sweep, sweep_cpu
 from hubplugin.methods.base import Compressed, Grid
-from hubplugin.methods.sweep import CHUNK, sweep
+from hubplugin.methods.sweep import Swept
 
 
-def compress(weight: Tensor, hessian: Tensor, settings: Gptq, chunk: int = CHUNK) -> Compressed:
+def compress(weight: Tensor, hessian: Tensor, settings: Gptq) -> Compressed:
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
-    Computes in float32, or float64 where the weight is float64. `chunk` changes the speed, never the codes.
+    Computes in float32, or float64 where the weight is float64.
     With `act_order`, columns are visited by falling second moment inside their group, and groups by their largest one
     (group-aware reordering); columns return to their places, so g_idx stays trivial.
     """
@@ -30,7 +30,7 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, chunk: int = CHUNK
     back = order.argsort()
     factor = moments.factor(alive[order][:, order], settings.damp)
     target = torch.where(dead, 0, work)[:, order].T.contiguous()
-    swept = sweep(target, factor, alive.diagonal()[order], spec, chunk)
+    swept = _sweep(target, factor, alive.diagonal()[order], spec)
     groups = (order[::group] // group).argsort()
     codes, scales, zeros = swept.codes[back].T, swept.scales[groups].T, swept.zeros[groups].T
     dense = grid.values(codes, scales.repeat_interleave(group, dim=1), zeros.repeat_interleave(group, dim=1))
@@ -48,6 +48,13 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, chunk: int = CHUNK
         fallback=factor.fallback,
         dead_inputs=int(dead.sum()),
     )
+
+
+def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: grid.Spec) -> Swept:
+    """The fastest sweep there is for these columns."""
+    if columns.dtype == torch.float64 or columns.device.type != "cpu":
+        return sweep.sweep(columns, factor, importance, spec)
+    return sweep_cpu.sweep(columns, factor, importance, spec)
 
 
 def spec_of(settings: Gptq, inputs: int) -> grid.Spec:

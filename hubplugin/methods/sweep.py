@@ -38,7 +38,7 @@ def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec, chunk
     for start in range(0, len(columns), group):
         inside = slice(start, start + group)
         owed = upper[:start, inside].T @ errors[:start]
-        updated = fully_updated(columns[inside], owed, upper[inside, inside])
+        updated = fully_updated(columns[inside], owed, upper[inside, inside]) if start else columns[inside]
         scale, zero = grid.fit(updated.T, importance[inside], spec)
         scales.append(scale)
         zeros.append(zero)
@@ -60,4 +60,5 @@ def fully_updated(columns: Tensor, owed: Tensor, upper: Tensor) -> Tensor:
 
     Scales are fitted to these, not to the original weights: they are what will be snapped.
     """
-    return columns + torch.linalg.solve_triangular(upper.T, owed, upper=False, unitriangular=True)
+    eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    return columns + torch.linalg.solve_triangular(upper.T, eye, upper=False, unitriangular=True) @ owed

@@ -1,0 +1,206 @@
+"""GPTQ's sweep compiled for CPUs: rows never influence each other, so tiles of rows run through a block of columns alone.
+
+Same signature and same answer as `sweep.sweep`, in float32. What earlier blocks owe a block is one matrix product;
+inside a block, a tile of TILE rows keeps its targets and errors in the first-level cache and every inner loop runs over
+the rows, which vectorises (a column of a tile is contiguous). Kernels release the interpreter lock; plain threads share
+the rows. Knows a factor and a grid; no model, no file, no order of columns.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from hubplugin.hessian import Factor
+from hubplugin.methods.grid import LARGEST_SCALE, SMALLEST_SCALE, Spec
+from hubplugin.methods.sweep import Swept, fully_updated
+
+BLOCK = 128  # columns between two matrix products; a multiple of every group size but a whole row
+TILE = 64  # rows: BLOCK x TILE floats are 32 KB
+SMALLEST_NORMAL_HALF = 2.0**-14
+HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
+
+_compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+
+
+def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> Swept:
+    """Quantize float32 columns [inputs, outputs] one after another; see `sweep.sweep`."""
+    inputs, outputs = columns.shape
+    group, upper = spec.group_size, factor.unit_upper.contiguous()
+    made = _Out(columns, spec)
+    for start in range(0, inputs, group if group > BLOCK else BLOCK):
+        stop = min(start + max(group, BLOCK), inputs)
+        owed = upper[:start, start:stop].T @ made.errors[:start]
+        if group >= BLOCK:
+            updated = fully_updated(columns[start:stop], owed, upper[start:stop, start:stop]) if start else columns
+            made.fit(start // group, updated, importance[start:stop])
+        for first in range(start, stop, BLOCK):
+            last = min(first + BLOCK, stop)
+            due = owed[first - start : last - start]
+            if first > start:
+                due += upper[start:first, first:last].T @ made.errors[start:first]
+            made.block(first, last, due, upper, importance)
+    return Swept(made.codes, made.scales, made.zeros)
+
+
+class _Out:
+    """The arrays a sweep fills, and its two kernels spread over threads."""
+
+    def __init__(self, columns: Tensor, spec: Spec) -> None:
+        inputs, outputs = columns.shape
+        groups = inputs // spec.group_size
+        self.columns, self.spec = columns, spec
+        self.errors = torch.empty_like(columns)  # original minus quantized
+        self.codes = torch.empty((inputs, outputs), dtype=torch.uint8)
+        self.scales, self.zeros = torch.empty(groups, outputs), torch.empty(groups, outputs)
+        self.shares = np.array((1.0, *spec.shares), dtype=np.float32)
+
+    def fit(self, group: int, updated: Tensor, importance: Tensor) -> None:
+        """Scales and zeros of one group, from its fully updated weights [group, outputs]."""
+        spec = self.spec
+        arguments = (updated.numpy(), importance.numpy(), self.shares, spec.symmetric, np.float32(spec.top))
+        _spread(_fit_rows, self.columns.shape[1], *arguments, self.scales[group].numpy(), self.zeros[group].numpy())
+
+    def block(self, first: int, last: int, owed: Tensor, upper: Tensor, importance: Tensor) -> None:
+        """Codes and errors of columns first .. last; fits the groups that start inside where they are smaller."""
+        spec, inside = self.spec, slice(first, last)
+        groups = slice(first // spec.group_size, -(-last // spec.group_size))
+        _spread(
+            _block_rows,
+            self.columns.shape[1],
+            self.columns[inside].numpy(),
+            owed.contiguous().numpy(),
+            upper[inside, inside].contiguous().numpy(),
+            importance[inside].numpy(),
+            self.shares,
+            spec.symmetric,
+            np.float32(spec.top),
+            spec.group_size if spec.group_size < BLOCK else 0,
+            self.scales[groups].numpy(),
+            self.zeros[groups].numpy(),
+            self.codes[inside].numpy(),
+            self.errors[inside].numpy(),
+        )
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="sweep")
+
+
+def _spread(kernel: Any, rows: int, *arguments: Any) -> None:
+    """Run kernel(first, last, ...) over all rows, in as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    step = -(-rows // threads // TILE) * TILE if rows > TILE else rows
+    starts = range(0, rows, max(step, 1))
+    jobs = [_pool(threads).submit(kernel, start, min(start + step, rows), *arguments) for start in starts]
+    for job in jobs:
+        job.result()
+
+
+@_compiled
+def _storable(scale: Any) -> Any:  # float32 [n], in place: grid.storable
+    bits = scale.view(np.int32)
+    for row in range(len(scale)):
+        sign = bits[row] & np.int32(-0x80000000)
+        scale[row] = min(max(abs(scale[row]), np.float32(SMALLEST_SCALE)), np.float32(LARGEST_SCALE))
+        bits[row] = (bits[row] + np.int32(0x7FFF) + ((bits[row] >> 16) & 1)) & np.int32(-0x10000)  # to bfloat16
+        if scale[row] < np.float32(SMALLEST_NORMAL_HALF):
+            scale[row] = np.rint(scale[row] / np.float32(HALF_STEP)) * np.float32(HALF_STEP)
+        bits[row] |= sign
+
+
+@_compiled
+def _fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # type: ignore[no-untyped-def]
+    """grid.fit for a tile: weight [columns, rows], results [rows]."""
+    count, rows = weight.shape
+    low, high = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    least, error = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    scale, zero = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    for column in range(count):
+        for row in range(rows):
+            low[row] = min(low[row], weight[column, row])
+            high[row] = max(high[row], weight[column, row])
+    for tried in range(len(shares)):
+        share = shares[tried]
+        if symmetric:
+            for row in range(rows):
+                scale[row] = max(high[row], -low[row]) / (top / np.float32(2)) * share
+            _storable(scale)
+            zero[:] = (top + np.float32(1)) / np.float32(2)
+        else:
+            for row in range(rows):
+                scale[row] = (high[row] - low[row]) / top * share
+            _storable(scale)
+            for row in range(rows):
+                zero[row] = min(max(np.rint(-low[row] * share / scale[row]), np.float32(0)), top)
+        error[:] = 0
+        for column in range(count):
+            weigh = importance[column]
+            for row in range(rows):
+                code = min(max(np.rint(weight[column, row] / scale[row]) + zero[row], np.float32(0)), top)
+                off = scale[row] * (code - zero[row]) - weight[column, row]
+                error[row] += weigh * off * off
+        for row in range(rows):
+            if tried == 0 or error[row] < least[row]:
+                least[row], best_scale[row], best_zero[row] = error[row], scale[row], zero[row]
+
+
+@_compiled
+def _fit_rows(first, last, weight, importance, shares, symmetric, top, scales, zeros):  # type: ignore[no-untyped-def]
+    """Scales and zeros of rows first .. last of one group."""
+    for start in range(first, last, TILE):
+        rows = slice(start, min(start + TILE, last))
+        tile = weight[:, rows].copy()
+        _fit(tile, importance, shares, symmetric, top, scales[rows], zeros[rows])
+
+
+@_compiled
+def _block_rows(  # type: ignore[no-untyped-def]
+    first, last, weight, owed, upper, importance, shares, symmetric, top, group, scales, zeros, codes, errors
+):
+    """Codes and errors of rows first .. last of one block; `group` > 0: its groups are fitted on the way."""
+    count = len(weight)
+    for start in range(first, last, TILE):
+        rows = slice(start, min(start + TILE, last))
+        width = rows.stop - rows.start
+        target = (weight[:, rows] + owed[:, rows]).copy()
+        error = np.empty((count, width), np.float32)
+        updated = np.empty((max(group, 1), width), np.float32)
+        for column in range(count):
+            if group and column % group == 0:
+                _update(target, weight, upper, column, group, rows.start, updated)
+                inside = slice(column, column + group)
+                at = column // group
+                _fit(updated, importance[inside], shares, symmetric, top, scales[at, rows], zeros[at, rows])
+            at = column // group if group else 0
+            scale, zero = scales[at, rows], zeros[at, rows]
+            for row in range(width):
+                code = min(max(np.rint(target[column, row] / scale[row]) + zero[row], np.float32(0)), top)
+                codes[column, start + row] = np.uint8(code)
+                error[column, row] = weight[column, start + row] - scale[row] * (code - zero[row])
+            for later in range(column + 1, count):
+                share = upper[column, later]
+                for row in range(width):
+                    target[later, row] += share * error[column, row]
+        errors[:, rows] = error
+
+
+@_compiled
+def _update(target, weight, upper, first, group, start, updated):  # type: ignore[no-untyped-def]
+    """Fully updated weights of the group at `first`: W + M^-T (target - W), by forward substitution."""
+    rows = updated.shape[1]
+    for column in range(group):
+        for row in range(rows):
+            updated[column, row] = target[first + column, row] - weight[first + column, start + row]
+        for earlier in range(column):
+            share = upper[first + earlier, first + column]
+            for row in range(rows):
+                updated[column, row] -= share * updated[earlier, row]
+    for column in range(group):
+        for row in range(rows):
+            updated[column, row] += weight[first + column, start + row]

@@ -1,0 +1,82 @@
+"""A staged pass through a block must see and give exactly what one plain pass does, whatever is kept where."""
+
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+
+from hubplugin.export import DenseView
+from hubplugin.family import FAMILIES, Tap
+from hubplugin.stream import Batch, Model
+
+
+def opened(folder: Path, model_type: str) -> Model:
+    view = DenseView(folder)
+    return Model(view, view.config, FAMILIES[model_type])
+
+
+def plain_inputs(model: Model, batches: list[Batch], tap: Tap) -> list[torch.Tensor]:
+    """The inputs of a tap's first linear in one undisturbed pass through block 0."""
+    seen: list[torch.Tensor] = []
+    block = model.block(0)
+    linear = block.get_submodule(tap.linears[0])
+    hook = linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    with torch.inference_mode():
+        for batch in batches:
+            block(batch.hidden, **batch.keywords[0])
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_stage_sees_what_a_plain_pass_sees(model_type: str, spilled: bool, tmp_path: Path) -> None:
+    folder = pico.write(tmp_path / "m", model_type)
+    model = opened(folder, model_type)
+    spill = tmp_path / "spill" if spilled else None
+    if spill:
+        spill.mkdir()
+    batches = model.start(pico.tokens(3, 64), spill)
+    expected = {tap.name: plain_inputs(model, batches, tap) for tap in model.family.taps}
+    with torch.inference_mode():
+        out = [model.block(0)(batch.hidden, **batch.keywords[0]) for batch in batches]
+    for tap in model.family.taps:
+        for seen, plain in zip(model.visit(0, batches, tap), expected[tap.name], strict=True):
+            assert torch.equal(seen, plain), tap.name
+    model.advance(0, batches)
+    for batch, plain in zip(batches, out, strict=True):
+        assert torch.equal(batch.hidden, plain[0] if isinstance(plain, tuple) else plain)
+    if spill:
+        assert {file.name.split(".", 1)[1] for file in spill.iterdir()} == {"hidden"}
+
+
+def test_a_pass_that_visits_nothing_gives_the_same_output(pico_folder: Path) -> None:
+    model = opened(pico_folder, "llama")
+    staged, plain = model.start(pico.tokens(3, 64)), model.start(pico.tokens(3, 64))
+    for tap in (model.family.taps[3],):  # only the last one: attention is run and remembered on the way
+        model.block(0)
+        list(model.visit(0, staged, tap))
+    model.advance(0, staged)
+    model.advance(0, plain)
+    assert torch.equal(staged[0].hidden, plain[0].hidden)
+
+
+def test_what_changed_before_a_forgotten_tap_is_seen(pico_folder: Path) -> None:
+    model = opened(pico_folder, "llama")
+    batches = model.start(pico.tokens(3, 64))
+    block, tap = model.block(0), model.family.taps[3]
+    before = torch.cat(list(model.visit(0, batches, tap)))
+    block.get_submodule("mlp.up_proj").weight.mul_(2)
+    model.forget(batches, tap)
+    assert torch.allclose(torch.cat(list(model.visit(0, batches, tap))), 2 * before, rtol=1e-5)
+
+
+def test_a_twin_keeps_its_weights_when_the_block_loses_them(pico_folder: Path) -> None:
+    model = opened(pico_folder, "llama")
+    block = model.block(0)
+    twin = model.twin(0)
+    weight = block.get_submodule("mlp.up_proj").weight
+    assert twin.get_submodule("mlp.up_proj").weight.data_ptr() == weight.data_ptr(), "a twin costs no memory"
+    block.get_submodule("mlp.up_proj").weight = torch.nn.Parameter(torch.zeros_like(weight), requires_grad=False)
+    assert twin.get_submodule("mlp.up_proj").weight is weight
