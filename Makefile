@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env demo test browser check fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page check fix clean
 
 env: .venv/.ready
 
@@ -14,6 +14,10 @@ env: .venv/.ready
 	$(BIN)/python -m pip install --no-deps -r .lock/cpu.txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
+
+# for `engine: gptqmodel` of a manifest; .lock/README.md says what is left out
+env-gptqmodel: env
+	$(BIN)/python -m pip install --no-deps -r .lock/gptqmodel.txt
 
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
@@ -27,6 +31,22 @@ browser:
 	@command -v chromium || command -v google-chrome || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y --no-install-recommends chromium; } || \
 	  echo "no chromium: install it, or the browser tests are skipped"
+
+# side by side with other quantizers (docs/bench.md): everything that is not in bench/results yet, which takes hours;
+# or a part of it: make bench MODELS="docs 75m" TOKENS=8192 ENGINES="ours gptqmodel" GROUP_SIZES=32 SEEDS="0 1" ROUNDS=1
+# FORCE=1 runs again what is there; CALIBRATION=a.txt HELD_OUT=b.txt take the docs model's tokens from text files
+bench: bench-env
+	$(BIN)/python bench/run.py $(if $(MODELS),--models $(MODELS)) $(if $(TOKENS),--tokens $(TOKENS)) \
+	  $(if $(ENGINES),--engines $(ENGINES)) $(if $(BITS),--bits $(BITS)) $(if $(GROUP_SIZES),--group-sizes $(GROUP_SIZES)) \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FORCE),--force) \
+	  $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(HELD_OUT),--held-out $(HELD_OUT))
+	$(BIN)/python bench/page.py
+
+bench-env: env
+	$(BIN)/python bench/environments.py
+
+bench-page: env
+	$(BIN)/python bench/page.py
 
 check: env
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from hubplugin.errors import PlanError
 from hubplugin.family import Family
 
 FLOATS = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors dtypes a base may hold, and their bytes
-BYTES = {**FLOATS, "I32": 4}
+BYTES = {**FLOATS, "I8": 1, "I32": 4, "I64": 8}
 LARGEST = {"num_hidden_layers": 4096}  # every layer becomes names; a file from elsewhere must not ask for 10^9
 
 
@@ -31,9 +31,14 @@ class Header:
         return product
 
     @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return BYTES[self.dtype]
+
+    @property
     def bytes(self) -> int:
         """Stored size, of the data alone."""
-        return self.count * BYTES[self.dtype]
+        return self.count * self.itemsize
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def render(report: Report) -> str:
         front_matter=_Markdown(_yaml(metadata(report))),
         methods=methods,
         gptq=_gptq(report),
-        worst=sorted(report.linears, key=lambda linear: -linear.loss)[:WORST],
+        int8_inputs=8 in _settings(report, "activation_bits"),
+        three_bits=3 in _settings(report, "bits"),
+        worst=_worst(report.linears),
         damping=_damping(report.linears),
         notice=next((text for name, text in NOTICES.items() if licence.startswith(name)), None),
         papers=[(method, PAPERS[method]) for method in dict.fromkeys(methods)],
@@ -74,7 +76,7 @@ def metadata(report: Report) -> dict[str, Any]:
         data["model-index"] = [{"name": report.model_name, "results": [_results(report)]}]
     data["compression"] = {
         "steps": [step["method"] for step in report.steps],
-        **({"bits": gptq["bits"], "group_size": gptq["group_size"]} if gptq else {}),
+        **({key: gptq[key] for key in ("bits", "group_size", "format") if key in gptq} if gptq else {}),
         "baseline": {
             "repo": base.repo,
             "revision": base.revision,
@@ -127,6 +129,18 @@ def _results(report: Report) -> dict[str, Any]:
 
 def _gptq(report: Report) -> dict[str, Any] | None:
     return next((step for step in report.steps if step["method"] == "gptq"), None)
+
+
+def _settings(report: Report, key: str) -> set[Any]:
+    """The values that a key has in the quantization step and its overrides."""
+    gptq = _gptq(report) or {}
+    return {each.get(key) for each in (gptq, *gptq.get("overrides", {}).values())}
+
+
+def _worst(linears: Iterable[LinearResult]) -> list[LinearResult]:
+    """The linears with the largest loss, of those whose loss is known."""
+    known = [(linear.loss, linear) for linear in linears if linear.loss is not None]
+    return [linear for _, linear in sorted(known, key=lambda each: -each[0])[:WORST]]
 
 
 def _damping(linears: Iterable[LinearResult]) -> list[tuple[str, float, float]]:

@@ -6,12 +6,13 @@ Knows no model, no method and no Hub.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hubplugin import folder as model_folder
@@ -21,14 +22,31 @@ from hubplugin.folder import INDEX, SINGLE
 from hubplugin.plan import Header
 
 
-class Reader:
-    """A folder of safetensors, read lazily. Raises CheckpointError for a missing, truncated or corrupted file."""
+TORCH = {  # by safetensors' names
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
-    def __init__(self, folder: Path) -> None:
+
+class Reader:
+    """A folder of safetensors, read lazily. Raises CheckpointError for a missing, truncated or corrupted file.
+
+    Reads the files that are named, else those of the folder's model.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         self._shard_of: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
-        for shard in model_folder.shards(self.folder):
+        for shard in model_folder.shards(self.folder) if files is None else files:
             self._read_header(shard)
 
     def _read_header(self, shard: str) -> None:
@@ -68,53 +86,63 @@ class Reader:
                 yield name[len(prefix) + 1 :], self.get(name)
 
 
-class Writer:
-    """Collects tensors and writes them as shards of at most `shard_bytes`, the index last.
+def write(
+    folder: Path, headers: Mapping[str, Header], get: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write tensors as shards of at most `shard_bytes`, in the order of `headers`, the index last.
 
-    Shards get their final names only in `finish`, when their number is known.
+    Holds one tensor at a time: its place in the file follows from the headers. Raises CheckpointError where a tensor is
+    not what its header says, or the disk is full.
     """
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, header in headers.items():
+        if shards[-1] and size + header.bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += header.bytes
+    finals = [
+        SINGLE if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(len(shards))
+    ]
+    for final, names in zip(finals, shards, strict=True):
+        _write_shard(folder / final, {name: headers[name] for name in names}, get)
+    if len(shards) > 1:
+        places = {name: final for final, names in zip(finals, shards, strict=True) for name in names}
+        total = sum(header.bytes for header in headers.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder = Path(folder)
-        self.shard_bytes = shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = 0
-        self._shards: list[list[str]] = []
-        self._total = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor; it is on disk at the latest after `finish`."""
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + size > self.shard_bytes:
-            self._flush()
-        self._pending[name] = tensor.detach().to("cpu").contiguous()
-        self._pending_bytes += size
-        self._total += size
+def _write_shard(path: Path, headers: Mapping[str, Header], get: Callable[[str], Tensor]) -> None:
+    """One safetensors file: 8 bytes of length, the header as JSON, the tensors; wide dtypes first, so all are aligned."""
+    order = sorted(headers, key=lambda name: (-headers[name].itemsize, name))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        header = headers[name]
+        entries[name] = {"dtype": header.dtype, "shape": list(header.shape), "data_offsets": [end, end + header.bytes]}
+        end += header.bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in order:
+                _write_tensor(file, name, headers[name], get(name))
+        os.replace(part, path)
+    except OSError as error:
+        raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error
 
-    def _flush(self) -> None:
-        path = self.folder / f".shard-{len(self._shards)}"
-        try:
-            save_file(self._pending, path, metadata={"format": "pt"})
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(str(path), f"cannot be written: {error}", "free disk space and run again") from error
-        self._shards.append(list(self._pending))
-        self._pending, self._pending_bytes = {}, 0
 
-    def finish(self) -> None:
-        """Write what is left, name the shards, write the index if there are several."""
-        if self._pending:
-            self._flush()
-        count = len(self._shards)
-        if count == 1:
-            os.replace(self.folder / ".shard-0", self.folder / SINGLE)
-            return
-        weight_map = {}
-        for number, names in enumerate(self._shards):
-            final = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            os.replace(self.folder / f".shard-{number}", self.folder / final)
-            weight_map.update(dict.fromkeys(names, final))
-        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+def _write_tensor(file: BinaryIO, name: str, header: Header, tensor: Tensor) -> None:
+    if tuple(tensor.shape) != header.shape or TORCH[header.dtype] != tensor.dtype:
+        raise CheckpointError(
+            name, f"is {tensor.dtype} {list(tensor.shape)}, not {header.dtype} {list(header.shape)}", "run again"
+        )
+    file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def safetensors_bytes(folder: Path) -> int:
@@ -129,6 +157,11 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest(text: str) -> str:
+    """Hex sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed(folder: Path, digests: dict[str, str]) -> list[str]:

@@ -8,13 +8,14 @@ Knows the methods, no file format and no Hub.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from hubplugin.family import Family, Tap, Width
-from hubplugin.hessian import Moment
+from hubplugin.hessian import Drift, Moment
 from hubplugin.manifest import Gptq, Prune
 from hubplugin.methods import gptq, obs
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
@@ -39,39 +40,101 @@ class Block:
     seconds: float = 0.0
 
 
-def blocks(model: Model, tokens: Tensor, plan: VariantPlan, stored: torch.dtype) -> Iterator[Block]:
-    """Compress block after block over token ids [sequences, tokens]; dense weights are rounded to `stored`."""
-    batches = model.start(tokens)
+HELD_OUT = 8  # one sequence in so many decides how far targets are corrected
+
+
+class Finished(Protocol):
+    """Blocks that an interrupted run left: how many from the first on, and their dense tensors by name in the block."""
+
+    finished: int
+
+    def dense(self, index: int) -> dict[str, Tensor]: ...
+
+
+def blocks(
+    model: Model,
+    tokens: Tensor,
+    plan: VariantPlan,
+    stored: torch.dtype,
+    finished: Finished | None = None,
+    spill: Path | None = None,
+) -> Iterator[Block]:
+    """Compress block after block over token ids [sequences, tokens]; dense weights are rounded to `stored`.
+
+    Blocks that `finished` has are passed through as they are and not handed out again. With `spill`, an empty folder,
+    activations live there instead of in memory.
+    """
+    lanes = [model.start(tokens, _lane(spill, "ours"))]
+    if any(isinstance(step, Gptq) and step.qep for step in plan.steps):
+        lanes.append(model.start(tokens, _lane(spill, "base")))  # what the base makes of the same tokens
+    done = finished.finished if finished else 0
     for index in range(len(model)):
         begun = time.monotonic()
-        block = _Change(model, batches, index, plan, stored).apply()
-        model.advance(index, batches)
-        block.seconds = time.monotonic() - begun
-        yield block
+        change = _Change(model, lanes, index, plan, stored)
+        if finished and index < done:
+            change.take(finished.dense(index))
+            change.advance()
+        else:
+            block = change.apply()
+            change.advance()
+            block.seconds = time.monotonic() - begun
+            yield block
         model.free(index)
+
+
+def _lane(spill: Path | None, name: str) -> Path | None:
+    if spill is None:
+        return None
+    (spill / name).mkdir(parents=True)
+    return spill / name
+
+
+@dataclass
+class _Seen:
+    """What calibration tokens showed of a tap's inputs, apart for the tokens that are held out."""
+
+    moment: Moment = field(default_factory=Moment)
+    drift: Drift = field(default_factory=Drift)
 
 
 class _Change:
     """What happens to one block."""
 
     def __init__(
-        self, model: Model, batches: list[Batch], index: int, plan: VariantPlan, stored: torch.dtype
+        self, model: Model, lanes: list[list[Batch]], index: int, plan: VariantPlan, stored: torch.dtype
     ) -> None:
-        self._model, self._batches, self._plan, self._stored = model, batches, plan, stored
+        self._model, self._plan, self._stored = model, plan, stored
+        self._batches, self._base = lanes[0], lanes[1] if len(lanes) > 1 else None
         self._family: Family = model.family
         self._module = model.block(index)
+        self._twin = model.twin(index) if self._base else self._module
         self._block = Block(index, self._family.block.format(i=index))
+
+    def advance(self) -> None:
+        """Hand the hidden states on to the next block: ours through what is stored now, the base's through its own."""
+        self._model.advance(self._block.index, self._batches, self._module)
+        if self._base:
+            self._model.advance(self._block.index, self._base, self._twin)
+
+    def take(self, dense: dict[str, Tensor]) -> None:
+        """Give the block the weights it was finished with."""
+        for name in self._family.linears():
+            linear = self._linear(name)
+            _set_weight(linear, dense[f"{name}.weight"].to(linear.weight))
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(dense[f"{name}.bias"].to(linear.bias), requires_grad=False)
 
     def apply(self) -> Block:
         """Run all steps over the taps of the block."""
         prune = next((step for step in self._plan.steps if isinstance(step, Prune)), None)
-        quantize = next((step for step in self._plan.steps if isinstance(step, Gptq)), None)
         width = self._family.width("ffn") if prune else None
         for tap in self._family.taps:
             if prune and width and set(width.producers) <= set(tap.linears):
                 self._prune(width, prune)
-            if quantize:
-                self._quantize(tap, quantize)
+            steps = {name: self._plan.settings(f"{self._block.prefix}.{name}") for name in tap.linears}
+            names = tuple(name for name, step in steps.items() if step)
+            if names and (step := steps[names[0]]):
+                self._quantize(tap, names, step)
         self._collect()
         return self._block
 
@@ -79,7 +142,27 @@ class _Change:
         moment = Moment()
         for inputs in self._model.visit(self._block.index, self._batches, tap):
             moment.add(inputs)
-        return moment.matrix(f"{self._block.prefix}.{tap.linears[0]}")
+        return moment.matrix(self._where(tap))
+
+    def _drifts(self, tap: Tap) -> tuple[_Seen, _Seen | None]:
+        """Second moments and drift of a tap, for the tokens that fit and those that check."""
+        assert self._base is not None
+        index, ends = self._block.index, [part.end for part in self._family.parts]
+        seen, first = (_Seen(), _Seen()), 0
+        ours = self._model.visit(index, self._batches, tap)
+        theirs = self._model.visit(index, self._base, tap, self._twin)
+        pairs = zip(self._batches, self._base, ours, theirs, strict=True)
+        for batch, base, inputs, base_inputs in pairs:
+            lost = None
+            if self._family.residual and tap.linears[0] in ends:
+                lost = self._model.residual(base, tap).float() - self._model.residual(batch, tap).float()
+            held = (torch.arange(first, first := first + len(inputs)) + 1) % HELD_OUT == 0
+            for one, rows in zip(seen, (~held, held), strict=True):
+                if bool(rows.any()):
+                    part = slice(None) if bool(rows.all()) else rows.to(inputs.device)
+                    one.moment.add(inputs[part])
+                    one.drift.add(inputs[part], base_inputs[part], None if lost is None else lost[part])
+        return seen[0], seen[1] if seen[1].moment.tokens else None
 
     def _prune(self, width: Width, step: Prune) -> None:
         """Drop columns of the consumer and the same rows of its producers."""
@@ -96,20 +179,40 @@ class _Change:
         self._model.forget(self._batches, tap)
         self._note(f"{self._block.prefix}.{width.consumer}", "prune", done, begun)
 
-    def _quantize(self, tap: Tap, step: Gptq) -> None:
-        """Quantize all linears of a tap together: they share second moments, so one factor serves their rows."""
+    def _quantize(self, tap: Tap, names: tuple[str, ...], step: Gptq) -> None:
+        """Quantize linears of a tap together: they share second moments, so one factor serves their rows."""
         begun = time.monotonic()
-        hessian = self._second_moments(tap)
-        weights = [self._linear(name).weight for name in tap.linears]
-        done = gptq.compress(torch.cat(weights).float(), hessian, step)
+        weights = [self._linear(name).weight for name in names]
+        weight, share = torch.cat(weights).float(), None
+        if self._base is None:
+            hessian = self._second_moments(tap)
+        else:
+            hessian, weight, share = self._corrected(tap, names, weight, step)
+        done = gptq.compress(weight, hessian, step)
         grid = done.encoding
         assert isinstance(grid, Grid)
-        sizes = [len(weight) for weight in weights]
-        parts = zip(done.weight.split(sizes), grid.codes.split(sizes), grid.scales.split(sizes), strict=True)
-        for name, (dense, codes, scales) in zip(tap.linears, parts, strict=True):
-            self._replace(name, dense)
-            self._block.encodings[f"{self._block.prefix}.{name}"] = Grid(codes, scales, grid.bits, grid.group_size)
-        self._note(_stack_name(self._block.prefix, tap), "gptq", done, begun)
+        rows = 0
+        for name, old in zip(names, weights, strict=True):
+            part = slice(rows, rows := rows + len(old))
+            self._replace(name, done.weight[part])
+            self._block.encodings[f"{self._block.prefix}.{name}"] = grid.rows(part)
+        self._note(_stack_name(self._block.prefix, names), "gptq", done, begun, share)
+
+    def _corrected(
+        self, tap: Tap, names: tuple[str, ...], weight: Tensor, step: Gptq
+    ) -> tuple[Tensor, Tensor, float]:
+        """Second moments, the corrected target for a stack of linears, and how much of the correction was taken."""
+        fit, check = self._drifts(tap)
+        source = torch.cat([cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names]).float()
+        if source.shape[1] == weight.shape[1]:
+            source = weight  # same inputs, so nothing but rows can be gone
+        hessian, where = fit.moment.matrix(self._where(tap)), self._where(tap)
+        checked = (check.moment.matrix(where), check.drift) if check else None
+        target, share = gptq.corrected(weight, source, (hessian, fit.drift), checked, step.damp)
+        return hessian if checked is None else hessian.add_(checked[0]), target, share
+
+    def _where(self, tap: Tap) -> str:
+        return f"{self._block.prefix}.{tap.linears[0]}"
 
     def _collect(self) -> None:
         """Note what is stored dense: linears without a grid, and biases."""
@@ -118,7 +221,7 @@ class _Change:
             if full not in self._block.encodings:
                 self._block.encodings[full] = Dense()
                 self._block.weights[full] = linear.weight.detach()
-                self._block.samples[full] = linear.weight[:SAMPLE_ROWS].float()
+                self._block.samples[full] = linear.weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
             if linear.bias is not None:
                 self._block.biases[full] = linear.bias.detach()
 
@@ -128,10 +231,10 @@ class _Change:
     def _replace(self, name: str, weight: Tensor) -> None:
         """Give a linear the weight a method made, in the dtype the model computes in."""
         linear = self._linear(name)
-        self._block.samples[f"{self._block.prefix}.{name}"] = weight[:SAMPLE_ROWS].float().clone()
+        self._block.samples[f"{self._block.prefix}.{name}"] = weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
         _set_weight(linear, weight.to(linear.weight.dtype))
 
-    def _note(self, name: str, method: str, done: Compressed, begun: float) -> None:
+    def _note(self, name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> None:
         self._block.results.append(
             LinearResult(
                 name=name,
@@ -140,16 +243,17 @@ class _Change:
                 damp=done.damp,
                 fallback=done.fallback,
                 dead_inputs=done.dead_inputs,
+                correction=share,
                 seconds=round(time.monotonic() - begun, 3),
             )
         )
 
 
-def _stack_name(prefix: str, tap: Tap) -> str:
-    if len(tap.linears) == 1:
-        return f"{prefix}.{tap.linears[0]}"
-    parent = tap.linears[0].rsplit(".", 1)[0]
-    return f"{prefix}.{parent}.{{{','.join(name.rsplit('.', 1)[1] for name in tap.linears)}}}"
+def _stack_name(prefix: str, names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return f"{prefix}.{names[0]}"
+    parent = names[0].rsplit(".", 1)[0]
+    return f"{prefix}.{parent}.{{{','.join(name.rsplit('.', 1)[1] for name in names)}}}"
 
 
 def _set_weight(linear: nn.Linear, weight: Tensor) -> None:

@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hubplugin import sizes
+from hubplugin import loadable, schemes, sizes
 from hubplugin.architecture import Dimensions
 from hubplugin.errors import PlanError
+from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan
 from hubplugin.manifest import Document, Gptq, Prune, Source, Step
+from hubplugin.schemes import Scheme
 
 GROUP_SIZES = (128, 64, 32)  # besides -1, a whole row
+GPTQMODEL_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # phi3's fused linears it would split
 LONGEST_NAME = 96  # of a repo on the Hub
 RATIOS = tuple(hundredth / 100 for hundredth in range(1, 100))  # tried to find one to propose
 
@@ -100,6 +103,38 @@ def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Gptq | Non
     return prune, gptq
 
 
+def engine(gptq: Gptq, prune: Prune | None, model_type: str, where: str) -> None:
+    """What gptqmodel takes of a step, of a variant and of a model, where it is the engine."""
+    if gptq.engine == "hubplugin":
+        return
+    fix = "or remove engine: gptqmodel"
+    for name in Gptq.model_fields:
+        if name in gptq.model_fields_set and name not in Gptq.shared:
+            raise PlanError(f"{where}.{name}", "gptqmodel has no such setting, our own engine has", f"remove it, {fix}")
+    if prune:
+        raise PlanError(
+            f"{where}.engine",
+            "gptqmodel quantizes whole models, and pruning here is done block by block in our own engine",
+            f"prune in a variant of its own and name its folder as the `model:` of a second manifest, {fix}",
+        )
+    if model_type not in GPTQMODEL_FAMILIES:
+        raise PlanError(
+            f"{where}.engine",
+            f"models of type {model_type} are not among those that gptqmodel is known to return whole",
+            f"use a model of type {', '.join(GPTQMODEL_FAMILIES)}, {fix}",
+        )
+    if not gptq.symmetric:
+        raise PlanError(f"{where}.symmetric", "zero points of gptqmodel's are not taken over", f"use true, {fix}")
+    if gptq.format == schemes.COMPRESSED_TENSORS or gptq.bits not in schemes.GPTQ_BITS:
+        raise PlanError(
+            f"{where}.{'format' if gptq.format else 'bits'}",
+            "gptqmodel's scales are float16, which AutoGPTQ's format alone keeps as they are, with 4 or 8 bits",
+            f"use bits: 4 or 8 and no format, {fix}",
+        )
+    if gptq.damp == 1:
+        raise PlanError(f"{where}.damp", "gptqmodel takes shares below 1", f"use 0.99 or less, {fix}")
+
+
 def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:
     """The pruned FFN width. Raises PlanError where no allowed width is near the ratio."""
     kept = sizes.kept_width(before, ratio, group)
@@ -121,31 +156,108 @@ def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:
     )
 
 
-def packing(gptq: Gptq, block: Sequence[LinearPlan], where: str) -> None:
-    """Word size and group size against every linear of a block."""
-    pack = 32 // gptq.bits
-    for linear in block:
-        outputs, inputs = linear.after
-        for count, side in ((inputs, "inputs"), (outputs, "outputs")):
-            if count % pack:
+def head(gptq: Gptq, family: Family, dims: Dimensions, where: str) -> None:
+    """A quantized head is a matrix of its own."""
+    if gptq.lm_head and dims.tied:
+        raise PlanError(
+            f"{where}.lm_head",
+            f"this model's head is its embedding ({family.embed}), which stays as it is",
+            "leave lm_head out, or use a model with tie_word_embeddings: false",
+        )
+
+
+def patterns(gptq: Gptq, names: Sequence[str], where: str) -> None:
+    """Every pattern names linears, and no override only those that others have taken."""
+    left = [name for name in names if not schemes.is_ignored(gptq, name)]
+    for place, given in (("ignore", gptq.ignore), ("overrides", tuple(gptq.overrides))):
+        for pattern in given:
+            if not any(schemes.matches(pattern, name) for name in names):
                 raise PlanError(
-                    f"{where}.bits",
-                    f"{linear.short}'s {count} {side} do not fill whole 32-bit words of {pack} codes",
-                    "leave this model dense",
+                    f"{where}.{place}",
+                    f"{pattern!r} names no linear that this step sees",
+                    f"write a path's end or a pattern, such as {_examples(names)}",
                 )
-        if gptq.group_size > 0 and inputs % gptq.group_size:
+    counting = {schemes.override_of(gptq, name) for name in left}
+    for pattern in gptq.overrides:
+        if pattern not in counting:
             raise PlanError(
-                f"{where}.group_size",
-                f"{gptq.group_size} does not divide {linear.short}'s {inputs} inputs",
-                _other_groups(gptq.group_size, block),
+                f"{where}.overrides",
+                f"{pattern!r} names only linears that are ignored or that an earlier pattern names",
+                "put it before the wider pattern, or remove it",
+            )
+    if not left:
+        raise PlanError(f"{where}.ignore", "nothing is left to quantize", "ignore less, or remove the step")
+
+
+def _examples(names: Sequence[str]) -> str:
+    """A few patterns that this model has."""
+    ends = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+    return ", ".join([*ends[:3], names[0]])
+
+
+def grids(gptq: Gptq, found: Mapping[str, Scheme | None], where: str) -> None:
+    """Settings that exclude one another, wherever the step or one of its overrides brings them together."""
+    for name, scheme in found.items():
+        if scheme is None or scheme.weight_only:
+            continue
+        pattern = schemes.override_of(gptq, name)
+        place = f"{where}.overrides.{pattern}" if pattern else where
+        if gptq.format == schemes.GPTQ:
+            raise PlanError(
+                f"{where}.format",
+                f"AutoGPTQ's format knows no {scheme.activation_bits}-bit activations",
+                "use format: compressed-tensors, or leave it out",
+            )
+        if (scheme.bits, scheme.group_size, scheme.symmetric) != (8, -1, True):
+            raise PlanError(
+                f"{place}.activation_bits",
+                "8-bit activations are multiplied by int8 weights with one scale per output",
+                "add bits: 8, group_size: -1, and symmetric: true",
             )
 
 
-def _other_groups(group: int, block: Sequence[LinearPlan]) -> str:
-    """Group sizes that divide every linear of a block; or a pruned width that this one divides."""
-    fits = [str(size) for size in GROUP_SIZES if not any(linear.after[1] % size for linear in block)]
+def fused(linears: Sequence[LinearPlan], where: str) -> None:
+    """Linears that vLLM stacks into one matrix have one scheme, or are all dense."""
+    for members in loadable.fused(linears):
+        if len({linear.scheme for linear in members}) > 1:
+            told = ", ".join(f"{linear.short} {linear.scheme or 'dense'}" for linear in members)
+            parent = members[0].name.rsplit(".", 1)[0]
+            raise PlanError(
+                where,
+                f"vLLM stacks these linears of {parent} into one, and they differ: {told}",
+                f"let ignore and overrides name all of {', '.join(linear.short for linear in members)}, or none",
+            )
+
+
+def packing(linears: Sequence[LinearPlan], where: str) -> None:
+    """Word size and group size against every linear."""
+    for linear in linears:
+        scheme = linear.scheme
+        if scheme is None:
+            continue
+        outputs, inputs = linear.after
+        whole = loadable.whole_words(scheme)
+        zeros = scheme.layout == schemes.GPTQ or not scheme.symmetric  # they are packed along outputs
+        for count, side in ((inputs, "inputs"), *([(outputs, "outputs")] if zeros else [])):
+            if count % whole:
+                raise PlanError(
+                    f"{where}.bits",
+                    f"{linear.short}'s {count} {side} do not fill whole 32-bit words of {whole} codes",
+                    f"leave it dense with ignore: [{linear.short}], or use other bits",
+                )
+        if scheme.group_size > 0 and inputs % scheme.group_size:
+            raise PlanError(
+                f"{where}.group_size",
+                f"{scheme.group_size} does not divide {linear.short}'s {inputs} inputs",
+                _other_groups(scheme.group_size, linears),
+            )
+
+
+def _other_groups(group: int, linears: Sequence[LinearPlan]) -> str:
+    """Group sizes that divide every linear; or a pruned width that this one divides."""
+    fits = [str(size) for size in GROUP_SIZES if not any(linear.after[1] % size for linear in linears)]
     fix = f"use {', '.join([*fits, '-1'])}"
-    stuck = [linear for linear in block if linear.after[1] % group]
+    stuck = [linear for linear in linears if linear.after[1] % group]
     if all(linear.short == "down_proj" for linear in stuck):
         width = stuck[0].after[1]
         for ratio in RATIOS:

@@ -15,6 +15,7 @@ COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor oper
 RUNTIME_BYTES = 640 * 2**20  # Python, torch, transformers, datasets and what the allocator keeps, before any tensor
 FP32 = 4  # bytes per number; everything is computed in fp32
 MICRO_TOKENS = 2048  # tokens that pass a block in one forward call
+DEVICE_MICRO_TOKENS = 32768  # the same on an accelerator, where fewer would leave it waiting for Python
 LOGIT_ROWS = 512  # positions whose logits exist at one time
 SHARD_BYTES = 2 * 2**30  # of weights that are collected before a file is written
 SQUARE_COPIES = 6  # second moments: as summed, without dead inputs, reordered, damped, reversed, factored

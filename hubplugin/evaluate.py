@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hubplugin import layout
 from hubplugin.export import DenseView
 from hubplugin.family import Family
 from hubplugin.report import Evaluation, Quality, Tokens, progress
@@ -35,9 +36,17 @@ class Reference:
 
 
 def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32) -> Model:
-    """A folder as a block-streamed model."""
+    """A folder as a block-streamed model, whose linears round their inputs where the folder's format does."""
     view = DenseView(folder)
-    return Model(view, view.config, family, dtype)
+    model = Model(view, view.config, family, dtype)
+    round_inputs(model._model, view)
+    return model
+
+
+def round_inputs(module: nn.Module, view: DenseView) -> None:
+    """Let the linears of a dequantized model see their inputs as an engine rounds them: to int8, token by token."""
+    for name in view.int8_inputs:
+        module.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (layout.int8_per_token(inputs[0]),))
 
 
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
@@ -71,10 +80,12 @@ def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluati
             }
         )
     window = base.tokens.shape[1]
+    rounded = len(DenseView(folder).int8_inputs)
     return Evaluation(
         tokens=base.description,
         protocol=f"windows of {window} tokens, stride {window}, no BOS added, each window predicts {window - 1}; "
-        "float32 on the dequantized folder; +/- is one standard error over windows",
+        f"float32 on the dequantized folder{f', inputs of {rounded} linears rounded to int8' if rounded else ''}; "
+        "+/- is one standard error over windows",
         predicted_tokens=len(loss),
         base=base.quality,
         variant=quality,

@@ -60,6 +60,7 @@ class Family:
     norm: str = "model.norm"
     head: str = "lm_head"
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # weights of [hidden]
+    residual: bool = True  # a part's output is added to the stream as it is, with no norm in between
     head_norms: tuple[str, ...] = ()  # weights of [head_dim]
     biased: tuple[str, ...] = ()  # linears that always have a bias
     bias_keys: tuple[tuple[str, tuple[str, ...]], ...] = ()  # config.json key -> linears it gives a bias to
@@ -128,6 +129,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": replace(
         SEPARATE,
         native="Gemma2ForCausalLM",
+        residual=False,
         norms=(
             "input_layernorm",
             "post_attention_layernorm",

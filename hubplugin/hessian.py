@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hubplugin.errors import CompressError
 
-
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 
 
@@ -30,12 +29,17 @@ class Moment:
         rows = x.reshape(-1, x.shape[-1])
         if self._sum is None:
             self._sum = _zeros(rows)
+        self.tokens += rows.shape[0]
+        if rows.is_cuda and rows.dtype != torch.float64:
+            from hubplugin.moments_gpu import add_lower  # Triton is there where CUDA is
+
+            add_lower(self._sum, rows)
+            return
         with products_of(rows.dtype):
-            rows = rows if rows.dtype == torch.float64 else rows.float()
+            rows = _rows(rows)
             for first in range(0, len(self._sum), PANEL):
                 last = first + PANEL
                 self._sum[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
-        self.tokens += rows.shape[0]
 
     def matrix(self, where: str) -> Tensor:
         """H [inputs, inputs]. Raises CompressError where activations were not finite or nothing was seen."""
@@ -50,6 +54,50 @@ class Moment:
                 "the base model overflows on these tokens; check its weights",
             )
         return found
+
+
+class Drift:
+    """What the base's linear was given where ours is given x: cross moments with x, summed over tokens.
+
+    `inputs` is sum x~ x^T for the base's input x~; `residual` is sum e x^T, where e is what the stream that the output
+    is added to has lost so far.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: Tensor | None = None  # [inputs of the base, inputs]
+        self.residual: Tensor | None = None  # [outputs, inputs]
+
+    def add(self, x: Tensor, base: Tensor, lost: Tensor | None) -> None:
+        """Add tokens: x [..., inputs], the base's [..., its inputs], `lost` [..., outputs]."""
+        with products_of(x.dtype):
+            rows = _rows(x)
+            self.inputs = _plus(self.inputs, _rows(base).T, rows)
+            if lost is not None:
+                self.residual = _plus(self.residual, _rows(lost).T, rows)
+
+    def __add__(self, other: "Drift") -> "Drift":
+        """Both together."""
+        made = Drift()
+        assert self.inputs is not None and other.inputs is not None
+        made.inputs = self.inputs + other.inputs
+        if self.residual is not None and other.residual is not None:
+            made.residual = self.residual + other.residual
+        return made
+
+    def owed(self, weight: Tensor, source: Tensor, hessian: Tensor) -> Tensor:
+        """sum (y~ - W x) x^T [outputs, inputs]: y~ is what the base's weight `source` made of x~, plus what was lost."""
+        assert self.inputs is not None
+        owed = source @ self.inputs - weight @ hessian
+        return owed if self.residual is None else owed + self.residual
+
+
+def _rows(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if total is None else total.addmm_(left, right)
 
 
 def _zeros(rows: Tensor) -> Tensor:
@@ -73,12 +121,13 @@ def products_of(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _fast() -> Iterator[None]:
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = cpu.fp32_precision, cuda.fp32_precision
+    cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        cpu.fp32_precision, cuda.fp32_precision = before
 
 
 @cache

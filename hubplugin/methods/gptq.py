@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hubplugin import hessian as moments
+from hubplugin.hessian import Drift
 from hubplugin.manifest import Gptq
 from hubplugin.methods import grid, sweep, sweep_cpu
 from hubplugin.methods.base import Compressed, Grid
@@ -50,8 +51,32 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq) -> Compressed:
     )
 
 
+def corrected(
+    weight: Tensor, source: Tensor, fit: tuple[Tensor, Drift], check: tuple[Tensor, Drift] | None, damp: float
+) -> tuple[Tensor, float]:
+    """The weight to quantize instead of W, so that errors made upstream are made up for, and how much of it was taken.
+
+    Quantization error propagation (QEP, arXiv 2504.09629): T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1, the
+    least-squares answer to outputs y~ of the base. D comes from the tokens of `fit`; a is what is best on those of
+    `check`, in closed form and between 0 and 1, or 0.5 without any. Each is second moments [inputs, inputs] and a drift;
+    `weight` [outputs, inputs] is what gets x, `source` [outputs, inputs of the base] what made y~.
+    """
+    hessian, drift = fit
+    step = moments.solve(moments.damped(hessian, damp), drift.owed(weight, source, hessian), "target correction")
+    share = 0.5
+    if check is not None:
+        seen, other = check
+        gain, size = float((other.owed(weight, source, seen) * step).sum()), float(((step @ seen) * step).sum())
+        share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
+    return weight + share * step, share
+
+
 def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: grid.Spec) -> Swept:
     """The fastest sweep there is for these columns."""
+    if columns.is_cuda and columns.dtype == torch.float32:
+        from hubplugin.methods import sweep_gpu  # Triton is there where CUDA is
+
+        return sweep_gpu.sweep(columns, factor, importance, spec)
     if columns.dtype == torch.float64 or columns.device.type != "cpu":
         return sweep.sweep(columns, factor, importance, spec)
     return sweep_cpu.sweep(columns, factor, importance, spec)
@@ -60,7 +85,14 @@ def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: gr
 def spec_of(settings: Gptq, inputs: int) -> grid.Spec:
     """The grid that settings ask for."""
     group = inputs if settings.group_size == -1 else settings.group_size
-    return grid.Spec(settings.bits, group, shares=grid.SHRINK if settings.clip_search else ())
+    return grid.Spec(settings.bits, group, settings.symmetric, _shares(settings))
+
+
+def _shares(settings: Gptq) -> tuple[float, ...]:
+    if not settings.clip_search:
+        return ()
+    mirrored = settings.signed_scales and settings.symmetric
+    return grid.SHRINK + (tuple(-share for share in grid.SHRINK) if mirrored else ())
 
 
 def visiting_order(diagonal: Tensor, group: int) -> Tensor:

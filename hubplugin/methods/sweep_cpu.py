@@ -29,14 +29,15 @@ _compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="num
 
 def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> Swept:
     """Quantize float32 columns [inputs, outputs] one after another; see `sweep.sweep`."""
-    inputs, outputs = columns.shape
+    inputs = len(columns)
     group, upper = spec.group_size, factor.unit_upper.contiguous()
     made = _Out(columns, spec)
     for start in range(0, inputs, group if group > BLOCK else BLOCK):
         stop = min(start + max(group, BLOCK), inputs)
         owed = upper[:start, start:stop].T @ made.errors[:start]
         if group >= BLOCK:
-            updated = fully_updated(columns[start:stop], owed, upper[start:stop, start:stop]) if start else columns
+            inside = slice(start, stop)
+            updated = fully_updated(columns[inside], owed, upper[inside, inside]) if start else columns[inside]
             made.fit(start // group, updated, importance[start:stop])
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)

@@ -1,0 +1,50 @@
+"""The benchmark's door to hubplugin: the engine of `hubplugin run`, on given token ids. Defaults of the manifest.
+
+The manifest names the calibration data only because a manifest must; the ids that count are the given ones.
+"""
+
+import json
+
+from stages import Clock, ask
+
+
+def main() -> None:
+    """Quantize one folder into AutoGPTQ's format."""
+    options, clock = ask(), Clock()
+    with clock.stage("import"):
+        import numpy
+        import torch
+
+        import hubplugin
+        from hubplugin import compress, export, family, hub, manifest, plan
+        from hubplugin.stream import Model, computing_dtype
+
+    with clock.stage("load"):
+        ids = torch.from_numpy(numpy.load(options.tokens))
+        document = options.report.with_suffix(".yaml")
+        step = {"method": "gptq", "bits": options.bits, "group_size": options.group_size}
+        written = {
+            "model": str(options.base.resolve()),
+            "calibrate": {"self": True, "samples": ids.shape[0], "tokens": ids.shape[1]},
+            "variants": {"variant": [step]},
+        }
+        document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
+        loaded = manifest.load(document)
+        peek = hub.peek(loaded.manifest.model, loaded.folder)
+        planned = plan.make(loaded, peek.config, peek.tensors)
+        variant, row = planned.variants[0], family.match(peek.config, str(options.base))
+        stored = export.DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
+        model = Model(export.DenseView(options.base), planned.config, row, computing_dtype(stored))
+        options.out.mkdir(parents=True)
+        target = export.Folder(options.out, options.base, variant, row)
+    with clock.stage("quantize"):
+        for block in compress.blocks(model, ids, variant, stored):
+            target.add(block)
+    with clock.stage("save"):
+        target.finish()
+    used = variant.steps[0].model_dump(exclude={"method", "bits", "group_size"})
+    clock.write(options.report, hubplugin.__version__, used, ("torch", "transformers"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Finished blocks on disk, so that a killed run goes on after the last of them.
+
+One file per block, under its final name only when whole, holds the tensors as the variant's folder will hold them, the
+rows the gate compares and what the report says of the block. It belongs to one base, one list of steps and one set of
+calibration tokens, and refuses any other. Knows tensors by name; no model, no method.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hubplugin.checkpoint import Reader
+from hubplugin.errors import CheckpointError, CompressError
+from hubplugin.report import LinearResult
+
+FOLDER = ".blocks"  # inside the folder in the making
+IDENTITY = "identity.json"
+SAMPLE = "sample|"  # before the names of rows that are compared, never of tensors that are published
+
+
+class Journal:
+    """The blocks of one variant in the making, under `folder`.
+
+    `identity` says what they were made from, by name. Raises CompressError where blocks stand there that were made
+    from something else.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self.folder = folder / FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob("*.part"):
+            unfinished.unlink()
+        noted = self.folder / IDENTITY
+        if noted.is_file():
+            self._compare(json.loads(noted.read_text("utf-8")), dict(identity))
+        else:
+            _write(noted, json.dumps(dict(identity), indent=1))
+
+    def _compare(self, noted: dict[str, str], now: dict[str, str]) -> None:
+        changed = sorted(key for key in noted.keys() | now.keys() if noted.get(key) != now.get(key))
+        if changed and not self:
+            _write(self.folder / IDENTITY, json.dumps(now, indent=1))
+        elif changed:
+            raise CompressError(
+                str(self.folder.parent),
+                f"was begun with another {', '.join(changed)}, and its {len(self)} finished blocks do not fit",
+                "run what it was begun with, or remove that folder to start over",
+            )
+
+    def __len__(self) -> int:
+        """How many blocks are finished, from the first on."""
+        count = 0
+        while self._path(count).is_file():
+            count += 1
+        return count
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    def add(
+        self, index: int, tensors: dict[str, Tensor], samples: dict[str, Tensor], results: list[LinearResult]
+    ) -> None:
+        """Keep a finished block. Raises CheckpointError where it cannot be written."""
+        whole = {**tensors, **{f"{SAMPLE}{name}": rows for name, rows in samples.items()}}
+        part = self._path(index).with_suffix(".part")
+        notes = {"results": json.dumps([result.model_dump() for result in results])}
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in whole.items()}, part, metadata=notes)
+            os.replace(part, self._path(index))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error
+
+    def results(self, index: int) -> list[LinearResult]:
+        """What the report says of a finished block."""
+        with safe_open(self._path(index), "pt") as file:
+            return [LinearResult.model_validate(entry) for entry in json.loads(file.metadata()["results"])]
+
+    def samples(self, index: int) -> dict[str, Tensor]:
+        """The rows of a finished block that the gate compares, by linear."""
+        reader = self.reader(index)
+        return {name.removeprefix(SAMPLE): reader.get(name) for name in reader.headers if name.startswith(SAMPLE)}
+
+    def reader(self, index: int) -> Reader:
+        """The tensors of a finished block."""
+        return Reader(self.folder, (self._path(index).name,))
+
+    def drop(self) -> None:
+        """Forget everything: nothing will ask for these blocks again."""
+        shutil.rmtree(self.folder)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
