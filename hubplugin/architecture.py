@@ -54,6 +54,7 @@ class Dimensions:
     vocab: int
     context: int | None  # the longest sequence the positions allow; None where config.json does not say
     tied: bool  # the output head is the embedding
+    experts: int = 0  # in each block, each of `ffn` channels; 0: one MLP
 
 
 def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensions:
@@ -78,13 +79,14 @@ def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensi
     return Dimensions(
         layers=_size(config, "num_hidden_layers", where),
         hidden=hidden,
-        ffn=_size(config, "intermediate_size", where),
+        ffn=_size(config, family.experts.width if family.experts else "intermediate_size", where),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=_size(config, "vocab_size", where),
         context=_size(config, "max_position_embeddings", where) if "max_position_embeddings" in config else None,
         tied=family.tied if tied is None else bool(tied),
+        experts=len({tap.expert for tap in family.taps} - {None}),
     )
 
 
@@ -111,6 +113,11 @@ def linear_shapes(family: Family, sizes: Dimensions) -> dict[str, tuple[int, int
         "mlp.gate_up_proj": (2 * sizes.ffn, sizes.hidden),
         "mlp.down_proj": (sizes.hidden, sizes.ffn),
     }
+    if family.experts:
+        wide, narrow = (sizes.ffn, sizes.hidden), (sizes.hidden, sizes.ffn)
+        inside = {family.experts.gate: wide, family.experts.up: wide, family.experts.down: narrow}
+        owned = (name for tap in family.taps if tap.expert is not None for name in tap.linears)
+        known |= {name: inside[name.rpartition(".")[2]] for name in owned}
     return {name: known[name] for name in family.linears()}
 
 
@@ -131,6 +138,8 @@ def expected(config: Mapping[str, Any], family: Family, sizes: Dimensions) -> di
             shapes[f"{block}.{name}.weight"] = shape
             if name in biased:
                 shapes[f"{block}.{name}.bias"] = shape[:1]
+        if family.experts:
+            shapes[f"{block}.{family.experts.router}.weight"] = (sizes.experts, sizes.hidden)
         shapes.update({f"{block}.{name}.weight": (sizes.hidden,) for name in family.norms})
         shapes.update({f"{block}.{name}.weight": (sizes.head_dim,) for name in family.head_norms})
     shapes[f"{family.norm}.weight"] = (sizes.hidden,)

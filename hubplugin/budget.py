@@ -65,7 +65,9 @@ class Budget:
 
     def before_measuring(self) -> dict[str, Scheme]:
         """What is planned with before any loss is known: every code bit is taken to quarter a weight's loss."""
-        return self.schemes(self.choose([[unit.weights * _usual_loss(one) for one in unit.options] for unit in self.units]))
+        return self.schemes(
+            self.choose([[unit.weights * _usual_loss(one) for one in unit.options] for unit in self.units])
+        )
 
 
 def _usual_loss(scheme: Scheme) -> float:
@@ -73,7 +75,11 @@ def _usual_loss(scheme: Scheme) -> float:
 
 
 def make(
-    step: Gptq, linears: Sequence[LinearPlan], dense: Mapping[str, tuple[int, ...]], stored: Mapping[str, Header], where: str
+    step: Gptq,
+    linears: Sequence[LinearPlan],
+    dense: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, Header],
+    where: str,
 ) -> Budget:
     """The units of a step's budget. `linears` are all of the blocks and the quantized head; `dense` and `stored` as for
     `sizes.tensors`. Linears that are ignored or that overrides name are left as they are, and count.

@@ -7,7 +7,7 @@ Knows the methods, no file format and no Hub.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hubplugin.family import Family, Tap, Width
 from hubplugin.hessian import Drift, Moment
+from hubplugin.loadable import LinearPlan
 from hubplugin.manifest import Gptq, Prune
 from hubplugin.methods import gptq, obs
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
@@ -40,6 +41,7 @@ class Block:
     seconds: float = 0.0
 
 
+COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
 HELD_OUT = 8  # one sequence in so many decides how far targets are corrected
 
 
@@ -80,6 +82,23 @@ def blocks(
             block.seconds = time.monotonic() - begun
             yield block
         model.free(index)
+    if plan.head and done <= len(model):
+        yield _head(model, lanes[0], plan, plan.head)
+
+
+def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
+    """The output head as a block of its own: it reads what the final norm makes of the last hidden states."""
+    begun = time.monotonic()
+    moment, settings = Moment(), plan.settings(head.name)
+    assert settings is not None
+    for hidden in model.finish(batches):
+        moment.add(hidden)
+    made = gptq.compress(model.source.get(f"{head.name}.weight").float(), moment.matrix(head.name), settings)
+    block = Block(len(model), head.name, encodings={head.name: made.encoding})
+    block.samples[head.name] = made.weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
+    block.results.append(_result(head.name, "gptq", made, begun))
+    block.seconds = time.monotonic() - begun
+    return block
 
 
 def _lane(spill: Path | None, name: str) -> Path | None:
@@ -144,6 +163,25 @@ class _Change:
             moment.add(inputs)
         return moment.matrix(self._where(tap))
 
+    def _of_expert(self, tap: Tap) -> tuple[Tensor, str | None]:
+        """Second moments for an expert's linears, and what was done where the router sent it too few tokens.
+
+        From few tokens they are mostly chance, and error feedback that follows chance is worse than rounding. A cold
+        expert also sees tokens of the block at large, which count as many as it has inputs (docs/maths.md, Experts).
+        """
+        own, where, index = Moment(), self._where(tap), self._block.index
+        for inputs in self._model.visit(index, self._batches, tap):
+            own.add(inputs)
+        inputs_of = self._linear(tap.linears[0]).in_features
+        if own.tokens >= COLD * inputs_of:
+            return own.matrix(where), None
+        large = Moment()
+        for inputs in self._model.at_large(index, self._batches, tap, COLD * inputs_of):
+            large.add(inputs)
+        prior = large.matrix(where) * (inputs_of / large.tokens)
+        told = f"saw {own.tokens} tokens: {large.tokens} of the block at large stand in, as {inputs_of}"
+        return own.matrix(where).add_(prior), told
+
     def _drifts(self, tap: Tap) -> tuple[_Seen, _Seen | None]:
         """Second moments and drift of a tap, for the tokens that fit and those that check."""
         assert self._base is not None
@@ -183,12 +221,16 @@ class _Change:
         """Quantize linears of a tap together: they share second moments, so one factor serves their rows."""
         begun = time.monotonic()
         weights = [self._linear(name).weight for name in names]
-        weight, share = torch.cat(weights).float(), None
-        if self._base is None:
+        weight, share, cold = torch.cat(weights).float(), None, None
+        if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
+            hessian, cold = self._of_expert(tap)
+        elif self._base is None:
             hessian = self._second_moments(tap)
         else:
             hessian, weight, share = self._corrected(tap, names, weight, step)
         done = gptq.compress(weight, hessian, step)
+        if cold:
+            done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))))
         grid = done.encoding
         assert isinstance(grid, Grid)
         rows = 0
@@ -235,18 +277,20 @@ class _Change:
         _set_weight(linear, weight.to(linear.weight.dtype))
 
     def _note(self, name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> None:
-        self._block.results.append(
-            LinearResult(
-                name=name,
-                method=method,
-                loss=done.loss,
-                damp=done.damp,
-                fallback=done.fallback,
-                dead_inputs=done.dead_inputs,
-                correction=share,
-                seconds=round(time.monotonic() - begun, 3),
-            )
-        )
+        self._block.results.append(_result(name, method, done, begun, share))
+
+
+def _result(name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> LinearResult:
+    return LinearResult(
+        name=name,
+        method=method,
+        loss=done.loss,
+        damp=done.damp,
+        fallback=done.fallback,
+        dead_inputs=done.dead_inputs,
+        correction=share,
+        seconds=round(time.monotonic() - begun, 3),
+    )
 
 
 def _stack_name(prefix: str, names: tuple[str, ...]) -> str:

@@ -135,6 +135,42 @@ def engine(gptq: Gptq, prune: Prune | None, model_type: str, where: str) -> None
         raise PlanError(f"{where}.damp", "gptqmodel takes shares below 1", f"use 0.99 or less, {fix}")
 
 
+def budget(gptq: Gptq, prune: Prune | None, found: Mapping[str, Scheme | None], where: str) -> None:
+    """What excludes a budget, which chooses bits, group sizes and symmetry itself."""
+    if gptq.budget is None:
+        return
+    for key in ("bits", "group_size", "symmetric", "activation_bits"):
+        if key in gptq.model_fields_set:
+            raise PlanError(
+                f"{where}.{key}",
+                "a budget chooses it, linear by linear",
+                "remove it, write it into the budget's options, or set it for some linears with overrides",
+            )
+    if prune:
+        raise PlanError(
+            f"{where}.budget",
+            "losses are measured on the base's own linears, and pruning changes them",
+            "prune in a variant of its own and name its folder as the `model:` of a second manifest",
+        )
+    rare = [one for one in gptq.budget.options if one.bits not in schemes.GPTQ_BITS or not one.symmetric]
+    if rare and any(scheme and scheme.layout == schemes.GPTQ for scheme in found.values()):
+        raise PlanError(
+            f"{where}.budget.options",
+            "of AutoGPTQ's format stock vLLM reads 4 and 8 bits and symmetric grids alone",
+            "use format: compressed-tensors, or leave it out",
+        )
+
+
+def widths(prune: Prune | None, family: Family, where: str) -> None:
+    """Only widths that every token passes can be pruned."""
+    if prune and not family.widths:
+        raise PlanError(
+            f"{where}.ffn",
+            "this model has experts, and each would keep channels of its own, which no config.json can say of them",
+            "remove the step, or prune a model without experts",
+        )
+
+
 def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:
     """The pruned FFN width. Raises PlanError where no allowed width is near the ratio."""
     kept = sizes.kept_width(before, ratio, group)
@@ -220,12 +256,13 @@ def fused(linears: Sequence[LinearPlan], where: str) -> None:
     """Linears that vLLM stacks into one matrix have one scheme, or are all dense."""
     for members in loadable.fused(linears):
         if len({linear.scheme for linear in members}) > 1:
-            told = ", ".join(f"{linear.short} {linear.scheme or 'dense'}" for linear in members)
-            parent = members[0].name.rsplit(".", 1)[0]
+            told = ", ".join(dict.fromkeys(f"{linear.short} {linear.scheme or 'dense'}" for linear in members))
+            parent = members[0].experts or members[0].name.rsplit(".", 1)[0]
+            shorts = ", ".join(dict.fromkeys(linear.short for linear in members))
             raise PlanError(
                 where,
                 f"vLLM stacks these linears of {parent} into one, and they differ: {told}",
-                f"let ignore and overrides name all of {', '.join(linear.short for linear in members)}, or none",
+                f"let ignore and overrides name all of {shorts}{' of every expert' if members[0].experts else ''}, or none",
             )
 
 

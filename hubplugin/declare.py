@@ -77,11 +77,14 @@ def _expressions(linears: Sequence[LinearPlan]) -> list[str]:
     layers: dict[tuple[str, str, str], list[str]] = {}
     for members in loadable.fused(linears):
         shorts = [linear.short for linear in members]
-        if len(shorts) > 1:
+        if len(shorts) > 1 and not members[0].experts:
             shorts.append(STACKED[shorts[0]])
-        numbered = re.fullmatch(r"(.*?\.)(\d+)(\..*\.)", members[0].name.removesuffix(shorts[0]))
-        before, number, after = numbered.groups() if numbered else (members[0].name.removesuffix(shorts[0]), "", "")
+        path = f"{members[0].experts}." if members[0].experts else members[0].name.removesuffix(shorts[0])
+        numbered = re.fullmatch(r"(.*?\.)(\d+)(\..*\.)", path)
+        before, number, after = numbered.groups() if numbered else (path, "", "")
         end = re.escape(shorts[0]) if len(shorts) == 1 else f"(?:{'|'.join(map(re.escape, shorts))})"
+        if members[0].experts:  # vLLM asks for all of them at once, other loaders for each linear
+            after, end = after.removesuffix("."), r"(?:\..+)?"
         layers.setdefault((before, after, end), []).append(number)
     return [
         f"{re.escape(before)}{_either(numbers)}{re.escape(after)}{end}$"

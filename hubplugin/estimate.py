@@ -79,11 +79,13 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         stacked = sum(size[name] for name in tap.linears)
         if index == 1:
             passed += attention
-        measured = passed + 2 * count * inputs**2
+        reaching = count * tap.share
+        # tokens are brought to the experts of a block once
+        measured = (passed if tap.expert is None else 0) + 2 * reaching * inputs**2
         if work.quantizes:
             total += measured + inputs**3 / 3 + stacked * inputs
             steps += stacked * WEIGHT_SECONDS + inputs * COLUMN_SECONDS
         if work.prunes and consumers & set(tap.linears):
             total += measured + 2 * inputs**3 + 2 * stacked * inputs
-        passed += 2 * count * stacked
+        passed += 2 * reaching * stacked
     return dims.layers * ((total + passed) / FLOPS + steps)

@@ -39,7 +39,7 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32)
     """A folder as a block-streamed model, whose linears round their inputs where the folder's format does."""
     view = DenseView(folder)
     model = Model(view, view.config, family, dtype)
-    round_inputs(model._model, view)
+    model.on_inputs(view.int8_inputs, layout.int8_per_token)
     return model
 
 

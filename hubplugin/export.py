@@ -157,14 +157,18 @@ class DenseView:
             return self._reader.get(name)
         return layout.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_shift)
 
-    def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        """All dense tensors under a prefix, by the rest of their name."""
+    def names(self) -> Iterator[str]:
+        """The names of all dense tensors."""
         for name in self._reader.headers:
             module, _, part = name.rpartition(".")
-            if not name.startswith(prefix + ".") or part in layout.BESIDE:
-                continue
-            plain = f"{module}.weight" if part in layout.CODES else name
-            yield plain[len(prefix) + 1 :], self.get(plain)
+            if part not in layout.BESIDE:
+                yield f"{module}.weight" if part in layout.CODES else name
+
+    def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """All dense tensors under a prefix, by the rest of their name."""
+        for name in self.names():
+            if name.startswith(prefix + "."):
+                yield name[len(prefix) + 1 :], self.get(name)
 
 
 def _grids(quantization: dict[str, Any], where: str) -> tuple[frozenset[int], int]:

@@ -15,6 +15,8 @@ class Tap:
 
     name: str
     linears: tuple[str, ...]  # module paths inside the block
+    expert: int | None = None  # whose linears these are, where only the tokens that a router sends pass them
+    share: float = 1.0  # of all tokens, that pass if the router is even
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Part:
     """A submodule of a block that ends in one linear: what goes into that linear is all that must be kept of it."""
 
     name: str
-    end: str  # its last linear; the part's output is that linear's
+    end: str  # its last linear; the part's output is that linear's. Empty: it ends in a sum over experts
     pair: bool = False  # returns (output, something nobody reads)
 
     @property
@@ -48,6 +50,24 @@ class Width:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The experts that stand in for a block's MLP, by the names of checkpoints."""
+
+    name: str  # their path inside the block; each one's number follows
+    gate: str
+    up: str
+    down: str
+    width: str  # the config.json key of an expert's channels
+    counts: tuple[str, ...] = ("num_experts", "num_local_experts")  # config.json keys of how many there are
+    chosen: str = "num_experts_per_tok"  # config.json key of how many a token goes to
+
+    @property
+    def router(self) -> str:
+        """The matrix [experts, hidden] that sends tokens to experts. It is small, and it stays dense."""
+        return f"{self.name.rpartition('.')[0]}.gate"
+
+
+@dataclass(frozen=True)
 class Family:
     """One row. Taps stand in the order in which the block runs them."""
 
@@ -66,6 +86,7 @@ class Family:
     bias_keys: tuple[tuple[str, tuple[str, ...]], ...] = ()  # config.json key -> linears it gives a bias to
     head_dim: int | None = None  # where config.json names none; None: hidden_size / num_attention_heads
     tied: bool = False  # whether embeddings are tied where config.json does not say
+    experts: Experts | None = None  # `match` gives the row their taps
     whole_heads: bool = False  # transformers refuses a hidden_size that heads do not divide, head_dim or not
 
     def linears(self) -> tuple[str, ...]:
@@ -81,6 +102,7 @@ class Family:
         return next(width for width in self.widths if width.name == name)
 
 
+_ATTENTION_PART = Part("self_attn", "self_attn.o_proj", pair=True)
 _ATTENTION_OUT = Tap("attn_out", ("self_attn.o_proj",))
 _MLP_OUT = Tap("mlp_out", ("mlp.down_proj",))
 
@@ -103,6 +125,8 @@ FUSED = Family(
     ),
     widths=(Width("ffn", "mlp.down_proj", ("mlp.gate_up_proj",), 2, "intermediate_size"),),
 )
+
+SPARSE = Family(taps=(Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), _ATTENTION_OUT), widths=())
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -142,11 +166,29 @@ FAMILIES: dict[str, Family] = {
         whole_heads=True,
     ),
     "phi3": replace(FUSED, native="Phi3ForCausalLM"),
+    "mixtral": replace(
+        SPARSE,
+        native="MixtralForCausalLM",
+        parts=(_ATTENTION_PART, Part("block_sparse_moe", "")),
+        experts=Experts("block_sparse_moe.experts", "w1", "w3", "w2", width="intermediate_size"),
+    ),
+    "qwen3_moe": replace(
+        SPARSE,
+        native="Qwen3MoeForCausalLM",
+        parts=(_ATTENTION_PART, Part("mlp", "")),
+        experts=Experts("mlp.experts", "gate_proj", "up_proj", "down_proj", width="moe_intermediate_size"),
+        head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+        bias_keys=(("attention_bias", _ATTENTION),),
+    ),
 }
+MOST_EXPERTS = 4096  # each one becomes names; a file from elsewhere must not ask for 10^9
 
 
 def match(config: dict[str, Any], where: str) -> Family:
-    """The row for a config.json. Raises FamilyError for an architecture that is not in the table."""
+    """The row for a config.json, with the taps of as many experts as it names.
+
+    Raises FamilyError for an architecture that is not in the table.
+    """
     model_type = config.get("model_type")
     row = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if row is None:
@@ -155,4 +197,23 @@ def match(config: dict[str, Any], where: str) -> Family:
             f"{model_type!r} is not a family we know",
             f"use a model of type {', '.join(FAMILIES)}",
         )
-    return row
+    return _with_experts(row, row.experts, config, where) if row.experts else row
+
+
+def _with_experts(row: Family, names: Experts, config: dict[str, Any], where: str) -> Family:
+    """The row with two taps for each expert: gate and up, then down. Raises FamilyError where none are counted."""
+    count = next((config[key] for key in names.counts if config.get(key) is not None), None)
+    chosen = config.get(names.chosen)
+    for key, value, most in ((names.counts[0], count, MOST_EXPERTS), (names.chosen, chosen, count)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            fix = "give the config.json the model was saved with"
+            raise FamilyError(f"{where}: {key}", f"{value!r} is not a number of experts", fix)
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        key = "mlp_only_layers" if config.get("mlp_only_layers") else "decoder_sparse_step"
+        raise FamilyError(f"{where}: {key}", "some blocks have experts and some have none", "use another model")
+    taps = list(row.taps)
+    for expert in range(count):
+        gate, up, down = (f"{names.name}.{expert}.{name}" for name in (names.gate, names.up, names.down))
+        taps.append(Tap(f"expert_{expert}_in", (gate, up), expert, chosen / count))
+        taps.append(Tap(f"expert_{expert}_out", (down,), expert, chosen / count))
+    return replace(row, taps=tuple(taps))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubplugin import export
+from hubplugin import experts, export
 from hubplugin.checkpoint import Reader
 from hubplugin.errors import CheckpointError, GateError, ServeError
 from hubplugin.evaluate import open_model, round_inputs
 from hubplugin.export import DenseView
-from hubplugin.family import Family
+from hubplugin.family import Family, match
 from hubplugin.loadable import Verdict
 from hubplugin.manifest import Thresholds
 from hubplugin.plan import VariantPlan
@@ -197,12 +197,18 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
     view = DenseView(folder)
     plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain), dtype=torch.float32)
-    state = {name: view.get(name) for name in model.state_dict() if name in view}
-    missing = set(model.load_state_dict(state, strict=False).missing_keys) - {"lm_head.weight"}
-    if missing:
+    config = AutoConfig.for_model(**plain)
+    own = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
+    state = {name: view.get(name) for name in view.names()}
+    model, found = own.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := found["missing_keys"]:
         raise ServeError(str(folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
-    model.tie_weights()
+    row = match(view.config, str(folder))
+    if row.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
+        for block in model.model.layers:
+            experts.install(block, row.experts)
     round_inputs(model, view)
     made = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:

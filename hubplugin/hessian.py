@@ -87,8 +87,17 @@ class Drift:
     def owed(self, weight: Tensor, source: Tensor, hessian: Tensor) -> Tensor:
         """sum (y~ - W x) x^T [outputs, inputs]: y~ is what the base's weight `source` made of x~, plus what was lost."""
         assert self.inputs is not None
-        owed = source @ self.inputs - weight @ hessian
+        if source is weight:  # the difference of the inputs is small: three digits of it are enough
+            with products_of(_half(weight)):
+                owed = weight @ (self.inputs - hessian)
+        else:
+            owed = source @ self.inputs - weight @ hessian
         return owed if self.residual is None else owed + self.residual
+
+
+def _half(weight: Tensor) -> torch.dtype:
+    """The precision in which sums over float32 weights may be taken where three digits are enough."""
+    return torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -235,8 +244,13 @@ def energy(weight: Tensor, hessian: Tensor) -> float:
 
     Good to three digits in float32 (both are rounded to bfloat16 where that is fast): it is reported, never compared.
     """
-    with products_of(torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype):
-        return float(((weight @ hessian) * weight).sum())
+    with products_of(_half(weight)):
+        return inner(weight @ hessian, weight)
+
+
+def inner(one: Tensor, other: Tensor) -> float:
+    """Sum of the products, entry by entry."""
+    return float(torch.dot(one.reshape(-1), other.reshape(-1)))
 
 
 def relative_loss(before: Tensor, after: Tensor, hessian: Tensor) -> float:

@@ -5,6 +5,7 @@ Knows costs and losses; no bits, no models. Costs are whole numbers, so that a l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _hull_steps(item: Sequence[Choice]) -> list[tuple[int, int]]:
         while len(hull) > 1 and _slope(item[hull[-2]], item[hull[-1]]) >= _slope(item[hull[-1]], item[index]):
             hull.pop()
         hull.append(index)
-    return list(zip(hull, hull[1:], strict=False))
+    return list(pairwise(hull))
 
 
 def _fill(items: Sequence[Sequence[Choice]], chosen: list[int], left: int) -> list[int]:

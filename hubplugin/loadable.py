@@ -3,7 +3,7 @@
 It knows shapes and schemes; it starts no vLLM and imports none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -16,11 +16,14 @@ TARGETS = (CPU, *(f"cuda tp={tp}" for tp in TENSOR_PARALLEL))
 
 CPU_BITS = (4,)  # the kernel for packed weights reads 4-bit codes; int8 weights with int8 activations have their own
 CPU_TILE = 32  # the packed kernel's step along inputs and along outputs
+CPU_EXPERT_GROUPS = (-1, 64, 128)  # of the kernel for 4-bit experts
+EXPERT_TILE = 128  # hidden sizes outside its multiples go to a loader of AutoGPTQ's experts that has no CPU kernel
 CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CUDA_HEAD_DIM_STEP, CUDA_HEAD_DIM_MAX = 8, 256  # FlashAttention's rule
 # linears that vLLM stacks into one matrix before it picks a kernel
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-ROW_PARALLEL = ("o_proj", "down_proj")  # split along inputs; all others along outputs
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+ROW_PARALLEL = ("o_proj", "down_proj", "w2")  # split along inputs; all others along outputs
+EXPERTS = ".experts."  # stands in the path of every expert's linears, before its number
 HEAD = "lm_head"
 WORD = 32  # bits of the words that codes are packed into
 HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not tried on a GPU
@@ -53,6 +56,12 @@ class LinearPlan:
         """The last part of the path."""
         return self.name.rsplit(".", 1)[-1]
 
+    @property
+    def experts(self) -> str:
+        """The path of the experts that it belongs to; empty for a linear that every token passes."""
+        before, found, _ = self.name.rpartition(EXPERTS)
+        return before + found.rstrip(".")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -65,12 +74,24 @@ class Verdict:
 
 
 def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:
-    """Linears as vLLM stacks them: q, k and v of a block together, gate and up together, all others alone."""
+    """Linears as vLLM stacks them: q, k and v of a block together, gate and up together, all others alone.
+
+    All experts of a block are one stack: one kernel runs them all.
+    """
+    return _grouped(linears, lambda linear: (linear.experts, "") if linear.experts else _place(linear))
+
+
+def _place(linear: LinearPlan) -> tuple[str, str]:
+    """What a linear shares with those it is stacked with: their parent's path, and the first of them."""
+    return linear.name.removesuffix(linear.short), next((one[0] for one in FUSED if linear.short in one), linear.short)
+
+
+def _grouped(
+    linears: Sequence[LinearPlan], key: Callable[[LinearPlan], tuple[str, str]]
+) -> list[tuple[LinearPlan, ...]]:
     found: dict[tuple[str, str], list[LinearPlan]] = {}
     for linear in linears:
-        parent = linear.name.removesuffix(linear.short)
-        family = next((names[0] for names in FUSED if linear.short in names), linear.short)
-        found.setdefault((parent, family), []).append(linear)
+        found.setdefault(key(linear), []).append(linear)
     return [tuple(members) for members in found.values()]
 
 
@@ -84,7 +105,9 @@ def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) 
     units = _units(linears)
     general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
     packed = any(unit.scheme.weight_only for unit in units)
-    found = [_verdict(CPU, general or cpu, "an x86 CPU with AVX-512" if packed else "")]
+    tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
+    note = f"an x86 CPU with {'AMX' if tiles else 'AVX-512'}" if packed or tiles else ""
+    found = [_verdict(CPU, general or cpu, note)]
     for tp in TENSOR_PARALLEL:
         found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
     return tuple(found)
@@ -102,6 +125,7 @@ class _Unit:
     outputs: tuple[int, ...]
     inputs: int
     scheme: Scheme
+    experts: bool  # of every expert of a block
 
     @property
     def name(self) -> str:
@@ -111,11 +135,11 @@ class _Unit:
 def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
     """The different units of all blocks."""
     found: dict[_Unit, None] = {}
-    for members in fused([linear for linear in linears if linear.scheme]):
+    for members in _grouped([linear for linear in linears if linear.scheme], _place):
         scheme = members[0].scheme
         assert scheme is not None
         shorts, outputs = tuple(one.short for one in members), tuple(one.after[0] for one in members)
-        found[_Unit(shorts, outputs, members[0].after[1], scheme)] = None
+        found[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
     return list(found)
 
 
@@ -142,11 +166,23 @@ def _on_cpu(sizes: Dimensions, units: Sequence[_Unit]) -> str:
     for unit in packed:
         if unit.scheme.bits not in CPU_BITS:
             return f"no CPU kernel for {unit.scheme.bits}-bit weights"
+        if unit.experts and (why := _experts_on_cpu(sizes, unit.scheme)):
+            return why
     for unit in packed:
         if unit.inputs % CPU_TILE:
             return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {unit.inputs} inputs"
         if sum(unit.outputs) % CPU_TILE and unit.name != HEAD:  # vLLM pads the head's
             return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {sum(unit.outputs)} outputs"
+    return ""
+
+
+def _experts_on_cpu(sizes: Dimensions, scheme: Scheme) -> str:
+    if not scheme.symmetric:
+        return "no CPU kernel for experts with zeros"
+    if scheme.group_size not in CPU_EXPERT_GROUPS:
+        return f"the CPU kernel for experts has groups of 64, 128 or a row, not of {scheme.group_size}"
+    if scheme.layout == GPTQ and sizes.hidden % EXPERT_TILE:
+        return f"of AutoGPTQ's format its CPU kernel for experts needs a hidden_size of whole {EXPERT_TILE}s"
     return ""
 
 

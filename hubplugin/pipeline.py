@@ -165,7 +165,7 @@ def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report
     target = export.Folder(folder, job.snapshot.path, variant, job.family, _identity(job, variant))
     if target.finished:
         progress(f"{variant.name} | goes on after block {target.finished:02d}/{len(model)} of an interrupted run")
-    if target.finished < len(model):
+    if target.finished < len(model) + (variant.head is not None):
         with _spill(job, variant, folder) as spill:
             _blocks(job, variant, target, model, stored, spill)
     results, samples = target.results(), target.samples()
@@ -181,12 +181,19 @@ def _blocks(
     for block in compress.blocks(model, job.calibration.ids, variant, stored, target, spill):
         target.add(block)
         left = (time.monotonic() - begun) / (block.index + 1 - first) * (len(model) - block.index - 1)
-        worst = max(block.results, key=lambda result: result.loss or 0.0)
+        place = f"block {block.index + 1:02d}/{len(model)}" if block.index < len(model) else block.prefix
         progress(
-            f"{variant.name} | block {block.index + 1:02d}/{len(model)} | worst loss {worst.loss:.5f} "
-            f"{worst.name.removeprefix(block.prefix + '.')} | {block.seconds:.1f}s | "
-            f"peak {memory.peak() / 1e9:.1f} GB | eta {left:.0f}s"
+            f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
+            f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
         )
+
+
+def _worst(block: compress.Block) -> str:
+    """The linear of a block that lost most, in words."""
+    if not block.results:
+        return "left dense"
+    worst = max(block.results, key=lambda result: result.loss or 0.0)
+    return f"worst loss {worst.loss or 0:.5f} {worst.name.removeprefix(block.prefix + '.')}"
 
 
 def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from math import lcm
 from typing import Any
 
-from hubplugin import architecture, crosscheck, estimate, family, loadable, schemes, sizes
+from hubplugin import architecture, budget, crosscheck, estimate, family, loadable, schemes, sizes
 from hubplugin.architecture import Dimensions, Header
+from hubplugin.budget import Budget
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan, Verdict
@@ -37,6 +38,7 @@ class VariantPlan:
     peak_memory: int  # bytes, of compressing it; rough
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
+    budget: Budget | None = None  # what the step's budget chooses among
 
     @property
     def quantized(self) -> tuple[LinearPlan, ...]:
@@ -107,16 +109,11 @@ def make(
     else that the manifest and this model cannot do together.
     """
     manifest = document.manifest
-    where = f"{manifest.model}/config.json"
-    row = family.match(dict(config), where)
-    crosscheck.text_model(config, where)
-    dims = architecture.dimensions(config, row, where)
-    used = architecture.check(tensors, architecture.expected(config, row, dims), row, manifest.model)
+    base = _base(manifest.model, config, tensors)
+    row, dims, used = base.family, base.dims, base.tensors
     crosscheck.sources(document, dims)
     if manifest.publish is not None:
         crosscheck.repo_names(document)
-    stored = sum(header.bytes for header in tensors.values())
-    base = _Base(config["model_type"], row, dict(config), dims, used, stored)
     return Plan(
         model=manifest.model,
         revision=revision,
@@ -125,9 +122,25 @@ def make(
         tensors=dict(tensors),
         parameters=sum(header.count for header in used.values()),
         linear_parameters=sizes.linear_parameters(row, dims),
-        bytes=stored,
+        bytes=base.bytes,
         variants=tuple(_variant(document, name, steps, base) for name, steps in manifest.variants.items()),
     )
+
+
+def _base(model: str, config: Mapping[str, Any], tensors: Mapping[str, Header]) -> _Base:
+    where = f"{model}/config.json"
+    row = family.match(dict(config), where)
+    crosscheck.text_model(config, where)
+    dims = architecture.dimensions(config, row, where)
+    used = architecture.check(tensors, architecture.expected(config, row, dims), row, model)
+    stored = sum(header.bytes for header in tensors.values())
+    return _Base(config["model_type"], row, dict(config), dims, used, stored)
+
+
+def allocated(document: Document, plan: Plan, name: str, chosen: Mapping[str, Scheme]) -> VariantPlan:
+    """The variant of a plan whose budget was spent: `chosen` are the schemes of linears that it left open, by path."""
+    base = _base(plan.model, plan.config, plan.tensors)
+    return _variant(document, name, document.manifest.variants[name], base, chosen)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -135,7 +148,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     found = asdict(replace(plan, variants=()))
     found["variants"] = [
         {
-            **asdict(replace(variant, steps=())),
+            **asdict(replace(variant, steps=(), budget=None)),
             "steps": [step.model_dump(mode="json") for step in variant.steps],
             "compression_ratio": plan.bytes / variant.bytes,
         }
@@ -144,17 +157,29 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base) -> VariantPlan:
+def _variant(
+    document: Document,
+    name: str,
+    steps: tuple[Step, ...],
+    base: _Base,
+    chosen: Mapping[str, Scheme] | None = None,
+) -> VariantPlan:
     where = f"{document.path}: variants.{name}"
     prune, gptq = crosscheck.order(steps, where)
     last = f"{where}[{len(steps) - 1}]"
+    crosscheck.widths(prune, base.family, f"{where}[0]")
     if gptq:
         crosscheck.engine(gptq, prune, base.model_type, last)
-    found = _schemes(gptq, base, last) if gptq else {}
+    found: dict[str, Scheme | None] = _schemes(gptq, base, last) if gptq else {}
+    if gptq:
+        crosscheck.budget(gptq, prune, found, last)
     dims, widths = base.dims, {}
     if prune:
         dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, _ffn_group(found, base), dims.ffn, f"{where}[0].ffn"))
         widths[base.family.width("ffn").config] = (base.dims.ffn, dims.ffn)
+    limit = _budget(gptq, found, base, last) if gptq else None
+    if limit:
+        found = {**found, **(limit.before_measuring() if chosen is None else chosen)}
     linears = sizes.linears(base.family, base.dims, dims, found)
     head = _head(found, base)
     quantized = linears if head is None else (*linears, head)
@@ -174,7 +199,10 @@ def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base
     source = document.manifest.calibrate
     work = estimate.Work(source.samples, source.tokens, gptq is not None, prune is not None)
     shapes = architecture.linear_shapes(base.family, base.dims)
-    resolved = {"format": schemes.format_of(found.values())}
+    resolved: dict[str, Any] = {"format": schemes.format_of(found.values())}
+    if limit:  # what the card says of the step is what most linears have
+        usual = schemes.distinct(linear.scheme for linear in linears)[0]
+        resolved |= {"bits": usual.bits, "group_size": usual.group_size, "symmetric": usual.symmetric}
     return VariantPlan(
         name=name,
         steps=tuple(step.model_copy(update=resolved) if isinstance(step, Gptq) else step for step in steps),
@@ -193,7 +221,17 @@ def _variant(document: Document, name: str, steps: tuple[Step, ...], base: _Base
         ),
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
+        budget=limit,
     )
+
+
+def _budget(gptq: Gptq, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Budget | None:
+    if gptq.budget is None:
+        return None
+    linears = sizes.linears(base.family, base.dims, base.dims, found)
+    head = _head(found, base)
+    dense = architecture.expected(base.config, base.family, base.dims)
+    return budget.make(gptq, (*linears, *([head] if head else [])), dense, base.tensors, where)
 
 
 def _schemes(gptq: Gptq, base: _Base, where: str) -> dict[str, Scheme | None]:

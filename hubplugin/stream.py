@@ -6,19 +6,23 @@ no method, no format and no metric; a `Source` may hand out any tensors of the r
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hubplugin import experts
 from hubplugin.errors import CheckpointError
 from hubplugin.estimate import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.family import Family, Part, Tap
+
+
+REACHING, CHOSEN = "experts.hidden", "experts.chosen"  # what a batch keeps of the tokens that come to a router
 
 
 class Source(Protocol):
@@ -81,15 +85,15 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def _watched(linear: nn.Module) -> Iterator[list[Tensor]]:
-    """While this holds, what goes into a linear is noted, and the forward pass ends there."""
+def _watched(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While this holds, what goes into a module is noted, and the forward pass ends there."""
     seen: list[Tensor] = []
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+        seen.extend(inputs)
         raise _Stop
 
-    hook = linear.register_forward_pre_hook(see)
+    hook = module.register_forward_pre_hook(see)
     try:
         yield seen
     finally:
@@ -176,6 +180,9 @@ class Model:
         self._model.eval()
         self._trunk = self._model.model
         self._blocks = list(self._trunk.layers)
+        if family.experts:
+            for block in self._blocks:
+                experts.install(block, family.experts)
         self._fill_buffers()
         self._softcap = getattr(settings, "final_logit_softcapping", None)
 
@@ -248,6 +255,9 @@ class Model:
         block runs them. `block` may be a twin; its batches must then be its own.
         """
         block = self._blocks[index] if block is None else block
+        if tap.expert is not None:
+            yield from self._routed(index, batches, tap, block)
+            return
         parts = self.family.parts
         at = next(number for number, part in enumerate(parts) if tap.linears[0].startswith(part.name + "."))
         linear = block.get_submodule(tap.linears[0])
@@ -258,6 +268,44 @@ class Model:
             if tap.linears[0] == parts[at].end:
                 batch.put(parts[at].input, seen[0])
             yield seen[0]
+
+    def _routed(self, index: int, batches: list[Batch], tap: Tap, block: nn.Module) -> Iterator[Tensor]:
+        """The inputs [tokens, inputs] of an expert's linears, of the tokens that the router sends there."""
+        for batch in batches:
+            hidden = self._reaching(index, batch, block)
+            rows = hidden[(batch.get(CHOSEN) == tap.expert).any(dim=-1)]
+            yield self._inside(tap, block, rows)
+
+    @torch.inference_mode()
+    def at_large(self, index: int, batches: list[Batch], tap: Tap, most: int) -> Iterator[Tensor]:
+        """What the linears of an expert would be given [tokens, inputs], were all tokens of the block sent there.
+
+        Of every n-th token, where there are more than `most`.
+        """
+        block, first = self._blocks[index], 0
+        step = -(-sum(batch.hidden.shape[:2].numel() for batch in batches) // most)
+        for batch in batches:
+            hidden = self._reaching(index, batch, block)
+            yield self._inside(tap, block, hidden[-first % step :: step])
+            first += len(hidden)
+
+    def _inside(self, tap: Tap, block: nn.Module, rows: Tensor) -> Tensor:
+        names = self.family.experts
+        assert names is not None
+        expert = cast(experts.Expert, block.get_submodule(f"{names.name}.{tap.expert}"))
+        return expert.inner(rows) if tap.linears[0].endswith(f".{names.down}") else rows
+
+    def _reaching(self, index: int, batch: Batch, block: nn.Module) -> Tensor:
+        """The tokens [tokens, hidden] of a batch that come to the router. They and where they go are kept."""
+        if REACHING not in batch:
+            names, parts = self.family.experts, self.family.parts
+            assert names is not None
+            inside = block.get_submodule(names.name)
+            with _staged(block, batch, parts[:-1], remember=True), _watched(inside) as seen, suppress(_Stop):
+                block(batch.hidden, **batch.keywords[index])
+            batch.put(REACHING, seen[0])
+            batch.put(CHOSEN, seen[1])
+        return batch.get(REACHING)
 
     def residual(self, batch: Batch, tap: Tap) -> Tensor:
         """What the output of a part's last linear is added to: the block's input and the outputs of earlier parts.
@@ -281,7 +329,12 @@ class Model:
             with _staged(block, batch, self.family.parts, remember=False):
                 out = block(batch.hidden, **batch.keywords[index])
             batch.put("hidden", out[0] if isinstance(out, tuple) else out)
-            batch.drop(*(key for part in self.family.parts for key in (part.input, part.output)))
+            batch.drop(*(key for part in self.family.parts for key in (part.input, part.output)), REACHING, CHOSEN)
+
+    def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
+        """Let linears, by full module path, see what `change` makes of their inputs."""
+        for name in names:
+            self._model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
 
     @torch.inference_mode()
     def walk(self, tokens: Tensor, progress: Callable[[int], None] = lambda index: None) -> Tensor:

@@ -29,6 +29,13 @@ BY_TYPE: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"head_dim": 32},
     "phi3": {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
+    "mixtral": {
+        "head_dim": 32, "sliding_window": 48, "tie_word_embeddings": False, "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": {
+        "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True,
+    },
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 48, "num_hidden_layers": 2},
 }
 
@@ -44,7 +51,7 @@ def model(model_type: str = "llama", seed: int = 0, dtype: torch.dtype = torch.b
     made = AutoModelForCausalLM.from_config(config(model_type, **changes), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() >= 2:  # matrices, and the stacked ones of experts
                 parameter.normal_(0, 0.12)
             elif "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -4,6 +4,8 @@ Written in the form that needs one Cholesky factor and no inverse (docs/maths.md
 module, no file and no device.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,26 +17,45 @@ from hubplugin.methods.base import Compressed, Grid
 from hubplugin.methods.sweep import Swept
 
 
-def compress(weight: Tensor, hessian: Tensor, settings: Gptq) -> Compressed:
+@dataclass(frozen=True)
+class Prepared:
+    """What all grids of one group size share: the visiting order and its factor."""
+
+    alive: Tensor  # second moments [inputs, inputs], with 1 on the diagonal of dead inputs
+    dead: Tensor  # bool [inputs]
+    order: Tensor  # int64 [inputs]
+    factor: moments.Factor
+
+
+def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
+    """Order and factor second moments [inputs, inputs] of the dtype to compute in."""
+    inputs = len(hessian)
+    group = spec_of(settings, inputs).group_size
+    alive, dead = moments.without_dead(hessian)
+    order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=alive.device)
+    return Prepared(alive, dead, order, moments.factor(alive[order][:, order], settings.damp))
+
+
+def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared | None = None) -> Compressed:
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
-    Computes in float32, or float64 where the weight is float64.
+    Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
+    group size, order and damping, where there is one already.
     With `act_order`, columns are visited by falling second moment inside their group, and groups by their largest one
     (group-aware reordering); columns return to their places, so g_idx stays trivial.
     """
     work = weight if weight.dtype == torch.float64 else weight.float()
-    inputs = work.shape[1]
-    spec = spec_of(settings, inputs)
+    spec = spec_of(settings, work.shape[1])
     group = spec.group_size
-    alive, dead = moments.without_dead(hessian.to(work.dtype))
-    order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=work.device)
+    ready = prepared or prepare(hessian.to(work.dtype), settings)
+    order, factor = ready.order, ready.factor
     back = order.argsort()
-    factor = moments.factor(alive[order][:, order], settings.damp)
-    target = torch.where(dead, 0, work)[:, order].T.contiguous()
-    swept = _sweep(target, factor, alive.diagonal()[order], spec)
+    target = torch.where(ready.dead, 0, work)[:, order].T.contiguous()
+    swept = _sweep(target, factor, ready.alive.diagonal()[order], spec)
     groups = (order[::group] // group).argsort()
+    spread = (each.repeat_interleave(group, dim=0) for each in (swept.scales, swept.zeros))
+    dense = grid.values(swept.codes, *spread)[back].T
     codes, scales, zeros = swept.codes[back].T, swept.scales[groups].T, swept.zeros[groups].T
-    dense = grid.values(codes, scales.repeat_interleave(group, dim=1), zeros.repeat_interleave(group, dim=1))
     return Compressed(
         weight=dense,
         encoding=Grid(
@@ -47,7 +68,7 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq) -> Compressed:
         loss=moments.relative_loss(work, dense, hessian.to(work.dtype)),
         damp=factor.damp,
         fallback=factor.fallback,
-        dead_inputs=int(dead.sum()),
+        dead_inputs=int(ready.dead.sum()),
     )
 
 
@@ -66,7 +87,7 @@ def corrected(
     share = 0.5
     if check is not None:
         seen, other = check
-        gain, size = float((other.owed(weight, source, seen) * step).sum()), float(((step @ seen) * step).sum())
+        gain, size = moments.inner(other.owed(weight, source, seen), step), moments.energy(step, seen)
         share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
     return weight + share * step, share
 
