@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hubplugin.architecture import Header
 from hubplugin import checkpoint
+from hubplugin.architecture import Header
 
 
 @dataclass(frozen=True)

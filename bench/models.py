@@ -41,6 +41,7 @@ SHAPES = {
     "75m": Shape(768, 2048, 12, 12, 4),
     "350m": Shape(1024, 3584, 24, 16, 8),
     # the curve over layers
+    "350m-3-layers": Shape(1024, 3584, 3, 16, 8),
     "75m-3-layers": Shape(768, 2048, 3, 12, 4),
     "75m-6-layers": Shape(768, 2048, 6, 12, 4),
     "75m-24-layers": Shape(768, 2048, 24, 12, 4),

@@ -1,4 +1,6 @@
-"""The benchmark's door to hubplugin: the engine of `hubplugin run`, on given token ids. Defaults of the manifest.
+"""The benchmark's door to hubplugin: the engine of `hubplugin run`, on given token ids.
+
+Recipes: `default` is the manifest's defaults; `fast` goes without corrected targets, as plain GPTQ does.
 
 The manifest names the calibration data only because a manifest must; the ids that count are the given ones.
 """
@@ -23,6 +25,7 @@ def main() -> None:
         ids = torch.from_numpy(numpy.load(options.tokens))
         document = options.report.with_suffix(".yaml")
         step = {"method": "gptq", "bits": options.bits, "group_size": options.group_size}
+        step |= {"qep": False} if options.recipe == "fast" else {}
         written = {
             "model": str(options.base.resolve()),
             "calibrate": {"self": True, "samples": ids.shape[0], "tokens": ids.shape[1]},

@@ -31,6 +31,7 @@ RANDOM_HELD_OUT = 4  # sequences: for random weights KL only shows that a folder
 # engine -> its environment, its script and arguments; None is the environment that runs this file
 SCRIPTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "ours": (None, ("ours.py",)),
+    "ours-fast": (None, ("ours.py", "--recipe", "fast")),
     "gptqmodel": ("gptqmodel", ("rival_gptqmodel.py",)),
     "gptqmodel-mse": ("gptqmodel", ("rival_gptqmodel.py", "--recipe", "mse")),
     "llmcompressor": ("llmcompressor", ("rival_llmcompressor.py",)),
