@@ -1,4 +1,4 @@
-"""What each idea of the engine is worth: every one switched off alone, at 4, 3 and 2 bits, on the model that ships along.
+"""What each idea of the engine is worth: every one switched off alone, at 4, 3 and 2 bits, on the docs model.
 
     python bench/ablation.py            # about 10 minutes on two cores; what is measured already is kept
     python bench/ablation.py --page     # only writes docs/ablation.md from bench/results/ablation.json
@@ -103,8 +103,8 @@ def render(found: dict[str, Any]) -> str:
         "# What each idea is worth",
         "",
         "Made by `python bench/ablation.py`; do not edit. The 12M model that ships with hubplugin, "
-        f"{SEQUENCES} x 512 calibration tokens; medians over {len({run['seed'] for run in found['runs']})} seeds of the "
-        "calibration tokens, least and most in brackets. KL against the base in nats per token, on "
+        f"{SEQUENCES} x 512 calibration tokens; medians over {len({run['seed'] for run in found['runs']})} seeds of "
+        "these, least and most in brackets. KL against the base in nats per token, on "
         f"{found['held_out']['sequences']} x {found['held_out']['tokens_per_sequence']} held-out tokens "
         f"(source: {found['held_out']['source']}; base perplexity {found['base']:.3f}).",
         "",

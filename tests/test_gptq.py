@@ -166,3 +166,63 @@ def test_clip_search_never_fits_worse_than_the_full_range(symmetric: bool) -> No
 
     full, searched = error(()), error(grid.SHRINK)
     assert bool((searched <= full).all()) and float(searched.sum()) < 0.9 * float(full.sum())
+
+
+def drifted(seed: int, turn: torch.Tensor) -> tuple[torch.Tensor, hessian.Drift]:
+    """Second moments of inputs x, and their drift where the base saw x turned."""
+    x = torch.randn(4000, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drift = hessian.Drift()
+    drift.add(x, x @ turn.T, None)
+    return x.T @ x, drift
+
+
+def test_the_corrected_target_undoes_what_happened_upstream() -> None:
+    turn = torch.eye(16, dtype=torch.float64) + 0.1 * torch.randn(16, 16, dtype=torch.float64)
+    weight = torch.randn(5, 16, dtype=torch.float64)
+    target, share = gptq.corrected(weight, weight, drifted(1, turn), drifted(2, turn), 1e-9)
+    assert share == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(target, weight @ turn, atol=1e-6), "W x~ = (W turn) x for every x"
+    half, fixed = gptq.corrected(weight, weight, drifted(1, turn), None, 1e-9)
+    assert fixed == 0.5 and torch.allclose(half, (weight + weight @ turn) / 2, atol=1e-6)
+
+
+def test_a_correction_that_held_out_tokens_contradict_is_not_taken() -> None:
+    turn = torch.randn(16, 16, dtype=torch.float64) * 0.1
+    eye, weight = torch.eye(16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
+    target, share = gptq.corrected(weight, weight, drifted(1, eye + turn), drifted(2, eye - turn), 1e-9)
+    assert share == 0 and torch.equal(target, weight)
+
+
+def test_without_drift_nothing_is_corrected() -> None:
+    eye, weight = torch.eye(16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
+    target, _ = gptq.corrected(weight, weight, drifted(1, eye), drifted(2, eye), 0.01)
+    assert torch.allclose(target, weight, atol=1e-12)
+
+
+def test_what_the_stream_lost_is_made_up_for() -> None:
+    x = torch.randn(4000, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weight, missing = (torch.randn(5, 16, dtype=torch.float64) for _ in range(2))
+    drift = hessian.Drift()
+    drift.add(x, x, x @ missing.T)
+    target, _ = gptq.corrected(weight, weight, (x.T @ x, drift), (x.T @ x, drift), 1e-9)
+    assert torch.allclose(target, weight + missing, atol=1e-6)
+
+
+def test_a_pruned_linear_aims_at_what_the_whole_one_said() -> None:
+    x = torch.randn(4000, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x[:, 8:] = x[:, :8] @ torch.randn(8, 8, dtype=torch.float64)  # what is dropped follows from what is kept
+    whole, kept = torch.randn(5, 16, dtype=torch.float64), x[:, :8]
+    drift = hessian.Drift()
+    drift.add(kept, x, None)
+    target, _ = gptq.corrected(whole[:, :8], whole, (kept.T @ kept, drift), (kept.T @ kept, drift), 1e-9)
+    assert torch.allclose(kept @ target.T, x @ whole.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_negative_scales_are_used_and_lose_less(bits: int) -> None:
+    weight, h = problem()
+    signed, plain = (gptq.compress(weight, h, settings(bits=bits, signed_scales=on)) for on in (True, False))
+    assert isinstance(signed.encoding, Grid) and isinstance(plain.encoding, Grid)
+    assert float((signed.encoding.scales < 0).float().mean()) > 0.2
+    assert float(plain.encoding.scales.min()) > 0
+    assert signed.loss < plain.loss

@@ -10,9 +10,9 @@ import pico
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from hubplugin import gate, localhub, manifest, pipeline, plan, publish, report
+from hubplugin import export, gate, localhub, manifest, pipeline, plan, publish, report
 from hubplugin import hub as hub_client
-from hubplugin.errors import GateError, HubPluginError, PlanError
+from hubplugin.errors import CompressError, GateError, HubPluginError, PlanError
 
 MANIFEST = """\
 # a pico model in two variants
@@ -154,3 +154,52 @@ def test_the_command_line_makes_variants_that_vllm_itself_generates_from(hub: Hf
 
 def test_the_pico_model_is_large_enough_to_be_told_apart(pico_folder: Path) -> None:
     assert sum(1 for _ in pico.headers(pico_folder)) == 20
+
+
+def interrupt_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the run end as by ctrl-C once so many blocks are finished."""
+    add, seen = export.Folder.add, []
+
+    def counted(self: export.Folder, block: object) -> None:
+        add(self, block)  # type: ignore[arg-type]
+        seen.append(block)
+        if len(seen) == blocks:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.Folder, "add", counted)
+
+
+def test_an_interrupted_run_goes_on_after_its_last_block(
+    hub: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = document(tmp_path)
+    whole = run(asked, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked, tmp_path / "out")
+    capsys.readouterr()
+    again = run(asked, tmp_path / "out")
+    assert "goes on after block 01/2" in capsys.readouterr().err
+    for made, other in zip(whole, again, strict=True):
+        weights = {name: digest for name, digest in made.files.items() if name.endswith((".safetensors", ".json"))}
+        assert weights and weights.items() <= other.files.items()
+        assert [result.loss for result in made.linears] == [result.loss for result in other.linears]
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [("bits: 4, group_size: 32", "bits: 8, group_size: 32", "steps"), ("tokens: 64, seed: 0", "tokens: 64, seed: 7", "calibration tokens")],
+)
+def test_a_changed_manifest_does_not_resume(
+    hub: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, named: str
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(KeyboardInterrupt):
+            run(document(tmp_path), tmp_path / "out")
+    with pytest.raises(CompressError) as refusal:
+        run(document(tmp_path, MANIFEST.replace(before, after)), tmp_path / "out")
+    assert named in refusal.value.what and "remove that folder" in refusal.value.fix
+    assert len(list((tmp_path / "out").rglob("block-*.safetensors"))) == 1, "nothing is lost"
