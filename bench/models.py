@@ -12,13 +12,15 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
-from hubplugin import calibrate, report
+from hubplugin import calibrate, checkpoint, report
 from hubplugin.demo import MODEL as DOCS
 from hubplugin.manifest import Source
+from hubplugin.plan import Header
 
 SEQUENCE = 512  # tokens
 HELD_OUT = 1000  # the seed of held-out data; calibration seeds are small numbers
@@ -40,6 +42,7 @@ SHAPES = {
     "tiny": Shape(256, 512, 2, 4, 2),  # to warm engines up, never measured
     "75m": Shape(768, 2048, 12, 12, 4),
     "350m": Shape(1024, 3584, 24, 16, 8),
+    "1350m": Shape(1024, 2048, 144, 16, 8),  # never in memory as a whole
     # the curve over layers
     "350m-3-layers": Shape(1024, 3584, 3, 16, 8),
     "75m-3-layers": Shape(768, 2048, 3, 12, 4),
@@ -56,17 +59,47 @@ def base(name: str, work: Path) -> Path:
     if not folder.exists():
         part = folder.with_name(f".{name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        _random(SHAPES[name], part)
+        (_streamed if name == "1350m" else _random)(SHAPES[name], part)
         os.replace(part, folder)
     return folder
 
 
 def _random(shape: Shape, folder: Path) -> None:
     """Weights as transformers initialises them: normal, deviation 0.02, so that activations keep a sane size."""
-    from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(_config(shape)).bfloat16().save_pretrained(folder)
+    for file in TOKENIZER:
+        shutil.copyfile(DOCS / file, folder / file)
+
+
+def _streamed(shape: Shape, folder: Path) -> None:
+    """The same, but other numbers, one tensor at a time."""
+    from transformers import LlamaForCausalLM
+
+    config = _config(shape)
+    config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        state = LlamaForCausalLM(config).state_dict()
+    del state["lm_head.weight"]  # tied
+    generator = torch.Generator().manual_seed(0)
+
+    def get(name: str) -> torch.Tensor:
+        made = torch.empty(state[name].shape)
+        return (made.normal_(0, 0.02, generator=generator) if made.dim() > 1 else made.fill_(1)).bfloat16()
+
+    checkpoint.write(folder, {name: Header("BF16", tuple(tensor.shape)) for name, tensor in state.items()}, get)
+    for file in TOKENIZER:
+        shutil.copyfile(DOCS / file, folder / file)
+
+
+def _config(shape: Shape) -> Any:
+    from transformers import AutoConfig, LlamaConfig
 
     docs = AutoConfig.from_pretrained(DOCS)
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=docs.vocab_size,
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
@@ -79,10 +112,6 @@ def _random(shape: Shape, folder: Path) -> None:
         eos_token_id=docs.eos_token_id,
         pad_token_id=docs.pad_token_id,
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    for file in TOKENIZER:
-        shutil.copyfile(DOCS / file, folder / file)
 
 
 def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None) -> Path:

@@ -1,12 +1,14 @@
 """Spends a budget: measures what each option of each unit loses and what a unit's loss does to the model's predictions,
 then lets the knapsack choose.
 
-One pass over the base, one block in memory. Losses are GPTQ's own, tr((W-W')H(W-W')^T), on calibration tokens; their
-weight is a measured KL: some sequences run through the model once for every unit with that unit alone quantized
-(docs/maths.md, Allocation). Knows no file format; what it found is a record of the report.
+One pass over the base, one block of it in memory. Losses are GPTQ's own, on calibration tokens; what turns them into KL
+is measured: a few sequences run through the model once for every unit, with that unit alone quantized (docs/maths.md,
+Allocation). Knows no file format; what it found is a record of the report.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,15 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin import evaluate
-from hubplugin.budget import Unit
-from hubplugin.errors import CompressError
+from hubplugin.budget import Budget, Unit
+from hubplugin.estimate import PROBE_TOKENS
+from hubplugin.family import Tap
 from hubplugin.hessian import Moment
 from hubplugin.manifest import Gptq
 from hubplugin.methods import gptq
+from hubplugin.report import AllocatedUnit, Allocation, progress
+from hubplugin.schemes import Scheme
 from hubplugin.stream import Batch, Model
 
-PROBE_TOKENS = 8192  # that run once for every unit: whole calibration sequences, at least one
-MOMENT_TOKENS = 131072  # that second moments are summed over
+FILE_NAME = "allocation.json"
+MOMENT_TOKENS = 131072  # at most, that second moments are summed over
+PROBE_BITS = 3  # the fewest that units are tried with: what 2 bits do to a model is not in proportion to the loss
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Measured:
 
     losses: list[list[float]]  # tr((W-W')H(W-W')^T) / tr(W H W^T), by unit and option
     probes: list[int]  # the option of each unit that was tried alone
-    kl: list[float]  # nats per token, KL(base || base with that one unit quantized)
+    kl: list[float]  # nats per token, KL(base || base with that unit alone quantized)
+    tokens: int  # that `kl` is the mean over
 
     def predicted(self) -> list[list[float]]:
         """KL by unit and option: in proportion to the loss, through the measured point."""
@@ -42,77 +49,142 @@ class Measured:
         ]
 
 
-def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, probe=None) -> Measured:
-    """One pass over the base with calibration tokens [sequences, tokens]; computes in the model's dtype."""
-    some = tokens[: max(1, MOMENT_TOKENS // tokens.shape[1])]
-    few = tokens[: max(1, PROBE_TOKENS // tokens.shape[1])]
-    seen, base = model.start(some), model.start(few)
-    lanes: list[list[Batch]] = []
-    losses, probes = [], []
+def spend(
+    model: Model, tokens: Tensor, budget: Budget, step: Gptq, store: Path, key: str, spill: Path | None = None
+) -> Allocation:
+    """The options of all units that fit the budget with the least predicted KL; calibration tokens [sequences, tokens].
+
+    What was found is kept in `store` under `key`, and taken from there where it is. With `spill`, an empty folder,
+    activations live there instead of in memory.
+    """
+    if store.is_file():
+        kept = json.loads(store.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return Allocation.model_validate(kept["allocation"])
+    measured = measure(model, tokens, budget.units, step, spill)
+    kl = measured.predicted()
+    chosen = budget.choose(kl)
+    found = Allocation(
+        predicted_kl=sum(own[index] for own, index in zip(kl, chosen, strict=True)),
+        tokens=measured.tokens,
+        units=tuple(
+            AllocatedUnit(
+                name=unit.name,
+                bits=unit.options[index].bits,
+                group_size=unit.options[index].group_size,
+                symmetric=unit.options[index].symmetric,
+                bytes=unit.costs[index],
+                loss=measured.losses[number][index],
+                kl=kl[number][index],
+            )
+            for number, (unit, index) in enumerate(zip(budget.units, chosen, strict=True))
+        ),
+    )
+    store.parent.mkdir(parents=True, exist_ok=True)
+    part = store.with_suffix(".part")
+    part.write_text(json.dumps({"key": key, "allocation": found.model_dump(mode="json")}, indent=1), encoding="utf-8")
+    os.replace(part, store)
+    return found
+
+
+def schemes(budget: Budget, found: Allocation) -> dict[str, Scheme]:
+    """Every allocated linear's scheme, by its full path."""
+    wanted = [(unit.bits, unit.group_size, unit.symmetric) for unit in found.units]
+    known = [[(one.bits, one.group_size, one.symmetric) for one in unit.options] for unit in budget.units]
+    return budget.schemes([options.index(one) for one, options in zip(wanted, known, strict=True)])
+
+
+def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spill: Path | None = None) -> Measured:
+    """One pass over the base with calibration tokens [sequences, tokens], in the model's dtype.
+
+    Second moments come from the first MOMENT_TOKENS of them, KL from the first PROBE_TOKENS, in whole sequences.
+    Raises CompressError where activations are not finite.
+    """
+    some, few = (tokens[: max(1, most // tokens.shape[1])] for most in (MOMENT_TOKENS, PROBE_TOKENS))
+    seen, base = model.start(some, _folder(spill, "seen")), model.start(few, _folder(spill, "base"))
+    lanes: dict[str, list[Batch]] = {}  # by unit: the hidden states of `few` where that unit alone is quantized
+    losses: dict[str, list[float]] = {}
     for index in range(len(model)):
         block, prefix = model.block(index), model.family.block.format(i=index) + "."
+        for lane in lanes.values():
+            model.advance(index, lane)
         own = [unit for unit in units if unit.linears[0].name.startswith(prefix)]
-        tried: dict[str, Tensor] = {}
         for tap in model.family.taps:
             here = [unit for unit in own if unit.linears[0].name.removeprefix(prefix) in tap.linears]
-            if not here:
-                continue
-            hessian = _moments(model, index, seen, tap)
+            hessian = _second_moments(model, index, seen, tap) if here else None
             for unit in here:
-                linears = [block.get_submodule(linear.name.removeprefix(prefix)) for linear in unit.linears]
-                weight = torch.cat([linear.weight for linear in linears]).float()
-                number = probe(unit)
-                found, after = _losses(weight, hessian, unit, step, number)
-                losses.append(found), probes.append(number)
-                tried[unit.name] = after
-        for lane in lanes:
-            model.advance(index, lane)
-        for unit in own:
-            lanes.append(_alone(model, index, base, unit, tried[unit.name]))
+                assert hessian is not None
+                linears = [cast(nn.Linear, block.get_submodule(one.name.removeprefix(prefix))) for one in unit.linears]
+                losses[unit.name], after = _losses(linears, hessian, unit, step)
+                lanes[unit.name] = _alone(model, index, base, linears, after, _folder(spill, unit.name))
         model.advance(index, seen)
         model.advance(index, base)
         model.free(index)
-    reference = model.finish(base)
-    return Measured(losses, probes, [_kl(model, reference, model.finish(lane)) for lane in lanes])
+        progress(f"allocation | block {index + 1:02d}/{len(model)} measured")
+    expected = model.finish(base)
+    return Measured(
+        losses=[losses[unit.name] for unit in units],
+        probes=[_probe(unit) for unit in units],
+        kl=[_divergence(model, expected, model.finish(lanes[unit.name])) for unit in units],
+        tokens=few.numel(),
+    )
 
 
-def _moments(model, index, batches, tap):
+def _folder(spill: Path | None, name: str) -> Path | None:
+    """A folder for the activations of one lane."""
+    if spill is not None:
+        (spill / name).mkdir()
+    return spill and spill / name
+
+
+def _probe(unit: Unit) -> int:
+    """The option that a unit is tried with: the cheapest of enough bits."""
+    return next((index for index, one in enumerate(unit.options) if one.bits >= PROBE_BITS), len(unit.options) - 1)
+
+
+def _second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:
     moment = Moment()
     for inputs in model.visit(index, batches, tap):
         moment.add(inputs)
     return moment.matrix(f"{model.family.block.format(i=index)}.{tap.linears[0]}")
 
 
-def _losses(weight, hessian, unit, step, probe):
-    ready, found, after = {}, [], weight
+def _losses(linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Gptq) -> tuple[list[float], Tensor]:
+    """The loss of every option, and the weight [outputs, inputs] of the one that is tried. Factors are shared."""
+    weight = torch.cat([linear.weight for linear in linears]).float()
+    prepared: dict[int, gptq.Prepared] = {}
+    found, tried = [], weight
     for number, scheme in enumerate(unit.options):
-        own = step.model_copy(update={"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric})
-        if own.group_size not in ready:
-            ready[own.group_size] = gptq.prepare(hessian, own)
-        done = gptq.compress(weight, hessian, own, ready[own.group_size])
-        found.append(done.loss)
-        if number == probe:
-            after = done.weight
-    return found, after
+        own = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
+        settings = step.model_copy(update=own)
+        if scheme.group_size not in prepared:
+            prepared[scheme.group_size] = gptq.prepare(hessian, settings)
+        made = gptq.compress(weight, hessian, settings, prepared[scheme.group_size])
+        found.append(made.loss)
+        if number == _probe(unit):
+            tried = made.weight
+    return found, tried
 
 
-def _alone(model, index, base, unit, weight):
-    block, prefix = model.block(index), model.family.block.format(i=index) + "."
-    lane = []
-    for batch in base:
-        lane.append(Batch(batch.keywords)); lane[-1].put("hidden", batch.hidden)
-    rows = 0
-    for linear in unit.linears:
-        module = block.get_submodule(linear.name.removeprefix(prefix))
-        part = weight[rows : (rows := rows + linear.after[0])]
-        module.weight = nn.Parameter(part.to(module.weight.dtype), requires_grad=False)
+def _alone(
+    model: Model, index: int, base: list[Batch], linears: Sequence[nn.Linear], weight: Tensor, folder: Path | None
+) -> list[Batch]:
+    """What comes out of block `index` where these linears alone have other weights, stacked as [outputs, inputs]."""
+    lane = [Batch(batch.keywords, folder, f"{number}") for number, batch in enumerate(base)]
+    for batch, copy in zip(base, lane, strict=True):
+        copy.put("hidden", batch.hidden)
+    originals = [linear.weight for linear in linears]
+    for linear, part in zip(linears, weight.split([len(one) for one in originals]), strict=True):
+        linear.weight = nn.Parameter(part.to(linear.weight.dtype), requires_grad=False)
     model.advance(index, lane)
-    model.block(index)
+    for linear, original in zip(linears, originals, strict=True):
+        linear.weight = original
     return lane
 
 
-def _kl(model, reference, hidden):
-    flat, base = hidden.reshape(-1, hidden.shape[-1]), reference.reshape(-1, hidden.shape[-1])
+def _divergence(model: Model, expected: Tensor, hidden: Tensor) -> float:
+    """Mean KL in nats per token between two sets of last hidden states [sequences, tokens, hidden]."""
     count = max(1, evaluate.LOGITS // model.vocabulary)
-    total = [evaluate.divergence(model.logits(b), model.logits(h)) for b, h in zip(base.split(count), flat.split(count))]
-    return float(torch.cat(total).mean())
+    pieces = zip(expected.flatten(0, 1).split(count), hidden.flatten(0, 1).split(count), strict=True)
+    found = [evaluate.divergence(model.logits(before), model.logits(after)) for before, after in pieces]
+    return float(torch.cat(found).mean())

@@ -157,6 +157,13 @@ def check(
     rotary tables of old checkpoints, which transformers computes. Raises PlanError for a tensor that is
     missing, unexpected, of another shape, or not a 16- or 32-bit float.
     """
+    stacked = [name for name in tensors if family.experts and name.endswith("experts.gate_up_proj")]
+    if stacked:
+        raise PlanError(
+            f"{where}: {stacked[0]}",
+            "all experts of a block stand in one tensor; methods and vLLM's formats know them one by one",
+            "load and save the model with transformers, which writes each one apart unless told otherwise",
+        )
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise PlanError(

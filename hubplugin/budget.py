@@ -69,6 +69,11 @@ class Budget:
             self.choose([[unit.weights * _usual_loss(one) for one in unit.options] for unit in self.units])
         )
 
+    def corners(self) -> list[dict[str, Scheme]]:
+        """Choices that show every option of every unit once: all cheapest, all second cheapest, and so on."""
+        most = max(len(unit.options) for unit in self.units)
+        return [self.schemes([min(number, len(unit.options) - 1) for unit in self.units]) for number in range(most)]
+
 
 def _usual_loss(scheme: Scheme) -> float:
     return float(4.0**-scheme.bits * (1 if scheme.group_size == FINE else 1.4))

@@ -6,6 +6,7 @@ licences, errors, the manifest) are data: the YAML is dumped, never formatted, a
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin.manifest import Gptq, Prune
 from hubplugin.report import LinearResult, Report
+from hubplugin.schemes import GPTQ, Scheme
 
 TEMPLATE = "card.md.jinja"
 WORST = 5  # linears listed with their loss
@@ -42,6 +44,7 @@ def render(report: Report) -> str:
         gptq=_gptq(report),
         int8_inputs=8 in _settings(report, "activation_bits"),
         three_bits=3 in _settings(report, "bits"),
+        grids=_grids(report),
         worst=_worst(report.linears),
         damping=_damping(report.linears),
         notice=next((text for name, text in NOTICES.items() if licence.startswith(name)), None),
@@ -135,6 +138,13 @@ def _settings(report: Report, key: str) -> set[Any]:
     """The values that a key has in the quantization step and its overrides."""
     gptq = _gptq(report) or {}
     return {each.get(key) for each in (gptq, *gptq.get("overrides", {}).values())}
+
+
+def _grids(report: Report) -> list[tuple[str, int]]:
+    """How many units a budget gave each grid, the commonest first."""
+    units = report.allocation.units if report.allocation else ()
+    found = Counter(str(Scheme(one.bits, one.group_size, one.symmetric, None, GPTQ)) for one in units)
+    return found.most_common()
 
 
 def _worst(linears: Iterable[LinearResult]) -> list[LinearResult]:

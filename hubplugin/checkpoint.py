@@ -22,6 +22,7 @@ from hubplugin.folder import INDEX, SINGLE
 from hubplugin.plan import Header
 
 
+PIECE = 2**22  # numbers that are looked at together
 TORCH = {  # by safetensors' names
     "F64": torch.float64,
     "F32": torch.float32,
@@ -87,8 +88,12 @@ class Reader:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # one infinity or NaN makes the sum one too; only where it does is every number looked at
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+    # one infinity or NaN makes the sum one too; only where it does is every number looked at. In pieces, as a sum in
+    # float32 begins with a copy in float32
+    return all(
+        bool(torch.isfinite(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece).all())
+        for piece in tensor.reshape(-1).split(PIECE)
+    )
 
 
 def write(

@@ -1,12 +1,12 @@
-"""The change applied to one block, tap by tap in the order it runs: first widths, then linears, each under the inputs it
-will really see.
+"""The change applied to one block, tap by tap in the order it runs: first widths, then linears, each under the inputs it will
+really see.
 
 A block is a transformers module that `stream` filled; this file replaces its weights and says how they are stored.
 Knows the methods, no file format and no Hub.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from hubplugin import memory
 from hubplugin.family import Family, Tap, Width
 from hubplugin.hessian import Drift, Moment
 from hubplugin.loadable import LinearPlan
@@ -76,12 +77,16 @@ def blocks(
         if finished and index < done:
             change.take(finished.dense(index))
             change.advance()
+            block = None
         else:
             block = change.apply()
             change.advance()
             block.seconds = time.monotonic() - begun
-            yield block
+        del change  # and with it what the block was before
         model.free(index)
+        if block:
+            yield block
+        del block
     if plan.head and done <= len(model):
         yield _head(model, lanes[0], plan, plan.head)
 
@@ -128,6 +133,7 @@ class _Change:
         self._module = model.block(index)
         self._twin = model.twin(index) if self._base else self._module
         self._block = Block(index, self._family.block.format(i=index))
+        self._everyone: tuple[Tensor, int] | None = None  # second moments of all tokens that reach the experts
 
     def advance(self) -> None:
         """Hand the hidden states on to the next block: ours through what is stored now, the base's through its own."""
@@ -154,6 +160,7 @@ class _Change:
             names = tuple(name for name, step in steps.items() if step)
             if names and (step := steps[names[0]]):
                 self._quantize(tap, names, step)
+            memory.trim()
         self._collect()
         return self._block
 
@@ -169,18 +176,28 @@ class _Change:
         From few tokens they are mostly chance, and error feedback that follows chance is worse than rounding. A cold
         expert also sees tokens of the block at large, which count as many as it has inputs (docs/maths.md, Experts).
         """
-        own, where, index = Moment(), self._where(tap), self._block.index
-        for inputs in self._model.visit(index, self._batches, tap):
-            own.add(inputs)
-        inputs_of = self._linear(tap.linears[0]).in_features
-        if own.tokens >= COLD * inputs_of:
+        own, where = _moment(self._model.visit(self._block.index, self._batches, tap)), self._where(tap)
+        inputs = self._linear(tap.linears[0]).in_features
+        if own.tokens >= COLD * inputs:
             return own.matrix(where), None
-        large = Moment()
-        for inputs in self._model.at_large(index, self._batches, tap, COLD * inputs_of):
-            large.add(inputs)
-        prior = large.matrix(where) * (inputs_of / large.tokens)
-        told = f"saw {own.tokens} tokens: {large.tokens} of the block at large stand in, as {inputs_of}"
-        return own.matrix(where).add_(prior), told
+        large, tokens = self._at_large(tap)
+        blended = large * (inputs / tokens)
+        if own.tokens:
+            blended += own.matrix(where)
+        return blended, f"saw {own.tokens} tokens: {tokens} of the block at large stand in, as {inputs}"
+
+    def _at_large(self, tap: Tap) -> tuple[Tensor, int]:
+        """Second moments of the tokens of the block, and how many: of all where experts share them, else of some."""
+        names, index = self._family.experts, self._block.index
+        assert names is not None
+        if tap.linears[0].endswith(f".{names.down}"):
+            most = COLD * self._linear(tap.linears[0]).in_features
+            some = _moment(self._model.at_large(index, self._batches, tap, most))
+            return some.matrix(self._where(tap)), some.tokens
+        if self._everyone is None:
+            every = _moment(self._model.at_large(index, self._batches, tap))
+            self._everyone = every.matrix(self._where(tap)), every.tokens
+        return self._everyone
 
     def _drifts(self, tap: Tap) -> tuple[_Seen, _Seen | None]:
         """Second moments and drift of a tap, for the tokens that fit and those that check."""
@@ -224,7 +241,7 @@ class _Change:
         weight, share, cold = torch.cat(weights).float(), None, None
         if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
             hessian, cold = self._of_expert(tap)
-        elif self._base is None:
+        elif self._base is None or (self._block.index == 0 and tap == self._family.taps[0]):  # nothing has changed yet
             hessian = self._second_moments(tap)
         else:
             hessian, weight, share = self._corrected(tap, names, weight, step)
@@ -240,14 +257,12 @@ class _Change:
             self._block.encodings[f"{self._block.prefix}.{name}"] = grid.rows(part)
         self._note(_stack_name(self._block.prefix, names), "gptq", done, begun, share)
 
-    def _corrected(
-        self, tap: Tap, names: tuple[str, ...], weight: Tensor, step: Gptq
-    ) -> tuple[Tensor, Tensor, float]:
+    def _corrected(self, tap: Tap, names: tuple[str, ...], weight: Tensor, step: Gptq) -> tuple[Tensor, Tensor, float]:
         """Second moments, the corrected target for a stack of linears, and how much of the correction was taken."""
         fit, check = self._drifts(tap)
-        source = torch.cat([cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names]).float()
-        if source.shape[1] == weight.shape[1]:
-            source = weight  # same inputs, so nothing but rows can be gone
+        before, source = [cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names], weight
+        if before[0].shape[1] != weight.shape[1]:  # else nothing but rows can be gone
+            source = torch.cat(before).float()
         hessian, where = fit.moment.matrix(self._where(tap)), self._where(tap)
         checked = (check.moment.matrix(where), check.drift) if check else None
         target, share = gptq.corrected(weight, source, (hessian, fit.drift), checked, step.damp)
@@ -291,6 +306,14 @@ def _result(name: str, method: str, done: Compressed, begun: float, share: float
         correction=share,
         seconds=round(time.monotonic() - begun, 3),
     )
+
+
+def _moment(batches: Iterable[Tensor]) -> Moment:
+    moment = Moment()
+    for inputs in batches:
+        if len(inputs):  # a router may send no token of a batch
+            moment.add(inputs)
+    return moment
 
 
 def _stack_name(prefix: str, names: tuple[str, ...]) -> str:

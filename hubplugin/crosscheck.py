@@ -161,13 +161,21 @@ def budget(gptq: Gptq, prune: Prune | None, found: Mapping[str, Scheme | None], 
         )
 
 
-def widths(prune: Prune | None, family: Family, where: str) -> None:
-    """Only widths that every token passes can be pruned."""
-    if prune and not family.widths:
+def experts(prune: Prune | None, gptq: Gptq | None, family: Family, where: str) -> None:
+    """What a model with experts cannot be given."""
+    if family.experts is None:
+        return
+    if prune:
         raise PlanError(
-            f"{where}.ffn",
-            "this model has experts, and each would keep channels of its own, which no config.json can say of them",
+            f"{where}[0].ffn",
+            "this model has experts: each would keep channels of its own, and vLLM runs them as one matrix",
             "remove the step, or prune a model without experts",
+        )
+    if gptq and gptq.budget is not None:
+        raise PlanError(
+            f"{where}[0].budget",
+            "vLLM wants all experts of a block alike, and losses are not yet summed over them",
+            "use bits and group_size instead",
         )
 
 
@@ -259,10 +267,11 @@ def fused(linears: Sequence[LinearPlan], where: str) -> None:
             told = ", ".join(dict.fromkeys(f"{linear.short} {linear.scheme or 'dense'}" for linear in members))
             parent = members[0].experts or members[0].name.rsplit(".", 1)[0]
             shorts = ", ".join(dict.fromkeys(linear.short for linear in members))
+            shorts += " of every expert" if members[0].experts else ""
             raise PlanError(
                 where,
                 f"vLLM stacks these linears of {parent} into one, and they differ: {told}",
-                f"let ignore and overrides name all of {shorts}{' of every expert' if members[0].experts else ''}, or none",
+                f"let ignore and overrides name all of {shorts}, or none",
             )
 
 

@@ -1,25 +1,27 @@
 """What compressing one variant will cost, roughly: peak memory and seconds, from shapes alone.
 
-Arithmetic on sizes, good to a factor of about two; reports hold what was measured.
+Memory is counted tensor by tensor, as the engine holds them, and is good to some 15 % (docs/memory.md); seconds are
+those of a few cores, good to a factor of about two. Reports hold what was measured.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hubplugin.architecture import Dimensions
-from hubplugin.family import Family
+from hubplugin.family import Family, Tap
 
-FLOPS = 150e9  # floating-point operations per second in fp32, of a few ordinary CPU cores with AVX-512
-WEIGHT_SECONDS = 2.5e-7  # per weight: the search of scales and the rounding, element by element
+FLOPS = 7e11  # floating-point operations per second of two cores that multiply bfloat16 in AMX units
+WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
-RUNTIME_BYTES = 640 * 2**20  # Python, torch, transformers, datasets and what the allocator keeps, before any tensor
-FP32 = 4  # bytes per number; everything is computed in fp32
+RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
+DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their workspaces
+SLACK, MOST_SLACK = 0.3, 320 * 2**20  # of what is needed; only tensors below 32 MB lie in the allocator's heaps
+FP32 = 4  # bytes per number: second moments and the weights that a method works on
 MICRO_TOKENS = 2048  # tokens that pass a block in one forward call
 DEVICE_MICRO_TOKENS = 32768  # the same on an accelerator, where fewer would leave it waiting for Python
-LOGIT_ROWS = 512  # positions whose logits exist at one time
-SHARD_BYTES = 2 * 2**30  # of weights that are collected before a file is written
-SQUARE_COPIES = 6  # second moments: as summed, without dead inputs, reordered, damped, reversed, factored
-STACK_COPIES = 6  # stacked weights: as they are, reordered, target, errors, codes, result
+PROBE_TOKENS = 4096  # that are kept once for every unit of a budget
+LOGITS_BYTES = 256 * 2**20  # of the positions whose logits exist at one time
+SHARD_BYTES = 2 * 2**30  # of weights in one file
 
 
 @dataclass(frozen=True)
@@ -30,36 +32,122 @@ class Work:
     tokens: int  # per sample
     quantizes: bool
     prunes: bool
+    units: int = 0  # that a budget chooses options for
+    corrects: bool = False  # targets: a second set of activations, the base's
+    head: bool = False  # the output head is quantized too
+    number: int = FP32  # bytes of one that the forward pass computes in
+    evaluated: int = 0  # tokens whose hidden states are held in float32 to compare variants with
 
 
-def peak_memory(
-    family: Family,
-    dims: Dimensions,
-    shapes: Mapping[str, tuple[int, int]],
-    work: Work,
-    written: int,
-    resident: int = 0,
-) -> int:
-    """Bytes of the process at its highest point.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes."""
 
-    What stays: the embedding table, one block, the activations of all samples and, of the `written` bytes, those
-    of the shard that is not full yet. Beside them stands the largest of: the intermediate activations of
-    MICRO_TOKENS tokens, the copies a method makes of one tap's second moments and stacked weights, the logits of
-    LOGIT_ROWS positions. `resident` is a whole model in bytes, where calibration text is sampled from it before.
+    peak: int  # of the process, with activations in memory
+    spilled: int  # of the process, with activations in files
+    disk: int  # what these files take
+    device: int  # of an accelerator that does the work: the same arithmetic, not measured
+
+
+def memory(
+    family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work, resident: int = 0
+) -> Memory:
+    """Peak memory of compressing one variant.
+
+    `resident` is a whole model in bytes, where calibration text is sampled from it before.
     """
-    activations = work.samples * work.tokens * dims.hidden * FP32
-    table = dims.vocab * dims.hidden * FP32
-    block = sum(outputs * inputs for outputs, inputs in shapes.values()) * FP32
-    passing = min(work.samples * work.tokens, max(work.tokens, MICRO_TOKENS))
-    intermediate = passing * (2 * dims.hidden + 3 * dims.ffn) * FP32
-    taps = []
-    for tap in family.taps:
-        inputs = shapes[tap.linears[0]][1]
-        stacked = sum(shapes[name][0] for name in tap.linears)
-        taps.append((SQUARE_COPIES * inputs**2 + STACK_COPIES * stacked * inputs) * FP32)
-    logits = LOGIT_ROWS * dims.vocab * FP32
-    streaming = table + block + activations + min(written, SHARD_BYTES) + max(intermediate, *taps, logits)
-    return RUNTIME_BYTES + max(streaming, resident + logits)
+    host = _Pass(family, dims, shapes, work, MICRO_TOKENS)
+    device = _Pass(family, dims, shapes, work, DEVICE_MICRO_TOKENS)
+    kept = RUNTIME_BYTES + (work.evaluated * dims.hidden + bool(work.evaluated) * dims.vocab * dims.hidden) * FP32
+    sampling = RUNTIME_BYTES + LOGITS_BYTES + resident if resident else 0
+    return Memory(
+        peak=max(kept + _with_slack(host.peak(host.activations())), sampling),
+        spilled=max(kept + host.peak(host.passing()), sampling),
+        disk=host.activations(),
+        device=DEVICE_BYTES + device.peak(device.activations()),
+    )
+
+
+def _with_slack(needed: int) -> int:
+    """What the allocator takes for it: tensors that it does not give back at once lie apart (not while it spares)."""
+    return needed + min(int(needed * SLACK), MOST_SLACK)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The pass over all blocks, as it stands in memory. All in bytes."""
+
+    family: Family
+    dims: Dimensions
+    shapes: Mapping[str, tuple[int, int]]
+    work: Work
+    micro: int  # tokens of one forward call
+
+    @property
+    def lanes(self) -> int:
+        return 2 if self.work.corrects else 1
+
+    def peak(self, activations: int) -> int:
+        """The embedding table while tokens are looked up or written; else a block and its worst moment."""
+        table = self.dims.vocab * self.dims.hidden * self.work.number
+        return max(table + activations, self._block() + activations + self._worst(), self._head() + activations)
+
+    def activations(self) -> int:
+        """Of all samples: what enters a block, what attention made of it, and the input of the last linear."""
+        return self._kept(self.work.samples * self.work.tokens) + self._probes()
+
+    def passing(self) -> int:
+        """The activations of one forward call, where the others are in files."""
+        return self._kept(self._micro())
+
+    def _kept(self, tokens: int) -> int:
+        widest = self.dims.hidden if self.family.experts else self.dims.ffn
+        return tokens * (2 * self.dims.hidden + widest) * self.work.number * self.lanes
+
+    def _probes(self) -> int:
+        count = min(self.work.samples * self.work.tokens, max(self.work.tokens, PROBE_TOKENS))
+        return self.work.units * count * self.dims.hidden * FP32
+
+    def _micro(self) -> int:
+        return min(self.work.samples * self.work.tokens, max(self.work.tokens, self.micro))
+
+    def _block(self) -> int:
+        """A block as it is stored, and what it becomes: the weights that are computed with, and their codes."""
+        weights = sum(outputs * inputs for outputs, inputs in self.shapes.values())
+        becomes = self.work.number * self.work.corrects + self.work.quantizes
+        return int(weights * (self.work.number + becomes))
+
+    def _worst(self) -> int:
+        """What the largest tap takes at its worst moment, or the forward pass that hands hidden states on."""
+        forward = self._micro() * 3 * max(self.dims.ffn, self.dims.hidden) * self.work.number
+        return max(forward, *(self._tap(tap) for tap in self.family.taps))
+
+    def _tap(self, tap: Tap) -> int:
+        """Second moments are summed, a target corrected, a factor made, a loss computed: one after the other."""
+        outputs = sum(self.shapes[name][0] for name in tap.linears)
+        inputs = self.shapes[tap.linears[0]][1]
+        square, stack = inputs**2 * FP32, outputs * inputs * FP32
+        owed = self.dims.hidden * inputs * FP32 if self._ends(tap) else 0  # what the residual stream has lost
+        corrects = self.work.corrects and tap.expert is None
+        sums = 4 * square + 2 * owed if corrects else square * (1 if tap.expert is None else 3)
+        rows = self._micro() * inputs * (2 * FP32 + 2 * self.work.number)
+        moments = [sums + rows]
+        if corrects:
+            moments.append(sums + 3 * square + 4 * stack)
+        if self.work.quantizes:
+            moments += [4 * square + stack, 2 * square + 4 * stack]
+        if self.work.prunes and any(width.consumer in tap.linears for width in self.family.widths):
+            moments.append(7 * square + 4 * stack)
+        return max(moments)
+
+    def _ends(self, tap: Tap) -> bool:
+        return self.family.residual and any(part.end in tap.linears for part in self.family.parts)
+
+    def _head(self) -> int:
+        if not self.work.head:
+            return 0
+        weights = self.dims.vocab * self.dims.hidden
+        return weights * (self.work.number + 4 * FP32 + 1) + 3 * self.dims.hidden**2 * FP32
 
 
 def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work) -> float:
@@ -70,6 +158,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     the refit of the consumer for pruning.
     """
     count = work.samples * work.tokens
+    lanes = 2 if work.corrects else 1
     size = {name: outputs * inputs for name, (outputs, inputs) in shapes.items()}
     attention = 4 * count * (work.tokens / 2) * dims.heads * dims.head_dim  # causal: half of all pairs
     consumers = {width.consumer for width in family.widths}
@@ -81,11 +170,12 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
             passed += attention
         reaching = count * tap.share
         # tokens are brought to the experts of a block once
-        measured = (passed if tap.expert is None else 0) + 2 * reaching * inputs**2
+        measured = (2 * lanes - 1) * reaching * inputs**2
         if work.quantizes:
             total += measured + inputs**3 / 3 + stacked * inputs
             steps += stacked * WEIGHT_SECONDS + inputs * COLUMN_SECONDS
         if work.prunes and consumers & set(tap.linears):
             total += measured + 2 * inputs**3 + 2 * stacked * inputs
         passed += 2 * reaching * stacked
-    return dims.layers * ((total + passed) / FLOPS + steps)
+    probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
+    return dims.layers * ((total + passed * (1 + probes)) / FLOPS + steps)

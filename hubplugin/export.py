@@ -127,9 +127,7 @@ class DenseView:
     g_idx, compressed-tensors' packed and int8 weights. Raises CheckpointError for weights quantized in another way.
     """
 
-    def __init__(
-        self, folder: Path, reader: Reader | None = None, quantization: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, reader: Reader | None = None, quantization: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self.config = {} if reader else model_folder.read_config(self.folder, str(folder))
         self._reader = reader or Reader(folder)

@@ -126,7 +126,9 @@ FUSED = Family(
     widths=(Width("ffn", "mlp.down_proj", ("mlp.gate_up_proj",), 2, "intermediate_size"),),
 )
 
-SPARSE = Family(taps=(Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), _ATTENTION_OUT), widths=())
+SPARSE = Family(
+    taps=(Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), _ATTENTION_OUT), widths=()
+)
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -202,18 +204,23 @@ def match(config: dict[str, Any], where: str) -> Family:
 
 def _with_experts(row: Family, names: Experts, config: dict[str, Any], where: str) -> Family:
     """The row with two taps for each expert: gate and up, then down. Raises FamilyError where none are counted."""
-    count = next((config[key] for key in names.counts if config.get(key) is not None), None)
-    chosen = config.get(names.chosen)
-    for key, value, most in ((names.counts[0], count, MOST_EXPERTS), (names.chosen, chosen, count)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            fix = "give the config.json the model was saved with"
-            raise FamilyError(f"{where}: {key}", f"{value!r} is not a number of experts", fix)
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        key = "mlp_only_layers" if config.get("mlp_only_layers") else "decoder_sparse_step"
-        raise FamilyError(f"{where}: {key}", "some blocks have experts and some have none", "use another model")
+    key = next((key for key in names.counts if config.get(key) is not None), names.counts[0])
+    count = _number(config, key, MOST_EXPERTS, where)
+    share = _number(config, names.chosen, count, where) / count
+    for key, usual in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
+        if config.get(key) not in (None, usual):
+            raise FamilyError(f"{where}: {key}", "some blocks have experts and some have none", "use another model")
     taps = list(row.taps)
     for expert in range(count):
         gate, up, down = (f"{names.name}.{expert}.{name}" for name in (names.gate, names.up, names.down))
-        taps.append(Tap(f"expert_{expert}_in", (gate, up), expert, chosen / count))
-        taps.append(Tap(f"expert_{expert}_out", (down,), expert, chosen / count))
+        taps.append(Tap(f"expert_{expert}_in", (gate, up), expert, share))
+        taps.append(Tap(f"expert_{expert}_out", (down,), expert, share))
     return replace(row, taps=tuple(taps))
+
+
+def _number(config: dict[str, Any], key: str, most: int, where: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        fix = "give the config.json the model was saved with"
+        raise FamilyError(f"{where}: {key}", f"{value!r} is not a number of experts", fix)
+    return value

@@ -7,6 +7,7 @@ pipeline passes in: this file starts no process.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,7 +199,7 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     view = DenseView(folder)
     plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
     config = AutoConfig.for_model(**plain)
-    own = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
+    own: Any = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
     state = {name: view.get(name) for name in view.names()}
     model, found = own.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True

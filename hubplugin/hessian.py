@@ -42,17 +42,24 @@ class Moment:
                 self._sum[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
 
     def matrix(self, where: str) -> Tensor:
-        """H [inputs, inputs]. Raises CompressError where activations were not finite or nothing was seen."""
-        if self._sum is None:
+        """H [inputs, inputs], the sum itself and no copy: change it only where nothing is added any more.
+
+        Raises CompressError where activations were not finite or nothing was seen.
+        """
+        found = self._sum
+        if found is None:
             raise CompressError(where, "no calibration token reached this layer", "calibrate with more samples")
-        found = self._sum.tril()
-        found += found.tril(-1).T
-        if not bool(torch.isfinite(found).all()):
-            raise CompressError(
-                where,
-                "activations are NaN or infinite",
-                "the base model overflows on these tokens; check its weights",
-            )
+        for first in range(0, len(found), PANEL):
+            last = first + PANEL
+            inside = found[first:last, first:last].tril()
+            found[first:last, first:last] = inside + inside.tril(-1).T
+            found[:first, first:last] = found[first:last, :first].T
+            if not bool(torch.isfinite(found[first:last, :last]).all()):
+                raise CompressError(
+                    where,
+                    "activations are NaN or infinite",
+                    "the base model overflows on these tokens; check its weights",
+                )
         return found
 
 
@@ -164,8 +171,10 @@ class Factor:
 
 
 def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """A copy of H whose never-excited inputs have a 1 on the diagonal, and the mask [inputs] of those inputs."""
+    """H with a 1 on the diagonal of never-excited inputs, and the mask [inputs] of those: a copy where there are any."""
     dead = hessian.diagonal() <= 0
+    if not bool(dead.any()):
+        return hessian, dead
     hessian = hessian.clone()
     hessian[dead, :] = 0
     hessian[:, dead] = 0
@@ -202,17 +211,24 @@ def factor(hessian: Tensor, damp: float) -> Factor:
 
 def _upper(hessian: Tensor, added: Tensor | float) -> Tensor | None:
     """Upper triangular R with H + added I = R R^T, or None. It is the lower factor of the reversed matrix."""
-    damped = hessian.clone()
+    damped = hessian.flip(0, 1)
     damped.diagonal().add_(added)
-    lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    if int(info) != 0 or not bool(torch.isfinite(lower).all()):
+    lower, info = torch.linalg.cholesky_ex(damped)
+    if int(info) != 0:
         return None
-    return lower.flip(0, 1)
+    upper = damped  # its memory
+    for first in range(0, len(upper), PANEL):
+        last = min(first + PANEL, len(upper))
+        rows = lower[len(lower) - last : len(lower) - first]
+        if not bool(torch.isfinite(rows).all()):
+            return None
+        upper[first:last] = rows.flip(0, 1)
+    return upper
 
 
 def _unit(upper: Tensor, damp: float, fallback: str | None) -> Factor:
-    diagonal = upper.diagonal()
-    return Factor(upper / diagonal, diagonal**2, damp, fallback)
+    diagonal = upper.diagonal().clone()
+    return Factor(upper.div_(diagonal), diagonal**2, damp, fallback)
 
 
 def damped(hessian: Tensor, damp: float) -> Tensor:

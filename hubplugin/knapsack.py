@@ -20,8 +20,8 @@ def solve(items: Sequence[Sequence[Choice]], limit: int) -> list[int] | None:
     """The index of the chosen option of every item; None where even the cheapest options exceed the limit.
 
     Every item climbs the lower convex hull of its options, steepest steps of all items first (Everett 1963: that is
-    optimal at every total it passes); when the next step is too dear, what is left of the limit goes to whichever change
-    of a single item still fits and gains most. Ties go to the earlier item: the same input has the same answer.
+    optimal at every total it passes); when the next step is too dear, what is left of the limit goes to whichever
+    change of a single item still fits and gains most. Ties go to the earlier item: the same input has the same answer.
     The loss is at most that of one hull step above the optimum.
     """
     chosen = [min(range(len(item)), key=lambda index: (item[index].cost, item[index].loss)) for item in items]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import hubplugin
 from hubplugin import (
+    allocate,
     calibrate,
     card,
     checkpoint,
@@ -31,9 +32,11 @@ from hubplugin import (
     hub,
     journal,
     memory,
+    plan,
     report,
 )
-from hubplugin.manifest import Document
+from hubplugin.budget import Budget
+from hubplugin.manifest import Document, Gptq
 from hubplugin.plan import Plan, VariantPlan
 from hubplugin.report import Base, Load, Report, Sizes, progress
 from hubplugin.stream import Model, computing_dtype
@@ -124,6 +127,10 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
     memory.reset_peak()
+    allocation = None
+    if variant.budget:
+        with clock.stage("allocation"):
+            variant, allocation = _allocate(job, variant, variant.budget, staging)
     with clock.stage("compress and export"):
         results, samples, peak = _compress(job, variant, staging)
     evaluation = None
@@ -145,7 +152,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     shutil.rmtree(staging / journal.FOLDER, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     made = _report(job, variant, staging, results, clock, peak).model_copy(
-        update={"evaluation": evaluation, "gate": lines}
+        update={"evaluation": evaluation, "gate": lines, "allocation": allocation}
     )
     report.write(made, staging)
     (staging / CARD).write_text(card.render(made), encoding="utf-8")
@@ -153,6 +160,17 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     for line in lines:
         progress(f"gate {'passed' if line.passed else 'FAILED'} | {line.name}: {line.detail}")
     return made
+
+
+def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> tuple[VariantPlan, report.Allocation]:
+    """The variant with its budget spent. In float32: what a single linear changes is small."""
+    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family)
+    step = next(step for step in variant.steps if isinstance(step, Gptq))
+    store, key = folder / journal.FOLDER / allocate.FILE_NAME, json.dumps(_identity(job, variant))
+    with spilling(variant, folder) as spill:
+        found = allocate.spend(model, job.calibration.ids, budget, step, store, key, spill)
+    progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
+    return plan.allocated(job.document, job.plan, variant.name, allocate.schemes(budget, found)), found
 
 
 def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor], int]:
@@ -166,7 +184,7 @@ def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report
     if target.finished:
         progress(f"{variant.name} | goes on after block {target.finished:02d}/{len(model)} of an interrupted run")
     if target.finished < len(model) + (variant.head is not None):
-        with _spill(job, variant, folder) as spill:
+        with spilling(variant, folder) as spill:
             _blocks(job, variant, target, model, stored, spill)
     results, samples = target.results(), target.samples()
     target.finish(keep_journal=True)  # until evaluation and gate are through, too
@@ -186,6 +204,7 @@ def _blocks(
             f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
             f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
         )
+        del block  # before the next one is made
 
 
 def _worst(block: compress.Block) -> str:
@@ -207,12 +226,17 @@ def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
 
 
 @contextmanager
-def _spill(job: Job, variant: VariantPlan, folder: Path) -> Iterator[Path | None]:
+def spilling(variant: VariantPlan, folder: Path) -> Iterator[Path | None]:
     """A folder for activations where they do not fit into memory beside the rest; None where they do."""
-    if variant.peak_memory <= memory.available():
+    planned, free = variant.memory, memory.available() + memory.resident()
+    if planned.peak <= free:
         yield None
         return
-    progress(f"{variant.name} | {variant.peak_memory / 1e9:.1f} GB are planned, activations live on disk")
+    progress(
+        f"{variant.name} | {planned.peak / 1e9:.1f} GB are planned, {free / 1e9:.1f} GB are free: activations take "
+        f"{planned.disk / 1e9:.1f} GB on disk, {planned.spilled / 1e9:.1f} GB stay in memory"
+    )
+    memory.spare()
     spill = folder / SPILL
     shutil.rmtree(spill, ignore_errors=True)
     spill.mkdir()

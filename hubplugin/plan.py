@@ -4,8 +4,9 @@ Every cross-check between the manifest and the model is made here, before any wo
 opens no file and knows no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import lcm
 from typing import Any
 
@@ -15,7 +16,7 @@ from hubplugin.budget import Budget
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan, Verdict
-from hubplugin.manifest import Document, Gptq, Step
+from hubplugin.manifest import Document, Gptq, Prune, Step
 from hubplugin.schemes import GPTQ, Scheme
 
 
@@ -35,10 +36,15 @@ class VariantPlan:
     bytes: int  # of all tensors; the files add their headers
     linear_bits_per_weight: float  # codes, scales, zeros and g_idx over the variant's own linear_parameters
     model_bits_per_weight: float  # all tensor bytes over the variant's own parameters
-    peak_memory: int  # bytes, of compressing it; rough
+    memory: estimate.Memory  # of compressing it
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
     budget: Budget | None = None  # what the step's budget chooses among
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of the process that compresses it, with all activations in memory."""
+        return self.memory.peak
 
     @property
     def quantized(self) -> tuple[LinearPlan, ...]:
@@ -47,10 +53,11 @@ class VariantPlan:
 
     def linear(self, name: str) -> LinearPlan:
         """The plan of one linear, by its full module path. Raises KeyError for a name that is none."""
-        for one in (*self.linears, *([self.head] if self.head else [])):
-            if one.name == name:
-                return one
-        raise KeyError(name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, LinearPlan]:
+        return {linear.name: linear for linear in (*self.linears, *([self.head] if self.head else []))}
 
     def settings(self, name: str) -> Gptq | None:
         """The quantization step as it holds for one linear, overrides resolved; None: the linear stays dense."""
@@ -167,12 +174,8 @@ def _variant(
     where = f"{document.path}: variants.{name}"
     prune, gptq = crosscheck.order(steps, where)
     last = f"{where}[{len(steps) - 1}]"
-    crosscheck.widths(prune, base.family, f"{where}[0]")
-    if gptq:
-        crosscheck.engine(gptq, prune, base.model_type, last)
-    found: dict[str, Scheme | None] = _schemes(gptq, base, last) if gptq else {}
-    if gptq:
-        crosscheck.budget(gptq, prune, found, last)
+    crosscheck.experts(prune, gptq, base.family, where)
+    found = _schemes(gptq, prune, base, last) if gptq else {}
     dims, widths = base.dims, {}
     if prune:
         dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, _ffn_group(found, base), dims.ffn, f"{where}[0].ffn"))
@@ -191,21 +194,24 @@ def _variant(
     dense = architecture.expected(config, base.family, dims)
     tensors = sizes.tensors(dense, base.tensors, quantized)
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
-    verdicts = loadable.verdicts(base.model_type, dims, quantized)
-    if not any(verdict.loads for verdict in verdicts):
-        whys = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts))
-        fix = "use format: compressed-tensors, or leave it out" if gptq and gptq.format == GPTQ else "use another model"
-        raise PlanError(where, f"stock vLLM loads it nowhere: {whys}", f"{fix}, or other bits")
+    verdicts = _verdicts(base.model_type, dims, quantized, limit if chosen is None else None)
+    _loads_somewhere(verdicts, gptq, where)
     source = document.manifest.calibrate
-    work = estimate.Work(source.samples, source.tokens, gptq is not None, prune is not None)
+    work = estimate.Work(
+        samples=source.samples,
+        tokens=source.tokens,
+        quantizes=gptq is not None,
+        prunes=prune is not None,
+        units=len(limit.units) if limit else 0,
+        corrects=gptq is not None and gptq.qep,
+        head=head is not None,
+        number=base.tensors[f"{linears[0].name}.weight"].itemsize,
+        evaluated=_evaluated(document),
+    )
     shapes = architecture.linear_shapes(base.family, base.dims)
-    resolved: dict[str, Any] = {"format": schemes.format_of(found.values())}
-    if limit:  # what the card says of the step is what most linears have
-        usual = schemes.distinct(linear.scheme for linear in linears)[0]
-        resolved |= {"bits": usual.bits, "group_size": usual.group_size, "symmetric": usual.symmetric}
     return VariantPlan(
         name=name,
-        steps=tuple(step.model_copy(update=resolved) if isinstance(step, Gptq) else step for step in steps),
+        steps=tuple(_resolved(step, linears, found) if isinstance(step, Gptq) else step for step in steps),
         widths=widths,
         config=config,
         linears=linears,
@@ -216,13 +222,45 @@ def _variant(
         bytes=weight.bytes,
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
-        peak_memory=estimate.peak_memory(
-            base.family, base.dims, shapes, work, weight.bytes, base.bytes if source.self_ else 0
-        ),
+        memory=estimate.memory(base.family, base.dims, shapes, work, base.bytes if source.self_ else 0),
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
         budget=limit,
     )
+
+
+def _evaluated(document: Document) -> int:
+    """Tokens whose hidden states the base's evaluation keeps for its variants."""
+    evaluate = document.manifest.evaluate
+    return evaluate.perplexity.samples * evaluate.perplexity.tokens if evaluate else 0
+
+
+def _verdicts(
+    model_type: str, dims: Dimensions, linears: Sequence[LinearPlan], open_budget: Budget | None
+) -> tuple[Verdict, ...]:
+    """What loads the variant; before a budget is spent, what loads it whatever is chosen."""
+    found = loadable.verdicts(model_type, dims, linears)
+    for chosen in open_budget.corners() if open_budget else ():
+        other = [replace(linear, scheme=chosen.get(linear.name, linear.scheme)) for linear in linears]
+        worse = loadable.verdicts(model_type, dims, other)
+        found = tuple(one if two.loads else two for one, two in zip(found, worse, strict=True))
+    return found
+
+
+def _loads_somewhere(verdicts: Sequence[Verdict], gptq: Gptq | None, where: str) -> None:
+    if not any(verdict.loads for verdict in verdicts):
+        whys = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts))
+        fix = "use format: compressed-tensors, or leave it out" if gptq and gptq.format == GPTQ else "use another model"
+        raise PlanError(where, f"stock vLLM loads it nowhere: {whys}", f"{fix}, or other bits")
+
+
+def _resolved(step: Gptq, linears: Sequence[LinearPlan], found: Mapping[str, Scheme | None]) -> Gptq:
+    """The step with the format it gets, and with what most linears get of a budget: the card names that."""
+    known: dict[str, Any] = {"format": schemes.format_of(found.values())}
+    if step.budget:
+        usual = schemes.distinct(linear.scheme for linear in linears)[0]
+        known |= {"bits": usual.bits, "group_size": usual.group_size, "symmetric": usual.symmetric}
+    return step.model_copy(update=known)
 
 
 def _budget(gptq: Gptq, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Budget | None:
@@ -234,13 +272,15 @@ def _budget(gptq: Gptq, found: Mapping[str, Scheme | None], base: _Base, where: 
     return budget.make(gptq, (*linears, *([head] if head else [])), dense, base.tensors, where)
 
 
-def _schemes(gptq: Gptq, base: _Base, where: str) -> dict[str, Scheme | None]:
+def _schemes(gptq: Gptq, prune: Prune | None, base: _Base, where: str) -> dict[str, Scheme | None]:
     """Every linear's scheme by its full path, the head's among them where the step asks for it."""
+    crosscheck.engine(gptq, prune, base.model_type, where)
     crosscheck.head(gptq, base.family, base.dims, where)
     names = sizes.names(base.family, base.dims.layers) + ([base.family.head] if gptq.lm_head else [])
     crosscheck.patterns(gptq, names, where)
     found = schemes.resolve(gptq, names, base.dims.vocab)
     crosscheck.grids(gptq, found, where)
+    crosscheck.budget(gptq, prune, found, where)
     return found
 
 

@@ -63,6 +63,26 @@ class LinearResult(Record):
     seconds: float = 0.0
 
 
+class AllocatedUnit(Record):
+    """What a budget chose for linears that share one scheme."""
+
+    name: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    bytes: int  # of codes, scales and all
+    loss: float  # as in LinearResult, on the base's own inputs
+    kl: float  # nats per token, that this unit alone is predicted to cost
+
+
+class Allocation(Record):
+    """How a budget was spent, before anything was compressed."""
+
+    predicted_kl: float  # nats per token, the sum over units
+    tokens: int  # that every unit was tried alone on
+    units: tuple[AllocatedUnit, ...]
+
+
 class Sizes(Record):
     """Measured on the files, not nominal."""
 
@@ -125,6 +145,7 @@ class Report(Record):
     widths: dict[str, tuple[int, int]]  # config key -> before, after
     calibration: Tokens
     linears: tuple[LinearResult, ...]
+    allocation: Allocation | None = None  # of a step with a budget
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage

@@ -21,7 +21,6 @@ from hubplugin.errors import CheckpointError
 from hubplugin.estimate import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.family import Family, Part, Tap
 
-
 REACHING, CHOSEN = "experts.hidden", "experts.chosen"  # what a batch keeps of the tokens that come to a router
 
 
@@ -38,8 +37,8 @@ class Source(Protocol):
 class Batch:
     """What is known of a few sequences between two passes through a block, in memory or in files of a folder.
 
-    `hidden` [sequences, tokens, hidden] goes into the next block. While a block is worked on, `visit` keeps here what it
-    need not compute twice.
+    `hidden` [sequences, tokens, hidden] goes into the next block. While a block is worked on, `visit` keeps here what
+    it need not compute twice.
     """
 
     def __init__(self, keywords: list[dict[str, Any]], folder: Path | None = None, name: str = "") -> None:
@@ -66,6 +65,20 @@ class Batch:
             return held
         path, shape, dtype, device = held
         return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(dtype).reshape(shape).to(device)
+
+    def shape(self, key: str) -> torch.Size:
+        """Its shape."""
+        held = self._held[key]
+        return held.shape if isinstance(held, Tensor) else held[1]
+
+    def rows(self, key: str, chosen: Tensor | slice) -> Tensor:
+        """Some rows of what was put there; of a file, little else is read."""
+        held = self._held[key]
+        if isinstance(held, Tensor):
+            return held[chosen]
+        path, shape, dtype, device = held
+        whole = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c")).view(dtype).reshape(shape)
+        return whole[chosen.cpu() if isinstance(chosen, Tensor) else chosen].clone().to(device)
 
     def drop(self, *keys: str) -> None:
         """Forget what is there under these names, if anything."""
@@ -271,23 +284,25 @@ class Model:
 
     def _routed(self, index: int, batches: list[Batch], tap: Tap, block: nn.Module) -> Iterator[Tensor]:
         """The inputs [tokens, inputs] of an expert's linears, of the tokens that the router sends there."""
+        assert tap.expert is not None
         for batch in batches:
-            hidden = self._reaching(index, batch, block)
-            rows = hidden[(batch.get(CHOSEN) == tap.expert).any(dim=-1)]
-            yield self._inside(tap, block, rows)
+            self._reach(index, batch, block)
+            here = torch.eq(batch.get(CHOSEN), tap.expert).any(dim=-1)
+            yield self._inside(tap, block, batch.rows(REACHING, here))
 
     @torch.inference_mode()
-    def at_large(self, index: int, batches: list[Batch], tap: Tap, most: int) -> Iterator[Tensor]:
+    def at_large(self, index: int, batches: list[Batch], tap: Tap, most: int | None = None) -> Iterator[Tensor]:
         """What the linears of an expert would be given [tokens, inputs], were all tokens of the block sent there.
 
         Of every n-th token, where there are more than `most`.
         """
         block, first = self._blocks[index], 0
-        step = -(-sum(batch.hidden.shape[:2].numel() for batch in batches) // most)
         for batch in batches:
-            hidden = self._reaching(index, batch, block)
-            yield self._inside(tap, block, hidden[-first % step :: step])
-            first += len(hidden)
+            self._reach(index, batch, block)
+        step = -(-sum(batch.shape(REACHING)[0] for batch in batches) // most) if most else 1
+        for batch in batches:
+            yield self._inside(tap, block, batch.rows(REACHING, slice(-first % step, None, step)))
+            first += batch.shape(REACHING)[0]
 
     def _inside(self, tap: Tap, block: nn.Module, rows: Tensor) -> Tensor:
         names = self.family.experts
@@ -295,17 +310,17 @@ class Model:
         expert = cast(experts.Expert, block.get_submodule(f"{names.name}.{tap.expert}"))
         return expert.inner(rows) if tap.linears[0].endswith(f".{names.down}") else rows
 
-    def _reaching(self, index: int, batch: Batch, block: nn.Module) -> Tensor:
-        """The tokens [tokens, hidden] of a batch that come to the router. They and where they go are kept."""
-        if REACHING not in batch:
-            names, parts = self.family.experts, self.family.parts
-            assert names is not None
-            inside = block.get_submodule(names.name)
-            with _staged(block, batch, parts[:-1], remember=True), _watched(inside) as seen, suppress(_Stop):
-                block(batch.hidden, **batch.keywords[index])
-            batch.put(REACHING, seen[0])
-            batch.put(CHOSEN, seen[1])
-        return batch.get(REACHING)
+    def _reach(self, index: int, batch: Batch, block: nn.Module) -> None:
+        """Keep the tokens [tokens, hidden] of a batch that come to the router, and where each is sent."""
+        if REACHING in batch:
+            return
+        names, parts = self.family.experts, self.family.parts
+        assert names is not None
+        inside = block.get_submodule(names.name)
+        with _staged(block, batch, parts[:-1], remember=True), _watched(inside) as seen, suppress(_Stop):
+            block(batch.hidden, **batch.keywords[index])
+        batch.put(REACHING, seen[0])
+        batch.put(CHOSEN, seen[1])
 
     def residual(self, batch: Batch, tap: Tap) -> Tensor:
         """What the output of a part's last linear is added to: the block's input and the outputs of earlier parts.

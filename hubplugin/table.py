@@ -48,7 +48,11 @@ def _base_row(plan: Plan) -> tuple[str, ...]:
 def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
     found = schemes.distinct(linear.scheme for linear in variant.quantized)
     weights = [f"ffn {before}>{after}" for before, after in variant.widths.values()]
-    weights += [str(scheme) for scheme in found]
+    if variant.budget:  # which of them is known once losses are measured
+        options = schemes.distinct(one for unit in variant.budget.units for one in unit.options)
+        weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
+    else:
+        weights += [str(scheme) for scheme in found]
     if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters

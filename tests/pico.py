@@ -30,11 +30,18 @@ BY_TYPE: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},
     "phi3": {"tie_word_embeddings": False, "original_max_position_embeddings": 256},
     "mixtral": {
-        "head_dim": 32, "sliding_window": 48, "tie_word_embeddings": False, "num_local_experts": 4,
+        "head_dim": 32,
+        "sliding_window": 48,
+        "tie_word_embeddings": False,
+        "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
     "qwen3_moe": {
-        "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True,
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 96,
+        "norm_topk_prob": True,
     },
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 48, "num_hidden_layers": 2},
 }

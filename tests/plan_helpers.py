@@ -35,7 +35,31 @@ def headers(config: PretrainedConfig, dtype: str = "BF16") -> dict[str, Header]:
     state = model.state_dict()
     if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
         state.pop("lm_head.weight")
-    return {name: Header(dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if config.model_type in EXPERTS:
+        shapes = apart(shapes, *EXPERTS[config.model_type])
+    return {name: Header(dtype, shape) for name, shape in shapes.items()}
+
+
+EXPERTS = {
+    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
+    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+}
+
+
+def apart(shapes: dict[str, tuple[int, ...]], part: str, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Experts as `save_pretrained` writes them, which transformers' modules hold stacked."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        before, stacked, end = name.replace(".mlp.", f".{part}.").partition(".experts.")
+        if not stacked:
+            found[before] = shape
+            continue
+        count, outputs, inputs = shape
+        kept, rows = ((names[2],), outputs) if end == "down_proj" else (names[:2], outputs // 2)
+        for expert in range(count):
+            found |= {f"{before}.experts.{expert}.{one}.weight": (rows, inputs) for one in kept}
+    return found
 
 
 def published(name: str) -> tuple[dict[str, Any], PretrainedConfig]:

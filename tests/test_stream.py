@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from hubplugin.export import DenseView
-from hubplugin.family import FAMILIES, Tap
+from hubplugin.family import FAMILIES, Tap, match
 from hubplugin.stream import Batch, Model
 
 
 def opened(folder: Path, model_type: str) -> Model:
     view = DenseView(folder)
-    return Model(view, view.config, FAMILIES[model_type])
+    return Model(view, view.config, match(view.config, model_type))
 
 
 def plain_inputs(model: Model, batches: list[Batch], tap: Tap) -> list[torch.Tensor]:

@@ -33,7 +33,7 @@ def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
     group = spec_of(settings, inputs).group_size
     alive, dead = moments.without_dead(hessian)
     order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=alive.device)
-    return Prepared(alive, dead, order, moments.factor(alive[order][:, order], settings.damp))
+    return Prepared(alive, dead, order, moments.factor(alive[order[:, None], order], settings.damp))
 
 
 def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared | None = None) -> Compressed:
@@ -50,11 +50,15 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared
     ready = prepared or prepare(hessian.to(work.dtype), settings)
     order, factor = ready.order, ready.factor
     back = order.argsort()
-    target = torch.where(ready.dead, 0, work)[:, order].T.contiguous()
+    target = work.T[order]
+    target[ready.dead[order]] = 0
     swept = _sweep(target, factor, ready.alive.diagonal()[order], spec)
     groups = (order[::group] // group).argsort()
-    spread = (each.repeat_interleave(group, dim=0) for each in (swept.scales, swept.zeros))
-    dense = grid.values(swept.codes, *spread)[back].T
+    dense = target  # its memory: no sweep is to come
+    for number, inside in enumerate(order.split(group)):
+        code = swept.codes[number * group : (number + 1) * group]
+        dense[inside] = grid.values(code, swept.scales[number], swept.zeros[number])
+    dense = dense.T
     codes, scales, zeros = swept.codes[back].T, swept.scales[groups].T, swept.zeros[groups].T
     return Compressed(
         weight=dense,
