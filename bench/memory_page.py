@@ -19,8 +19,8 @@ is freed: the plan counts that. Where activations spill, memory is short, and th
 what is freed; that costs some time, as every page has to be handed out again.
 
 What the plan counts is in `hubplugin/estimate.py`. It assumes a processor that multiplies bfloat16 where the model is
-stored in it; others compute in float32, and need twice the room for blocks and activations. Memory of a GPU is planned by
-the same arithmetic and has not been measured.
+stored in it; others compute in float32, and need twice the room for blocks and activations. Memory of a GPU is planned
+by the same arithmetic and has not been measured.
 """
 
 
@@ -51,8 +51,8 @@ def _shapes(found: dict[str, Any]) -> str:
 def _limit(found: dict[str, Any]) -> str:
     times = found["weights"] / found["limit"]
     lines = [
-        f"{found['weights'] / 1e9:.2f} GB of weights in bfloat16, {times:.1f} times the {found['limit'] // MIB} MiB that the "
-        f"process may have ({found['by']}; no swap, the page cache counts), {found['tokens']} calibration tokens, W4 g128.\n",
+        f"{found['weights'] / 1e9:.2f} GB of weights in bfloat16, {times:.1f} times the {found['limit'] // MIB} MiB "
+        f"that the process may have ({found['by']}; the page cache counts); {found['tokens']} calibration tokens.\n",
         "| engine | finished | seconds | peak resident, MiB | what happened |",
         "|---|---|---:|---:|---|",
     ]

@@ -104,10 +104,11 @@ def _out(options: argparse.Namespace, path: Path) -> Path:
 
 def _plan(options: argparse.Namespace) -> int:
     with interrupt.held():
-        from hubplugin import plan, table
+        from hubplugin import memory, plan, table
 
     made = _planned(manifest.load(options.manifest))
-    print(json.dumps(plan.as_json(made), indent=1) if options.json else table.render(made))
+    # planning takes little of what a run has: what is free now is what it will find
+    print(json.dumps(plan.as_json(made), indent=1) if options.json else table.render(made, memory.available()))
     return 0
 
 

@@ -12,13 +12,16 @@ _COLUMNS = (
 _LEGEND = (
     "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
     "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
-    "over all parameters; memory and time: of compressing on a CPU, within a factor of about two;",
+    "over all parameters; memory and time: of compressing on a CPU, memory within some 15 %, time within a factor of two;",
     "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it",
 )
 
 
-def render(plan: Plan) -> str:
-    """Aligned lines for a terminal: sizes, then shapes, then what stock vLLM refuses and why."""
+def render(plan: Plan, free: int | None = None) -> str:
+    """Aligned lines for a terminal: sizes, then shapes, then what stock vLLM refuses and why.
+
+    `free`: bytes of memory that compressing may take here, where they are known.
+    """
     revision = f" @ {plan.revision[:12]}" if plan.revision else ""
     blocks = plan.config["num_hidden_layers"]
     head = f"{plan.model}{revision}: {plan.model_type}, {blocks} blocks, {_millions(plan.parameters)} parameters"
@@ -31,6 +34,8 @@ def render(plan: Plan) -> str:
     ]
     if spare := _spare(plan):
         parts[1].append(f"(base: {spare / 1e6:.1f} MB are stored that no variant needs, such as a tied head)")
+    if short := _short(plan, free):
+        parts.append(["memory is short here", *short])
     if refusals := _refusals(plan):
         parts.append(["stock vLLM does not load", *refusals])
     if needs := _needs(plan):
@@ -76,6 +81,19 @@ def _spare(plan: Plan) -> int:
     first = plan.variants[0]
     kept = first.tensors.keys() | {f"{linear.name}.weight" for linear in first.quantized}
     return sum(header.bytes for name, header in plan.tensors.items() if name not in kept)
+
+
+def _short(plan: Plan, free: int | None) -> list[str]:
+    """One line per variant whose activations go to disk, or which does not fit even so."""
+    found = []
+    for variant in plan.variants:
+        need = variant.memory
+        if free is None or need.peak <= free:
+            continue
+        line = f"  {variant.name}: {free / 1e9:.1f} GB are free, so activations go to disk: {need.disk / 1e9:.1f} GB there,"
+        line += f" {need.spilled / 1e9:.1f} GB in memory"
+        found.append(line + (", which is still too much" if need.spilled > free else ""))
+    return found
 
 
 def _shapes(plan: Plan) -> list[str]:
