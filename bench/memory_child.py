@@ -36,7 +36,12 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     from hubplugin.stream import Model, computing_dtype
 
     ids = torch.from_numpy(numpy.load(tokens))
-    gptq = {"method": "gptq", "bits": 4, "group_size": 128, "qep": case.get("qep", True)}
+    gptq = {
+        "method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+    }
+    gptq |= {key: case[key] for key in ("qep", "clip_search") if key in case}
     written = {
         "model": str(base.resolve()),
         "calibrate": {"files": ["none.txt"], "samples": ids.shape[0], "tokens": ids.shape[1]},  # ids are given

@@ -42,7 +42,7 @@ SHAPES = {
     "tiny": Shape(256, 512, 2, 4, 2),  # to warm engines up, never measured
     "75m": Shape(768, 2048, 12, 12, 4),
     "350m": Shape(1024, 3584, 24, 16, 8),
-    "1000m": Shape(1024, 2048, 112, 16, 8),  # never in memory as a whole
+    "900m": Shape(1024, 2048, 96, 16, 8),  # never in memory as a whole
     # the curve over layers
     "350m-3-layers": Shape(1024, 3584, 3, 16, 8),
     "75m-3-layers": Shape(768, 2048, 3, 12, 4),
@@ -59,7 +59,7 @@ def base(name: str, work: Path) -> Path:
     if not folder.exists():
         part = folder.with_name(f".{name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        (_streamed if name == "1000m" else _random)(SHAPES[name], part)
+        (_streamed if name == "900m" else _random)(SHAPES[name], part)
         os.replace(part, folder)
     return folder
 

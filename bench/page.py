@@ -73,7 +73,8 @@ def main() -> None:
 
 def results() -> list[dict[str, Any]]:
     """Every cell that has a file."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    return [each for each in found if "cell" in each]
 
 
 def render(found: list[dict[str, Any]]) -> str:

@@ -21,7 +21,6 @@ from hubplugin.estimate import SHARD_BYTES
 from hubplugin.folder import INDEX, SINGLE
 from hubplugin.plan import Header
 
-
 PIECE = 2**22  # numbers that are looked at together
 TORCH = {  # by safetensors' names
     "F64": torch.float64,
@@ -126,7 +125,7 @@ def write(
 
 
 def _write_shard(path: Path, headers: Mapping[str, Header], get: Callable[[str], Tensor]) -> None:
-    """One safetensors file: 8 bytes of length, the header as JSON, the tensors; wide dtypes first, so all are aligned."""
+    """One safetensors file: 8 bytes of length, the header as JSON, the tensors; wide dtypes first, all are aligned."""
     order = sorted(headers, key=lambda name: (-headers[name].itemsize, name))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -1,5 +1,4 @@
-"""The change applied to one block, tap by tap in the order it runs: first widths, then linears, each under the inputs it will
-really see.
+"""The change applied to one block, tap by tap as it runs: widths, then linears, each under inputs it will really see.
 
 A block is a transformers module that `stream` filled; this file replaces its weights and says how they are stored.
 Knows the methods, no file format and no Hub.

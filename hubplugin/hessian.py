@@ -92,7 +92,7 @@ class Drift:
         return made
 
     def owed(self, weight: Tensor, source: Tensor, hessian: Tensor) -> Tensor:
-        """sum (y~ - W x) x^T [outputs, inputs]: y~ is what the base's weight `source` made of x~, plus what was lost."""
+        """sum (y~ - W x) x^T [outputs, inputs]: y~ is what `source`, of the base, made of x~, plus what got lost."""
         assert self.inputs is not None
         if source is weight:  # the difference of the inputs is small: three digits of it are enough
             with products_of(_half(weight)):
@@ -171,7 +171,7 @@ class Factor:
 
 
 def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """H with a 1 on the diagonal of never-excited inputs, and the mask [inputs] of those: a copy where there are any."""
+    """H with 1 on the diagonal of never-excited inputs, and the mask [inputs] of those: a copy where there are any."""
     dead = hessian.diagonal() <= 0
     if not bool(dead.any()):
         return hessian, dead

@@ -196,19 +196,9 @@ def _variant(
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
     verdicts = _verdicts(base.model_type, dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
-    source = document.manifest.calibrate
-    work = estimate.Work(
-        samples=source.samples,
-        tokens=source.tokens,
-        quantizes=gptq is not None,
-        prunes=prune is not None,
-        units=len(limit.units) if limit else 0,
-        corrects=gptq is not None and gptq.qep,
-        head=head is not None,
-        number=base.tensors[f"{linears[0].name}.weight"].itemsize,
-        evaluated=_evaluated(document),
-    )
+    work = _work(document, base, prune, gptq, limit)
     shapes = architecture.linear_shapes(base.family, base.dims)
+    sampled = base.bytes if document.manifest.calibrate.self_ else 0
     return VariantPlan(
         name=name,
         steps=tuple(_resolved(step, linears, found) if isinstance(step, Gptq) else step for step in steps),
@@ -222,10 +212,28 @@ def _variant(
         bytes=weight.bytes,
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
-        memory=estimate.memory(base.family, base.dims, shapes, work, base.bytes if source.self_ else 0),
+        memory=estimate.memory(base.family, base.dims, shapes, work, sampled),
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
         budget=limit,
+    )
+
+
+def _work(
+    document: Document, base: _Base, prune: Prune | None, gptq: Gptq | None, limit: Budget | None
+) -> estimate.Work:
+    """What making a variant has to do, for the estimates."""
+    source = document.manifest.calibrate
+    return estimate.Work(
+        samples=source.samples,
+        tokens=source.tokens,
+        quantizes=gptq is not None,
+        prunes=prune is not None,
+        units=len(limit.units) if limit else 0,
+        corrects=gptq is not None and gptq.qep,
+        head=gptq is not None and gptq.lm_head,
+        number=base.tensors[f"{sizes.names(base.family, 1)[0]}.weight"].itemsize,
+        evaluated=_evaluated(document),
     )
 
 

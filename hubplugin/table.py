@@ -12,7 +12,7 @@ _COLUMNS = (
 _LEGEND = (
     "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
     "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
-    "over all parameters; memory and time: of compressing on a CPU, memory within some 15 %, time within a factor of two;",
+    "over all parameters; memory and time: of compressing on a CPU, within some 15 % and a factor of about two;",
     "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it",
 )
 
@@ -34,6 +34,8 @@ def render(plan: Plan, free: int | None = None) -> str:
     ]
     if spare := _spare(plan):
         parts[1].append(f"(base: {spare / 1e6:.1f} MB are stored that no variant needs, such as a tied head)")
+    most = max(variant.memory.device for variant in plan.variants)
+    parts[2].append(f"on a GPU, compressing would take {most / 1e9:.1f} GB of its memory at most (not measured)")
     if short := _short(plan, free):
         parts.append(["memory is short here", *short])
     if refusals := _refusals(plan):
@@ -90,8 +92,8 @@ def _short(plan: Plan, free: int | None) -> list[str]:
         need = variant.memory
         if free is None or need.peak <= free:
             continue
-        line = f"  {variant.name}: {free / 1e9:.1f} GB are free, so activations go to disk: {need.disk / 1e9:.1f} GB there,"
-        line += f" {need.spilled / 1e9:.1f} GB in memory"
+        line = f"  {variant.name}: {free / 1e9:.1f} GB are free, so activations go to disk: "
+        line += f"{need.disk / 1e9:.1f} GB there, {need.spilled / 1e9:.1f} GB in memory"
         found.append(line + (", which is still too much" if need.spilled > free else ""))
     return found
 

@@ -48,9 +48,10 @@ def test_wider_blocks_wider_numbers_correction_and_pruning_take_more():
     plain = memory(replace(WORK, corrects=False))
     assert memory().peak > plain.peak
     assert memory(replace(WORK, corrects=False, number=4)).peak > plain.peak
-    assert memory(replace(WORK, corrects=False, prunes=True), intermediate_size=4096).peak > memory(
-        replace(WORK, corrects=False), intermediate_size=4096
-    ).peak
+    assert (
+        memory(replace(WORK, corrects=False, prunes=True), intermediate_size=4096).peak
+        > memory(replace(WORK, corrects=False), intermediate_size=4096).peak
+    )
     assert memory(intermediate_size=4096).spilled > memory().spilled
 
 

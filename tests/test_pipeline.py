@@ -190,7 +190,10 @@ def test_an_interrupted_run_goes_on_after_its_last_block(
 
 @pytest.mark.parametrize(
     ("before", "after", "named"),
-    [("bits: 4, group_size: 32", "bits: 8, group_size: 32", "steps"), ("tokens: 64, seed: 0", "tokens: 64, seed: 7", "calibration tokens")],
+    [
+        ("bits: 4, group_size: 32", "bits: 8, group_size: 32", "steps"),
+        ("tokens: 64, seed: 0", "tokens: 64, seed: 7", "calibration tokens"),
+    ],
 )
 def test_a_changed_manifest_does_not_resume(
     hub: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, named: str

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hubplugin import calibrate, checkpoint, compress, evaluate, export, family, gate, hessian, hub, plan
-from hubplugin.checkpoint import Reader
 from hubplugin.architecture import Header
+from hubplugin.checkpoint import Reader
 from hubplugin.compress import Block
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluate import open_model
@@ -41,13 +41,21 @@ def planned(folder: Path, *steps: dict[str, object]) -> tuple[VariantPlan, famil
     return made.variants[0], family.match(peek.config, "x"), peek.config
 
 
-def make(base: Path, out: Path, *steps: dict[str, object], tokens: torch.Tensor | None = None) -> list[Block]:
+def make(
+    base: Path,
+    out: Path,
+    *steps: dict[str, object],
+    tokens: torch.Tensor | None = None,
+    spill: Path | None = None,
+) -> list[Block]:
     variant, row, config = planned(base, *steps)
     out.mkdir(parents=True)
     target = export.Folder(out, base, variant, row)
     made = []
     model = Model(export.DenseView(base), config, row)
-    for block in compress.blocks(model, pico.tokens() if tokens is None else tokens, variant, torch.bfloat16):
+    for block in compress.blocks(
+        model, pico.tokens() if tokens is None else tokens, variant, torch.bfloat16, spill=spill
+    ):
         target.add(block)
         made.append(block)
     target.finish()
@@ -142,6 +150,16 @@ def test_the_same_run_twice_writes_the_same_bytes(pico_folder: Path, tmp_path: P
         make(pico_folder, tmp_path / name, PRUNE, GPTQ)
     for file in sorted((tmp_path / "one").iterdir()):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("steps", [(GPTQ,), (PRUNE, GPTQ)])
+def test_activations_in_files_change_no_byte_and_leave_few_behind(pico_folder: Path, tmp_path: Path, steps) -> None:
+    make(pico_folder, tmp_path / "memory", *steps)
+    (tmp_path / "spill").mkdir()
+    make(pico_folder, tmp_path / "files", *steps, spill=tmp_path / "spill")
+    one, two = (checkpoint.sha256(tmp_path / name / "model.safetensors") for name in ("memory", "files"))
+    assert one == two
+    assert {file.name.split(".", 1)[1] for file in (tmp_path / "spill").rglob("*.*")} == {"hidden"}
 
 
 def test_later_blocks_are_calibrated_on_what_earlier_ones_became(pico_folder: Path, tmp_path: Path) -> None:

@@ -527,6 +527,16 @@ def test_memory_and_time_grow_with_the_tokens_and_are_never_nothing():
     assert small.peak_memory > estimate.RUNTIME_BYTES
 
 
+def test_the_table_says_where_activations_go_to_disk_and_where_even_that_is_too_much():
+    made = planned([GPTQ], calibrate={"files": ["a.txt"], "samples": 4096, "tokens": 64})
+    need = made.variants[0].memory
+    assert "memory is short" not in table.render(made) + table.render(made, need.peak)
+    assert "activations go to disk: " in table.render(made, need.peak - 1)
+    assert "too much" not in table.render(made, need.peak - 1)
+    assert "still too much" in table.render(made, need.spilled - 1)
+    assert "(not measured)" in table.render(made)
+
+
 def test_time_of_quantizing_is_the_sum_of_its_parts_by_hand():
     config = pico.config(hidden_size=64, intermediate_size=256, num_hidden_layers=1)
     dims = architecture.dimensions(config_json(config), FAMILIES["llama"], "")

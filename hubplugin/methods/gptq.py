@@ -81,10 +81,10 @@ def corrected(
 ) -> tuple[Tensor, float]:
     """The weight to quantize instead of W, so that errors made upstream are made up for, and how much of it was taken.
 
-    Quantization error propagation (QEP, arXiv 2504.09629): T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1, the
-    least-squares answer to outputs y~ of the base. D comes from the tokens of `fit`; a is what is best on those of
-    `check`, in closed form and between 0 and 1, or 0.5 without any. Each is second moments [inputs, inputs] and a drift;
-    `weight` [outputs, inputs] is what gets x, `source` [outputs, inputs of the base] what made y~.
+    Quantization error propagation (QEP, arXiv 2504.09629): T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1,
+    the least-squares answer to outputs y~ of the base. D comes from the tokens of `fit`; a is what is best on those
+    of `check`, in closed form and between 0 and 1, or 0.5 without any. Each is second moments [inputs, inputs] and a
+    drift; `weight` [outputs, inputs] is what gets x, `source` [outputs, inputs of the base] what made y~.
     """
     hessian, drift = fit
     step = moments.solve(moments.damped(hessian, damp), drift.owed(weight, source, hessian), "target correction")

@@ -1,4 +1,4 @@
-"""GPTQ's sweep compiled for CPUs: rows never influence each other, so tiles of rows run through a block of columns alone.
+"""GPTQ's sweep compiled for CPUs: rows never influence each other, so tiles of rows run through a block alone.
 
 Same signature and same answer as `sweep.sweep`, in float32. What earlier blocks owe a block is one matrix product;
 inside a block, a tile of TILE rows keeps its targets and errors in the first-level cache and every inner loop runs over
