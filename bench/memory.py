@@ -22,9 +22,9 @@ import environments
 import measure
 
 HERE = Path(__file__).parent
-WORK, RESULTS = HERE / ".work", HERE / "results"
+WORK, RESULTS = HERE / ".work", HERE / "results" / "memory"
 PAGE = HERE.parent / "docs" / "memory.md"
-SHAPES_FILE, LIMIT_FILE = RESULTS / "memory.json", RESULTS / "memory-limit.json"
+SHAPES_FILE, LIMIT_FILE = RESULTS / "shapes.json", RESULTS / "limit.json"
 CASES: list[dict[str, Any]] = [
     {"model": "docs", "tokens": 8192},
     {"model": "docs", "tokens": 32768},
@@ -43,7 +43,7 @@ CASES: list[dict[str, Any]] = [
 ]
 BIG, SEQUENCES = "900m", 2  # the model that does not fit, and its calibration sequences of 512 tokens
 LIMIT = 704 * 2**20  # bytes
-PATIENCE = 210  # seconds for each engine
+PATIENCE = 600  # seconds for each engine
 ENGINES: dict[str, tuple[str | None, str]] = {
     "ours": (None, "memory_child.py"),
     "llmcompressor": ("llmcompressor", "rival_llmcompressor.py"),

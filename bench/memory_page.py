@@ -52,7 +52,9 @@ def _limit(found: dict[str, Any]) -> str:
     times = found["weights"] / found["limit"]
     lines = [
         f"{found['weights'] / 1e9:.2f} GB of weights in bfloat16, {times:.1f} times the {found['limit'] // MIB} MiB "
-        f"that the process may have ({found['by']}; the page cache counts); {found['tokens']} calibration tokens.\n",
+        f"that the process may have ({found['by']}; the page cache counts, but for pages of libraries that other "
+        f"processes had brought in: so what is resident can be more); {found['tokens']} calibration tokens, plain GPTQ "
+        "without a search of scales in all engines.\n",
         "| engine | finished | seconds | peak resident, MiB | what happened |",
         "|---|---|---:|---:|---|",
     ]
