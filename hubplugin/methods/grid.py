@@ -80,5 +80,6 @@ def _candidate(weight: Tensor, share: float, spec: Spec) -> tuple[Tensor, Tensor
 
 
 def _error(weight: Tensor, scale: Tensor, zero: Tensor, importance: Tensor, spec: Spec) -> Tensor:
-    scale, zero = scale[:, None], zero[:, None]
-    return (values(codes(weight, scale, zero, spec.top), scale, zero) - weight).square_() @ importance
+    steps = weight * (1 / scale[:, None])
+    snapped = torch.minimum(torch.maximum(torch.round(steps), -zero[:, None]), spec.top - zero[:, None])
+    return ((snapped - steps).square_() @ importance) * scale**2

@@ -21,6 +21,7 @@ from hubplugin.methods.sweep import Swept, fully_updated
 
 BLOCK = 128  # columns between two matrix products; a multiple of every group size but a whole row
 TILE = 64  # rows: BLOCK x TILE floats are 32 KB
+RUN = 8  # columns; `_owe` is written out for as many
 SMALLEST_NORMAL_HALF = 2.0**-14
 HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
 
@@ -122,6 +123,7 @@ def _fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # 
     low, high = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
     least, error = np.empty(rows, np.float32), np.empty(rows, np.float32)
     scale, zero = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    inverse, bottom, end = np.empty(rows, np.float32), np.empty(rows, np.float32), np.empty(rows, np.float32)
     for column in range(count):
         for row in range(rows):
             low[row] = min(low[row], weight[column, row])
@@ -140,15 +142,18 @@ def _fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # 
             for row in range(rows):
                 zero[row] = min(max(np.rint(-low[row] * share / scale[row]), np.float32(0)), top)
         error[:] = 0
+        for row in range(rows):  # in units of a step: a multiplication where a division would take most of the time
+            inverse[row], bottom[row], end[row] = np.float32(1) / scale[row], -zero[row], top - zero[row]
         for column in range(count):
             weigh = importance[column]
             for row in range(rows):
-                code = min(max(np.rint(weight[column, row] / scale[row]) + zero[row], np.float32(0)), top)
-                off = scale[row] * (code - zero[row]) - weight[column, row]
+                steps = weight[column, row] * inverse[row]
+                off = min(max(np.rint(steps), bottom[row]), end[row]) - steps
                 error[row] += weigh * off * off
         for row in range(rows):
-            if tried == 0 or error[row] < least[row]:
-                least[row], best_scale[row], best_zero[row] = error[row], scale[row], zero[row]
+            lost = error[row] * scale[row] * scale[row]
+            if tried == 0 or lost < least[row]:
+                least[row], best_scale[row], best_zero[row] = lost, scale[row], zero[row]
 
 
 @_compiled
@@ -184,11 +189,27 @@ def _block_rows(  # type: ignore[no-untyped-def]
                 code = min(max(np.rint(target[column, row] / scale[row]) + zero[row], np.float32(0)), top)
                 codes[column, start + row] = np.uint8(code)
                 error[column, row] = weight[column, start + row] - scale[row] * (code - zero[row])
-            for later in range(column + 1, count):
+            run = column - column % RUN  # columns of a run owe each other at once, and what comes later together
+            for later in range(column + 1, min(run + RUN, count)):
                 share = upper[column, later]
                 for row in range(width):
                     target[later, row] += share * error[column, row]
+            if column == run + RUN - 1:
+                _owe(target, error, upper, run)
         errors[:, rows] = error
+
+
+@_compiled
+def _owe(target, error, upper, first):  # type: ignore[no-untyped-def]
+    """Add to all columns after a run of eight what these owe: one read and write of a target for eight products."""
+    count, width = target.shape
+    for later in range(first + 8, count):
+        a, b, c, d = upper[first, later], upper[first + 1, later], upper[first + 2, later], upper[first + 3, later]
+        e, f, g, h = upper[first + 4, later], upper[first + 5, later], upper[first + 6, later], upper[first + 7, later]
+        for row in range(width):
+            one = a * error[first, row] + b * error[first + 1, row] + c * error[first + 2, row]
+            two = d * error[first + 3, row] + e * error[first + 4, row] + f * error[first + 5, row]
+            target[later, row] += one + two + (g * error[first + 6, row] + h * error[first + 7, row])
 
 
 @_compiled
