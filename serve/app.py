@@ -4,6 +4,7 @@ One page, no telemetry, nothing from outside this machine. Errors stay in the co
 usable. It knows nothing about how the engine was started.
 """
 
+import asyncio
 import contextlib
 import html
 import os
@@ -31,6 +32,7 @@ Message = dict[str, Any]  # role, and content as markdown
 ASK_TOKENS = 96
 EAGER = 8  # pieces at the start of an answer that are drawn at once, so that a slow engine is seen to have begun
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
+SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 # What markdown shows as it stands: fenced, indented and inline code. A model's reasoning tags are Gradio's to show.
 AS_IT_STANDS = re.compile(
     r"(^```.*?(?:^```|\Z)|^~~~.*?(?:^~~~|\Z)|^(?: {4}|\t)[^\n]*$|`[^`\n]+`|</?think>)", re.MULTILINE | re.DOTALL
@@ -86,7 +88,8 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
             concurrency_limit=32,
             **quiet,
         )
-        box.stop(lambda: (_waiting(), "stopped"), None, [box, status], cancels=[asked], queue=False, **quiet)
+        stopped = box.stop(lambda: (_waiting(), "stopped"), None, [box, status], cancels=[asked], queue=False, **quiet)
+        stopped.then(_still_stopped, None, status, queue=False, **quiet)
         everything = [box, chat, turns, status]
         clear.click(lambda: (_waiting(), [], [], ""), None, everything, cancels=[asked], queue=False, **quiet)
         page.load(names, None, [chosen, status], **quiet)
@@ -200,6 +203,12 @@ def _failure(error: ServeError, title: str) -> Message:
     what, fix = html.escape(error.what), html.escape(error.fix)
     content = f'<div class="failure"><b>{title}:</b> {what}<br><small>{fix}</small></div>'
     return {"role": "assistant", "content": content}
+
+
+async def _still_stopped() -> str:
+    """The status once more: a last piece of the answer may have been on its way and have overwritten it."""
+    await asyncio.sleep(SETTLE)
+    return "stopped"
 
 
 def _waiting() -> Any:
