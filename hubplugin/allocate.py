@@ -7,7 +7,6 @@ Allocation). Knows no file format; what it found is a record of the report.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import evaluate
+from hubplugin import evaluate, report
 from hubplugin.budget import Budget, Unit
+from hubplugin.compress import lane_folder, second_moments
 from hubplugin.estimate import PROBE_TOKENS
-from hubplugin.family import Tap
-from hubplugin.hessian import Moment
 from hubplugin.manifest import Gptq
 from hubplugin.methods import gptq
 from hubplugin.report import AllocatedUnit, Allocation, progress
 from hubplugin.schemes import Scheme
-from hubplugin.stream import Batch, Model
+from hubplugin.stream import Batch, Model, copied
 
 FILE_NAME = "allocation.json"
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over
@@ -81,9 +79,7 @@ def spend(
         ),
     )
     store.parent.mkdir(parents=True, exist_ok=True)
-    part = store.with_suffix(".part")
-    part.write_text(json.dumps({"key": key, "allocation": found.model_dump(mode="json")}, indent=1), encoding="utf-8")
-    os.replace(part, store)
+    report.put(store, json.dumps({"key": key, "allocation": found.model_dump(mode="json")}, indent=1))
     return found
 
 
@@ -101,7 +97,7 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
     Raises CompressError where activations are not finite.
     """
     some, few = (tokens[: max(1, most // tokens.shape[1])] for most in (MOMENT_TOKENS, PROBE_TOKENS))
-    seen, base = model.start(some, _folder(spill, "seen")), model.start(few, _folder(spill, "base"))
+    seen, base = model.start(some, lane_folder(spill, "seen")), model.start(few, lane_folder(spill, "base"))
     lanes: dict[str, list[Batch]] = {}  # by unit: the hidden states of `few` where that unit alone is quantized
     losses: dict[str, list[float]] = {}
     for index in range(len(model)):
@@ -111,12 +107,12 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
         own = [unit for unit in units if unit.linears[0].name.startswith(prefix)]
         for tap in model.family.taps:
             here = [unit for unit in own if unit.linears[0].name.removeprefix(prefix) in tap.linears]
-            hessian = _second_moments(model, index, seen, tap) if here else None
+            hessian = second_moments(model, index, seen, tap) if here else None
             for unit in here:
                 assert hessian is not None
                 linears = [cast(nn.Linear, block.get_submodule(one.name.removeprefix(prefix))) for one in unit.linears]
                 losses[unit.name], after = _losses(linears, hessian, unit, step)
-                lanes[unit.name] = _alone(model, index, base, linears, after, _folder(spill, unit.name))
+                lanes[unit.name] = _alone(model, index, base, linears, after, lane_folder(spill, unit.name))
         model.advance(index, seen)
         model.advance(index, base)
         model.free(index)
@@ -130,23 +126,9 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
     )
 
 
-def _folder(spill: Path | None, name: str) -> Path | None:
-    """A folder for the activations of one lane."""
-    if spill is not None:
-        (spill / name).mkdir()
-    return spill and spill / name
-
-
 def _probe(unit: Unit) -> int:
     """The option that a unit is tried with: the cheapest of enough bits."""
     return next((index for index, one in enumerate(unit.options) if one.bits >= PROBE_BITS), len(unit.options) - 1)
-
-
-def _second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:
-    moment = Moment()
-    for inputs in model.visit(index, batches, tap):
-        moment.add(inputs)
-    return moment.matrix(f"{model.family.block.format(i=index)}.{tap.linears[0]}")
 
 
 def _losses(linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Gptq) -> tuple[list[float], Tensor]:
@@ -170,9 +152,7 @@ def _alone(
     model: Model, index: int, base: list[Batch], linears: Sequence[nn.Linear], weight: Tensor, folder: Path | None
 ) -> list[Batch]:
     """What comes out of block `index` where these linears alone have other weights, stacked as [outputs, inputs]."""
-    lane = [Batch(batch.keywords, folder, f"{number}") for number, batch in enumerate(base)]
-    for batch, copy in zip(base, lane, strict=True):
-        copy.put("hidden", batch.hidden)
+    lane = copied(base, folder)
     originals = [linear.weight for linear in linears]
     for linear, part in zip(linears, weight.split([len(one) for one in originals]), strict=True):
         linear.weight = nn.Parameter(part.to(linear.weight.dtype), requires_grad=False)

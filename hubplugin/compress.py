@@ -22,7 +22,7 @@ from hubplugin.methods import gptq, obs
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
 from hubplugin.plan import VariantPlan
 from hubplugin.report import LinearResult
-from hubplugin.stream import Batch, Model
+from hubplugin.stream import Batch, Model, copied
 
 SAMPLE_ROWS = 8  # of every linear, kept in float32 so that the gate can compare what was stored
 
@@ -66,9 +66,9 @@ def blocks(
     Blocks that `finished` has are passed through as they are and not handed out again. With `spill`, an empty folder,
     activations live there instead of in memory.
     """
-    lanes = [model.start(tokens, _lane(spill, "ours"))]
+    lanes = [model.start(tokens, lane_folder(spill, "ours"))]
     if any(isinstance(step, Gptq) and step.qep for step in plan.steps):
-        lanes.append(model.start(tokens, _lane(spill, "base")))  # what the base makes of the same tokens
+        lanes.append(copied(lanes[0], lane_folder(spill, "base")))  # what the base makes of the same tokens
     done = finished.finished if finished else 0
     for index in range(len(model)):
         begun = time.monotonic()
@@ -93,23 +93,27 @@ def blocks(
 def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
     """The output head as a block of its own: it reads what the final norm makes of the last hidden states."""
     begun = time.monotonic()
-    moment, settings = Moment(), plan.settings(head.name)
+    settings, hessian = plan.settings(head.name), _moment(model.finish(batches)).matrix(head.name)
     assert settings is not None
-    for hidden in model.finish(batches):
-        moment.add(hidden)
-    made = gptq.compress(model.source.get(f"{head.name}.weight").float(), moment.matrix(head.name), settings)
+    made = gptq.compress(model.source.get(f"{head.name}.weight").float(), hessian, settings)
     block = Block(len(model), head.name, encodings={head.name: made.encoding})
-    block.samples[head.name] = made.weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
+    block.samples[head.name] = _sample(made.weight)
     block.results.append(_result(head.name, "gptq", made, begun))
     block.seconds = time.monotonic() - begun
     return block
 
 
-def _lane(spill: Path | None, name: str) -> Path | None:
+def lane_folder(spill: Path | None, name: str) -> Path | None:
+    """A folder of its own for the activations of one lane; None where they stay in memory."""
     if spill is None:
         return None
     (spill / name).mkdir(parents=True)
     return spill / name
+
+
+def second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:
+    """Second moments [inputs, inputs] of a tap of a block, as the block stands now."""
+    return _moment(model.visit(index, batches, tap)).matrix(f"{model.family.block.format(i=index)}.{tap.linears[0]}")
 
 
 @dataclass
@@ -164,10 +168,7 @@ class _Change:
         return self._block
 
     def _second_moments(self, tap: Tap) -> Tensor:
-        moment = Moment()
-        for inputs in self._model.visit(self._block.index, self._batches, tap):
-            moment.add(inputs)
-        return moment.matrix(self._where(tap))
+        return second_moments(self._model, self._block.index, self._batches, tap)
 
     def _of_expert(self, tap: Tap) -> tuple[Tensor, str | None]:
         """Second moments for an expert's linears, and what was done where the router sent it too few tokens.
@@ -262,7 +263,8 @@ class _Change:
         before, source = [cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names], weight
         if before[0].shape[1] != weight.shape[1]:  # else nothing but rows can be gone
             source = torch.cat(before).float()
-        hessian, where = fit.moment.matrix(self._where(tap)), self._where(tap)
+        where = self._where(tap)
+        hessian = fit.moment.matrix(where)
         checked = (check.moment.matrix(where), check.drift) if check else None
         target, share = gptq.corrected(weight, source, (hessian, fit.drift), checked, step.damp)
         return hessian if checked is None else hessian.add_(checked[0]), target, share
@@ -277,7 +279,7 @@ class _Change:
             if full not in self._block.encodings:
                 self._block.encodings[full] = Dense()
                 self._block.weights[full] = linear.weight.detach()
-                self._block.samples[full] = linear.weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
+                self._block.samples[full] = _sample(linear.weight)
             if linear.bias is not None:
                 self._block.biases[full] = linear.bias.detach()
 
@@ -287,7 +289,7 @@ class _Change:
     def _replace(self, name: str, weight: Tensor) -> None:
         """Give a linear the weight a method made, in the dtype the model computes in."""
         linear = self._linear(name)
-        self._block.samples[f"{self._block.prefix}.{name}"] = weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
+        self._block.samples[f"{self._block.prefix}.{name}"] = _sample(weight)
         _set_weight(linear, weight.to(linear.weight.dtype))
 
     def _note(self, name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> None:
@@ -305,6 +307,10 @@ def _result(name: str, method: str, done: Compressed, begun: float, share: float
         correction=share,
         seconds=round(time.monotonic() - begun, 3),
     )
+
+
+def _sample(weight: Tensor) -> Tensor:
+    return weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
 
 
 def _moment(batches: Iterable[Tensor]) -> Moment:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hubplugin import layout
 from hubplugin.export import DenseView
@@ -41,12 +41,6 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32)
     model = Model(view, view.config, family, dtype)
     model.on_inputs(view.int8_inputs, layout.int8_per_token)
     return model
-
-
-def round_inputs(module: nn.Module, view: DenseView) -> None:
-    """Let the linears of a dequantized model see their inputs as an engine rounds them: to int8, token by token."""
-    for name in view.int8_inputs:
-        module.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (layout.int8_per_token(inputs[0]),))
 
 
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubplugin import experts, export
+from hubplugin import experts, export, layout, stream
 from hubplugin.checkpoint import Reader
 from hubplugin.errors import CheckpointError, GateError, ServeError
-from hubplugin.evaluate import open_model, round_inputs
+from hubplugin.evaluate import open_model
 from hubplugin.export import DenseView
 from hubplugin.family import Family, match
 from hubplugin.loadable import Verdict
@@ -210,7 +210,7 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     if row.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
         for block in model.model.layers:
             experts.install(block, row.experts)
-    round_inputs(model, view)
+    stream.on_inputs(model, view.int8_inputs, layout.int8_per_token)
     made = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(

@@ -82,15 +82,6 @@ class Drift:
             if lost is not None:
                 self.residual = _plus(self.residual, _rows(lost).T, rows)
 
-    def __add__(self, other: "Drift") -> "Drift":
-        """Both together."""
-        made = Drift()
-        assert self.inputs is not None and other.inputs is not None
-        made.inputs = self.inputs + other.inputs
-        if self.residual is not None and other.residual is not None:
-            made.residual = self.residual + other.residual
-        return made
-
     def owed(self, weight: Tensor, source: Tensor, hessian: Tensor) -> Tensor:
         """sum (y~ - W x) x^T [outputs, inputs]: y~ is what `source`, of the base, made of x~, plus what got lost."""
         assert self.inputs is not None
@@ -258,7 +249,7 @@ def _lower(hessian: Tensor, where: str) -> Tensor:
 def energy(weight: Tensor, hessian: Tensor) -> float:
     """tr(W H W^T): the energy of the output W x over the calibration tokens. W [outputs, inputs].
 
-    Good to three digits in float32 (both are rounded to bfloat16 where that is fast): it is reported, never compared.
+    Good to three digits in float32: both are rounded to bfloat16 where that is fast.
     """
     with products_of(_half(weight)):
         return inner(weight @ hessian, weight)

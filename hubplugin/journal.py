@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hubplugin import report
 from hubplugin.checkpoint import Reader
 from hubplugin.errors import CheckpointError, CompressError
 from hubplugin.report import LinearResult
@@ -40,12 +41,12 @@ class Journal:
         if noted.is_file():
             self._compare(json.loads(noted.read_text("utf-8")), dict(identity))
         else:
-            _write(noted, json.dumps(dict(identity), indent=1))
+            report.put(noted, json.dumps(dict(identity), indent=1))
 
     def _compare(self, noted: dict[str, str], now: dict[str, str]) -> None:
         changed = sorted(key for key in noted.keys() | now.keys() if noted.get(key) != now.get(key))
         if changed and not self:
-            _write(self.folder / IDENTITY, json.dumps(now, indent=1))
+            report.put(self.folder / IDENTITY, json.dumps(now, indent=1))
         elif changed:
             raise CompressError(
                 str(self.folder.parent),
@@ -93,9 +94,3 @@ class Journal:
     def drop(self) -> None:
         """Forget everything: nothing will ask for these blocks again."""
         shutil.rmtree(self.folder)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -175,10 +175,15 @@ class Report(Record):
 def write(report: Report, folder: Path) -> Path:
     """Write report.json into a folder, atomically."""
     path = folder / FILE_NAME
-    part = folder / f".{FILE_NAME}.part"
-    part.write_text(json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    put(path, json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def put(path: Path, text: str) -> None:
+    """Write a text; under its name it stands whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def read(folder: Path) -> Report:

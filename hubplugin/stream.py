@@ -238,7 +238,7 @@ class Model:
         batches: list[Batch] = []
         for number, ids in enumerate(tokens.long().split(rows)):
             hidden = self._trunk(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-            alike = batches and batches[0].hidden.shape == hidden.shape  # no padding: same shape, same masks
+            alike = batches and batches[0].shape("hidden") == hidden.shape  # no padding: same shape, same masks
             keywords = batches[0].keywords if alike else [recorder.keywords for recorder in recorders]
             batches.append(Batch(keywords, folder, f"{number}"))
             batches[-1].put("hidden", hidden)
@@ -347,9 +347,8 @@ class Model:
             batch.drop(*(key for part in self.family.parts for key in (part.input, part.output)), REACHING, CHOSEN)
 
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
-        """Let linears, by full module path, see what `change` makes of their inputs."""
-        for name in names:
-            self._model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
+        """As `on_inputs` below, for linears of this model."""
+        on_inputs(self._model, names, change)
 
     @torch.inference_mode()
     def walk(self, tokens: Tensor, progress: Callable[[int], None] = lambda index: None) -> Tensor:
@@ -378,3 +377,17 @@ class Model:
         if self._softcap:
             out = torch.tanh(out / self._softcap) * self._softcap
         return out
+
+
+def on_inputs(module: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
+    """Let linears of a model, by full module path, see what `change` makes of their inputs."""
+    for name in names:
+        module.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
+
+
+def copied(batches: list[Batch], folder: Path | None = None) -> list[Batch]:
+    """A second lane that sets out from the same hidden states."""
+    lane = [Batch(batch.keywords, folder, f"{number}") for number, batch in enumerate(batches)]
+    for batch, other in zip(batches, lane, strict=True):
+        other.put("hidden", batch.hidden)
+    return lane
