@@ -1,11 +1,16 @@
 """Fixtures every test may use: pico models, and a user directory of its own so that no test sees the real one."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pico
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 # before anything imports huggingface_hub, which reads them once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -30,6 +35,23 @@ def _few_threads():
 def pico_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pico Llama on disk. Read-only: copy it before changing it."""
     return pico.write(tmp_path_factory.mktemp("models") / "pico-llama")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["HfApi"]:
+    """An embedded Hub that holds local/pico, and an environment that points at it."""
+    from huggingface_hub import HfApi
+
+    from hubplugin import localhub
+
+    with localhub.start(tmp_path / "hub") as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_TOKEN", running.token)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+        api = HfApi(running.url, token=running.token)
+        api.create_repo("local/pico")
+        api.upload_folder(repo_id="local/pico", folder_path=pico_folder)
+        yield api
 
 
 @pytest.fixture(autouse=True)

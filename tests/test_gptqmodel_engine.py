@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 import torch
 from plan_helpers import config_json, document, headers
 from safetensors.torch import load_file
+from serve_helpers import until
 
 from hubplugin import card, declare, export, family, gate, gptqmodel_engine, hub, pipeline, plan, report
 from hubplugin import gptqmodel_worker as worker
@@ -202,21 +202,13 @@ def test_killing_us_kills_it(double: Path, pico_folder: Path, tmp_path: Path, mo
         [sys.executable, "-c", code, str(pico_folder), str(tmp_path / "V")], env={**os.environ, "PYTHONPATH": path}
     )
     try:
-        wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
+        until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "", 120)
         found = psutil.Process(int((tmp_path / "pid").read_text()))
         assert found.is_running()
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    wait_for(lambda: not found.is_running() or found.status() == psutil.STATUS_ZOMBIE)
-
-
-def wait_for(happened: Any, seconds: float = 120) -> None:
-    """Poll until it happened; fails after so long."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
+    until(lambda: not found.is_running() or found.status() == psutil.STATUS_ZOMBIE, 120)
 
 
 def test_the_folder_names_the_engine_that_made_its_codes(pico_folder: Path) -> None:

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pico
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from hubplugin import export, gate, localhub, manifest, pipeline, plan, publish, report
+from hubplugin import export, gate, manifest, pipeline, plan, publish, report
 from hubplugin import hub as hub_client
 from hubplugin.errors import CompressError, GateError, HubPluginError, PlanError
 
@@ -32,19 +31,6 @@ publish: {repo: "local/{model}-{variant}", private: true, collection: "pico, com
 
 def dequantized(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
     return gate.generate_dequantized(folder, prompts, tokens)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
-    """An embedded Hub that holds local/pico, and an environment that points at it."""
-    with localhub.start(tmp_path / "hub") as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_TOKEN", running.token)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
-        api = HfApi(running.url, token=running.token)
-        api.create_repo("local/pico")
-        api.upload_folder(repo_id="local/pico", folder_path=pico_folder)
-        yield api
 
 
 def document(tmp_path: Path, text: str = MANIFEST) -> manifest.Document:

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
-from hubplugin import localhub, target
+from hubplugin import target
 from hubplugin.errors import CheckpointError, HubPluginError, ServeError
 
 MANIFEST = """\
@@ -29,19 +30,8 @@ def test_a_manifest_without_a_variant_means_its_base(manifest: Path, pico_folder
     assert target.find(str(manifest), None, None) == (pico_folder, "./base")
 
 
-def test_a_repo_is_pulled_from_the_hub_first(
-    tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import HfApi
-
-    with localhub.start(tmp_path / "hub") as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_TOKEN", running.token)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        api = HfApi(running.url, token=running.token)
-        api.create_repo("local/pico")
-        api.upload_folder(repo_id="local/pico", folder_path=pico_folder)
-        folder, name = target.find("local/pico@main", None, None)
+def test_a_repo_is_pulled_from_the_hub_first(hub: HfApi, pico_folder: Path) -> None:
+    folder, name = target.find("local/pico@main", None, None)
     assert name == "local/pico"
     assert (folder / "model.safetensors").read_bytes() == (pico_folder / "model.safetensors").read_bytes()
 
