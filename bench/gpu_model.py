@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hubplugin import checkpoint
 from hubplugin.architecture import Header
+from hubplugin.hessian import LOSS_ROWS
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,12 @@ class Shape:
         per_layer = {
             "forward": (1 + corrected) * (2 * tokens * weights + attention),
             "second moments": sum(tokens * inputs**2 for inputs, _ in taps),  # one triangle
-            # not symmetric; and what the residual stream has lost, against the inputs of the linears that end a part
+            # not symmetric; linears that end a part have their outputs formed first, with no more of these than inputs
             "cross moments": corrected
-            * tokens
-            * (sum(2 * inputs**2 for inputs, _ in taps) + 2 * self.hidden * (self.hidden + self.ffn)),
+            * sum(2 * tokens * inputs * (inputs if outputs > inputs else 2 * outputs) for inputs, outputs in taps),
             "factor": sum(inputs**3 / 3 for inputs, _ in taps),
             "sweep": sum(outputs * inputs**2 for inputs, outputs in taps),  # feedback alone
-            "loss": sum(4 * outputs * inputs**2 for inputs, outputs in taps),
+            "loss": sum(4 * min(outputs, LOSS_ROWS) * inputs**2 for inputs, outputs in taps),
             "weights to the device": 2 * weights,
         }
         return {stage: self.layers * amount for stage, amount in per_layer.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hubplugin import memory
 from hubplugin.family import Family, Tap, Width
-from hubplugin.hessian import Drift, Moment
+from hubplugin.hessian import Drift, Moment, products_of, widened
 from hubplugin.loadable import LinearPlan
 from hubplugin.manifest import Gptq, Prune
 from hubplugin.methods import gptq, obs
@@ -83,6 +83,7 @@ def blocks(
             block.seconds = time.monotonic() - begun
         del change  # and with it what the block was before
         model.free(index)
+        memory.trim()
         if block:
             yield block
         del block
@@ -114,14 +115,6 @@ def lane_folder(spill: Path | None, name: str) -> Path | None:
 def second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:
     """Second moments [inputs, inputs] of a tap of a block, as the block stands now."""
     return _moment(model.visit(index, batches, tap)).matrix(f"{model.family.block.format(i=index)}.{tap.linears[0]}")
-
-
-@dataclass
-class _Seen:
-    """What calibration tokens showed of a tap's inputs, apart for the tokens that are held out."""
-
-    moment: Moment = field(default_factory=Moment)
-    drift: Drift = field(default_factory=Drift)
 
 
 class _Change:
@@ -163,7 +156,6 @@ class _Change:
             names = tuple(name for name, step in steps.items() if step)
             if names and (step := steps[names[0]]):
                 self._quantize(tap, names, step)
-            memory.trim()
         self._collect()
         return self._block
 
@@ -199,25 +191,26 @@ class _Change:
             self._everyone = every.matrix(self._where(tap)), every.tokens
         return self._everyone
 
-    def _drifts(self, tap: Tap) -> tuple[_Seen, _Seen | None]:
-        """Second moments and drift of a tap, for the tokens that fit and those that check."""
+    def _drifts(self, tap: Tap, weight: Tensor, source: Tensor) -> tuple[Moment, Drift, Drift]:
+        """Second moments of a tap, and what its linears owe: by the tokens that fit, and by those that check."""
         assert self._base is not None
-        index, ends = self._block.index, [part.end for part in self._family.parts]
-        seen, first = (_Seen(), _Seen()), 0
+        index, ends = self._block.index, tap.linears[0] in [part.end for part in self._family.parts]
+        moment, fit, check, first = Moment(), Drift(weight, source, ends), Drift(weight, source, ends), 0
         ours = self._model.visit(index, self._batches, tap)
         theirs = self._model.visit(index, self._base, tap, self._twin)
-        pairs = zip(self._batches, self._base, ours, theirs, strict=True)
-        for batch, base, inputs, base_inputs in pairs:
+        for batch, base, inputs, base_inputs in zip(self._batches, self._base, ours, theirs, strict=True):
             lost = None
-            if self._family.residual and tap.linears[0] in ends:
+            if self._family.residual and ends:
                 lost = self._model.residual(base, tap).float() - self._model.residual(batch, tap).float()
             held = (torch.arange(first, first := first + len(inputs)) + 1) % HELD_OUT == 0
-            for one, rows in zip(seen, (~held, held), strict=True):
-                if bool(rows.any()):
-                    part = slice(None) if bool(rows.all()) else rows.to(inputs.device)
-                    one.moment.add(inputs[part])
-                    one.drift.add(inputs[part], base_inputs[part], None if lost is None else lost[part])
-        return seen[0], seen[1] if seen[1].moment.tokens else None
+            with products_of(inputs.dtype):
+                wide = widened(inputs)
+                moment.add(wide)
+                for drift, rows in ((fit, ~held), (check, held)):
+                    if bool(rows.any()):
+                        part = slice(None) if bool(rows.all()) else rows.to(inputs.device)
+                        drift.add(wide[part], base_inputs[part], None if lost is None else lost[part])
+        return moment, fit, check
 
     def _prune(self, width: Width, step: Prune) -> None:
         """Drop columns of the consumer and the same rows of its producers."""
@@ -238,14 +231,18 @@ class _Change:
         """Quantize linears of a tap together: they share second moments, so one factor serves their rows."""
         begun = time.monotonic()
         weights = [self._linear(name).weight for name in names]
-        weight, share, cold = torch.cat(weights).float(), None, None
+        weight, prepared, share, cold = torch.cat(weights).float(), None, None, None
         if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
             hessian, cold = self._of_expert(tap)
         elif self._base is None or (self._block.index == 0 and tap == self._family.taps[0]):  # nothing has changed yet
             hessian = self._second_moments(tap)
         else:
-            hessian, weight, share = self._corrected(tap, names, weight, step)
-        done = gptq.compress(weight, hessian, step)
+            moment, fit, check = self._drifts(tap, weight, self._source(names, weight))
+            hessian = moment.matrix(self._where(tap))
+            prepared = gptq.prepare(hessian, step)
+            weight, share = gptq.corrected(weight, prepared, fit, check)
+            del fit, check
+        done = gptq.compress(weight, hessian, step, prepared)
         if cold:
             done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))))
         grid = done.encoding
@@ -257,17 +254,10 @@ class _Change:
             self._block.encodings[f"{self._block.prefix}.{name}"] = grid.rows(part)
         self._note(_stack_name(self._block.prefix, names), "gptq", done, begun, share)
 
-    def _corrected(self, tap: Tap, names: tuple[str, ...], weight: Tensor, step: Gptq) -> tuple[Tensor, Tensor, float]:
-        """Second moments, the corrected target for a stack of linears, and how much of the correction was taken."""
-        fit, check = self._drifts(tap)
-        before, source = [cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names], weight
-        if before[0].shape[1] != weight.shape[1]:  # else nothing but rows can be gone
-            source = torch.cat(before).float()
-        where = self._where(tap)
-        hessian = fit.moment.matrix(where)
-        checked = (check.moment.matrix(where), check.drift) if check else None
-        target, share = gptq.corrected(weight, source, (hessian, fit.drift), checked, step.damp)
-        return hessian if checked is None else hessian.add_(checked[0]), target, share
+    def _source(self, names: tuple[str, ...], weight: Tensor) -> Tensor:
+        """The stacked weights of the base, or `weight` itself: unless inputs were pruned, nothing but rows is gone."""
+        before = [cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names]
+        return weight if before[0].shape[1] == weight.shape[1] else torch.cat(before).float()
 
     def _where(self, tap: Tap) -> str:
         return f"{self._block.prefix}.{tap.linears[0]}"

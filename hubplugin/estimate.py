@@ -127,9 +127,9 @@ class _Pass:
         outputs = sum(self.shapes[name][0] for name in tap.linears)
         inputs = self.shapes[tap.linears[0]][1]
         square, stack = inputs**2 * FP32, outputs * inputs * FP32
-        owed = self.dims.hidden * inputs * FP32 if self._ends(tap) else 0  # what the residual stream has lost
+        owed = stack if self._ends(tap) else square  # summed by tokens that fit, and by those that check
         corrects = self.work.corrects and tap.expert is None
-        sums = 4 * square + 2 * owed if corrects else square * (1 if tap.expert is None else 3)
+        sums = square + 2 * owed if corrects else square * (1 if tap.expert is None else 3)
         rows = self._micro() * inputs * (2 * FP32 + 2 * self.work.number)
         moments = [sums + rows]
         if corrects:

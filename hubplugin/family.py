@@ -25,6 +25,7 @@ class Part:
 
     name: str
     end: str  # its last linear; the part's output is that linear's. Empty: it ends in a sum over experts
+    norm: str  # the norm whose output only this part reads
     pair: bool = False  # returns (output, something nobody reads)
 
     @property
@@ -67,6 +68,10 @@ class Experts:
         return f"{self.name.rpartition('.')[0]}.gate"
 
 
+_ATTENTION_PART = Part("self_attn", "self_attn.o_proj", "input_layernorm", pair=True)
+_MLP_PART = Part("mlp", "mlp.down_proj", "post_attention_layernorm")
+
+
 @dataclass(frozen=True)
 class Family:
     """One row. Taps stand in the order in which the block runs them."""
@@ -74,7 +79,7 @@ class Family:
     taps: tuple[Tap, ...]
     widths: tuple[Width, ...]
     native: str = ""  # transformers' own class; a repo whose auto_map names one of that name needs no code of its own
-    parts: tuple[Part, ...] = (Part("self_attn", "self_attn.o_proj", pair=True), Part("mlp", "mlp.down_proj"))
+    parts: tuple[Part, ...] = (_ATTENTION_PART, _MLP_PART)
     block: str = "model.layers.{i}"
     embed: str = "model.embed_tokens"
     norm: str = "model.norm"
@@ -102,7 +107,6 @@ class Family:
         return next(width for width in self.widths if width.name == name)
 
 
-_ATTENTION_PART = Part("self_attn", "self_attn.o_proj", pair=True)
 _ATTENTION_OUT = Tap("attn_out", ("self_attn.o_proj",))
 _MLP_OUT = Tap("mlp_out", ("mlp.down_proj",))
 
@@ -155,6 +159,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": replace(
         SEPARATE,
         native="Gemma2ForCausalLM",
+        parts=(_ATTENTION_PART, replace(_MLP_PART, norm="pre_feedforward_layernorm")),
         residual=False,
         norms=(
             "input_layernorm",
@@ -171,13 +176,13 @@ FAMILIES: dict[str, Family] = {
     "mixtral": replace(
         SPARSE,
         native="MixtralForCausalLM",
-        parts=(_ATTENTION_PART, Part("block_sparse_moe", "")),
+        parts=(_ATTENTION_PART, replace(_MLP_PART, name="block_sparse_moe", end="")),
         experts=Experts("block_sparse_moe.experts", "w1", "w3", "w2", width="intermediate_size"),
     ),
     "qwen3_moe": replace(
         SPARSE,
         native="Qwen3MoeForCausalLM",
-        parts=(_ATTENTION_PART, Part("mlp", "")),
+        parts=(_ATTENTION_PART, replace(_MLP_PART, end="")),
         experts=Experts("mlp.experts", "gate_proj", "up_proj", "down_proj", width="moe_intermediate_size"),
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         bias_keys=(("attention_bias", _ATTENTION),),

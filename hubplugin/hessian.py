@@ -54,43 +54,57 @@ class Moment:
             inside = found[first:last, first:last].tril()
             found[first:last, first:last] = inside + inside.tril(-1).T
             found[:first, first:last] = found[first:last, :first].T
-            if not bool(torch.isfinite(found[first:last, :last]).all()):
-                raise CompressError(
-                    where,
-                    "activations are NaN or infinite",
-                    "the base model overflows on these tokens; check its weights",
-                )
+        if not bool(torch.isfinite(found.diagonal()).all()):  # no entry is larger than the largest of these
+            raise CompressError(
+                where,
+                "activations are NaN or infinite",
+                "the base model overflows on these tokens; check its weights",
+            )
         return found
 
 
 class Drift:
-    """What the base's linear was given where ours is given x: cross moments with x, summed over tokens.
+    """What a linear W owes where it is given x: sum (y~ - W x) x^T over tokens.
 
-    `inputs` is sum x~ x^T for the base's input x~; `residual` is sum e x^T, where e is what the stream that the output
-    is added to has lost so far.
+    y~ is what the base made: V x~ with its own weight V and input x~, and, for the end of a part, what the stream that
+    the output is added to has lost so far. Elsewhere V is W, and the sum is kept without it: sum (x~ - x) x^T.
     """
 
-    def __init__(self) -> None:
-        self.inputs: Tensor | None = None  # [inputs of the base, inputs]
-        self.residual: Tensor | None = None  # [outputs, inputs]
+    def __init__(self, weight: Tensor, source: Tensor, ends: bool) -> None:
+        """W [outputs, inputs], V [outputs, inputs of the base], whether an end; nothing is pruned but before an end."""
+        self.tokens = 0
+        self._weight, self._source, self._ends = weight, source, ends
+        self._sum: Tensor | None = None
 
-    def add(self, x: Tensor, base: Tensor, lost: Tensor | None) -> None:
-        """Add tokens: x [..., inputs], the base's [..., its inputs], `lost` [..., outputs]."""
+    def add(self, x: Tensor, base: Tensor, lost: Tensor | None = None) -> None:
+        """Add tokens: x [..., inputs], the base's [..., its inputs], for an end what was lost [..., outputs]."""
         with products_of(x.dtype):
-            rows = _rows(x)
-            self.inputs = _plus(self.inputs, _rows(base).T, rows)
+            rows, others = _rows(x), _rows(base)
+            self.tokens += len(rows)
+            if not self._ends:
+                missing = others - rows
+            elif self._source is self._weight:
+                missing = (others - rows) @ self._weight.T
+            else:
+                missing = others @ self._source.T - rows @ self._weight.T
             if lost is not None:
-                self.residual = _plus(self.residual, _rows(lost).T, rows)
+                missing += _rows(lost)
+            if self._sum is None:
+                self._sum = missing.T @ rows
+            else:
+                self._sum.addmm_(missing.T, rows)
 
-    def owed(self, weight: Tensor, source: Tensor, hessian: Tensor) -> Tensor:
-        """sum (y~ - W x) x^T [outputs, inputs]: y~ is what `source`, of the base, made of x~, plus what got lost."""
-        assert self.inputs is not None
-        if source is weight:  # the difference of the inputs is small: three digits of it are enough
-            with products_of(_half(weight)):
-                owed = weight @ (self.inputs - hessian)
-        else:
-            owed = source @ self.inputs - weight @ hessian
-        return owed if self.residual is None else owed + self.residual
+    def sum(self, share: float = 1.0) -> Tensor:
+        """The sum times a share; `owed` makes of it what W owes, of it or of what it became [..., inputs]."""
+        assert self._sum is not None
+        return self._sum * share
+
+    def owed(self, found: Tensor) -> Tensor:
+        """[outputs, inputs]."""
+        if self._ends:
+            return found
+        with products_of(_half(found)):  # what differs is small: three digits of it are enough
+            return self._weight @ found
 
 
 def _half(weight: Tensor) -> torch.dtype:
@@ -98,13 +112,14 @@ def _half(weight: Tensor) -> torch.dtype:
     return torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
 
 
+def widened(x: Tensor) -> Tensor:
+    """Inputs as both classes would widen them, for who hands them to both; on CUDA devices as they are."""
+    return x if x.is_cuda or x.dtype == torch.float64 else x.float()
+
+
 def _rows(x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.dtype == torch.float64 else rows.float()
-
-
-def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    return left @ right if total is None else total.addmm_(left, right)
 
 
 def _zeros(rows: Tensor) -> Tensor:
@@ -205,21 +220,26 @@ def _upper(hessian: Tensor, added: Tensor | float) -> Tensor | None:
     damped = hessian.flip(0, 1)
     damped.diagonal().add_(added)
     lower, info = torch.linalg.cholesky_ex(damped)
-    if int(info) != 0:
+    if int(info) != 0 or not bool(torch.isfinite(lower.diagonal()).all()):
         return None
     upper = damped  # its memory
     for first in range(0, len(upper), PANEL):
         last = min(first + PANEL, len(upper))
-        rows = lower[len(lower) - last : len(lower) - first]
-        if not bool(torch.isfinite(rows).all()):
-            return None
-        upper[first:last] = rows.flip(0, 1)
+        upper[first:last] = lower[len(lower) - last : len(lower) - first].flip(0, 1)
     return upper
 
 
 def _unit(upper: Tensor, damp: float, fallback: str | None) -> Factor:
     diagonal = upper.diagonal().clone()
     return Factor(upper.div_(diagonal), diagonal**2, damp, fallback)
+
+
+def divided(right: Tensor, factor: Factor) -> Tensor:
+    """X with X (H + damping) = right [rows, inputs], by the factor of H."""
+    upper = factor.unit_upper
+    half = torch.linalg.solve_triangular(upper, right.T, upper=True, unitriangular=True)
+    half /= factor.diagonal[:, None]
+    return torch.linalg.solve_triangular(upper.T, half, upper=False, unitriangular=True).T
 
 
 def damped(hessian: Tensor, damp: float) -> Tensor:
@@ -260,7 +280,7 @@ def inner(one: Tensor, other: Tensor) -> float:
     return float(torch.dot(one.reshape(-1), other.reshape(-1)))
 
 
-LOSS_ROWS = 1024  # outputs over which a relative loss is taken, evenly spaced where there are more
+LOSS_ROWS = 256  # outputs over which a relative loss is taken, evenly spaced where there are more
 
 
 def relative_loss(before: Tensor, after: Tensor, hessian: Tensor) -> float:

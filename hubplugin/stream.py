@@ -119,6 +119,10 @@ def _staged(block: nn.Module, batch: Batch, parts: tuple[Part, ...], remember: b
     modules = [block.get_submodule(part.name) for part in parts]
     for part, module in zip(parts, modules, strict=True):
         module.forward = _resumed(block, module, batch, part, remember)
+    for part in parts:
+        if part.output in batch or part.input in batch:  # nobody reads what its norm makes
+            modules.append(block.get_submodule(part.norm))
+            modules[-1].forward = lambda hidden: hidden
     try:
         yield
     finally:

@@ -62,6 +62,19 @@ def test_a_pass_that_visits_nothing_gives_the_same_output(pico_folder: Path) -> 
     assert torch.equal(staged[0].hidden, plain[0].hidden)
 
 
+def test_a_norm_runs_only_where_somebody_reads_it(pico_folder: Path) -> None:
+    model = opened(pico_folder, "llama")
+    batches, block, runs = model.start(pico.tokens(3, 64)), model.block(0), []
+    for part in model.family.parts:
+        block.get_submodule(part.norm).register_forward_hook(
+            lambda norm, inputs, out: runs.append(out is not inputs[0])
+        )
+    for tap in model.family.taps:
+        list(model.visit(0, batches, tap))
+    model.advance(0, batches)
+    assert sum(runs) == 4 * len(batches)  # for each part before its first linears and on the way to its last
+
+
 def test_what_changed_before_a_forgotten_tap_is_seen(pico_folder: Path) -> None:
     model = opened(pico_folder, "llama")
     batches = model.start(pico.tokens(3, 64))

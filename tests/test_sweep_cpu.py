@@ -7,7 +7,8 @@ from hubplugin import hessian
 from hubplugin.methods import grid, sweep, sweep_cpu
 from hubplugin.methods.grid import Spec
 
-SIGNED = grid.SHRINK + tuple(-share for share in grid.SHRINK)
+SHARES = grid.shrinking(3, 128)
+SIGNED = SHARES + tuple(-share for share in SHARES)
 
 
 def problem(inputs: int, outputs: int) -> tuple[torch.Tensor, hessian.Factor, torch.Tensor]:
@@ -24,7 +25,7 @@ def problem(inputs: int, outputs: int) -> tuple[torch.Tensor, hessian.Factor, to
 @pytest.mark.parametrize(("inputs", "group"), [(256, 32), (192, 64), (384, 128), (320, 320), (160, 160), (96, 32)])
 def test_codes_scales_and_zeros_are_the_references(inputs: int, group: int, symmetric: bool, bits: int) -> None:
     columns, factor, importance = problem(inputs, 77)
-    spec = Spec(bits, group, symmetric, SIGNED if symmetric else grid.SHRINK)
+    spec = Spec(bits, group, symmetric, SIGNED if symmetric else SHARES)
     fast, plain = (each.sweep(columns, factor, importance, spec) for each in (sweep_cpu, sweep))
     same = (fast.scales == plain.scales) & (fast.zeros == plain.zeros)
     # a candidate may win by less than the rounding of a sum; a group that starts alike must then go on alike
@@ -42,7 +43,7 @@ def test_the_first_group_is_fitted_to_its_own_columns_alone() -> None:
 @pytest.mark.parametrize("outputs", [1, 63, 64, 65, 200])
 def test_threads_and_tiles_do_not_change_the_codes(outputs: int) -> None:
     columns, factor, importance = problem(128, outputs)
-    spec = Spec(4, 64, True, grid.SHRINK)
+    spec = Spec(4, 64, True, SHARES)
     whole = sweep_cpu.sweep(columns, factor, importance, spec)
     apart = [sweep_cpu.sweep(part.contiguous(), factor, importance, spec) for part in columns.split(7, dim=1)]
     assert torch.equal(whole.codes, torch.cat([part.codes for part in apart], dim=1))

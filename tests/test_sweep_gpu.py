@@ -137,7 +137,7 @@ def test_codes_on_the_device_are_the_references(name: str) -> None:
 @gpu
 @pytest.mark.gpu
 def test_codes_on_the_device_of_a_linear_of_real_size() -> None:
-    check(case := Case(2048, 1000, grid.Spec(4, 128, shares=grid.SHRINK)), on_device(case))
+    check(case := Case(2048, 1000, grid.Spec(4, 128, shares=grid.shrinking(4, 128))), on_device(case))
 
 
 @gpu

@@ -15,7 +15,8 @@ from hubplugin import hessian
 from hubplugin.methods import grid
 from hubplugin.methods.grid import Spec
 
-SIGNED = (*grid.SHRINK[::6], *(-share for share in grid.SHRINK[::6]))
+SHARES = grid.shrinking(2, 128)[::6]
+SIGNED = (*SHARES, *(-share for share in SHARES))
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Case:
 
 
 SWEEPS = {
-    "4-bit, groups of 128, clip search": Case(256, 21, Spec(4, 128, shares=grid.SHRINK)),
+    "4-bit, groups of 128, clip search": Case(256, 21, Spec(4, 128, shares=grid.shrinking(4, 128))),
     "4-bit, groups of 64, last block short": Case(192, 5, Spec(4, 64)),
-    "3-bit, groups of 32, own zeros": Case(160, 21, Spec(3, 32, symmetric=False, shares=grid.SHRINK[::6])),
+    "3-bit, groups of 32, own zeros": Case(160, 21, Spec(3, 32, symmetric=False, shares=SHARES)),
     "2-bit, groups of 32, signed": Case(128, 37, Spec(2, 32, shares=SIGNED)),
     "8-bit, whole rows of ugly length": Case(200, 19, Spec(8, 200)),
     "4-bit, whole rows, own zeros": Case(136, 19, Spec(4, 136, symmetric=False, shares=(0.9, 0.7))),

@@ -12,7 +12,7 @@ from torch import Tensor
 from hubplugin import hessian as moments
 from hubplugin.hessian import Drift
 from hubplugin.manifest import Gptq
-from hubplugin.methods import grid, sweep, sweep_cpu
+from hubplugin.methods import grid, rows_cpu, sweep, sweep_cpu
 from hubplugin.methods.base import Compressed, Grid
 from hubplugin.methods.sweep import Swept
 
@@ -33,7 +33,9 @@ def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
     group = spec_of(settings, inputs).group_size
     alive, dead = moments.without_dead(hessian)
     order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=alive.device)
-    return Prepared(alive, dead, order, moments.factor(alive[order[:, None], order], settings.damp))
+    return Prepared(
+        alive, dead, order, moments.factor(alive.index_select(0, order).index_select(1, order), settings.damp)
+    )
 
 
 def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared | None = None) -> Compressed:
@@ -49,21 +51,17 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared
     group = spec.group_size
     ready = prepared or prepare(hessian.to(work.dtype), settings)
     order, factor = ready.order, ready.factor
-    back = order.argsort()
-    target = work.T[order]
-    target[ready.dead[order]] = 0
-    swept = _sweep(target, factor, ready.alive.diagonal()[order], spec)
+    if bool(ready.dead.any()):
+        work = work.masked_fill(ready.dead, 0)
+    swept = _sweep(_to_columns(work, order), factor, ready.alive.diagonal()[order], spec)
     groups = (order[::group] // group).argsort()
-    dense = target  # its memory: no sweep is to come
-    for number, inside in enumerate(order.split(group)):
-        code = swept.codes[number * group : (number + 1) * group]
-        dense[inside] = grid.values(code, swept.scales[number], swept.zeros[number])
-    dense = dense.T
-    codes, scales, zeros = swept.codes[back].T, swept.scales[groups].T, swept.zeros[groups].T
+    codes, scales, zeros = _to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
+    del swept
+    dense = grid.expanded(codes, scales, zeros)
     return Compressed(
         weight=dense,
         encoding=Grid(
-            codes.contiguous(),
+            codes,
             scales.to(torch.float16),
             spec.bits,
             group,
@@ -76,22 +74,20 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared
     )
 
 
-def corrected(
-    weight: Tensor, source: Tensor, fit: tuple[Tensor, Drift], check: tuple[Tensor, Drift] | None, damp: float
-) -> tuple[Tensor, float]:
+def corrected(weight: Tensor, prepared: Prepared, fit: Drift, check: Drift) -> tuple[Tensor, float]:
     """The weight to quantize instead of W, so that errors made upstream are made up for, and how much of it was taken.
 
     Quantization error propagation (QEP, arXiv 2504.09629): T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1,
-    the least-squares answer to outputs y~ of the base. D comes from the tokens of `fit`; a is what is best on those
-    of `check`, in closed form and between 0 and 1, or 0.5 without any. Each is second moments [inputs, inputs] and a
-    drift; `weight` [outputs, inputs] is what gets x, `source` [outputs, inputs of the base] what made y~.
+    the least-squares answer to outputs y~ of the base. What is owed comes from the tokens of `fit`; a is what is best
+    on those of `check`, in closed form and between 0 and 1, or 0.5 without any. H is `prepared`'s, of all of them.
     """
-    hessian, drift = fit
-    step = moments.solve(moments.damped(hessian, damp), drift.owed(weight, source, hessian), "target correction")
+    every, order = fit.tokens + check.tokens, prepared.order
+    found = moments.divided(fit.sum(every / fit.tokens)[:, order], prepared.factor)
+    step = fit.owed(found.index_select(1, order.argsort()))
     share = 0.5
-    if check is not None:
-        seen, other = check
-        gain, size = moments.inner(other.owed(weight, source, seen), step), moments.energy(step, seen)
+    if check.tokens:
+        gain = moments.inner(check.owed(check.sum(every / check.tokens)), step)
+        size = moments.energy(step, prepared.alive)
         share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
     return weight + share * step, share
 
@@ -107,17 +103,32 @@ def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: gr
     return sweep_cpu.sweep(columns, factor, importance, spec)
 
 
+def _to_columns(weight: Tensor, order: Tensor) -> Tensor:
+    """Columns [inputs, outputs] of weight [outputs, inputs] in the order in which they are visited."""
+    if weight.device.type == "cpu":
+        return rows_cpu.to_columns(weight.contiguous(), order)
+    return weight.T[order]
+
+
+def _to_rows(columns: Tensor, order: Tensor) -> Tensor:
+    """What undoes `_to_columns`, contiguous."""
+    if columns.device.type == "cpu":
+        return rows_cpu.to_rows(columns, order)
+    return columns[order.argsort()].T.contiguous()
+
+
 def spec_of(settings: Gptq, inputs: int) -> grid.Spec:
     """The grid that settings ask for."""
     group = inputs if settings.group_size == -1 else settings.group_size
-    return grid.Spec(settings.bits, group, settings.symmetric, _shares(settings))
+    return grid.Spec(settings.bits, group, settings.symmetric, _shares(settings, group))
 
 
-def _shares(settings: Gptq) -> tuple[float, ...]:
+def _shares(settings: Gptq, group: int) -> tuple[float, ...]:
     if not settings.clip_search:
         return ()
+    shares = grid.shrinking(settings.bits, group)
     mirrored = settings.signed_scales and settings.symmetric
-    return grid.SHRINK + (tuple(-share for share in grid.SHRINK) if mirrored else ())
+    return shares + (tuple(-share for share in shares) if mirrored else ())
 
 
 def visiting_order(diagonal: Tensor, group: int) -> Tensor:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHRINK = tuple(1.10 - 0.02 * step for step in range(36))  # 1.10 .. 0.40 of the largest weight
+HIGHEST, LOWEST = 1.10, {2: 0.34, 3: 0.46, 4: 0.56, 8: 0.94}  # shares worth trying, by bits; see docs/maths.md
+LOWEST_OF_LONG = 0.40  # or less, in groups of more than LONG inputs: one outlier there is far from the rest
+LONG = 128
 SMALLEST_SCALE = 2.0**-20
 LARGEST_SCALE = 60000.0
 
@@ -34,6 +36,12 @@ class Spec:
         return int(2 ** (self.bits - 1))
 
 
+def shrinking(bits: int, group_size: int) -> tuple[float, ...]:
+    """Shares of the full range that a search of scales tries, from the largest down in steps of 0.02."""
+    lowest = LOWEST[bits] if group_size <= LONG else min(LOWEST[bits], LOWEST_OF_LONG)
+    return tuple(HIGHEST - 0.02 * step for step in range(round((HIGHEST - lowest) / 0.02) + 1))
+
+
 def storable(scale: Tensor) -> Tensor:
     """The nearest value that float16 and bfloat16 both represent, at least SMALLEST_SCALE in size; dtype unchanged."""
     size = scale.abs().clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE)
@@ -48,6 +56,14 @@ def codes(weight: Tensor, scale: Tensor, zero: Tensor | int, top: int) -> Tensor
 def values(code: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:
     """The weights that codes stand for."""
     return scale * (code - zero)
+
+
+def expanded(code: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The weights [outputs, inputs] of integer codes [outputs, inputs], scales and zeros [outputs, groups]."""
+    dense = code.to(scale.dtype)
+    grouped = dense.view(*scale.shape, -1)
+    grouped.sub_(zero[..., None]).mul_(scale[..., None])
+    return dense
 
 
 def fit(weight: Tensor, importance: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:

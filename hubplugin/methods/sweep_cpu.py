@@ -2,30 +2,25 @@
 
 Same signature and same answer as `sweep.sweep`, in float32. What earlier blocks owe a block is one matrix product;
 inside a block, a tile of TILE rows keeps its targets and errors in the first-level cache and every inner loop runs over
-the rows, which vectorises (a column of a tile is contiguous). Kernels release the interpreter lock; plain threads share
-the rows. Knows a factor and a grid; no model, no file, no order of columns.
+the rows, which vectorises (a column of a tile is contiguous). Knows a factor and a grid; no model, no file, no order of
+columns.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from hubplugin.hessian import Factor
 from hubplugin.methods.grid import LARGEST_SCALE, SMALLEST_SCALE, Spec
+from hubplugin.methods.rows_cpu import TILE, compiled, spread
 from hubplugin.methods.sweep import Swept, fully_updated
 
-BLOCK = 128  # columns between two matrix products; a multiple of every group size but a whole row
-TILE = 64  # rows: BLOCK x TILE floats are 32 KB
+BLOCK = 128  # columns between two matrix products, a multiple of every group size but a whole row; x TILE: 32 KB
 RUN = 8  # columns; `_owe` is written out for as many
 SMALLEST_NORMAL_HALF = 2.0**-14
 HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
-
-_compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 
 
 def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> Swept:
@@ -65,13 +60,13 @@ class _Out:
         """Scales and zeros of one group, from its fully updated weights [group, outputs]."""
         spec = self.spec
         arguments = (updated.numpy(), importance.numpy(), self.shares, spec.symmetric, np.float32(spec.top))
-        _spread(_fit_rows, self.columns.shape[1], *arguments, self.scales[group].numpy(), self.zeros[group].numpy())
+        spread(_fit_rows, self.columns.shape[1], *arguments, self.scales[group].numpy(), self.zeros[group].numpy())
 
     def block(self, first: int, last: int, owed: Tensor, upper: Tensor, importance: Tensor) -> None:
         """Codes and errors of columns first .. last; fits the groups that start inside where they are smaller."""
         spec, inside = self.spec, slice(first, last)
         groups = slice(first // spec.group_size, -(-last // spec.group_size))
-        _spread(
+        spread(
             _block_rows,
             self.columns.shape[1],
             self.columns[inside].numpy(),
@@ -89,22 +84,7 @@ class _Out:
         )
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sweep")
-
-
-def _spread(kernel: Any, rows: int, *arguments: Any) -> None:
-    """Run kernel(first, last, ...) over all rows, in as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    step = -(-rows // threads // TILE) * TILE if rows > TILE else rows
-    starts = range(0, rows, max(step, 1))
-    jobs = [_pool(threads).submit(kernel, start, min(start + step, rows), *arguments) for start in starts]
-    for job in jobs:
-        job.result()
-
-
-@_compiled
+@compiled
 def _storable(scale: Any) -> Any:  # float32 [n], in place: grid.storable
     bits = scale.view(np.int32)
     for row in range(len(scale)):
@@ -116,7 +96,7 @@ def _storable(scale: Any) -> Any:  # float32 [n], in place: grid.storable
         bits[row] |= sign
 
 
-@_compiled
+@compiled
 def _fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # type: ignore[no-untyped-def]
     """grid.fit for a tile: weight [columns, rows], results [rows]."""
     count, rows = weight.shape
@@ -156,7 +136,7 @@ def _fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # 
                 least[row], best_scale[row], best_zero[row] = lost, scale[row], zero[row]
 
 
-@_compiled
+@compiled
 def _fit_rows(first, last, weight, importance, shares, symmetric, top, scales, zeros):  # type: ignore[no-untyped-def]
     """Scales and zeros of rows first .. last of one group."""
     for start in range(first, last, TILE):
@@ -165,7 +145,7 @@ def _fit_rows(first, last, weight, importance, shares, symmetric, top, scales, z
         _fit(tile, importance, shares, symmetric, top, scales[rows], zeros[rows])
 
 
-@_compiled
+@compiled
 def _block_rows(  # type: ignore[no-untyped-def]
     first, last, weight, owed, upper, importance, shares, symmetric, top, group, scales, zeros, codes, errors
 ):
@@ -199,7 +179,7 @@ def _block_rows(  # type: ignore[no-untyped-def]
         errors[:, rows] = error
 
 
-@_compiled
+@compiled
 def _owe(target, error, upper, first):  # type: ignore[no-untyped-def]
     """Add to all columns after a run of eight what these owe: one read and write of a target for eight products."""
     count, width = target.shape
@@ -212,7 +192,7 @@ def _owe(target, error, upper, first):  # type: ignore[no-untyped-def]
             target[later, row] += one + two + (g * error[first + 6, row] + h * error[first + 7, row])
 
 
-@_compiled
+@compiled
 def _update(target, weight, upper, first, group, start, updated):  # type: ignore[no-untyped-def]
     """Fully updated weights of the group at `first`: W + M^-T (target - W), by forward substitution."""
     rows = updated.shape[1]
