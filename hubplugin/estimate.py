@@ -15,7 +15,7 @@ WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, elem
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
 DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their workspaces
-SLACK, MOST_SLACK = 0.3, 320 * 2**20  # of what is needed; only tensors below 32 MB lie in the allocator's heaps
+SLACK, MOST_SLACK = 0.55, 576 * 2**20  # of what is needed; only tensors below 32 MB lie in the allocator's heaps
 FP32 = 4  # bytes per number: second moments and the weights that a method works on
 MICRO_TOKENS = 2048  # tokens that pass a block in one forward call
 DEVICE_MICRO_TOKENS = 32768  # the same on an accelerator, where fewer would leave it waiting for Python
@@ -137,7 +137,7 @@ class _Pass:
         if self.work.quantizes:
             moments += [4 * square + stack, 2 * square + 4 * stack]
         if self.work.prunes and any(width.consumer in tap.linears for width in self.family.widths):
-            moments.append(7 * square + 4 * stack)
+            moments.append(6 * square + 4 * stack)
         return max(moments)
 
     def _ends(self, tap: Tap) -> bool:
