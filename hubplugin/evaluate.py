@@ -35,17 +35,21 @@ class Reference:
     description: Tokens
 
 
-def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32) -> Model:
+def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
     """A folder as a block-streamed model, whose linears round their inputs where the folder's format does."""
     view = DenseView(folder)
-    model = Model(view, view.config, family, dtype)
+    model = Model(view, view.config, family, dtype, device)
     model.on_inputs(view.int8_inputs, layout.int8_per_token)
     return model
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
     """Measure the base once for all its variants."""
-    model = open_model(folder, family)
+    model = open_model(folder, family, device=_device())
     hidden = model.walk(tokens, _talk("base", len(model)))
     losses = [_nll(logits, ids) for logits, ids in _pieces(model, hidden, tokens)]
     return Reference(tokens, model, hidden, _quality(torch.cat(losses), tokens), description)
@@ -53,7 +57,7 @@ def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens)
 
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
     """Measure a variant's folder on the reference's tokens."""
-    model = open_model(folder, family)
+    model = open_model(folder, family, device=base.model.device)
     hidden = model.walk(base.tokens, _talk("variant", len(model)))
     losses, divergences, agreed = [], [], 0
     pieces = zip(_pieces(model, hidden, base.tokens), _pieces(base.model, base.hidden, base.tokens), strict=True)
@@ -120,7 +124,7 @@ def _nll(logits: Tensor, ids: Tensor) -> Tensor:
 
 def _quality(losses: Tensor, tokens: Tensor) -> Quality:
     """Perplexity with its standard error by the delta method, windows being the independent samples."""
-    windows = losses.reshape(tokens.shape[0], -1).mean(dim=1)
+    windows = losses.reshape(tokens.shape[0], -1).mean(dim=1).cpu()
     mean = float(windows.mean())
     error = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else float("nan")
     return Quality(perplexity=math.exp(mean), perplexity_stderr=math.exp(mean) * error)

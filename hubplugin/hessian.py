@@ -99,12 +99,12 @@ class Drift:
         assert self._sum is not None
         return self._sum * share
 
-    def owed(self, found: Tensor) -> Tensor:
-        """[outputs, inputs]."""
+    def owed(self, found: Tensor, every: int = 1) -> Tensor:
+        """[outputs, inputs] for every `every`-th output."""
         if self._ends:
-            return found
+            return found[::every]
         with products_of(_half(found)):  # what differs is small: three digits of it are enough
-            return self._weight @ found
+            return self._weight[::every] @ found
 
 
 def _half(weight: Tensor) -> torch.dtype:
@@ -188,25 +188,27 @@ def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
     return hessian, dead
 
 
-def factor(hessian: Tensor, damp: float) -> Factor:
+def factor(hessian: Tensor, damp: float, order: Tensor | None = None) -> Factor:
     """Factor H with damping, climbing a ladder where it is not positive definite; never silently.
 
-    Ladder: the damping asked for; ten times more, up to the mean diagonal; a floor of the largest diagonal entry;
-    the diagonal alone (rounding weighted by the inputs' energy).
+    With an order int64 [inputs], of H with its rows and columns in that order. Ladder: the damping asked for; ten times
+    more, up to the mean diagonal; a floor of the largest diagonal entry; the diagonal alone (rounding weighted by the
+    inputs' energy).
     """
+    order = torch.arange(len(hessian), device=hessian.device) if order is None else order
     mean = hessian.diagonal().mean()
     tries = [damp]
     while tries[-1] < 1:
         tries.append(min(1.0, tries[-1] * 10))
     for tried in tries:
-        upper = _upper(hessian, tried * mean)
-        if upper is not None:
-            return _unit(upper, tried, None if tried == damp else f"damping raised from {damp:g} to {tried:g}")
+        made = _factored(hessian, tried * mean, order)
+        if made is not None:
+            return Factor(*made, tried, None if tried == damp else f"damping raised from {damp:g} to {tried:g}")
     floor = hessian.diagonal().max()
-    upper = _upper(hessian, floor)
-    if upper is not None:
-        return _unit(upper, float(floor / mean), "damping raised to the largest second moment")
-    diagonal = hessian.diagonal().clamp(min=float(mean) * damp if mean > 0 else 1.0)
+    made = _factored(hessian, floor, order)
+    if made is not None:
+        return Factor(*made, float(floor / mean), "damping raised to the largest second moment")
+    diagonal = hessian.diagonal()[order].clamp(min=float(mean) * damp if mean > 0 else 1.0)
     return Factor(
         torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device),
         diagonal,
@@ -215,23 +217,21 @@ def factor(hessian: Tensor, damp: float) -> Factor:
     )
 
 
-def _upper(hessian: Tensor, added: Tensor | float) -> Tensor | None:
-    """Upper triangular R with H + added I = R R^T, or None. It is the lower factor of the reversed matrix."""
-    damped = hessian.flip(0, 1)
+def _factored(hessian: Tensor, added: Tensor | float, order: Tensor) -> tuple[Tensor, Tensor] | None:
+    """M and D of H + added I in that order, or None. M sqrt(D) is the lower factor of the reversed matrix, reversed."""
+    backwards = order.flip(0)
+    damped = hessian.index_select(0, backwards).index_select(1, backwards)
     damped.diagonal().add_(added)
     lower, info = torch.linalg.cholesky_ex(damped)
-    if int(info) != 0 or not bool(torch.isfinite(lower.diagonal()).all()):
+    diagonal = lower.diagonal().flip(0)
+    if int(info) != 0 or not bool(torch.isfinite(diagonal).all()):
         return None
     upper = damped  # its memory
     for first in range(0, len(upper), PANEL):
         last = min(first + PANEL, len(upper))
-        upper[first:last] = lower[len(lower) - last : len(lower) - first].flip(0, 1)
-    return upper
-
-
-def _unit(upper: Tensor, damp: float, fallback: str | None) -> Factor:
-    diagonal = upper.diagonal().clone()
-    return Factor(upper.div_(diagonal), diagonal**2, damp, fallback)
+        rows = lower[len(lower) - last : len(lower) - first]
+        torch.div(rows.flip(0, 1), diagonal, out=upper[first:last])
+    return upper, diagonal**2
 
 
 def divided(right: Tensor, factor: Factor) -> Tensor:
@@ -280,7 +280,12 @@ def inner(one: Tensor, other: Tensor) -> float:
     return float(torch.dot(one.reshape(-1), other.reshape(-1)))
 
 
-LOSS_ROWS = 256  # outputs over which a relative loss is taken, evenly spaced where there are more
+LOSS_ROWS = 256  # outputs over which a loss is taken, evenly spaced where there are more
+
+
+def spaced(outputs: int) -> int:
+    """The distance between outputs that count where a loss is taken."""
+    return -(-outputs // LOSS_ROWS)
 
 
 def relative_loss(before: Tensor, after: Tensor, hessian: Tensor) -> float:
@@ -288,7 +293,7 @@ def relative_loss(before: Tensor, after: Tensor, hessian: Tensor) -> float:
 
     Of LOSS_ROWS evenly spaced outputs where there are more.
     """
-    every = -(-len(before) // LOSS_ROWS)
+    every = spaced(len(before))
     before, after = before[::every], after[::every]
     whole = energy(before, hessian)
     return energy(before - after, hessian) / whole if whole > 0 else 0.0

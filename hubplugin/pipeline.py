@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -35,11 +35,12 @@ from hubplugin import (
     plan,
     report,
 )
+from hubplugin.ahead import Ahead
 from hubplugin.budget import Budget
 from hubplugin.manifest import Document, Gptq
 from hubplugin.plan import Plan, VariantPlan
 from hubplugin.report import Base, Load, Report, Sizes, progress
-from hubplugin.stream import Model, computing_dtype
+from hubplugin.stream import Model, Source, computing_dtype
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
@@ -179,16 +180,33 @@ def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report
         made = gptqmodel_engine.compress(job.snapshot.path, folder, job.calibration.ids, variant, job.family)
         return made.results, made.samples, made.peak
     stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
-    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
+    device = device_for(variant)
+    dtype = computing_dtype(stored, device)
+    source: Source = export.DenseView(job.snapshot.path)
+    if device != "cpu":
+        prefixes = [job.family.block.format(i=index) for index in range(job.plan.config["num_hidden_layers"])]
+        source = Ahead(source, prefixes, device, dtype)
+    model = Model(source, job.plan.config, job.family, dtype, device)
     target = export.Folder(folder, job.snapshot.path, variant, job.family, _identity(job, variant))
     if target.finished:
         progress(f"{variant.name} | goes on after block {target.finished:02d}/{len(model)} of an interrupted run")
     if target.finished < len(model) + (variant.head is not None):
-        with spilling(variant, folder) as spill:
+        with spilling(variant, folder) if device == "cpu" else nullcontext() as spill:
             _blocks(job, variant, target, model, stored, spill)
     results, samples = target.results(), target.samples()
     target.finish(keep_journal=True)  # until evaluation and gate are through, too
     return results, samples, memory.peak()
+
+
+def device_for(variant: VariantPlan) -> str:
+    """Where a variant is compressed: on a CUDA device that has the memory for it, else on the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    free, needed = torch.cuda.mem_get_info()[0], variant.memory.device
+    if needed <= free:
+        return "cuda"
+    progress(f"{variant.name} | {needed / 1e9:.1f} GB of the GPU are planned, {free / 1e9:.1f} GB are free: on the CPU")
+    return "cpu"
 
 
 def _blocks(

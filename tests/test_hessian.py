@@ -40,6 +40,30 @@ def test_a_hand_computed_factor() -> None:
     assert torch.allclose(made.diagonal, torch.tensor([4.0, 4.0], dtype=torch.float64))
 
 
+def test_a_factor_in_an_order_is_that_of_the_reordered_matrix() -> None:
+    x, order = inputs(), torch.randperm(48)
+    h = x.T @ x
+    made, expected = hessian.factor(h, 0.02, order), hessian.factor(h[order][:, order], 0.02)
+    assert torch.allclose(made.unit_upper, expected.unit_upper) and torch.allclose(made.diagonal, expected.diagonal)
+
+
+def test_dividing_by_a_factor_is_solving_with_the_damped_matrix() -> None:
+    x = inputs()
+    h, right = x.T @ x, torch.randn(5, 48, dtype=torch.float64)
+    assert torch.allclose(hessian.divided(right, hessian.factor(h, 0.02)) @ hessian.damped(h, 0.02), right)
+
+
+def test_what_a_linear_owes_is_the_same_summed_over_inputs_or_over_outputs() -> None:
+    x, base, weight = inputs(), inputs(seed=1), torch.randn(5, 48, dtype=torch.float64)
+    owed = []
+    for ends in (True, False):
+        drift = hessian.Drift(weight, weight, ends)
+        for part, other in zip(x.split(100), base.split(100), strict=True):
+            drift.add(part, other)
+        owed.append(drift.owed(drift.sum(0.5)))
+    assert torch.allclose(owed[0], weight @ (base - x).T @ x / 2) and torch.allclose(*owed)
+
+
 def test_inputs_that_were_never_excited_get_a_unit_diagonal() -> None:
     x = inputs()
     x[:, 7] = 0

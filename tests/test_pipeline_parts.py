@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubplugin import calibrate, checkpoint, compress, evaluate, export, family, gate, hessian, hub, plan
+from hubplugin import calibrate, checkpoint, compress, evaluate, export, family, gate, hessian, hub, pipeline, plan
 from hubplugin.architecture import Header
 from hubplugin.checkpoint import Reader
 from hubplugin.compress import Block
@@ -47,12 +47,13 @@ def make(
     *steps: dict[str, object],
     tokens: torch.Tensor | None = None,
     spill: Path | None = None,
+    device: str = "cpu",
 ) -> list[Block]:
     variant, row, config = planned(base, *steps)
     out.mkdir(parents=True)
     target = export.Folder(out, base, variant, row)
     made = []
-    model = Model(export.DenseView(base), config, row)
+    model = Model(export.DenseView(base), config, row, device=device)
     for block in compress.blocks(
         model, pico.tokens() if tokens is None else tokens, variant, torch.bfloat16, spill=spill
     ):
@@ -329,3 +330,28 @@ def test_our_folder_is_what_autogptq_itself_would_have_packed_and_computes_the_s
         assert torch.equal(theirs.qzeros, tensors[f"{name}.qzeros"])
         x = torch.randn(3, inputs)
         assert torch.allclose(theirs(x), x @ dense.T, atol=1e-4)
+
+
+def test_a_variant_is_compressed_on_a_gpu_that_has_room_for_it(pico_folder: Path, monkeypatch) -> None:
+    variant, _, _ = planned(pico_folder, GPTQ)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pipeline.device_for(variant) == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for free, device in ((variant.memory.device, "cuda"), (variant.memory.device - 1, "cpu")):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free: (free, 2 * free))
+        assert pipeline.device_for(variant) == device
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("qep", [False, True])
+def test_codes_of_a_gpu_are_worth_what_those_of_a_cpu_are(qep: bool, tmp_path: Path) -> None:
+    base = pico.write(tmp_path / "m", "llama")
+    row, step = family.FAMILIES["llama"], {**GPTQ, "qep": qep}
+    reference = evaluate.reference(base, row, pico.tokens(8, 48, seed=9), NOTHING)
+    found = []
+    for device in ("cpu", "cuda"):
+        made = make(base, tmp_path / device, step, tokens=pico.tokens(16, 48), device=device)
+        assert all(rows.device.type == "cpu" for block in made for rows in block.samples.values())
+        found.append(evaluate.measure(tmp_path / device, row, reference, kl=True).variant.mean_kl)
+    assert found[1] == pytest.approx(found[0], rel=0.1)

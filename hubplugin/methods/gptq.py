@@ -33,9 +33,7 @@ def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
     group = spec_of(settings, inputs).group_size
     alive, dead = moments.without_dead(hessian)
     order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=alive.device)
-    return Prepared(
-        alive, dead, order, moments.factor(alive.index_select(0, order).index_select(1, order), settings.damp)
-    )
+    return Prepared(alive, dead, order, moments.factor(alive, settings.damp, order))
 
 
 def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared | None = None) -> Compressed:
@@ -79,15 +77,17 @@ def corrected(weight: Tensor, prepared: Prepared, fit: Drift, check: Drift) -> t
 
     Quantization error propagation (QEP, arXiv 2504.09629): T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1,
     the least-squares answer to outputs y~ of the base. What is owed comes from the tokens of `fit`; a is what is best
-    on those of `check`, in closed form and between 0 and 1, or 0.5 without any. H is `prepared`'s, of all of them.
+    on those of `check`, in closed form and between 0 and 1, or 0.5 without any; some of the outputs decide it. H is
+    `prepared`'s, of all tokens.
     """
     every, order = fit.tokens + check.tokens, prepared.order
     found = moments.divided(fit.sum(every / fit.tokens)[:, order], prepared.factor)
     step = fit.owed(found.index_select(1, order.argsort()))
     share = 0.5
     if check.tokens:
-        gain = moments.inner(check.owed(check.sum(every / check.tokens)), step)
-        size = moments.energy(step, prepared.alive)
+        some = moments.spaced(len(step))
+        gain = moments.inner(check.owed(check.sum(every / check.tokens), some), step[::some])
+        size = moments.energy(step[::some], prepared.alive)
         share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
     return weight + share * step, share
 
