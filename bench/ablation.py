@@ -33,7 +33,7 @@ OFF: dict[str, dict[str, Any]] = {
     "without activation order": {"act_order": False},
     "none of them": {"qep": False, "signed_scales": False, "clip_search": False, "act_order": False},
 }
-GRIDS = ((4, 128), (4, 32), (3, 128), (3, 32), (2, 32))
+GRIDS = ((4, 128), (3, 128), (2, 32))
 
 
 def main() -> None:

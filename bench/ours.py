@@ -16,6 +16,7 @@ def main() -> None:
     with clock.stage("import"):
         import numpy
         import torch
+        from transformers.models.llama import modeling_llama  # noqa: F401 - else imported when a model is first built
 
         import hubplugin
         from hubplugin import compress, export, family, hub, manifest, plan
