@@ -34,6 +34,7 @@ CASES: list[dict[str, Any]] = [
     {"model": "75m-3-layers", "tokens": 8192, "prune": True},
     {"model": "75m-3-layers", "tokens": 32768},
     {"model": "75m-3-layers", "tokens": 32768, "spill": True},
+    {"model": "75m-3-layers", "tokens": 131072},
     {"model": "75m", "tokens": 8192},
     {"model": "350m-3-layers", "tokens": 8192},
     {"model": "350m-3-layers", "tokens": 8192, "qep": False},

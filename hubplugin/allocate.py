@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin import evaluate, report
+from hubplugin.activations import Batch, copied
 from hubplugin.budget import Budget, Unit
 from hubplugin.compress import lane_folder, second_moments
 from hubplugin.estimate import PROBE_TOKENS
@@ -23,7 +24,7 @@ from hubplugin.manifest import Gptq
 from hubplugin.methods import gptq
 from hubplugin.report import AllocatedUnit, Allocation, progress
 from hubplugin.schemes import Scheme
-from hubplugin.stream import Batch, Model, copied
+from hubplugin.stream import Model
 
 FILE_NAME = "allocation.json"
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin import memory
+from hubplugin.activations import Batch, copied
 from hubplugin.family import Family, Tap, Width
 from hubplugin.hessian import Drift, Moment, products_of, widened
 from hubplugin.loadable import LinearPlan
@@ -22,7 +23,7 @@ from hubplugin.methods import gptq, obs
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
 from hubplugin.plan import VariantPlan
 from hubplugin.report import LinearResult
-from hubplugin.stream import Batch, Model, copied
+from hubplugin.stream import Model
 
 SAMPLE_ROWS = 8  # of every linear, kept in float32 so that the gate can compare what was stored
 

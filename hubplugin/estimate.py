@@ -15,7 +15,9 @@ WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, elem
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
 DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their workspaces
-SLACK, MOST_SLACK = 0.55, 576 * 2**20  # of what is needed; only tensors below 32 MB lie in the allocator's heaps
+HOLES_BYTES = 84 * 2**20  # between tensors below 32 MB, which lie in the allocator's heaps ...
+SLACK, MOST_SLACK = 0.3, 320 * 2**20  # ... and more by what a block needs
+POOL_SLACK = 0.05  # of activations, which lie apart
 FP32 = 4  # bytes per number: second moments and the weights that a method works on
 MICRO_TOKENS = 2048  # tokens that pass a block in one forward call
 DEVICE_MICRO_TOKENS = 32768  # the same on an accelerator, where fewer would leave it waiting for Python
@@ -61,16 +63,11 @@ def memory(
     kept = RUNTIME_BYTES + (work.evaluated * dims.hidden + bool(work.evaluated) * dims.vocab * dims.hidden) * FP32
     sampling = RUNTIME_BYTES + LOGITS_BYTES + resident if resident else 0
     return Memory(
-        peak=max(kept + _with_slack(host.peak(host.activations())), sampling),
+        peak=max(kept + host.peak(host.activations()) + host.slack(), sampling),
         spilled=max(kept + host.peak(host.passing()), sampling),
         disk=host.activations(),
         device=DEVICE_BYTES + device.peak(device.activations()),
     )
-
-
-def _with_slack(needed: int) -> int:
-    """What the allocator takes for it: tensors that it does not give back at once lie apart (not while it spares)."""
-    return needed + min(int(needed * SLACK), MOST_SLACK)
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,12 @@ class _Pass:
     def activations(self) -> int:
         """Of all samples: what enters a block, what attention made of it, and the input of the last linear."""
         return self._kept(self.work.samples * self.work.tokens) + self._probes()
+
+    def slack(self) -> int:
+        """What the allocator does not give back at once (not while it spares), beside what is needed."""
+        pooled = self.activations() - self._probes()
+        rest = self.peak(self.activations()) - pooled
+        return HOLES_BYTES + min(int(SLACK * rest), MOST_SLACK) + int(POOL_SLACK * pooled)
 
     def passing(self) -> int:
         """The activations of one forward call, where the others are in files."""

@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin import experts
+from hubplugin.activations import Batch, Pool
 from hubplugin.errors import CheckpointError
 from hubplugin.estimate import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.family import Family, Part, Tap
@@ -32,65 +32,6 @@ class Source(Protocol):
     def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]: ...
 
     def __contains__(self, name: str) -> bool: ...
-
-
-class Batch:
-    """What is known of a few sequences between two passes through a block, in memory or in files of a folder.
-
-    `hidden` [sequences, tokens, hidden] goes into the next block. While a block is worked on, `visit` keeps here what
-    it need not compute twice.
-    """
-
-    def __init__(self, keywords: list[dict[str, Any]], folder: Path | None = None, name: str = "") -> None:
-        self.keywords = keywords  # by block: what the model hands it beside the hidden states
-        self._folder, self._name = folder, name
-        self._held: dict[str, Tensor | tuple[Path, torch.Size, torch.dtype, torch.device]] = {}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._held
-
-    def put(self, key: str, tensor: Tensor) -> None:
-        """Keep a tensor under a name, in place of what was there."""
-        if self._folder is None:
-            self._held[key] = tensor
-            return
-        path = self._folder / f"{self._name}.{key}"
-        tensor.contiguous().view(torch.uint8).cpu().numpy().tofile(path)
-        self._held[key] = (path, tensor.shape, tensor.dtype, tensor.device)
-
-    def get(self, key: str) -> Tensor:
-        """What was put there."""
-        held = self._held[key]
-        if isinstance(held, Tensor):
-            return held
-        path, shape, dtype, device = held
-        return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(dtype).reshape(shape).to(device)
-
-    def shape(self, key: str) -> torch.Size:
-        """Its shape."""
-        held = self._held[key]
-        return held.shape if isinstance(held, Tensor) else held[1]
-
-    def rows(self, key: str, chosen: Tensor | slice) -> Tensor:
-        """Some rows of what was put there; of a file, little else is read."""
-        held = self._held[key]
-        if isinstance(held, Tensor):
-            return held[chosen]
-        path, shape, dtype, device = held
-        whole = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c")).view(dtype).reshape(shape)
-        return whole[chosen.cpu() if isinstance(chosen, Tensor) else chosen].clone().to(device)
-
-    def drop(self, *keys: str) -> None:
-        """Forget what is there under these names, if anything."""
-        for key in keys:
-            held = self._held.pop(key, None)
-            if isinstance(held, tuple):
-                held[0].unlink()
-
-    @property
-    def hidden(self) -> Tensor:
-        """Hidden states [sequences, tokens, hidden]."""
-        return self.get("hidden")
 
 
 class _Stop(BaseException):
@@ -240,11 +181,12 @@ class Model:
         norm, self._trunk.norm = self._trunk.norm, nn.Identity()
         rows = max(1, (MICRO_TOKENS if self.device == "cpu" else DEVICE_MICRO_TOKENS) // tokens.shape[1])
         batches: list[Batch] = []
+        pool = Pool(len(tokens))
         for number, ids in enumerate(tokens.long().split(rows)):
             hidden = self._trunk(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
             alike = batches and batches[0].shape("hidden") == hidden.shape  # no padding: same shape, same masks
             keywords = batches[0].keywords if alike else [recorder.keywords for recorder in recorders]
-            batches.append(Batch(keywords, folder, f"{number}"))
+            batches.append(Batch(keywords, number * rows, pool, folder))
             batches[-1].put("hidden", hidden)
         self._trunk.layers, self._trunk.norm = nn.ModuleList(self._blocks), norm
         _unload(self._trunk.embed_tokens)
@@ -387,11 +329,3 @@ def on_inputs(module: nn.Module, names: Iterable[str], change: Callable[[Tensor]
     """Let linears of a model, by full module path, see what `change` makes of their inputs."""
     for name in names:
         module.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
-
-
-def copied(batches: list[Batch], folder: Path | None = None) -> list[Batch]:
-    """A second lane that sets out from the same hidden states."""
-    lane = [Batch(batch.keywords, folder, f"{number}") for number, batch in enumerate(batches)]
-    for batch, other in zip(batches, lane, strict=True):
-        other.put("hidden", batch.hidden)
-    return lane

@@ -6,9 +6,10 @@ import pico
 import pytest
 import torch
 
+from hubplugin.activations import Batch
 from hubplugin.export import DenseView
 from hubplugin.family import FAMILIES, Tap, match
-from hubplugin.stream import Batch, Model
+from hubplugin.stream import Model
 
 
 def opened(folder: Path, model_type: str) -> Model:

@@ -1,0 +1,115 @@
+"""Activations of calibration tokens between two passes through a block, in memory or in files.
+
+Knows names, sequences and tensors; no model and no method.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SEQUENCES_FIRST = 3  # dimensions of activations [sequences, tokens, width]; what comes to a router is [tokens, width]
+
+
+class Pool:
+    """Activations of all sequences of a lane, one tensor for each name.
+
+    An allocator that is asked for every batch's own, between all that a forward pass makes and frees, is left with
+    holes of half their size.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        self._sequences = sequences
+        self._whole: dict[str, Tensor] = {}
+        self._users: dict[str, set[int]] = {}
+
+    def put(self, key: str, first: int, tensor: Tensor) -> Tensor:
+        """Copy activations [sequences, ...] to where those of the sequences from `first` on belong."""
+        if key not in self._whole:
+            shape = (self._sequences, *tensor.shape[1:])
+            self._whole[key], self._users[key] = torch.empty(shape, dtype=tensor.dtype), set()
+        self._users[key].add(first)
+        return self._whole[key][first : first + len(tensor)].copy_(tensor)
+
+    def drop(self, key: str, first: int) -> None:
+        """Forget them; when nobody's are left, the memory goes back."""
+        self._users[key].discard(first)
+        if not self._users[key]:
+            del self._whole[key], self._users[key]
+
+
+class Batch:
+    """What is known of a few sequences between two passes through a block, in memory or in files of a folder.
+
+    `hidden` [sequences, tokens, hidden] goes into the next block. While a block is worked on, `visit` keeps here what
+    it need not compute twice.
+    """
+
+    def __init__(self, keywords: list[dict[str, Any]], first: int, pool: Pool, folder: Path | None = None) -> None:
+        self.keywords = keywords  # by block: what the model hands it beside the hidden states
+        self.first = first  # of its sequences, among all
+        self._folder, self._pool = folder, pool
+        self._held: dict[str, Tensor | tuple[Path, torch.Size, torch.dtype, torch.device]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._held
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Keep a tensor under a name, in place of what was there."""
+        if self._folder is None:
+            self._held[key] = self._pool.put(key, self.first, tensor) if self._pooled(tensor) else tensor
+            return
+        path = self._folder / f"{self.first}.{key}"
+        tensor.contiguous().view(torch.uint8).cpu().numpy().tofile(path)
+        self._held[key] = (path, tensor.shape, tensor.dtype, tensor.device)
+
+    def get(self, key: str) -> Tensor:
+        """What was put there."""
+        held = self._held[key]
+        if isinstance(held, Tensor):
+            return held
+        path, shape, dtype, device = held
+        return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(dtype).reshape(shape).to(device)
+
+    def shape(self, key: str) -> torch.Size:
+        """Its shape."""
+        held = self._held[key]
+        return held.shape if isinstance(held, Tensor) else held[1]
+
+    def rows(self, key: str, chosen: Tensor | slice) -> Tensor:
+        """Some rows of what was put there; of a file, little else is read."""
+        held = self._held[key]
+        if isinstance(held, Tensor):
+            return held[chosen]
+        path, shape, dtype, device = held
+        whole = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c")).view(dtype).reshape(shape)
+        return whole[chosen.cpu() if isinstance(chosen, Tensor) else chosen].clone().to(device)
+
+    def drop(self, *keys: str) -> None:
+        """Forget what is there under these names, if anything."""
+        for key in keys:
+            held = self._held.pop(key, None)
+            if isinstance(held, tuple):
+                held[0].unlink()
+            elif held is not None and self._pooled(held):
+                self._pool.drop(key, self.first)
+
+    def _pooled(self, tensor: Tensor) -> bool:
+        """Whether it lies in the pool: a device's allocator leaves no holes, and what reaches a router varies."""
+        return tensor.dim() == SEQUENCES_FIRST and not tensor.is_cuda
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states [sequences, tokens, hidden]."""
+        return self.get("hidden")
+
+
+def copied(batches: list[Batch], folder: Path | None = None) -> list[Batch]:
+    """A second lane that sets out from the same hidden states."""
+    pool = Pool(sum(batch.shape("hidden")[0] for batch in batches))
+    lane = [Batch(batch.keywords, batch.first, pool, folder) for batch in batches]
+    for batch, other in zip(batches, lane, strict=True):
+        other.put("hidden", batch.hidden)
+    return lane
