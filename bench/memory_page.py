@@ -14,9 +14,10 @@ A block at a time: its weights, what they become, the activations of all calibra
 copies of the largest second moments that correcting a target and factoring take. The number of blocks does not count.
 Measured is the resident memory of the process at its highest, everything included: Python and its libraries, and the
 mapped pages of the block of the base that is being worked on (the kernel could take those back at any time, and does
-under a limit). Kept in memory, tensors of up to 32 MB lie in the allocator's heaps, which give back only a part of what
-is freed; what the plan adds for that is fitted to this table, everything else is counted. Where activations spill, memory is short, and the allocator is told to give back at once
-what is freed; that costs some time, as every page has to be handed out again.
+under a limit). Kept in memory, tensors of up to 32 MB lie in the allocator's heaps, which give back only a part of
+what is freed; what the plan adds for that is fitted to this table, everything else is counted. Where activations
+spill, memory is short, and the allocator is told to give back at once what is freed; that costs some time, as every
+page has to be handed out again.
 
 What the plan counts is in `hubplugin/estimate.py`. It assumes a processor that multiplies bfloat16 where the model is
 stored in it; others compute in float32, and need twice the room for blocks and activations. Memory of a GPU is planned
