@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hubplugin import folder as model_folder
+from hubplugin import interrupt
 from hubplugin.errors import CheckpointError
 from hubplugin.estimate import SHARD_BYTES
 from hubplugin.folder import INDEX, SINGLE
@@ -71,7 +72,7 @@ class Reader:
             raise CheckpointError(str(self.folder), f"there is no tensor {name}", "pull the model again")
         path = self.folder / self._shard_of[name]
         try:
-            with safe_open(path, "pt") as file:
+            with interrupt.held(), safe_open(path, "pt") as file:
                 tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(str(path), f"{name} cannot be read: {error}", "pull the model again") from error

@@ -1,6 +1,7 @@
 """stream, compress, export, evaluate and gate on pico models of every family, without Hub or engine."""
 
 import json
+import signal
 from pathlib import Path
 
 import pico
@@ -355,3 +356,25 @@ def test_codes_of_a_gpu_are_worth_what_those_of_a_cpu_are(qep: bool, tmp_path: P
         assert all(rows.device.type == "cpu" for block in made for rows in block.samples.values())
         found.append(evaluate.measure(tmp_path / device, row, reference, kl=True).variant.mean_kl)
     assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+def test_ctrl_c_while_a_tensor_is_read_is_still_ctrl_c(pico_folder: Path, monkeypatch) -> None:
+    class Reading:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def __enter__(self) -> "Reading":
+            return self
+
+        def __exit__(self, *arguments: object) -> None: ...
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            try:  # as safetensors does: whatever happens while it builds a tensor becomes its own error
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ValueError("could not determine the shape") from None
+            return torch.zeros(1)
+
+    reader = Reader(pico_folder)
+    monkeypatch.setattr("hubplugin.checkpoint.safe_open", Reading)
+    with pytest.raises(KeyboardInterrupt):
+        reader.get("model.norm.weight")
