@@ -70,7 +70,6 @@ def test_a_failure_is_raised_where_the_block_is_asked_for() -> None:
         list(ahead.below("block.1"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.gpu
 def test_blocks_arrive_on_the_device() -> None:
     ahead = Ahead(Shelf(), PREFIXES, "cuda", torch.bfloat16)

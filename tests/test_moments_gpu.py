@@ -7,8 +7,6 @@ import torch
 import triton_cases
 from triton_cases import SHAPES
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -101,7 +99,6 @@ def test_the_kernel_compiles_for_hoppers_tensor_cores_within_its_shared_memory()
     assert made.metadata.shared <= 227 * 1024
 
 
-@gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(40000, 1000), (513, 2051), (17, 8)])

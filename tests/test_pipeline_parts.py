@@ -344,7 +344,6 @@ def test_a_variant_is_compressed_on_a_gpu_that_has_room_for_it(pico_folder: Path
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("qep", [False, True])
 def test_codes_of_a_gpu_are_worth_what_those_of_a_cpu_are(qep: bool, tmp_path: Path) -> None:
     base = pico.write(tmp_path / "m", "llama")

@@ -11,8 +11,6 @@ from triton_cases import SWEEPS, Case
 from hubplugin.methods import grid, sweep
 from hubplugin.methods.sweep import Swept
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -127,20 +125,17 @@ def test_the_row_kernel_compiles_for_hopper_within_its_shared_memory(group: int)
     assert made.metadata.shared <= 227 * 1024 // 2  # two programs on a multiprocessor
 
 
-@gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SWEEPS)
 def test_codes_on_the_device_are_the_references(name: str) -> None:
     check(SWEEPS[name], on_device(SWEEPS[name]))
 
 
-@gpu
 @pytest.mark.gpu
 def test_codes_on_the_device_of_a_linear_of_real_size() -> None:
     check(case := Case(2048, 1000, grid.Spec(4, 128, shares=grid.shrinking(4, 128))), on_device(case))
 
 
-@gpu
 @pytest.mark.gpu
 def test_feedback_is_in_full_precision_whatever_the_caller_set() -> None:
     settings = torch.backends.cuda.matmul
