@@ -1,6 +1,6 @@
-"""What each idea of the engine is worth: every one switched off alone, at 4, 3 and 2 bits, on the docs model.
+"""What each idea of the engine is worth: each switched off, or on, alone, at 4, 3 and 2 bits, on the docs model.
 
-    python bench/ablation.py            # about 10 minutes on two cores; what is measured already is kept
+    python bench/ablation.py            # about 20 minutes on two cores; what is measured already is kept
     python bench/ablation.py --page     # only writes docs/ablation.md from bench/results/ablation.json
 
 Calibrated and measured on the model's own samples (different seeds), or with --calibration and --held-out on texts.
@@ -25,13 +25,17 @@ HERE = Path(__file__).parent
 WORK, RESULTS = HERE / ".work", HERE / "results" / "ablation" / "docs.json"
 PAGE = HERE.parent / "docs" / "ablation.md"
 SEQUENCES, SEEDS = 64, (0, 1, 2)
-OFF: dict[str, dict[str, Any]] = {
-    "all of it": {},
+CHANGES: dict[str, dict[str, Any]] = {
+    "default settings": {},
     "without corrected targets": {"qep": False},
     "without signed scales": {"signed_scales": False},
     "without clip search": {"clip_search": False},
     "without activation order": {"act_order": False},
-    "none of them": {"qep": False, "signed_scales": False, "clip_search": False, "act_order": False},
+    "without any of these": {"qep": False, "signed_scales": False, "clip_search": False, "act_order": False},
+    "and scales refitted": {"scale_refit": True},
+    "and one pass of descent": {"descent": 1},
+    "and two passes": {"descent": 2},
+    "and two passes, each with a refit": {"descent": 2, "scale_refit": True},
 }
 GRIDS = ((4, 128), (3, 128), (2, 32))
 
@@ -61,7 +65,7 @@ def measure(found: dict[str, Any], calibration: Path | None, held_out: Path | No
     for seed in SEEDS:
         ids = tokens("docs", WORK, SEQUENCES, seed, calibration)
         for bits, group in GRIDS:
-            for name, changes in OFF.items():
+            for name, changes in CHANGES.items():
                 if (bits, group, seed, name) in done:
                     continue
                 step = {"method": "gptq", "bits": bits, "group_size": group, **changes}
@@ -114,15 +118,15 @@ def render(found: dict[str, Any]) -> str:
         if not rows:
             continue
         lines += [f"## {bits} bits, groups of {group}", ""]
-        lines += ["| | mean KL | of all | p99 KL | perplexity |", "|---|---:|---:|---:|---:|"]
-        whole = _median(rows, "all of it", "mean_kl")
-        for name in OFF:
+        lines += ["| | mean KL | of the default's | p99 KL | perplexity |", "|---|---:|---:|---:|---:|"]
+        default = _median(rows, "default settings", "mean_kl")
+        for name in CHANGES:
             kl = [run["mean_kl"] for run in rows if run["name"] == name]
             if kl:
                 cells = f"{statistics.median(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})"
                 p99, perplexity = (_median(rows, name, key) for key in ("p99_kl", "perplexity"))
                 lines.append(
-                    f"| {name} | {cells} | {statistics.median(kl) / whole:.2f} | {p99:.3f} | {perplexity:.3f} |"
+                    f"| {name} | {cells} | {statistics.median(kl) / default:.2f} | {p99:.3f} | {perplexity:.3f} |"
                 )
         lines.append("")
     return "\n".join(lines)

@@ -42,13 +42,16 @@ CASES: list[dict[str, Any]] = [
     {"model": "350m-3-layers", "tokens": 32768},
     {"model": "350m-3-layers", "tokens": 32768, "spill": True},
 ]
-BIG, SEQUENCES = "900m", 2  # the model that does not fit, and its calibration sequences of 512 tokens
+BIG = "900m"  # the model that does not fit
 LIMIT = 704 * 2**20  # bytes
-PATIENCE = 600  # seconds for each engine
-ENGINES: dict[str, tuple[str | None, str]] = {
-    "ours": (None, "memory_child.py"),
-    "llmcompressor": ("llmcompressor", "rival_llmcompressor.py"),
-    "gptqmodel": ("gptqmodel", "rival_gptqmodel.py"),
+PATIENCE = 1800  # seconds for each engine
+PLAIN = {"qep": False, "clip_search": False}  # GPTQ as the others do it
+# engine -> its environment, script and case, calibration sequences of 512 tokens
+ENGINES: dict[str, tuple[str | None, str, dict[str, Any] | None, int]] = {
+    "ours": (None, "memory_child.py", PLAIN, 2),
+    "ours, default settings": (None, "memory_child.py", {}, 32),
+    "llmcompressor": ("llmcompressor", "rival_llmcompressor.py", None, 2),
+    "gptqmodel": ("gptqmodel", "rival_gptqmodel.py", None, 2),
 }
 
 
@@ -95,24 +98,25 @@ _KEYS = ("model", "tokens", "qep", "prune", "spill")
 
 def limit(only: str) -> None:
     """A model of several times the limit: every engine alone in a control group that may take LIMIT bytes."""
-    base, ids = made([BIG, str(WORK), "--sequences", str(SEQUENCES)])
+    base, _ = made([BIG, str(WORK)])
     weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     before = json.loads(LIMIT_FILE.read_text(encoding="utf-8")) if LIMIT_FILE.exists() else {}
     runs = before["runs"] if (before.get("limit"), before.get("weights")) == (LIMIT, weights) else []
     try:
-        for engine, (name, script) in ENGINES.items():
+        for engine, (name, script, case, sequences) in ENGINES.items():
             if only not in engine:
                 continue
+            _, ids = made([BIG, str(WORK), "--sequences", str(sequences)])
             runs = [run for run in runs if run["engine"] != engine]
-            runs.append({"engine": engine, **_limited(name, script, base, ids)})
+            runs.append({"engine": engine, "tokens": sequences * 512, **_limited(name, script, case, base, ids)})
             say(f"{engine}: {runs[-1]}")
-            found = {"machine": measure.machine(), "limit": LIMIT, "weights": weights, "tokens": SEQUENCES * 512}
+            found = {"machine": measure.machine(), "limit": LIMIT, "weights": weights}
             _write(LIMIT_FILE, {**found, "by": group_by(), "runs": runs})
     finally:
         shutil.rmtree(base)
 
 
-def _limited(name: str | None, script: str, base: Path, ids: Path) -> dict[str, Any]:
+def _limited(name: str | None, script: str, case: dict[str, Any] | None, base: Path, ids: Path) -> dict[str, Any]:
     out, report, log = WORK / "limited", WORK / "limited.json", WORK / "limited.log"
     shutil.rmtree(out, ignore_errors=True)
     report.unlink(missing_ok=True)
@@ -122,8 +126,8 @@ def _limited(name: str | None, script: str, base: Path, ids: Path) -> dict[str, 
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     python = str(environments.python(name)) if name else sys.executable
     command = [python, str(HERE / script), "--base", base, "--tokens", ids, "--out", out, "--report", report]
-    if name is None:  # plain GPTQ, as the others do it
-        command += ["--case", json.dumps({"qep": False, "clip_search": False})]
+    if case is not None:
+        command += ["--case", json.dumps(case)]
     group = Group("hubplugin-limit", LIMIT)
     try:
         begun = time.monotonic()

@@ -54,21 +54,23 @@ def _limit(found: dict[str, Any]) -> str:
     lines = [
         f"{found['weights'] / 1e9:.2f} GB of weights in bfloat16, {times:.1f} times the {found['limit'] // MIB} MiB "
         f"that the process may have ({found['by']}; the page cache counts, but for pages of libraries that other "
-        f"processes had brought in: so what is resident can be more); {found['tokens']} calibration tokens, plain GPTQ "
-        "without a search of scales in all engines.\n",
-        "| engine | finished | seconds | peak resident, MiB | what happened |",
-        "|---|---|---:|---:|---|",
+        "processes had brought in: so what is resident can be more); plain GPTQ without a search of scales, but where "
+        "default settings are named.\n",
+        "| engine | tokens | finished | seconds | peak resident, MiB | what happened |",
+        "|---|---:|---|---:|---:|---|",
     ]
     for run in found["runs"]:
-        cells = [run["engine"], _yes(run["finished"]), run["seconds"], run["peak_resident"] // MIB, _happened(run)]
+        cells = [run["engine"], run["tokens"], _yes(run["finished"]), run["seconds"], run["peak_resident"] // MIB]
+        cells.append(_happened(run))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _happened(run: dict[str, Any]) -> str:
     if run["finished"]:
-        planned = run.get("said", {}).get("planned")
-        told = f"; {planned // MIB} MiB were planned" if planned else ""
+        said = run.get("said", {})
+        told = f"; {said['planned'] // MIB} MiB were planned" if "planned" in said else ""
+        told += f", activations of {said['planned_disk'] // MIB} MiB on disk" if said.get("spilled") else ""
         return f"wrote {run['written'] / 1e9:.2f} GB{told}"
     killed = "killed by the kernel, out of memory; " if run["killed_by_kernel"] else ""
     return killed + run["last_words"].replace("|", "/")

@@ -36,6 +36,7 @@ class Work:
     prunes: bool
     units: int = 0  # that a budget chooses options for
     corrects: bool = False  # targets: a second set of activations, the base's
+    descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
     number: int = FP32  # bytes of one that the forward pass computes in
     evaluated: int = 0  # tokens whose hidden states are held in float32 to compare variants with
@@ -139,6 +140,8 @@ class _Pass:
             moments.append(sums + 3 * square + 4 * stack)
         if self.work.quantizes:
             moments += [4 * square + stack, 2 * square + 4 * stack]
+        if self.work.descends:
+            moments += [4 * square + 3 * stack, 3 * square + 4 * stack]
         if self.work.prunes and any(width.consumer in tap.linears for width in self.family.widths):
             moments.append(6 * square + 4 * stack)
         return max(moments)
@@ -176,7 +179,8 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         measured = (2 * lanes - 1) * reaching * inputs**2
         if work.quantizes:
             total += measured + inputs**3 / 3 + stacked * inputs
-            steps += stacked * WEIGHT_SECONDS + inputs * COLUMN_SECONDS
+            total += work.descends * 2 * stacked * inputs
+            steps += stacked * WEIGHT_SECONDS * (1 + work.descends / 2) + inputs * COLUMN_SECONDS
         if work.prunes and consumers & set(tap.linears):
             total += measured + 2 * inputs**3 + 2 * stacked * inputs
         passed += 2 * reaching * stacked

@@ -12,7 +12,7 @@ from torch import Tensor
 from hubplugin import hessian as moments
 from hubplugin.hessian import Drift
 from hubplugin.manifest import Gptq
-from hubplugin.methods import grid, rows_cpu, sweep, sweep_cpu
+from hubplugin.methods import descent, descent_cpu, grid, rows_cpu, sweep, sweep_cpu
 from hubplugin.methods.base import Compressed, Grid
 from hubplugin.methods.sweep import Swept
 
@@ -51,7 +51,11 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared
     order, factor = ready.order, ready.factor
     if bool(ready.dead.any()):
         work = work.masked_fill(ready.dead, 0)
-    swept = _sweep(_to_columns(work, order), factor, ready.alive.diagonal()[order], spec)
+    columns = _to_columns(work, order)
+    swept = _sweep(columns, factor, ready.alive.diagonal()[order], spec)
+    if settings.descent or settings.scale_refit:
+        _descend(columns, swept, ready, settings)
+    del columns
     groups = (order[::group] // group).argsort()
     codes, scales, zeros = _to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
     del swept
@@ -101,6 +105,16 @@ def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: gr
     if columns.dtype == torch.float64 or columns.device.type != "cpu":
         return sweep.sweep(columns, factor, importance, spec)
     return sweep_cpu.sweep(columns, factor, importance, spec)
+
+
+def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Gptq) -> None:
+    """Improve what a sweep found, in place, as often as the settings say."""
+    hessian = ready.alive.index_select(0, ready.order).index_select(1, ready.order)
+    hessian.diagonal().add_(ready.factor.damp * hessian.diagonal().mean())
+    compiled = columns.device.type == "cpu" and columns.dtype == torch.float32
+    way = descent_cpu if compiled else descent
+    for _ in range(max(settings.descent, 1)):
+        way.descend(columns, hessian, swept, 2**settings.bits - 1, settings.descent > 0, settings.scale_refit)
 
 
 def _to_columns(weight: Tensor, order: Tensor) -> Tensor:
