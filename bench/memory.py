@@ -98,7 +98,7 @@ _KEYS = ("model", "tokens", "qep", "prune", "spill")
 
 def limit(only: str) -> None:
     """A model of several times the limit: every engine alone in a control group that may take LIMIT bytes."""
-    base, _ = made([BIG, str(WORK)])
+    base = made([BIG, str(WORK)])[0]
     weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     before = json.loads(LIMIT_FILE.read_text(encoding="utf-8")) if LIMIT_FILE.exists() else {}
     runs = before["runs"] if (before.get("limit"), before.get("weights")) == (LIMIT, weights) else []
