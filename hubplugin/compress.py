@@ -74,14 +74,13 @@ def blocks(
     for index in range(len(model)):
         begun = time.monotonic()
         change = _Change(model, lanes, index, plan, stored)
-        block = None
         if finished and index < done:
             change.take(finished.dense(index))
+            change.advance()
+            block = None
         else:
             block = change.apply()
-        if plan.head or index + 1 < len(model):  # else nobody reads what this block makes
             change.advance()
-        if block:
             block.seconds = time.monotonic() - begun
         del change  # and with it what the block was before
         model.free(index)
