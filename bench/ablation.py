@@ -1,7 +1,7 @@
 """What each idea of the engine is worth: each switched off, or on, alone, at 4, 3 and 2 bits, on the docs model.
 
     python bench/ablation.py            # about 20 minutes on two cores; what is measured already is kept
-    python bench/ablation.py --page     # only writes docs/ablation.md from bench/results/ablation.json
+    python bench/ablation.py --page     # only writes docs/ablation.md from bench/results/ablation/docs.json
 
 Calibrated and measured on the model's own samples (different seeds), or with --calibration and --held-out on texts.
 """

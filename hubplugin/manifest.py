@@ -106,6 +106,11 @@ class Gptq(Settings):
     damp: Real = Field(default=0.01, gt=0, le=1)  # of the mean diagonal of the second moments
     engine: Literal["hubplugin", "gptqmodel"] = "hubplugin"  # who makes the codes; all else is ours
 
+    @property
+    def passes(self) -> int:
+        """How often codes or scales are gone through once more after GPTQ's own sweep."""
+        return max(self.descent, int(self.scale_refit))
+
     @model_serializer(mode="wrap")
     def _as_it_acts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is written into reports and cards: switches of our own engine are off where another one works."""

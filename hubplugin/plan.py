@@ -231,7 +231,7 @@ def _work(
         prunes=prune is not None,
         units=len(limit.units) if limit else 0,
         corrects=gptq is not None and gptq.qep,
-        descends=max(gptq.descent, gptq.scale_refit) if gptq else 0,
+        descends=gptq.passes if gptq else 0,
         head=gptq is not None and gptq.lm_head,
         number=base.tensors[f"{sizes.names(base.family, 1)[0]}.weight"].itemsize,
         evaluated=_evaluated(document),

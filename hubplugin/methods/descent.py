@@ -20,9 +20,7 @@ def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool
     2309.01885, and CDQuant, arXiv 2406.17542). `refit`: each scale then goes to the least-squares answer for its codes,
     rounded to what is stored.
     """
-    group = len(columns) // len(swept.scales)
-    scales, zeros = (per_group.repeat_interleave(group, dim=0) for per_group in (swept.scales, swept.zeros))
-    errors = columns - grid.values(swept.codes.to(columns.dtype), scales, zeros)
+    group, errors = len(columns) // len(swept.scales), missed(columns, swept)
     for number, (scale, zero) in enumerate(zip(swept.scales, swept.zeros, strict=True)):
         inside = slice(number * group, (number + 1) * group)
         square = hessian[inside, inside]
@@ -34,6 +32,13 @@ def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool
         if refit:
             steps = code - zero
             errors[inside] -= refitted(steps, gradient, square, scale) * steps
+
+
+def missed(columns: Tensor, swept: Swept) -> Tensor:
+    """Columns [inputs, outputs] minus what the codes stand for."""
+    group = len(columns) // len(swept.scales)
+    groups = zip(columns.split(group), swept.codes.split(group), swept.scales, swept.zeros, strict=True)
+    return torch.cat([part - grid.values(code.to(part.dtype), scale, zero) for part, code, scale, zero in groups])
 
 
 def _move(code: Tensor, gradient: Tensor, square: Tensor, errors: Tensor, scale: Tensor, top: int) -> None:

@@ -6,31 +6,24 @@ and a grid; no model, no file, no order of columns.
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hubplugin.methods import descent
 from hubplugin.methods.rows_cpu import TILE, compiled, spread
 from hubplugin.methods.sweep import Swept
-
-BLOCK = 128  # columns between two matrix products, in groups that have more
+from hubplugin.methods.sweep_cpu import BLOCK
 
 
 def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool, refit: bool) -> None:
     """Improve what a sweep found for float32 columns [inputs, outputs]; see `descent.descend`."""
     inputs, outputs = columns.shape
-    group = inputs // len(swept.scales)
-    errors = torch.empty_like(columns)
-    for number, (scale, zero) in enumerate(zip(swept.scales, swept.zeros, strict=True)):
-        inside = slice(number * group, (number + 1) * group)
-        grids = scale.numpy(), zero.numpy()
-        spread(_errors, outputs, columns[inside].numpy(), swept.codes[inside].numpy(), *grids, errors[inside].numpy())
+    group, errors = inputs // len(swept.scales), descent.missed(columns, swept)
     for number, (scale, zero) in enumerate(zip(swept.scales, swept.zeros, strict=True)):
         begin, end = number * group, (number + 1) * group
         if move:
             for first in range(begin, end, BLOCK):
                 part = slice(first, min(first + BLOCK, end))
-                arrays = (hessian[part] @ errors, hessian[part, part].contiguous(), scale, zero)
+                arrays = (hessian[part] @ errors, hessian[part, part].contiguous(), scale)
                 changed = swept.codes[part].numpy(), errors[part].numpy()
                 spread(_move_rows, outputs, *(array.numpy() for array in arrays), np.float32(top), *changed)
         if refit:
@@ -41,15 +34,7 @@ def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool
 
 
 @compiled
-def _errors(first, last, weight, codes, scale, zero, errors):  # type: ignore[no-untyped-def]
-    """Weight minus what codes stand for, of rows first .. last of a group."""
-    for column in range(len(weight)):
-        for row in range(first, last):
-            errors[column, row] = weight[column, row] - scale[row] * (np.float32(codes[column, row]) - zero[row])
-
-
-@compiled
-def _move_rows(first, last, gradient, square, scales, zeros, top, codes, errors):  # type: ignore[no-untyped-def]
+def _move_rows(first, last, gradient, square, scales, top, codes, errors):  # type: ignore[no-untyped-def]
     """Codes and errors of rows first .. last of one block, in place."""
     count = len(gradient)
     for start in range(first, last, TILE):

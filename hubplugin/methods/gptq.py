@@ -53,8 +53,8 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared
         work = work.masked_fill(ready.dead, 0)
     columns = _to_columns(work, order)
     swept = _sweep(columns, factor, ready.alive.diagonal()[order], spec)
-    if settings.descent or settings.scale_refit:
-        _descend(columns, swept, ready, settings)
+    if settings.passes:
+        _descend(columns, swept, ready, settings, spec.top)
     del columns
     groups = (order[::group] // group).argsort()
     codes, scales, zeros = _to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
@@ -102,19 +102,23 @@ def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: gr
         from hubplugin.methods import sweep_gpu  # Triton is there where CUDA is
 
         return sweep_gpu.sweep(columns, factor, importance, spec)
-    if columns.dtype == torch.float64 or columns.device.type != "cpu":
-        return sweep.sweep(columns, factor, importance, spec)
-    return sweep_cpu.sweep(columns, factor, importance, spec)
+    way = sweep_cpu if _compiled(columns) else sweep
+    return way.sweep(columns, factor, importance, spec)
 
 
-def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Gptq) -> None:
+def _compiled(columns: Tensor) -> bool:
+    """Whether the kernels for CPUs take these columns; else plain torch does."""
+    return columns.device.type == "cpu" and columns.dtype == torch.float32
+
+
+def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Gptq, top: int) -> None:
     """Improve what a sweep found, in place, as often as the settings say."""
-    hessian = ready.alive.index_select(0, ready.order).index_select(1, ready.order)
-    hessian.diagonal().add_(ready.factor.damp * hessian.diagonal().mean())
-    compiled = columns.device.type == "cpu" and columns.dtype == torch.float32
-    way = descent_cpu if compiled else descent
-    for _ in range(max(settings.descent, 1)):
-        way.descend(columns, hessian, swept, 2**settings.bits - 1, settings.descent > 0, settings.scale_refit)
+    damped = moments.damped(ready.alive, ready.factor.damp)
+    hessian = damped.index_select(0, ready.order).index_select(1, ready.order)
+    del damped
+    way = descent_cpu if _compiled(columns) else descent
+    for _ in range(settings.passes):
+        way.descend(columns, hessian, swept, top, settings.descent > 0, settings.scale_refit)
 
 
 def _to_columns(weight: Tensor, order: Tensor) -> Tensor:
