@@ -21,7 +21,7 @@ from hubplugin.budget import Budget, Unit
 from hubplugin.compress import lane_folder, second_moments
 from hubplugin.estimate import PROBE_TOKENS
 from hubplugin.manifest import Gptq
-from hubplugin.methods import gptq
+from hubplugin.methods import gptq, refit
 from hubplugin.report import AllocatedUnit, Allocation, progress
 from hubplugin.schemes import Scheme
 from hubplugin.stream import Model
@@ -135,7 +135,7 @@ def _probe(unit: Unit) -> int:
 def _losses(linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Gptq) -> tuple[list[float], Tensor]:
     """The loss of every option, and the weight [outputs, inputs] of the one that is tried. Factors are shared."""
     weight = torch.cat([linear.weight for linear in linears]).float()
-    prepared: dict[int, gptq.Prepared] = {}
+    prepared: dict[int, refit.Prepared] = {}
     found, tried = [], weight
     for number, scheme in enumerate(unit.options):
         own = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}

@@ -4,11 +4,11 @@ It knows names and shapes alone: no manifest, no method, no weights, no torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hubplugin.errors import PlanError
-from hubplugin.family import Family
+from hubplugin.family import Family, Part
 
 FLOATS = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors dtypes a base may hold, and their bytes
 BYTES = {**FLOATS, "I8": 1, "I32": 4, "I64": 8}
@@ -42,6 +42,15 @@ class Header:
 
 
 @dataclass(frozen=True)
+class BlockShape:
+    """What may differ from block to block. 0 heads: it has no attention; 0 channels: no FFN."""
+
+    heads: int
+    kv_heads: int
+    ffn: int
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """The sizes a config.json names, under one name each in all families."""
 
@@ -55,6 +64,18 @@ class Dimensions:
     context: int | None  # the longest sequence the positions allow; None where config.json does not say
     tied: bool  # the output head is the embedding
     experts: int = 0  # in each block, each of `ffn` channels; 0: one MLP
+    blocks: tuple[BlockShape, ...] = ()  # where blocks differ: each one's
+
+    def at(self, index: int) -> "Dimensions":
+        """The sizes as they are in one block."""
+        if not self.blocks:
+            return self
+        own = self.blocks[index]
+        return replace(self, heads=own.heads, kv_heads=own.kv_heads, ffn=own.ffn)
+
+    def shapes(self) -> tuple[BlockShape, ...]:
+        """Every block's, whether they differ or not."""
+        return self.blocks or (BlockShape(self.heads, self.kv_heads, self.ffn),) * self.layers
 
 
 def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensions:
@@ -76,8 +97,9 @@ def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensi
             "use a model whose hidden_size is a multiple of its heads",
         )
     tied = config.get("tie_word_embeddings")
+    layers = _size(config, "num_hidden_layers", where)
     return Dimensions(
-        layers=_size(config, "num_hidden_layers", where),
+        layers=layers,
         hidden=hidden,
         ffn=_size(config, family.experts.width if family.experts else "intermediate_size", where),
         heads=heads,
@@ -87,7 +109,38 @@ def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensi
         context=_size(config, "max_position_embeddings", where) if "max_position_embeddings" in config else None,
         tied=family.tied if tied is None else bool(tied),
         experts=len({tap.expert for tap in family.taps} - {None}),
+        blocks=_blocks(config["block_configs"], layers, heads, where) if config.get("block_configs") else (),
     )
+
+
+def _blocks(configs: Any, layers: int, heads: int, where: str) -> tuple[BlockShape, ...]:
+    """Every block's shape, as DeciLM's `block_configs` names it."""
+    found = []
+    try:
+        for one in configs:
+            attention, ffn = one["attention"], one["ffn"]
+            groups = 0 if attention.get("no_op") else heads // int(attention["n_heads_in_group"])
+            channels = 0 if ffn.get("no_op") else int(ffn["intermediate_size"])
+            found.append(BlockShape(heads if groups else 0, groups, channels))
+    except (TypeError, KeyError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise PlanError(f"{where}: block_configs", f"cannot be understood: {error!r}", _WRITTEN_BY_US) from error
+    if len(found) != layers:
+        raise PlanError(f"{where}: block_configs", f"names {len(found)} blocks of {layers}", _WRITTEN_BY_US)
+    return tuple(found)
+
+
+_WRITTEN_BY_US = "use a model whose block_configs give n_heads_in_group and intermediate_size, as hubplugin writes them"
+
+
+def block_configs(sizes: Dimensions) -> list[dict[str, Any]]:
+    """Blocks as DeciLM's config.json names them; what `dimensions` reads."""
+    return [
+        {
+            "attention": {"no_op": not one.heads, "n_heads_in_group": one.heads // one.kv_heads if one.heads else None},
+            "ffn": {"no_op": not one.ffn, "intermediate_size": one.ffn or None},
+        }
+        for one in sizes.shapes()
+    ]
 
 
 def _size(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
@@ -100,7 +153,7 @@ def _size(config: Mapping[str, Any], key: str, where: str, default: int | None =
 
 
 def linear_shapes(family: Family, sizes: Dimensions) -> dict[str, tuple[int, int]]:
-    """[outputs, inputs] of every linear of one block, by its path inside the block."""
+    """[outputs, inputs] of every linear of one block, by its path inside the block; of a part it lacks, none."""
     query, key = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     known = {
         "self_attn.q_proj": (query, sizes.hidden),
@@ -118,7 +171,13 @@ def linear_shapes(family: Family, sizes: Dimensions) -> dict[str, tuple[int, int
         inside = {family.experts.gate: wide, family.experts.up: wide, family.experts.down: narrow}
         owned = (name for tap in family.taps if tap.expert is not None for name in tap.linears)
         known |= {name: inside[name.rpartition(".")[2]] for name in owned}
-    return {name: known[name] for name in family.linears()}
+    return {name: known[name] for name in family.linears() if all(known[name])}
+
+
+def absent(family: Family, sizes: Dimensions) -> tuple[Part, ...]:
+    """The parts that a block of these sizes lacks."""
+    there = linear_shapes(family, sizes)
+    return tuple(part for part in family.parts if part.end and part.end not in there)
 
 
 def biased_linears(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:
@@ -130,18 +189,18 @@ def biased_linears(config: Mapping[str, Any], family: Family) -> tuple[str, ...]
 def expected(config: Mapping[str, Any], family: Family, sizes: Dimensions) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model, block by block. A tied head is not stored, so not listed."""
     shapes: dict[str, tuple[int, ...]] = {f"{family.embed}.weight": (sizes.vocab, sizes.hidden)}
-    linears = linear_shapes(family, sizes)
     biased = biased_linears(config, family)
     for layer in range(sizes.layers):
-        block = family.block.format(i=layer)
-        for name, shape in linears.items():
+        block, own = family.block.format(i=layer), sizes.at(layer)
+        skipped = {part.norm for part in absent(family, own)}
+        for name, shape in linear_shapes(family, own).items():
             shapes[f"{block}.{name}.weight"] = shape
             if name in biased:
                 shapes[f"{block}.{name}.bias"] = shape[:1]
         if family.experts:
             shapes[f"{block}.{family.experts.router}.weight"] = (sizes.experts, sizes.hidden)
-        shapes.update({f"{block}.{name}.weight": (sizes.hidden,) for name in family.norms})
-        shapes.update({f"{block}.{name}.weight": (sizes.head_dim,) for name in family.head_norms})
+        shapes.update({f"{block}.{name}.weight": (sizes.hidden,) for name in family.norms if name not in skipped})
+        shapes.update({f"{block}.{name}.weight": (sizes.head_dim,) for name in family.head_norms if own.heads})
     shapes[f"{family.norm}.weight"] = (sizes.hidden,)
     if not sizes.tied:
         shapes[f"{family.head}.weight"] = (sizes.vocab, sizes.hidden)

@@ -5,7 +5,7 @@ Knows the methods, no file format and no Hub.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -13,13 +13,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import memory
+from hubplugin import architecture, memory, uneven
 from hubplugin.activations import Batch, copied
-from hubplugin.family import Family, Tap, Width
+from hubplugin.family import CHANNELS, KEYS, QUERIES, Family, Tap
 from hubplugin.hessian import Drift, Moment, products_of, widened
 from hubplugin.loadable import LinearPlan
-from hubplugin.manifest import Gptq, Prune
-from hubplugin.methods import gptq, obs
+from hubplugin.manifest import Gptq
+from hubplugin.methods import gptq, obs, refit
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
 from hubplugin.plan import VariantPlan
 from hubplugin.report import LinearResult
@@ -34,6 +34,7 @@ class Block:
 
     index: int
     prefix: str
+    source: str  # the prefix of the block of the base that it comes from
     weights: dict[str, Tensor] = field(default_factory=dict)  # dense [outputs, inputs] by full module name
     encodings: dict[str, Encoding] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -68,14 +69,15 @@ def blocks(
     activations live there instead of in memory.
     """
     lanes = [model.start(tokens, lane_folder(spill, "ours"))]
-    if any(isinstance(step, Gptq) and step.qep for step in plan.steps):
+    if corrects(plan):
         lanes.append(copied(lanes[0], lane_folder(spill, "base")))  # what the base makes of the same tokens
     done = finished.finished if finished else 0
-    for index in range(len(model)):
+    for number, index in enumerate(plan.sources):
         begun = time.monotonic()
+        skip(model, lanes, range(plan.sources[number - 1] + 1 if number else 0, index))
         change = _Change(model, lanes, index, plan, stored)
-        if finished and index < done:
-            change.take(finished.dense(index))
+        if finished and number < done:
+            change.take(finished.dense(number))
             change.advance()
             block = None
         else:
@@ -88,8 +90,21 @@ def blocks(
         if block:
             yield block
         del block
-    if plan.head and done <= len(model):
+    if plan.head and done <= len(plan.sources):
         yield _head(model, lanes[0], plan, plan.head)
+
+
+def corrects(plan: VariantPlan) -> bool:
+    """Whether anything is fitted to what the base makes of the same tokens."""
+    return any(step.qep if isinstance(step, Gptq) else step.refit for step in plan.steps)
+
+
+def skip(model: Model, lanes: list[list[Batch]], left_out: Iterable[int]) -> None:
+    """Take the base's lane through blocks that the variant does not have."""
+    for index in left_out if len(lanes) > 1 else ():
+        model.block(index)
+        model.advance(index, lanes[1])
+        model.free(index)
 
 
 def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
@@ -98,7 +113,7 @@ def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPla
     settings, hessian = plan.settings(head.name), _moment(model.finish(batches)).matrix(head.name)
     assert settings is not None
     made = gptq.compress(model.source.get(f"{head.name}.weight").float(), hessian, settings)
-    block = Block(len(model), head.name, encodings={head.name: made.encoding})
+    block = Block(len(plan.sources), head.name, head.name, encodings={head.name: made.encoding})
     block.samples[head.name] = _sample(made.weight)
     block.results.append(_result(head.name, "gptq", made, begun))
     block.seconds = time.monotonic() - begun
@@ -124,44 +139,64 @@ class _Change:
     def __init__(
         self, model: Model, lanes: list[list[Batch]], index: int, plan: VariantPlan, stored: torch.dtype
     ) -> None:
-        self._model, self._plan, self._stored = model, plan, stored
+        self._model, self._plan, self._stored, self._index = model, plan, stored, index
         self._batches, self._base = lanes[0], lanes[1] if len(lanes) > 1 else None
         self._family: Family = model.family
+        self._prune = plan.prune
+        number = plan.sources.index(index)
+        self._sizes = plan.dims.at(number)
+        ends = [part.end for part in self._family.parts if part not in architecture.absent(self._family, self._sizes)]
+        self._last_end = ends[-1]
         self._module = model.block(index)
         self._twin = model.twin(index) if self._base else self._module
-        self._block = Block(index, self._family.block.format(i=index))
+        self._block = Block(number, self._family.block.format(i=number), self._family.block.format(i=index))
+        self._ahead: list[Batch] | None = None  # the base's lane, behind this block and those left out after it
         self._everyone: tuple[Tensor, int] | None = None  # second moments of all tokens that reach the experts
 
     def advance(self) -> None:
         """Hand the hidden states on to the next block: ours through what is stored now, the base's through its own."""
-        self._model.advance(self._block.index, self._batches, self._module)
+        self._model.advance(self._index, self._batches, self._module)
         if self._base:
-            self._model.advance(self._block.index, self._base, self._twin)
+            self._model.advance(self._index, self._base, self._twin)
 
     def take(self, dense: dict[str, Tensor]) -> None:
         """Give the block the weights it was finished with."""
-        for name in self._family.linears():
+        for part in architecture.absent(self._family, self._sizes):
+            uneven.remove(self._module, part)
+        for name in architecture.linear_shapes(self._family, self._sizes):
             linear = self._linear(name)
             _set_weight(linear, dense[f"{name}.weight"].to(linear.weight))
-            if linear.bias is not None:
-                linear.bias = nn.Parameter(dense[f"{name}.bias"].to(linear.bias), requires_grad=False)
+            if f"{name}.bias" in dense:
+                linear.bias = nn.Parameter(dense[f"{name}.bias"].to(linear.weight), requires_grad=False)
+        uneven.share_heads(self._module, self._family, self._sizes)
 
     def apply(self) -> Block:
-        """Run all steps over the taps of the block."""
-        prune = next((step for step in self._plan.steps if isinstance(step, Prune)), None)
-        width = self._family.width("ffn") if prune else None
+        """Run all steps over the taps of the block that it still has."""
+        for part in architecture.absent(self._family, self._sizes):
+            uneven.remove(self._module, part)
+        self._add_biases()
+        there = architecture.linear_shapes(self._family, self._sizes)
         for tap in self._family.taps:
-            if prune and width and set(width.producers) <= set(tap.linears):
-                self._prune(width, prune)
+            if tap.linears[0] not in there:
+                continue
             steps = {name: self._plan.settings(f"{self._block.prefix}.{name}") for name in tap.linears}
-            names = tuple(name for name, step in steps.items() if step)
-            if names and (step := steps[names[0]]):
-                self._quantize(tap, names, step)
+            quantized = tuple(name for name, step in steps.items() if step)
+            cut = self._cut(tap)
+            if quantized or cut or (self._prune and self._prune.refit):
+                self._treat(tap, quantized or tap.linears, steps[quantized[0]] if quantized else None, cut)
         self._collect()
         return self._block
 
+    def _add_biases(self) -> None:
+        """Biases that the variant's class has and the base's has not: zeros, until something is fitted to them."""
+        for name in architecture.biased_linears(self._plan.config, self._plan.family):
+            linear = cast(nn.Linear, self._module.get_submodule(name))
+            if linear.bias is None:
+                zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
+                linear.bias = nn.Parameter(zeros, requires_grad=False)
+
     def _second_moments(self, tap: Tap) -> Tensor:
-        return second_moments(self._model, self._block.index, self._batches, tap)
+        return second_moments(self._model, self._index, self._batches, tap)
 
     def _of_expert(self, tap: Tap) -> tuple[Tensor, str | None]:
         """Second moments for an expert's linears, and what was done where the router sent it too few tokens.
@@ -169,7 +204,7 @@ class _Change:
         From few tokens they are mostly chance, and error feedback that follows chance is worse than rounding. A cold
         expert also sees tokens of the block at large, which count as many as it has inputs (docs/maths.md, Experts).
         """
-        own, where = _moment(self._model.visit(self._block.index, self._batches, tap)), self._where(tap)
+        own, where = _moment(self._model.visit(self._index, self._batches, tap)), self._where(tap)
         inputs = self._linear(tap.linears[0]).in_features
         if own.tokens >= COLD * inputs:
             return own.matrix(where), None
@@ -181,7 +216,7 @@ class _Change:
 
     def _at_large(self, tap: Tap) -> tuple[Tensor, int]:
         """Second moments of the tokens of the block, and how many: of all where experts share them, else of some."""
-        names, index = self._family.experts, self._block.index
+        names, index = self._family.experts, self._index
         assert names is not None
         if tap.linears[0].endswith(f".{names.down}"):
             most = COLD * self._linear(tap.linears[0]).in_features
@@ -192,17 +227,15 @@ class _Change:
             self._everyone = every.matrix(self._where(tap)), every.tokens
         return self._everyone
 
-    def _drifts(self, tap: Tap, weight: Tensor, source: Tensor) -> tuple[Moment, Drift, Drift]:
+    def _drifts(self, tap: Tap, weight: Tensor) -> tuple[Moment, Drift, Drift]:
         """Second moments of a tap, and what its linears owe: by the tokens that fit, and by those that check."""
         assert self._base is not None
-        index, ends = self._block.index, tap.linears[0] in [part.end for part in self._family.parts]
-        moment, fit, check, first = Moment(), Drift(weight, source, ends), Drift(weight, source, ends), 0
-        ours = self._model.visit(index, self._batches, tap)
-        theirs = self._model.visit(index, self._base, tap, self._twin)
-        for batch, base, inputs, base_inputs in zip(self._batches, self._base, ours, theirs, strict=True):
-            lost = None
-            if self._family.residual and ends:
-                lost = self._model.residual(base, tap).float() - self._model.residual(batch, tap).float()
+        ends = tap.linears[0] in [part.end for part in self._family.parts]
+        moment, fit, check, first = Moment(), Drift(weight, ends), Drift(weight, ends), 0
+        ours = self._model.visit(self._index, self._batches, tap)
+        theirs = self._model.visit(self._index, self._base, tap, self._twin)
+        for place, (inputs, base_inputs) in enumerate(zip(ours, theirs, strict=True)):
+            lost = self._lost(tap, place, base_inputs) if self._family.residual and ends else None
             held = (torch.arange(first, first := first + len(inputs)) + 1) % HELD_OUT == 0
             with products_of(inputs.dtype):
                 wide = widened(inputs)
@@ -213,59 +246,156 @@ class _Change:
                         drift.add(wide[part], base_inputs[part], None if lost is None else lost[part])
         return moment, fit, check
 
-    def _prune(self, width: Width, step: Prune) -> None:
-        """Drop columns of the consumer and the same rows of its producers."""
-        begun = time.monotonic()
-        tap = self._family.tap_of(width.consumer)
-        hessian = self._second_moments(tap)
-        consumer = self._linear(width.consumer)
-        done = obs.compress(consumer.weight.float(), hessian, step, self._plan.widths[width.config][1])
-        assert isinstance(done.encoding, Columns)
-        # refitted weights are kept at the precision they will be stored in: later layers must see what is served
-        self._replace(width.consumer, done.weight.to(self._stored))
-        for name in width.producers:
-            _keep_rows(self._linear(name), done.encoding.keep, width.parts)
-        self._model.forget(self._batches, tap)
-        self._note(f"{self._block.prefix}.{width.consumer}", "prune", done, begun)
+    def _lost(self, tap: Tap, place: int, base_inputs: Tensor) -> Tensor:
+        """What the stream that an end's output is added to has lost so far [sequences, tokens, hidden], in one batch.
 
-    def _quantize(self, tap: Tap, names: tuple[str, ...], step: Gptq) -> None:
-        """Quantize linears of a tap together: they share second moments, so one factor serves their rows."""
-        begun = time.monotonic()
-        weights = [self._linear(name).weight for name in names]
-        weight, prepared, share, cold = torch.cat(weights).float(), None, None, None
+        Where nothing that was taken out follows, until the next block: of the base, up to the end of what was.
+        """
+        assert self._base is not None
+        ours = self._model.residual(self._batches[place], tap).float()
+        if self._ahead is None or tap.linears[0] != self._last_end:
+            return self._model.residual(self._base[place], tap).float() - ours
+        own = cast(nn.Linear, self._twin.get_submodule(tap.linears[0]))
+        with products_of(base_inputs.dtype):
+            made = base_inputs.float() @ own.weight.float().T
+        if own.bias is not None:
+            made += own.bias.float()
+        return self._ahead[place].hidden.float() - made - ours
+
+    def _cut(self, tap: Tap) -> tuple[obs.Cut, ...]:
+        """What the columns of a tap's linear lose, if it is the consumer of a width that shrinks."""
+        before, after = self._model.dims, self._sizes
+        found = []
+        if self._prune and tap.linears[0] == self._family.width("ffn").consumer and after.ffn < before.ffn:
+            found.append(obs.Cut(1, after.ffn))
+        if self._prune and tap.linears[0] == self._family.width("heads").consumer:
+            each = before.heads // before.kv_heads
+            if after.kv_heads < before.kv_heads:
+                found.append(obs.Cut(each * before.head_dim, after.kv_heads))
+            if after.heads // after.kv_heads < each:
+                found.append(obs.Cut(before.head_dim, after.heads, segments=after.kv_heads))
+        return tuple(found)
+
+    def _treat(self, tap: Tap, names: tuple[str, ...], step: Gptq | None, cut: tuple[obs.Cut, ...]) -> None:
+        """Prune, correct and quantize linears of a tap together, as far as each is asked for.
+
+        They share second moments, so one look at their inputs and one factor serve all rows and all of it.
+        """
+        begun, share, cold = time.monotonic(), None, None
+        weight = torch.cat([self._linear(name).weight for name in names]).float()
+        drifts: tuple[Drift, Drift] | None = None
         if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
             hessian, cold = self._of_expert(tap)
-        elif self._base is None or (self._block.index == 0 and tap == self._family.taps[0]):  # nothing has changed yet
+        elif self._base is None or (self._index == 0 and tap == self._family.taps[0]):  # nothing has changed yet
             hessian = self._second_moments(tap)
         else:
-            moment, fit, check = self._drifts(tap, weight, self._source(names, weight))
+            moment, fit, check = self._drifts(tap, weight)
+            drifts = fit, check
             hessian = moment.matrix(self._where(tap))
-            prepared = gptq.prepare(hessian, step)
-            weight, share = gptq.corrected(weight, prepared, fit, check)
-            del fit, check
+            del moment
+        if cut:
+            assert self._prune
+            done = obs.compress(weight, hessian, self._prune, cut)
+            assert isinstance(done.encoding, Columns)
+            weight, kept = done.weight, done.encoding.keep
+            hessian = hessian[kept][:, kept]
+            for drift in drifts or ():
+                drift.keep(kept)
+            self._drop_rows(tap, kept)
+            self._note(f"{self._block.prefix}.{names[0]}", "prune", done, begun)
+        if step is None:
+            self._refit(names, weight, hessian, drifts, begun)
+        else:
+            prepared = gptq.prepare(hessian, step) if drifts else None
+            if drifts and prepared:
+                weight, share = refit.corrected(weight, prepared, *drifts)
+            del drifts
+            self._quantize(names, weight, hessian, step, prepared, share, cold, begun)
+
+    def _refit(
+        self, names: tuple[str, ...], weight: Tensor, hessian: Tensor, drifts: Sequence[Drift] | None, begun: float
+    ) -> None:
+        """Store linears dense, fitted to the base's outputs where drifts are known."""
+        if drifts and self._prune and self._prune.refit:
+            prepared = refit.prepare(hessian, self._prune.damp)
+            weight, share = refit.corrected(weight, prepared, drifts[0], drifts[1])
+            self._block.results.append(
+                LinearResult(
+                    name=_stack_name(self._block.prefix, names),
+                    method="refit",
+                    loss=None,
+                    damp=prepared.factor.damp,
+                    fallback=prepared.factor.fallback,
+                    dead_inputs=int(prepared.dead.sum()),
+                    correction=share,
+                    seconds=round(time.monotonic() - begun, 3),
+                )
+            )
+        rows = 0
+        for name in names:
+            part = slice(rows, rows := rows + self._linear(name).out_features)
+            # at the precision it will be stored in: later layers must see what is served
+            self._replace(name, weight[part].to(self._stored))
+
+    def _quantize(
+        self,
+        names: tuple[str, ...],
+        weight: Tensor,
+        hessian: Tensor,
+        step: Gptq,
+        prepared: refit.Prepared | None,
+        share: float | None,
+        cold: str | None,
+        begun: float,
+    ) -> None:
+        """Quantize linears of a tap together, and note what became of them."""
         done = gptq.compress(weight, hessian, step, prepared)
         if cold:
             done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))))
-        grid = done.encoding
-        assert isinstance(grid, Grid)
+        codes = done.encoding
+        assert isinstance(codes, Grid)
         rows = 0
-        for name, old in zip(names, weights, strict=True):
-            part = slice(rows, rows := rows + len(old))
+        for name in names:
+            part = slice(rows, rows := rows + self._linear(name).out_features)
             self._replace(name, done.weight[part])
-            self._block.encodings[f"{self._block.prefix}.{name}"] = grid.rows(part)
+            self._block.encodings[f"{self._block.prefix}.{name}"] = codes.rows(part)
         self._note(_stack_name(self._block.prefix, names), "gptq", done, begun, share)
 
-    def _source(self, names: tuple[str, ...], weight: Tensor) -> Tensor:
-        """The stacked weights of the base, or `weight` itself: unless inputs were pruned, nothing but rows is gone."""
-        before = [cast(nn.Linear, self._twin.get_submodule(name)).weight for name in names]
-        return weight if before[0].shape[1] == weight.shape[1] else torch.cat(before).float()
+    def _drop_rows(self, tap: Tap, kept: Tensor) -> None:
+        """Of the producers of a consumer whose columns `kept` stay, drop the rows that nobody reads any more."""
+        width = next(width for width in self._family.widths if width.consumer in tap.linears)
+        before = self._model.dims
+        each, size = before.heads // before.kv_heads, before.head_dim
+        pairs = (kept // size // each).unique()  # KV heads that some kept column's query head reads
+        keys = (pairs[:, None] * size + torch.arange(size, device=kept.device)).reshape(-1)
+        wanted = {CHANNELS: kept, QUERIES: kept, KEYS: keys}
+        heights = {CHANNELS: before.ffn, QUERIES: before.heads * size, KEYS: before.kv_heads * size}
+        for producer in width.producers:
+            first, rows = 0, []
+            for kind in producer.rows:
+                rows.append(wanted[kind] + first)
+                first += heights[kind]
+            self._keep_rows(producer.name, torch.cat(rows))
+        self._model.forget(self._batches, tap)
+        uneven.share_heads(self._module, self._family, self._sizes)
+
+    def _keep_rows(self, name: str, rows: Tensor) -> None:
+        """Keep some outputs of a linear, in whatever way it is stored by now."""
+        linear, full = self._linear(name), f"{self._block.prefix}.{name}"
+        _set_weight(linear, linear.weight[rows])
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias[rows], requires_grad=False)
+        encoding = self._block.encodings.get(full)
+        if isinstance(encoding, Grid):
+            encoding = self._block.encodings[full] = encoding.rows(rows)
+            self._block.samples[full] = _sample(encoding.rows(slice(SAMPLE_ROWS)).dense())
 
     def _where(self, tap: Tap) -> str:
         return f"{self._block.prefix}.{tap.linears[0]}"
 
     def _collect(self) -> None:
         """Note what is stored dense: linears without a grid, and biases."""
-        for name in self._family.linears():
+        for name in architecture.linear_shapes(self._family, self._sizes):
             linear, full = self._linear(name), f"{self._block.prefix}.{name}"
             if full not in self._block.encodings:
                 self._block.encodings[full] = Dense()
@@ -322,12 +452,3 @@ def _stack_name(prefix: str, names: tuple[str, ...]) -> str:
 def _set_weight(linear: nn.Linear, weight: Tensor) -> None:
     linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     linear.out_features, linear.in_features = weight.shape
-
-
-def _keep_rows(linear: nn.Linear, kept: Tensor, parts: int) -> None:
-    """Keep the same rows in each of the equal parts stacked in a producer."""
-    size = linear.weight.shape[0] // parts
-    rows = torch.cat([kept + part * size for part in range(parts)])
-    _set_weight(linear, linear.weight[rows])
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias[rows], requires_grad=False)

@@ -14,6 +14,7 @@ from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan
 from hubplugin.manifest import Document, Gptq, Prune, Source, Step
 from hubplugin.schemes import Scheme
+from hubplugin.shaping import Space
 
 GROUP_SIZES = (128, 64, 32)  # besides -1, a whole row
 GPTQMODEL_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # phi3's fused linears it would split
@@ -167,7 +168,7 @@ def experts(prune: Prune | None, gptq: Gptq | None, family: Family, where: str) 
         return
     if prune:
         raise PlanError(
-            f"{where}[0].ffn",
+            f"{where}[0]",
             "this model has experts: each would keep channels of its own, and vLLM runs them as one matrix",
             "remove the step, or prune a model without experts",
         )
@@ -177,6 +178,66 @@ def experts(prune: Prune | None, gptq: Gptq | None, family: Family, where: str) 
             "vLLM wants all experts of a block alike, and losses are not yet summed over them",
             "use bits and group_size instead",
         )
+
+
+def prunable(family: Family, model_type: str, where: str) -> None:
+    """Whether the blocks are of a kind that pruning knows."""
+    if not family.widths:
+        raise PlanError(
+            where,
+            f"blocks of {model_type} already differ from one another",
+            "prune the model it was made from, by as much as you want in all",
+        )
+
+
+def biases(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys that give every linear of a block a bias. Raises PlanError where the class has none."""
+    if config["model_type"] not in ("llama", "nemotron-nas"):
+        raise PlanError(where, f"linears of {config['model_type']} have no biases to fit", "remove it")
+    return {"attention_bias": True, "mlp_bias": True}
+
+
+def depth(prune: Prune, layers: int, where: str) -> None:
+    """Something of everything must stay."""
+    for key in ("layers", "attention", "mlp"):
+        count = getattr(prune, key) or 0
+        most = layers - 1 - (0 if key == "layers" else prune.layers or 0)
+        if count > most:
+            raise PlanError(f"{where}.{key}", f"{count} of {layers} cannot go", f"use {most} or fewer")
+
+
+def reachable(space: Space, outside: int, where: str) -> None:
+    """A target that some shape meets, and that something must go for."""
+    if space.step.params is None:
+        return
+    whole = outside + sizes.linear_parameters(space.family, space.base)
+    if not outside < space.step.params < whole:
+        raise PlanError(
+            f"{where}.params",
+            f"the model has {whole} parameters, {outside} of them outside the blocks' linears",
+            f"use a number between, such as {outside + (whole - outside) * 7 // 10}",
+        )
+
+
+def kept_heads(prune: Prune, dims: Dimensions, group: int, where: str) -> tuple[int, int]:
+    """(query heads, KV heads) that stay. Raises PlanError where no count is near the share."""
+    each, kv_heads = dims.heads // dims.kv_heads, dims.kv_heads
+    if prune.kv_heads is not None:
+        kv_heads = _kept(prune.kv_heads, kv_heads, each * dims.head_dim, group, f"{where}.kv_heads", "KV groups")
+    if prune.heads is not None:
+        inside = "query heads of a KV group"
+        each = _kept(prune.heads, each, kv_heads * dims.head_dim, group, f"{where}.heads", inside)
+    return kv_heads * each, kv_heads
+
+
+def _kept(share: float, count: int, columns: int, group: int, where: str, what: str) -> int:
+    """How many of `count` stay, the nearest to the share such that o_proj's inputs are whole groups."""
+    fits = [kept for kept in range(1, count) if kept * columns % group == 0]
+    if not fits:
+        raise PlanError(
+            where, f"there are {count} {what}, and none can go", "prune ffn or layers, or another group_size"
+        )
+    return min(fits, key=lambda kept: (abs(kept - count * (1 - share)), -kept))
 
 
 def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubplugin import checkpoint, declare, layout
+from hubplugin import checkpoint, declare, layout, sizes
 from hubplugin import folder as model_folder
 from hubplugin.checkpoint import Reader
 from hubplugin.compress import Block
@@ -55,15 +55,17 @@ class Folder:
                 tensors[f"{name}.weight"] = self._as_stored(f"{name}.weight", block.weights[name])
             if name in block.biases:
                 tensors[f"{name}.bias"] = self._as_stored(f"{name}.bias", block.biases[name])
-        for name in self._reader.headers:
-            if name.startswith(block.prefix + ".") and name not in own:
-                tensors[name] = self._reader.get(name)
+        for old in self._reader.headers:
+            name = block.prefix + old.removeprefix(block.source)
+            if old.startswith(block.source + ".") and name not in own and name in self._plan.tensors:
+                tensors[name] = self._reader.get(old)
         self._journal.add(block.index, tensors, block.samples, block.results)
 
     def _grid(self, name: str, encoding: Grid) -> dict[str, Tensor]:
         scheme = self._plan.linear(name).scheme
         assert scheme is not None
-        return layout.tensors(encoding, scheme.layout, DTYPES[self._reader.headers[f"{name}.weight"].dtype])
+        old = sizes.origin(self._family, f"{name}.weight", self._plan.sources)
+        return layout.tensors(encoding, scheme.layout, DTYPES[self._reader.headers[old].dtype])
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(DTYPES[self._plan.tensors[name].dtype])

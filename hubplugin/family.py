@@ -40,14 +40,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Producer:
+    """A linear that loses the rows whose outputs nobody reads any more."""
+
+    name: str
+    rows: tuple[str, ...]  # what its rows are, stacked: CHANNELS, QUERIES, KEYS (as many as values)
+
+
+CHANNELS, QUERIES, KEYS = "channels", "queries", "keys"
+
+
+@dataclass(frozen=True)
 class Width:
     """A dimension inside a block that can shrink: columns of the consumer, rows of the producers."""
 
     name: str
     consumer: str  # the linear that loses input columns
-    producers: tuple[str, ...]  # the linears that lose the same output rows
-    parts: int  # how many equal parts are stacked in each producer (2 in phi3's gate_up_proj)
-    config: str  # the config.json key that holds the width
+    producers: tuple[Producer, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the producers."""
+        return tuple(producer.name for producer in self.producers)
 
 
 @dataclass(frozen=True)
@@ -103,8 +117,12 @@ class Family:
         return next(tap for tap in self.taps if linear in tap.linears)
 
     def width(self, name: str) -> Width:
-        """A width by its manifest name."""
+        """A width by its name."""
         return next(width for width in self.widths if width.name == name)
+
+    def part_of(self, linear: str) -> Part:
+        """The part of a block that a linear belongs to."""
+        return next(part for part in self.parts if linear.startswith(part.name + "."))
 
 
 _ATTENTION_OUT = Tap("attn_out", ("self_attn.o_proj",))
@@ -117,7 +135,18 @@ SEPARATE = Family(
         Tap("mlp_in", ("mlp.gate_proj", "mlp.up_proj")),
         _MLP_OUT,
     ),
-    widths=(Width("ffn", "mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"), 1, "intermediate_size"),),
+    widths=(
+        Width(
+            "heads",
+            "self_attn.o_proj",
+            (
+                Producer("self_attn.q_proj", (QUERIES,)),
+                Producer("self_attn.k_proj", (KEYS,)),
+                Producer("self_attn.v_proj", (KEYS,)),
+            ),
+        ),
+        Width("ffn", "mlp.down_proj", (Producer("mlp.gate_proj", (CHANNELS,)), Producer("mlp.up_proj", (CHANNELS,)))),
+    ),
 )
 
 FUSED = Family(
@@ -127,7 +156,10 @@ FUSED = Family(
         Tap("mlp_in", ("mlp.gate_up_proj",)),
         _MLP_OUT,
     ),
-    widths=(Width("ffn", "mlp.down_proj", ("mlp.gate_up_proj",), 2, "intermediate_size"),),
+    widths=(
+        Width("heads", "self_attn.o_proj", (Producer("self_attn.qkv_proj", (QUERIES, KEYS, KEYS)),)),
+        Width("ffn", "mlp.down_proj", (Producer("mlp.gate_up_proj", (CHANNELS, CHANNELS)),)),
+    ),
 )
 
 SPARSE = Family(
@@ -173,6 +205,13 @@ FAMILIES: dict[str, Family] = {
         whole_heads=True,
     ),
     "phi3": replace(FUSED, native="Phi3ForCausalLM"),
+    # what our own pruning makes of a llama where blocks differ; pruned once more, from the base
+    "nemotron-nas": replace(
+        SEPARATE,
+        native="DeciLMForCausalLM",
+        widths=(),
+        bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)),
+    ),
     "mixtral": replace(
         SPARSE,
         native="MixtralForCausalLM",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubplugin import experts, export, layout, stream
+from hubplugin import experts, export, layout, stream, uneven
 from hubplugin.checkpoint import Reader
 from hubplugin.errors import CheckpointError, GateError, ServeError
 from hubplugin.evaluate import open_model
@@ -114,7 +114,8 @@ def companions_equal(folder: Path, base: Path) -> GateLine:
 def ties(folder: Path, plan: VariantPlan) -> GateLine:
     """Tied embeddings are stored once and declared tied, untied ones are not tied by accident."""
     view = DenseView(folder)
-    declared = bool(AutoConfig.from_pretrained(folder).tie_word_embeddings)
+    plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
+    declared = bool(AutoConfig.for_model(**uneven.buildable(plain)).tie_word_embeddings)
     planned = not any(name.startswith("lm_head.") for name in plan.tensors)
     stored_once = "lm_head.weight" not in view
     passed = declared == planned == stored_once
@@ -198,7 +199,7 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
     view = DenseView(folder)
     plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
-    config = AutoConfig.for_model(**plain)
+    config = AutoConfig.for_model(**uneven.buildable(plain))
     own: Any = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
     state = {name: view.get(name) for name in view.names()}
     model, found = own.from_pretrained(

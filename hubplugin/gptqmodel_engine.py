@@ -118,7 +118,7 @@ def _blocks(plan: VariantPlan, family: Family) -> Iterator[tuple[str, list[str]]
 
 def _block(index: int, prefix: str, names: list[str], stored: dict[str, Tensor], step: Gptq, reader: Reader) -> Block:
     """A block as our own engine would hand it to the exporter. Biases are the base's: gptqmodel leaves them alone."""
-    block = Block(index, prefix)
+    block = Block(index, prefix, prefix)
     for name in names:
         codes, scales = stored[f"{name}.codes"], stored[f"{name}.scales"]
         group_size = codes.shape[1] // scales.shape[1]

@@ -66,33 +66,33 @@ class Moment:
 class Drift:
     """What a linear W owes where it is given x: sum (y~ - W x) x^T over tokens.
 
-    y~ is what the base made: V x~ with its own weight V and input x~, and, for the end of a part, what the stream that
-    the output is added to has lost so far. Elsewhere V is W, and the sum is kept without it: sum (x~ - x) x^T.
+    y~ is what the base made: W x~ with its own input x~, and, for the end of a part, what the stream that the output is
+    added to has lost so far. Elsewhere the sum is kept without W: sum (x~ - x) x^T.
     """
 
-    def __init__(self, weight: Tensor, source: Tensor, ends: bool) -> None:
-        """W [outputs, inputs], V [outputs, inputs of the base], whether an end; nothing is pruned but before an end."""
+    def __init__(self, weight: Tensor, ends: bool) -> None:
+        """W [outputs, inputs], which the base has too; whether it is an end."""
         self.tokens = 0
-        self._weight, self._source, self._ends = weight, source, ends
+        self._weight, self._ends = weight, ends
         self._sum: Tensor | None = None
 
     def add(self, x: Tensor, base: Tensor, lost: Tensor | None = None) -> None:
-        """Add tokens: x [..., inputs], the base's [..., its inputs], for an end what was lost [..., outputs]."""
+        """Add tokens: x [..., inputs], the base's [..., inputs], for an end what was lost [..., outputs]."""
         with products_of(x.dtype):
             rows, others = _rows(x), _rows(base)
             self.tokens += len(rows)
-            if not self._ends:
-                missing = others - rows
-            elif self._source is self._weight:
-                missing = (others - rows) @ self._weight.T
-            else:
-                missing = others @ self._source.T - rows @ self._weight.T
+            missing = (others - rows) @ self._weight.T if self._ends else others - rows
             if lost is not None:
                 missing += _rows(lost)
             if self._sum is None:
                 self._sum = missing.T @ rows
             else:
                 self._sum.addmm_(missing.T, rows)
+
+    def keep(self, columns: Tensor) -> None:
+        """From now on as if x had these inputs alone, and W the best repair of what that loses."""
+        if self._sum is not None:
+            self._sum = self._sum[:, columns]
 
     def sum(self, share: float = 1.0) -> Tensor:
         """The sum times a share; `owed` makes of it what W owes, of it or of what it became [..., inputs]."""

@@ -193,8 +193,9 @@ def _on_cuda(sizes: Dimensions, units: Sequence[_Unit], tp: int) -> str:
         return f"{sizes.heads} attention heads do not split over {tp} GPUs"
     if sizes.kv_heads % tp and tp % sizes.kv_heads:
         return f"{sizes.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
-    if sizes.ffn % tp:
-        return f"{sizes.ffn} FFN channels do not split over {tp} GPUs"
+    for width in dict.fromkeys(block.ffn for block in sizes.shapes()):
+        if width % tp:
+            return f"{width} FFN channels do not split over {tp} GPUs"
     for unit in units:
         if unit.scheme.layout != INT_QUANTIZED and (why := _split(unit, tp, sizes.kv_heads)):
             return why

@@ -137,13 +137,13 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     evaluation = None
     if job.reference and job.document.manifest.evaluate:
         with clock.stage("evaluation"):
-            evaluation = evaluate.measure(staging, job.family, job.reference, job.document.manifest.evaluate.kl)
+            evaluation = evaluate.measure(staging, variant.family, job.reference, job.document.manifest.evaluate.kl)
     with clock.stage("gate"):
         lines = gate.check(
             staging,
             job.snapshot.path,
             variant,
-            job.family,
+            variant.family,
             samples,
             evaluation,
             job.document.manifest.gate.of(variant.name),
@@ -189,8 +189,9 @@ def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report
     model = Model(source, job.plan.config, job.family, dtype, device)
     target = export.Folder(folder, job.snapshot.path, variant, job.family, _identity(job, variant))
     if target.finished:
-        progress(f"{variant.name} | goes on after block {target.finished:02d}/{len(model)} of an interrupted run")
-    if target.finished < len(model) + (variant.head is not None):
+        of = f"{target.finished:02d}/{variant.dims.layers}"
+        progress(f"{variant.name} | goes on after block {of} of an interrupted run")
+    if target.finished < variant.dims.layers + (variant.head is not None):
         with spilling(variant, folder) if device == "cpu" else nullcontext() as spill:
             _blocks(job, variant, target, model, stored, spill)
     results, samples = target.results(), target.samples()
@@ -213,11 +214,11 @@ def _blocks(
     job: Job, variant: VariantPlan, target: export.Folder, model: Model, stored: torch.dtype, spill: Path | None
 ) -> None:
     """Compress all blocks that are not finished yet, with a line of progress for each."""
-    begun, first = time.monotonic(), target.finished
+    begun, first, count = time.monotonic(), target.finished, variant.dims.layers
     for block in compress.blocks(model, job.calibration.ids, variant, stored, target, spill):
         target.add(block)
-        left = (time.monotonic() - begun) / (block.index + 1 - first) * (len(model) - block.index - 1)
-        place = f"block {block.index + 1:02d}/{len(model)}" if block.index < len(model) else block.prefix
+        left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
+        place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
         progress(
             f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
             f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"

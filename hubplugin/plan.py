@@ -10,7 +10,7 @@ from functools import cached_property
 from math import lcm
 from typing import Any
 
-from hubplugin import architecture, budget, crosscheck, estimate, family, loadable, schemes, sizes
+from hubplugin import architecture, budget, crosscheck, estimate, family, loadable, schemes, shaping, sizes, successor
 from hubplugin.architecture import Dimensions, Header
 from hubplugin.budget import Budget
 from hubplugin.errors import PlanError
@@ -18,6 +18,7 @@ from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan, Verdict
 from hubplugin.manifest import Document, Gptq, Prune, Step
 from hubplugin.schemes import GPTQ, Scheme
+from hubplugin.shaping import Shape, Space
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class VariantPlan:
     name: str
     steps: tuple[Step, ...]  # as in the manifest; the format of quantized weights is filled in
     widths: dict[str, tuple[int, int]]  # config key -> before, after; unchanged widths are not listed
+    dims: Dimensions  # its own sizes
+    sources: tuple[int, ...]  # the blocks of the base that its blocks come from
     config: dict[str, Any]  # config.json of the variant, without quantization_config
     linears: tuple[LinearPlan, ...]  # of the blocks
     head: LinearPlan | None  # the output head where it is quantized; None: as in the base
@@ -40,6 +43,17 @@ class VariantPlan:
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
     budget: Budget | None = None  # what the step's budget chooses among
+    space: Space | None = None  # what measurements decide of its shape; until then, shape and sizes are a guess
+
+    @property
+    def prune(self) -> Prune | None:
+        """The pruning step."""
+        return next((step for step in self.steps if isinstance(step, Prune)), None)
+
+    @property
+    def family(self) -> Family:
+        """Its own row of the table; a pruned model may have left its base's."""
+        return family.match(self.config, self.name)
 
     @property
     def peak_memory(self) -> int:
@@ -144,6 +158,12 @@ def _base(model: str, config: Mapping[str, Any], tensors: Mapping[str, Header]) 
     return _Base(config["model_type"], row, dict(config), dims, used, stored)
 
 
+def shaped(document: Document, plan: Plan, name: str, shape: Shape) -> VariantPlan:
+    """The variant of a plan whose shape was decided."""
+    base = _base(plan.model, plan.config, plan.tensors)
+    return _variant(document, name, document.manifest.variants[name], base, shape=shape)
+
+
 def allocated(document: Document, plan: Plan, name: str, chosen: Mapping[str, Scheme]) -> VariantPlan:
     """The variant of a plan whose budget was spent: `chosen` are the schemes of linears that it left open, by path."""
     base = _base(plan.model, plan.config, plan.tensors)
@@ -155,7 +175,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     found = asdict(replace(plan, variants=()))
     found["variants"] = [
         {
-            **asdict(replace(variant, steps=(), budget=None)),
+            **asdict(replace(variant, steps=(), budget=None, space=None)),
             "steps": [step.model_dump(mode="json") for step in variant.steps],
             "compression_ratio": plan.bytes / variant.bytes,
         }
@@ -170,31 +190,36 @@ def _variant(
     steps: tuple[Step, ...],
     base: _Base,
     chosen: Mapping[str, Scheme] | None = None,
+    shape: Shape | None = None,
 ) -> VariantPlan:
     where = f"{document.path}: variants.{name}"
     prune, gptq = crosscheck.order(steps, where)
     last = f"{where}[{len(steps) - 1}]"
     crosscheck.experts(prune, gptq, base.family, where)
-    found = _schemes(gptq, prune, base, last) if gptq else {}
-    dims, widths = base.dims, {}
-    if prune:
-        dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, _ffn_group(found, base), dims.ffn, f"{where}[0].ffn"))
-        widths[base.family.width("ffn").config] = (base.dims.ffn, dims.ffn)
+    found = _schemes(gptq, prune, base, base.dims, last) if gptq else {}
+    space, own = None, shape or Shape(tuple(range(base.dims.layers)), base.dims.shapes())
+    if prune and shape is None:
+        space = _space(prune, found, base, f"{where}[0]")
+        own = space.before_measuring(_outside(base))
+    dims = own.dimensions(base.dims)
+    if gptq and dims != base.dims:
+        found = _schemes(gptq, prune, base, dims, last)
     limit = _budget(gptq, found, base, last) if gptq else None
     if limit:
         found = {**found, **(limit.before_measuring() if chosen is None else chosen)}
-    linears = sizes.linears(base.family, base.dims, dims, found)
+    config = successor.config(base.config, base.family, base.dims, dims, own.sources, f"{where}[0]")
+    if prune and prune.bias:
+        config |= crosscheck.biases(config, f"{where}[0].bias")
+    row = family.match(config, where)
+    linears = sizes.linears(base.family, base.dims, dims, found, own.sources)
     head = _head(found, base)
     quantized = linears if head is None else (*linears, head)
     crosscheck.packing(quantized, last)
     crosscheck.fused(quantized, last)
-    # a variant is plain tensors of a known family: remote code is neither copied nor needed
-    config = {key: value for key, value in base.config.items() if key != "auto_map"}
-    config.update({key: after for key, (_, after) in widths.items()})
-    dense = architecture.expected(config, base.family, dims)
-    tensors = sizes.tensors(dense, base.tensors, quantized)
+    dense = architecture.expected(config, row, dims)
+    tensors = sizes.tensors(dense, _stored(dense, base, own.sources), quantized)
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
-    verdicts = _verdicts(base.model_type, dims, quantized, limit if chosen is None else None)
+    verdicts = _verdicts(config["model_type"], dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
     work = _work(document, base, prune, gptq, limit)
     shapes = architecture.linear_shapes(base.family, base.dims)
@@ -202,13 +227,15 @@ def _variant(
     return VariantPlan(
         name=name,
         steps=tuple(_resolved(step, linears, found) if isinstance(step, Gptq) else step for step in steps),
-        widths=widths,
+        widths=_widths(base, dims),
+        dims=dims,
+        sources=own.sources,
         config=config,
         linears=linears,
         head=head,
         tensors=tensors,
         parameters=sizes.parameters(dense),
-        linear_parameters=sizes.linear_parameters(base.family, dims),
+        linear_parameters=sizes.linear_parameters(row, dims),
         bytes=weight.bytes,
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
@@ -216,7 +243,57 @@ def _variant(
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
         budget=limit,
+        space=space if prune and prune.measures else None,
     )
+
+
+def _space(prune: Prune, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Space:
+    """What a step leaves to measurements; where it names counts, one choice of widths and heads."""
+    crosscheck.prunable(base.family, base.model_type, where)
+    channels, columns = (_group(found, base.family.width(name).consumer) for name in ("ffn", "heads"))
+    if any(getattr(prune, key) is not None for key in Prune.targets):
+        space = Space(
+            prune,
+            base.family,
+            base.dims,
+            shaping.widths(base.dims.ffn, channels),
+            shaping.heads(base.dims, columns if columns > 1 else None),
+        )
+        crosscheck.reachable(space, _outside(base), where)
+        return space
+    ffn = (
+        base.dims.ffn if prune.ffn is None else crosscheck.kept_ffn(prune.ffn, channels, base.dims.ffn, f"{where}.ffn")
+    )
+    heads = crosscheck.kept_heads(prune, base.dims, columns, where)
+    crosscheck.depth(prune, base.dims.layers, where)
+    return Space(prune, base.family, base.dims, (ffn,), (heads,))
+
+
+def _outside(base: _Base) -> int:
+    """Parameters outside the linears that pruning works on."""
+    every = sum(header.count for header in base.tensors.values())
+    return every - sizes.linear_parameters(base.family, base.dims)
+
+
+def _stored(dense: Mapping[str, tuple[int, ...]], base: _Base, sources: Sequence[int]) -> dict[str, Header]:
+    """For every tensor of a variant, the one of the base that it comes from; for a new bias, its weight's."""
+    found = {}
+    for name in dense:
+        old = sizes.origin(base.family, name, sources)
+        found[name] = base.tensors.get(old) or base.tensors[old.removesuffix("bias") + "weight"]
+    return found
+
+
+def _widths(base: _Base, dims: Dimensions) -> dict[str, tuple[int, int]]:
+    """Keys of config.json whose values changed; where blocks differ, the widest block's."""
+    before, after = base.dims, dims
+    keys = {
+        "num_hidden_layers": (before.layers, after.layers),
+        "num_attention_heads": (before.heads, after.heads),
+        "num_key_value_heads": (before.kv_heads, after.kv_heads),
+        "intermediate_size": (before.ffn, after.ffn),
+    }
+    return {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
 
 
 def _work(
@@ -230,10 +307,10 @@ def _work(
         quantizes=gptq is not None,
         prunes=prune is not None,
         units=len(limit.units) if limit else 0,
-        corrects=gptq is not None and gptq.qep,
+        corrects=(gptq is not None and gptq.qep) or (prune is not None and prune.refit),
         descends=gptq.passes if gptq else 0,
         head=gptq is not None and gptq.lm_head,
-        number=base.tensors[f"{sizes.names(base.family, 1)[0]}.weight"].itemsize,
+        number=base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].itemsize,
         evaluated=_evaluated(document),
     )
 
@@ -281,11 +358,14 @@ def _budget(gptq: Gptq, found: Mapping[str, Scheme | None], base: _Base, where: 
     return budget.make(gptq, (*linears, *([head] if head else [])), dense, base.tensors, where)
 
 
-def _schemes(gptq: Gptq, prune: Prune | None, base: _Base, where: str) -> dict[str, Scheme | None]:
-    """Every linear's scheme by its full path, the head's among them where the step asks for it."""
+def _schemes(gptq: Gptq, prune: Prune | None, base: _Base, dims: Dimensions, where: str) -> dict[str, Scheme | None]:
+    """Every linear's scheme by its full path, the head's among them where the step asks for it.
+
+    Linears are those of a model of the sizes `dims`.
+    """
     crosscheck.engine(gptq, prune, base.model_type, where)
     crosscheck.head(gptq, base.family, base.dims, where)
-    names = sizes.names(base.family, base.dims.layers) + ([base.family.head] if gptq.lm_head else [])
+    names = sizes.names(base.family, dims) + ([base.family.head] if gptq.lm_head else [])
     crosscheck.patterns(gptq, names, where)
     found = schemes.resolve(gptq, names, base.dims.vocab)
     crosscheck.grids(gptq, found, where)
@@ -299,8 +379,7 @@ def _head(found: Mapping[str, Scheme | None], base: _Base) -> LinearPlan | None:
     return LinearPlan(base.family.head, base.family.head, shape, shape, scheme) if scheme else None
 
 
-def _ffn_group(found: Mapping[str, Scheme | None], base: _Base) -> int:
-    """The step that pruned FFN widths keep for the sake of groups: whole groups for every consumer of every block."""
-    consumer = base.family.width("ffn").consumer
+def _group(found: Mapping[str, Scheme | None], consumer: str) -> int:
+    """The step that pruned widths keep for the sake of groups: whole groups for their consumer in every block."""
     own = (scheme for name, scheme in found.items() if name.endswith(f".{consumer}") and scheme)
     return lcm(*(scheme.group_size for scheme in own if scheme.group_size > 0))

@@ -3,7 +3,7 @@
 Arithmetic on headers alone: it refuses nothing and reads no weights.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, lcm
 
@@ -51,26 +51,45 @@ def width_unit(tile: int, group_size: int | None) -> int:
     return lcm(tile, group_size) if group_size and group_size > 0 else tile
 
 
-def names(family: Family, layers: int) -> list[str]:
+def names(family: Family, size: Dimensions) -> list[str]:
     """Full module paths of all linears of all blocks, block by block, in the order of the forward pass."""
-    return [f"{family.block.format(i=layer)}.{name}" for layer in range(layers) for name in family.linears()]
+    return [
+        f"{family.block.format(i=layer)}.{name}"
+        for layer in range(size.layers)
+        for name in architecture.linear_shapes(family, size.at(layer))
+    ]
+
+
+def origin(family: Family, name: str, sources: Sequence[int]) -> str:
+    """The base's name of a tensor of a variant, whose blocks are the base's `sources`."""
+    before, after = family.block.split("{i}")
+    if not name.startswith(before):
+        return name
+    number, _, rest = name[len(before) :].partition(".")
+    return f"{family.block.format(i=sources[int(number)])}.{rest}" if not after else name
 
 
 def linears(
-    family: Family, before: Dimensions, after: Dimensions, schemes: Mapping[str, Scheme | None]
+    family: Family,
+    before: Dimensions,
+    after: Dimensions,
+    schemes: Mapping[str, Scheme | None],
+    sources: Sequence[int] = (),
 ) -> tuple[LinearPlan, ...]:
-    """All linears of all blocks, in the order of `names`; those without a scheme stay dense."""
-    old, new = architecture.linear_shapes(family, before), architecture.linear_shapes(family, after)
+    """All linears of all blocks, in the order of `names`; those without a scheme stay dense.
+
+    `sources` are the blocks of `before` that those of `after` come from, where some are left out.
+    """
     return tuple(
         LinearPlan(
             name=(full := f"{family.block.format(i=layer)}.{name}"),
             tap=family.tap_of(name).name,
-            before=old[name],
-            after=new[name],
+            before=architecture.linear_shapes(family, before.at(sources[layer] if sources else layer))[name],
+            after=shape,
             scheme=schemes.get(full),
         )
         for layer in range(after.layers)
-        for name in family.linears()
+        for name, shape in architecture.linear_shapes(family, after.at(layer)).items()
     )
 
 
@@ -128,8 +147,12 @@ def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def linear_parameters(family: Family, size: Dimensions) -> int:
     """Weights of the linears inside the blocks, biases not counted."""
-    shapes = architecture.linear_shapes(family, size).values()
-    return size.layers * sum(outputs * inputs for outputs, inputs in shapes)
+    return sum(block_parameters(family, size.at(layer)) for layer in range(size.layers))
+
+
+def block_parameters(family: Family, size: Dimensions) -> int:
+    """Weights of the linears of one block of these sizes."""
+    return sum(outputs * inputs for outputs, inputs in architecture.linear_shapes(family, size).values())
 
 
 def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parameters: int) -> Weight:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubplugin import experts
+from hubplugin import architecture, experts, uneven
 from hubplugin.activations import Batch, Pool
 from hubplugin.errors import CheckpointError
 from hubplugin.estimate import DEVICE_MICRO_TOKENS, MICRO_TOKENS
@@ -130,7 +130,7 @@ class Model:
     ) -> None:
         self.source, self.family, self.dtype, self.device = source, family, dtype, device
         plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-        settings = AutoConfig.for_model(**plain)
+        settings = AutoConfig.for_model(**uneven.buildable(plain))
         # scaled-dot-product kernels have no soft-capping; eager attention does
         attention = "eager" if getattr(settings, "attn_logit_softcapping", None) else "sdpa"
         with torch.device("meta"):
@@ -138,9 +138,12 @@ class Model:
         self._model.eval()
         self._trunk = self._model.model
         self._blocks = list(self._trunk.layers)
-        if family.experts:
-            for block in self._blocks:
+        self.dims = architecture.dimensions(config, family, "config.json")
+        for index, block in enumerate(self._blocks):
+            if family.experts:
                 experts.install(block, family.experts)
+            if self.dims.blocks:
+                uneven.fit(block, family, self.dims.at(index))
         self._fill_buffers()
         self._softcap = getattr(settings, "final_logit_softcapping", None)
 

@@ -26,7 +26,7 @@ def memory(work: Work = WORK, model_type: str = "llama", resident: int = 0, **ch
     return estimate.memory(row, dims, architecture.linear_shapes(row, dims), work, resident)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(pico.BY_TYPE))
 def test_activations_in_files_leave_less_in_memory_than_they_took_there(model_type):
     found = memory(model_type=model_type)
     assert estimate.RUNTIME_BYTES < found.spilled < found.peak

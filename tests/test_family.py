@@ -15,7 +15,7 @@ from hubplugin.errors import FamilyError
 from hubplugin.evaluate import open_model
 
 
-@pytest.fixture(params=sorted(family.FAMILIES))
+@pytest.fixture(params=sorted(pico.BY_TYPE))
 def model(request):
     """A pico model of each family, on the meta device."""
     with torch.device("meta"):
@@ -71,19 +71,19 @@ def test_dropping_a_channel_from_consumer_and_producers_is_dropping_it_from_the_
     block = model.get_submodule(row.block.format(i=0))
     consumer = block.get_submodule(width.consumer)
     channels = consumer.in_features
-    assert channels == getattr(model.config, width.config)
+    assert channels == model.config.intermediate_size
     keep = torch.arange(channels) != 5
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         consumer.weight[:, 5] = 0
         zeroed = model(tokens).logits
         consumer.weight = nn.Parameter(consumer.weight[:, keep])
-        for name in width.producers:
-            producer = block.get_submodule(name)
-            assert producer.out_features == width.parts * channels
-            producer.weight = nn.Parameter(producer.weight[keep.repeat(width.parts)])
+        for one in width.producers:
+            producer, parts = block.get_submodule(one.name), len(one.rows)
+            assert producer.out_features == parts * channels
+            producer.weight = nn.Parameter(producer.weight[keep.repeat(parts)])
             if producer.bias is not None:
-                producer.bias = nn.Parameter(producer.bias[keep.repeat(width.parts)])
+                producer.bias = nn.Parameter(producer.bias[keep.repeat(parts)])
         cut = model(tokens).logits
     torch.testing.assert_close(cut, zeroed)
 
@@ -117,7 +117,7 @@ ASKED = [
     ("qwen3", {"attention_bias": True}, None),
     ("qwen3_moe", {"attention_bias": True, "norm_topk_prob": False}, None),
 ]
-TIES = [(name, {"tie_word_embeddings": tied}, None) for name in sorted(family.FAMILIES) for tied in (True, False)]
+TIES = [(name, {"tie_word_embeddings": tied}, None) for name in sorted(pico.BY_TYPE) for tied in (True, False)]
 
 
 def logits_of(folder: Path, ids: torch.Tensor, config=None) -> torch.Tensor:

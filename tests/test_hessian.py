@@ -57,7 +57,7 @@ def test_what_a_linear_owes_is_the_same_summed_over_inputs_or_over_outputs() -> 
     x, base, weight = inputs(), inputs(seed=1), torch.randn(5, 48, dtype=torch.float64)
     owed = []
     for ends in (True, False):
-        drift = hessian.Drift(weight, weight, ends)
+        drift = hessian.Drift(weight, ends)
         for part, other in zip(x.split(100), base.split(100), strict=True):
             drift.add(part, other)
         owed.append(drift.owed(drift.sum(0.5)))

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("*.py")])
 # a module imports only what stands above it; a folder's name stands for all of its files
 ORDER = """
-    errors interrupt yamlfile explain manifest family architecture schemes loadable sizes estimate crosscheck knapsack
-    budget plan table report memory folder hub checkpoint calibrate moments_gpu hessian methods ahead experts
-    activations stream compress pack layout declare journal export evaluate allocate gate card generate
-    gptqmodel_worker gptqmodel_engine pipeline publish target localhub demo cli __main__
+    errors interrupt yamlfile explain manifest family architecture schemes loadable sizes estimate knapsack shaping
+    crosscheck successor budget plan table report memory folder hub checkpoint calibrate moments_gpu hessian methods
+    ahead experts uneven activations stream compress pack layout declare journal export evaluate allocate gate card
+    generate gptqmodel_worker gptqmodel_engine pipeline publish target localhub demo cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),

@@ -110,7 +110,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path):
         ("variants.Int4.0", {"method": "prune", "ffn": "25%"}, ": variants.Int4[0].ffn", "such as 0.25"),
         ("variants.Int4.0", {"method": "prune", "ffn": True}, ": variants.Int4[0].ffn", "such as 0.25"),
         ("variants.Int4.0", {"method": "prune", "ffn": float("nan")}, ": variants.Int4[0].ffn", "0.25"),
-        ("variants.Int4.0", {"method": "prune"}, ": variants.Int4[0].ffn", "share of FFN channels"),
+        ("variants.Int4.0", {"method": "prune"}, ": variants.Int4[0]", "write one of ffn: 0.25"),
         ("variants.Int4.0", "gptq", ": variants.Int4[0]", "{method: gptq, bits: 4}"),
         ("variants.Int4", {"method": "gptq"}, ": variants.Int4", "- {method: gptq, bits: 4}"),
         ("variants.Int4", [], ": variants.Int4", "- {method: gptq, bits: 4}"),

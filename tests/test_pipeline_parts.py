@@ -23,7 +23,7 @@ from hubplugin.stream import Model
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 PRUNE = {"method": "prune", "ffn": 0.25}
-FAMILIES = sorted(family.FAMILIES)
+FAMILIES = sorted(pico.BY_TYPE)
 PRUNABLE = [name for name in FAMILIES if family.FAMILIES[name].widths]
 NOTHING = Tokens(source="test", sequences=4, tokens_per_sequence=48, seed=1, sha256="")
 

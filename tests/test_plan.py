@@ -40,7 +40,7 @@ def refused(steps: Any, config: Any = None, **changes: Any) -> PlanError:
 # tensors, against transformers
 
 
-@pytest.mark.parametrize("model_type", sorted(name for name, row in FAMILIES.items() if row.widths))
+@pytest.mark.parametrize("model_type", sorted(name for name in pico.BY_TYPE if FAMILIES[name].widths))
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_pruned_variants_tensors_are_those_of_transformers_own_class(model_type, tied):
     config = pico.config(model_type, intermediate_size=256, tie_word_embeddings=tied)
@@ -67,7 +67,7 @@ def test_biases_that_config_json_names_are_kept_and_shrink_with_their_producer(m
     assert biases and biases == {name: variant.tensors[name] for name in biases}
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(pico.BY_TYPE))
 def test_all_other_tensors_of_a_quantized_variant_stay_as_in_the_base(model_type):
     config = pico.config(model_type)
     base, variant = headers(config), only([GPTQ], config)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from hubplugin.methods import grid
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,15 @@ class Grid:
     group_size: int  # inputs per group; never -1 here
     zeros: Tensor | None = None  # uint8 [outputs, groups]; None: symmetric, every zero is 2^(bits-1)
 
-    def rows(self, part: slice) -> "Grid":
+    def rows(self, part: slice | Tensor) -> "Grid":
         """The grid of some of the outputs."""
         zeros = None if self.zeros is None else self.zeros[part]
         return Grid(self.codes[part], self.scales[part], self.bits, self.group_size, zeros)
+
+    def dense(self) -> Tensor:
+        """The weights [outputs, inputs] that the codes stand for, float32."""
+        zeros = torch.full_like(self.scales, 2 ** (self.bits - 1)) if self.zeros is None else self.zeros
+        return grid.expanded(self.codes, self.scales.float(), zeros.float())
 
 
 @dataclass(frozen=True)

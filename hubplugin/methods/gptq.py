@@ -4,27 +4,15 @@ Written in the form that needs one Cholesky factor and no inverse (docs/maths.md
 module, no file and no device.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from hubplugin import hessian as moments
-from hubplugin.hessian import Drift
 from hubplugin.manifest import Gptq
 from hubplugin.methods import descent, descent_cpu, grid, rows_cpu, sweep, sweep_cpu
 from hubplugin.methods.base import Compressed, Grid
+from hubplugin.methods.refit import Prepared
 from hubplugin.methods.sweep import Swept
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What all grids of one group size share: the visiting order and its factor."""
-
-    alive: Tensor  # second moments [inputs, inputs], with 1 on the diagonal of dead inputs
-    dead: Tensor  # bool [inputs]
-    order: Tensor  # int64 [inputs]
-    factor: moments.Factor
 
 
 def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
@@ -74,26 +62,6 @@ def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared
         fallback=factor.fallback,
         dead_inputs=int(ready.dead.sum()),
     )
-
-
-def corrected(weight: Tensor, prepared: Prepared, fit: Drift, check: Drift) -> tuple[Tensor, float]:
-    """The weight to quantize instead of W, so that errors made upstream are made up for, and how much of it was taken.
-
-    Quantization error propagation (QEP, arXiv 2504.09629): T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1,
-    the least-squares answer to outputs y~ of the base. What is owed comes from the tokens of `fit`; a is what is best
-    on those of `check`, in closed form and between 0 and 1, or 0.5 without any; some of the outputs decide it. H is
-    `prepared`'s, of all tokens.
-    """
-    every, order = fit.tokens + check.tokens, prepared.order
-    found = moments.divided(fit.sum(every / fit.tokens)[:, order], prepared.factor)
-    step = fit.owed(found.index_select(1, order.argsort()))
-    share = 0.5
-    if check.tokens:
-        some = moments.spaced(len(step))
-        gain = moments.inner(check.owed(check.sum(every / check.tokens), some), step[::some])
-        size = moments.energy(step[::some], prepared.alive)
-        share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
-    return weight + share * step, share
 
 
 def _sweep(columns: Tensor, factor: moments.Factor, importance: Tensor, spec: grid.Spec) -> Swept:

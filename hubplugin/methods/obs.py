@@ -1,8 +1,11 @@
 """Structured pruning of a consumer's input columns: choose by OBS, refit the rest by least squares.
 
 Optimal Brain Surgeon for groups of columns as in ZipLM (arXiv 2302.04089), docs/maths.md, Pruning. Knows no FFN and no
-heads: it drops input columns of one linear and says which.
+heads: it drops input columns of one linear, alone or so many side by side, and says which.
 """
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,57 +16,136 @@ from hubplugin.manifest import Prune
 from hubplugin.methods.base import Columns, Compressed
 
 BATCH = 32  # columns removed between two re-scorings
+PROTECTED = 0.001  # share of columns that never go alone: those with most energy carry outliers and attention sinks
 
 
-def compress(weight: Tensor, hessian: Tensor, settings: Prune, keep: int, batch: int = BATCH) -> Compressed:
-    """Keep `keep` of the input columns of weight [outputs, inputs]; the rest of the weight makes up for the lost ones.
+@dataclass(frozen=True)
+class Cut:
+    """What goes, unit by unit: each so many columns side by side."""
+
+    columns: int
+    keep: int  # units that stay
+    segments: int = 1  # equal stretches of units that each lose as many
+
+
+def compress(weight: Tensor, hessian: Tensor, settings: Prune, cuts: Sequence[Cut], batch: int = BATCH) -> Compressed:
+    """Drop input columns of weight [outputs, inputs], cut by cut; the rest of the weight makes up for the lost ones.
 
     The refit is exact least squares on the kept inputs: W_F = W H_{:,F} H_FF^-1. Computes in float32, or float64
     where the weight is float64. Raises CompressError where H stays singular under the damping.
     """
     work = weight if weight.dtype == torch.float64 else weight.float()
-    if not 0 < keep <= work.shape[1]:
-        raise CompressError(
-            "prune", f"cannot keep {keep} of {work.shape[1]} columns", "this is a bug; please report it"
-        )
+    kept = torch.arange(work.shape[1], device=work.device)
+    for cut in cuts:
+        _check(cut, len(kept))
     alive, dead = moments.without_dead(hessian.to(work.dtype))
     work = torch.where(dead, 0, work)
     damped = moments.damped(alive, settings.damp)
-    kept = _select(work, damped, keep, batch)
+    for cut in cuts:
+        state = _State.of(work[:, kept], damped[kept][:, kept])
+        *_, (stays, _) = path(state, cut, [cut.keep], batch)
+        kept = kept[stays]
     refit = moments.solve(damped[kept][:, kept], work @ damped[:, kept], "prune")
     return Compressed(
         weight=refit,
         encoding=Columns(kept),
-        loss=_loss(work, refit, kept, alive),
+        loss=loss(work, refit, kept, alive),
         damp=settings.damp,
         fallback=None,
         dead_inputs=int(dead.sum()),
     )
 
 
-def _select(weight: Tensor, hessian: Tensor, keep: int, batch: int) -> Tensor:
-    """Indices [keep], ascending. Greedy: drop the columns whose best repair costs least, repair, score again.
+def curve(
+    weight: Tensor, hessian: Tensor, settings: Prune, cut: Cut, stops: Sequence[int], batch: int = BATCH
+) -> list[tuple[Tensor, float]]:
+    """For falling numbers of units that stay: which columns, and the relative loss of the best repair.
 
-    score_c = |W_c|^2 / (H^-1)_cc; dropping a set P costs tr(W_P [(H^-1)_PP]^-1 W_P^T) and leaves
-    W_F -= W_P [(H^-1)_PP]^-1 (H^-1)_PF on the kept ones.
+    One walk down to the last stop; what stays at a stop is part of what stayed at those before it.
     """
-    inverse = moments.inverse(hessian, "prune")
-    weight = weight.clone()
-    kept = torch.arange(weight.shape[1], device=weight.device)
-    while len(kept) > keep:
-        scores = weight.square().sum(dim=0) / inverse.diagonal()
-        lowest = scores.argsort(stable=True)[: min(batch, len(kept) - keep)]
-        stays = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
-        stays[lowest] = False
-        gone = ~stays
-        repair = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stays])
-        weight = weight[:, stays] - weight[:, gone] @ repair
-        inverse = inverse[stays][:, stays] - inverse[stays][:, gone] @ repair
-        kept = kept[stays]
-    return kept
+    work = weight if weight.dtype == torch.float64 else weight.float()
+    alive, dead = moments.without_dead(hessian.to(work.dtype))
+    work = torch.where(dead, 0, work)
+    damped = moments.damped(alive, settings.damp)
+    whole = moments.inner(work @ damped, work)
+    state = _State.of(work, damped)
+    return [(kept, error / whole if whole > 0 else 0.0) for kept, error in path(state, cut, stops, batch)]
 
 
-def _loss(before: Tensor, after: Tensor, kept: Tensor, hessian: Tensor) -> float:
+def _check(cut: Cut, inputs: int) -> None:
+    units = inputs // cut.columns
+    if not 0 < cut.keep <= units or inputs % cut.columns or units % cut.segments or cut.keep % cut.segments:
+        what = f"cannot keep {cut.keep} units of {cut.columns} of {inputs} columns"
+        raise CompressError("prune", what, "this is a bug; please report it")
+
+
+@dataclass
+class _State:
+    """Columns that are left, their repaired weight and the inverse of their second moments."""
+
+    kept: Tensor  # int64 [columns]
+    weight: Tensor  # [outputs, columns]
+    inverse: Tensor  # [columns, columns]
+    energy: Tensor  # [columns], of the inputs
+
+    @staticmethod
+    def of(weight: Tensor, damped: Tensor) -> "_State":
+        kept = torch.arange(weight.shape[1], device=weight.device)
+        return _State(kept, weight, moments.inverse(damped, "prune"), damped.diagonal())
+
+    def costs(self, columns: int) -> Tensor:
+        """tr(W_P [(H^-1)_PP]^-1 W_P^T) for every unit P of so many columns: what its best repair still loses."""
+        if columns == 1:
+            return self.weight.square().sum(dim=0) / self.inverse.diagonal()
+        units = len(self.kept) // columns
+        own = torch.arange(units, device=self.kept.device)
+        blocks = self.inverse.reshape(units, columns, units, columns)[own, :, own, :]
+        parts = self.weight.reshape(-1, units, columns).permute(1, 2, 0)  # [units, columns, outputs]
+        return (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
+
+    def remove(self, gone: Tensor) -> None:
+        """Drop columns (bool mask) and repair: W_F -= W_P [(H^-1)_PP]^-1 (H^-1)_PF, and likewise for H^-1."""
+        stays = ~gone
+        repair = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone][:, stays])
+        self.weight = self.weight[:, stays] - self.weight[:, gone] @ repair
+        self.inverse = self.inverse[stays][:, stays] - self.inverse[stays][:, gone] @ repair
+        self.kept, self.energy = self.kept[stays], self.energy[stays]
+
+    def error(self, gone: Tensor) -> float:
+        """What dropping these columns (bool mask) costs, all of them together."""
+        part = self.weight[:, gone]
+        return float((part.T * torch.linalg.solve(self.inverse[gone][:, gone], part.T)).sum())
+
+
+def path(state: _State, cut: Cut, stops: Sequence[int], batch: int) -> Iterator[tuple[Tensor, float]]:
+    """Drop the cheapest units, repair, score again; at each of the falling `stops`, what is left and what it cost."""
+    error, protected = 0.0, _protected(state.energy, cut)
+    units = len(state.kept) // cut.columns
+    for stop in stops:
+        while units > stop:
+            costs = state.costs(cut.columns)
+            if protected is not None:
+                costs[protected[state.kept]] = torch.inf
+            count = min(max(1, batch // cut.columns // cut.segments), (units - stop) // cut.segments)
+            lowest = costs.reshape(cut.segments, -1).argsort(dim=1, stable=True)[:, :count]
+            gone = torch.zeros(cut.segments, units // cut.segments, dtype=torch.bool, device=costs.device)
+            gone = gone.scatter(1, lowest, value=True).reshape(-1).repeat_interleave(cut.columns)
+            error += state.error(gone)
+            state.remove(gone)
+            units -= count * cut.segments
+        yield state.kept, error
+
+
+def _protected(energy: Tensor, cut: Cut) -> Tensor | None:
+    """Mask [columns] of those that stay in any case, where columns go one by one."""
+    count = min(round(PROTECTED * len(energy)), cut.keep)
+    if cut.columns > 1 or not count:
+        return None
+    return torch.zeros_like(energy, dtype=torch.bool).scatter(0, energy.topk(count).indices, value=True)
+
+
+def loss(before: Tensor, after: Tensor, kept: Tensor, hessian: Tensor) -> float:
+    """Relative loss of a weight [outputs, kept] that stands for one of [outputs, inputs]."""
     widened = torch.zeros_like(before)
     widened[:, kept] = after
     return moments.relative_loss(before, widened, hessian)

@@ -1,0 +1,71 @@
+"""Blocks that differ in width or lack a part, inside transformers' own classes, which know neither.
+
+Knows modules and sizes; no weights, no method and no file.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hubplugin import architecture
+from hubplugin.architecture import Dimensions
+from hubplugin.family import Family, Part
+from hubplugin.successor import BIASES, PER_LAYER
+
+
+class Absent(nn.Module):
+    """A part that adds nothing to the stream."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self._pair = part.pair
+
+    def forward(self, *inputs: Tensor, **keywords: Any) -> Any:
+        """Zeros of the shape of what came in, as the part would return them."""
+        hidden = inputs[0] if inputs else keywords["hidden_states"]
+        return (torch.zeros_like(hidden), None) if self._pair else torch.zeros_like(hidden)
+
+
+def buildable(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json that transformers knows a class for, of the same blocks at their widest."""
+    if config.get("model_type") != PER_LAYER:
+        return config
+    plain = {key: value for key, value in config.items() if key not in ("block_configs", "architectures")}
+    # of the two with the same blocks, llama has biases, and mistral takes any number of heads
+    biased = any(config.get(key) for key in BIASES)
+    return {**plain, "model_type": "llama" if biased else "mistral", "sliding_window": None}
+
+
+def fit(block: nn.Module, family: Family, sizes: Dimensions) -> None:
+    """Give an empty block linears of these sizes, and take away the parts that it lacks."""
+    for name, (outputs, inputs) in architecture.linear_shapes(family, sizes).items():
+        old = cast(nn.Linear, block.get_submodule(name))
+        if (old.out_features, old.in_features) != (outputs, inputs):
+            made = nn.Linear(inputs, outputs, old.bias is not None, device="meta", dtype=old.weight.dtype)
+            parent, _, last = name.rpartition(".")
+            setattr(block.get_submodule(parent), last, made)
+    for part in architecture.absent(family, sizes):
+        remove(block, part)
+    share_heads(block, family, sizes)
+
+
+def remove(block: nn.Module, part: Part) -> None:
+    """Let a part of a block add nothing, and be given what came in as it is."""
+    setattr(block, part.name, Absent(part))
+    setattr(block, part.norm, nn.Identity())
+
+
+def share_heads(block: nn.Module, family: Family, sizes: Dimensions) -> None:
+    """Tell attention how many heads it has, where transformers does not take it from the weights."""
+    if not sizes.heads:
+        return
+    attention = cast(Any, block.get_submodule(family.parts[0].name))
+    attention.num_key_value_groups = sizes.heads // sizes.kv_heads
+    if hasattr(attention, "num_key_value_heads"):
+        attention.num_key_value_heads = sizes.kv_heads
+    if attention.config.num_attention_heads != sizes.heads:  # all blocks share one config
+        attention.config = copy.copy(attention.config)
+        attention.config.num_attention_heads = sizes.heads
+        attention.config.num_key_value_heads = sizes.kv_heads
