@@ -15,8 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import evaluate, report
-from hubplugin.activations import Batch, copied
+from hubplugin import probe, report
+from hubplugin.activations import Batch
 from hubplugin.budget import Budget, Unit
 from hubplugin.compress import lane_folder, second_moments
 from hubplugin.estimate import PROBE_TOKENS
@@ -113,7 +113,7 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
                 assert hessian is not None
                 linears = [cast(nn.Linear, block.get_submodule(one.name.removeprefix(prefix))) for one in unit.linears]
                 losses[unit.name], after = _losses(linears, hessian, unit, step)
-                lanes[unit.name] = _alone(model, index, base, linears, after, lane_folder(spill, unit.name))
+                lanes[unit.name] = probe.reweighted(model, index, base, linears, after, lane_folder(spill, unit.name))
         model.advance(index, seen)
         model.advance(index, base)
         model.free(index)
@@ -122,7 +122,7 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
     return Measured(
         losses=[losses[unit.name] for unit in units],
         probes=[_probe(unit) for unit in units],
-        kl=[_divergence(model, expected, model.finish(lanes[unit.name])) for unit in units],
+        kl=probe.divergences(model, expected, [model.finish(lanes[unit.name]) for unit in units]),
         tokens=few.numel(),
     )
 
@@ -147,25 +147,3 @@ def _losses(linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Gpt
         if number == _probe(unit):
             tried = made.weight
     return found, tried
-
-
-def _alone(
-    model: Model, index: int, base: list[Batch], linears: Sequence[nn.Linear], weight: Tensor, folder: Path | None
-) -> list[Batch]:
-    """What comes out of block `index` where these linears alone have other weights, stacked as [outputs, inputs]."""
-    lane = copied(base, folder)
-    originals = [linear.weight for linear in linears]
-    for linear, part in zip(linears, weight.split([len(one) for one in originals]), strict=True):
-        linear.weight = nn.Parameter(part.to(linear.weight.dtype), requires_grad=False)
-    model.advance(index, lane)
-    for linear, original in zip(linears, originals, strict=True):
-        linear.weight = original
-    return lane
-
-
-def _divergence(model: Model, expected: Tensor, hidden: Tensor) -> float:
-    """Mean KL in nats per token between two sets of last hidden states [sequences, tokens, hidden]."""
-    count = max(1, evaluate.LOGITS // model.vocabulary)
-    pieces = zip(expected.flatten(0, 1).split(count), hidden.flatten(0, 1).split(count), strict=True)
-    found = [evaluate.divergence(model.logits(before), model.logits(after)) for before, after in pieces]
-    return float(torch.cat(found).mean())

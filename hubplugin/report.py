@@ -83,6 +83,32 @@ class Allocation(Record):
     units: tuple[AllocatedUnit, ...]
 
 
+class Removal(Record):
+    """A layer or sub-block that went, and where that left the model."""
+
+    block: int  # of the base
+    what: str  # "layer", or the part's name
+    kl: float  # nats per token, KL(base || model without it and without what went before)
+
+
+class PrunedBlock(Record):
+    """What a block of the variant is."""
+
+    source: int  # the block of the base
+    heads: int  # query heads; 0: no attention
+    kv_heads: int
+    ffn: int  # channels; 0: no FFN
+
+
+class Shaping(Record):
+    """How it was decided what goes, where the manifest left it open, before anything was refitted."""
+
+    predicted_kl: float  # nats per token
+    tokens: int  # that changes were tried on
+    removed: tuple[Removal, ...]  # in the order in which they went
+    blocks: tuple[PrunedBlock, ...]
+
+
 class Sizes(Record):
     """Measured on the files, not nominal."""
 
@@ -146,6 +172,7 @@ class Report(Record):
     calibration: Tokens
     linears: tuple[LinearResult, ...]
     allocation: Allocation | None = None  # of a step with a budget
+    shaping: Shaping | None = None  # of a pruning step that measured what should go
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage

@@ -72,6 +72,14 @@ def curve(
     return [(kept, error / whole if whole > 0 else 0.0) for kept, error in path(state, cut, stops, batch)]
 
 
+def repaired(weight: Tensor, hessian: Tensor, settings: Prune, kept: Tensor) -> Tensor:
+    """The weight [outputs, inputs] that makes the best of the kept columns, with zeros in the others."""
+    damped = moments.damped(moments.without_dead(hessian)[0], settings.damp)
+    out = torch.zeros_like(weight)
+    out[:, kept] = moments.solve(damped[kept][:, kept], weight @ damped[:, kept], "prune")
+    return out
+
+
 def _check(cut: Cut, inputs: int) -> None:
     units = inputs // cut.columns
     if not 0 < cut.keep <= units or inputs % cut.columns or units % cut.segments or cut.keep % cut.segments:
