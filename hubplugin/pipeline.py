@@ -34,12 +34,15 @@ from hubplugin import (
     memory,
     plan,
     report,
+    survey,
+    table,
 )
 from hubplugin.ahead import Ahead
 from hubplugin.budget import Budget
 from hubplugin.manifest import Document, Gptq
 from hubplugin.plan import Plan, VariantPlan
 from hubplugin.report import Base, Load, Report, Sizes, progress
+from hubplugin.shaping import Space
 from hubplugin.stream import Model, Source, computing_dtype
 
 CARD = "README.md"
@@ -128,7 +131,10 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
     memory.reset_peak()
-    allocation = None
+    allocation = shaping = None
+    if variant.space:
+        with clock.stage("shape"):
+            variant, shaping = _shape(job, variant, variant.space, staging)
     if variant.budget:
         with clock.stage("allocation"):
             variant, allocation = _allocate(job, variant, variant.budget, staging)
@@ -153,7 +159,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     shutil.rmtree(staging / journal.FOLDER, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     made = _report(job, variant, staging, results, clock, peak).model_copy(
-        update={"evaluation": evaluation, "gate": lines, "allocation": allocation}
+        update={"evaluation": evaluation, "gate": lines, "allocation": allocation, "shaping": shaping}
     )
     report.write(made, staging)
     (staging / CARD).write_text(card.render(made), encoding="utf-8")
@@ -161,6 +167,22 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     for line in lines:
         progress(f"gate {'passed' if line.passed else 'FAILED'} | {line.name}: {line.detail}")
     return made
+
+
+def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[VariantPlan, report.Shaping]:
+    """The variant with what goes decided by measurements on the base."""
+    stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
+    store, key = folder / journal.FOLDER / survey.FILE_NAME, json.dumps(_identity(job, variant))
+    outside = job.plan.parameters - job.plan.linear_parameters
+    with spilling(variant, folder) as spill:
+        where = f"{job.document.path}: variants.{variant.name}[0]"
+        found = survey.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
+    shaped = plan.shaped(job.document, job.plan, variant.name, survey.shape_of(found))
+    progress(
+        f"{variant.name} | {table.shape(job.plan, shaped)}, KL of {found.predicted_kl:.4f} predicted before refitting"
+    )
+    return shaped, found
 
 
 def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> tuple[VariantPlan, report.Allocation]:

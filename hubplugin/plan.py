@@ -256,7 +256,7 @@ def _space(prune: Prune, found: Mapping[str, Scheme | None], base: _Base, where:
             prune,
             base.family,
             base.dims,
-            shaping.widths(base.dims.ffn, channels),
+            shaping.widths(base.dims.ffn, channels, prune.layout == "per-layer"),
             shaping.heads(base.dims, columns if columns > 1 else None),
         )
         crosscheck.reachable(space, _outside(base), where)

@@ -175,12 +175,14 @@ def whole(blocks: Sequence[BlockShape]) -> Shape:
     return Shape(tuple(index for index, _ in kept), tuple(one for _, one in kept))
 
 
-def widths(before: int, group: int | None) -> tuple[int, ...]:
+def widths(before: int, group: int | None, per_layer: bool) -> tuple[int, ...]:
     """FFN widths that a target may choose among, the base's own last: multiples of a tile and of the group size.
 
-    The tile is 128 where the width has LEVELS of them, else 64 or 32: kernels and tensor parallelism like large ones.
+    The tile is 128 where the width has LEVELS of them (twice as many where blocks may differ), else 64 or 32: kernels
+    and tensor parallelism like large ones.
     """
-    tile = next((one for one in (sizes.WIDTH_TILE, 64) if before >= LEVELS * one), sizes.SMALL_TILE)
+    levels = LEVELS * 2 if per_layer else LEVELS
+    tile = next((one for one in (sizes.WIDTH_TILE, 64) if before >= levels * one), sizes.SMALL_TILE)
     unit = sizes.width_unit(tile, group)
     return (*range(unit, before, unit), before)
 

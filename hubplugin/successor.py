@@ -89,7 +89,7 @@ def _per_layer(base: Mapping[str, Any], kind: str, after: Dimensions, where: str
         raise PlanError(f"{where}.layout", "vLLM's class for blocks that differ knows silu alone", "leave layout out")
     if not after.blocks[0].heads:
         raise PlanError(where, "vLLM's DeciLM cannot do without the first layer's attention", "remove fewer")
-    made = _as({}, kind, PER_LAYER, block_configs=block_configs(after), head_dim=after.head_dim)
+    made = _as({}, kind, PER_LAYER, block_configs=block_configs(after), head_dim=after.head_dim, sliding_window=None)
     return made | ({"attention_bias": True} if kind == "qwen2" else {})
 
 

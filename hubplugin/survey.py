@@ -45,30 +45,42 @@ class _Curve:
     weight: Tensor  # [outputs, inputs], of that choice
 
 
-def decide(model: Model, tokens: Tensor, space: Space, outside: int, store: Path, key: str, where: str) -> Shaping:
+def decide(
+    model: Model,
+    tokens: Tensor,
+    space: Space,
+    outside: int,
+    store: Path,
+    key: str,
+    where: str,
+    spill: Path | None = None,
+) -> Shaping:
     """The shape of a variant, for calibration tokens [sequences, tokens].
 
     What was found is kept in `store` under `key`, and taken from there where it is. `outside`
-    are the parameters outside the linears of blocks. Raises PlanError where no shape meets the target.
+    are the parameters outside the linears of blocks. With `spill`, an empty folder, activations that second moments are
+    summed over live there. Raises PlanError where no shape meets the target.
     """
     if store.is_file():
         kept = json.loads(store.read_text(encoding="utf-8"))
         if kept["key"] == key:
             return Shaping.model_validate(kept["shaping"])
-    found = measured(model, tokens, space, outside, where)
+    found = measured(model, tokens, space, outside, where, spill)
     store.parent.mkdir(parents=True, exist_ok=True)
     report.put(store, json.dumps({"key": key, "shaping": found.model_dump(mode="json")}, indent=1))
     return found
 
 
-def measured(model: Model, tokens: Tensor, space: Space, outside: int, where: str) -> Shaping:
+def measured(
+    model: Model, tokens: Tensor, space: Space, outside: int, where: str, spill: Path | None = None
+) -> Shaping:
     """As `decide`, without a store."""
     few = tokens[: max(1, PROBE_TOKENS // tokens.shape[1])]
     step = space.step
     if not (step.ratio or step.params or step.latency):
         return _named(model, few, space)
     gone = _fall(model, few, space, [(LAYERS, _most_layers(space))]) if not space.per_layer else []
-    attention, ffn = curves(model, tokens, few, space)
+    attention, ffn = curves(model, tokens, few, space, spill)
     costs = Measured(attention, ffn, [(one.block, one.kl) for one in gone])
     cost, limit = space.weights, space.limit(outside)
     if step.latency:

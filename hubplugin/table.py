@@ -54,7 +54,7 @@ def _base_row(plan: Plan) -> tuple[str, ...]:
 
 def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
     found = schemes.distinct(linear.scheme for linear in variant.quantized)
-    weights = [f"ffn {before}>{after}" for before, after in variant.widths.values()]
+    weights = [shape(plan, variant)] if variant.prune else []
     if variant.budget:  # which of them is known once losses are measured
         options = schemes.distinct(one for unit in variant.budget.units for one in unit.options)
         weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
@@ -76,6 +76,25 @@ def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
         _duration(variant.seconds),
         *("yes" if verdict.loads else "no" for verdict in variant.verdicts),
     )
+
+
+SHORT = {
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv heads",
+    "intermediate_size": "ffn",
+}
+
+
+def shape(plan: Plan, variant: VariantPlan) -> str:
+    """What pruning leaves of the blocks."""
+    named = [f"{SHORT[key]} {before}>{after}" for key, (before, after) in variant.widths.items()]
+    if variant.dims.blocks:
+        widths = [one.ffn for one in variant.dims.blocks]
+        bare = sum(not one.heads for one in variant.dims.blocks)
+        named = [one for one in named if not one.startswith("ffn")]
+        named += [f"ffn {min(widths)} to {max(widths)}", *([f"{bare} without attention"] if bare else [])]
+    return ", ".join(named) + (" (a guess, measured by run)" if variant.space else "")
 
 
 def _spare(plan: Plan) -> int:
@@ -100,16 +119,16 @@ def _short(plan: Plan, free: int | None) -> list[str]:
 
 def _shapes(plan: Plan) -> list[str]:
     """One line per linear of a block: its shape, and each other shape with the variants that have it."""
-    count = len(plan.variants[0].linears) // plan.config["num_hidden_layers"]
-    rows = []
-    for index, first in enumerate(plan.variants[0].linears[:count]):
-        changed: dict[str, list[str]] = {}
+    first, rows = plan.variants[0].linears[0].name, []
+    block = first.removesuffix(next(name for name in plan.variants[0].family.linears() if first.endswith(name)))
+    for linear in (one for one in plan.variants[0].linears if one.name.startswith(block)):
+        changed: dict[str, dict[str, None]] = {}
         for variant in plan.variants:
-            linear = variant.linears[index]
-            if linear.after != linear.before:
-                changed.setdefault(_shape(linear.after), []).append(variant.name)
+            for other in variant.linears:
+                if other.short == linear.short and other.tap == linear.tap and other.after != linear.before:
+                    changed.setdefault(_shape(other.after), {})[variant.name] = None
         after = "; ".join(f"> {shape} in {', '.join(names)}" for shape, names in changed.items())
-        rows.append((f"  {first.short}", _shape(first.before), after))
+        rows.append((f"  {linear.short}", _shape(linear.before), after))
     return _aligned(rows, left=3)
 
 

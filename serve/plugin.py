@@ -1,14 +1,25 @@
-"""What vLLM runs in each of its processes as a general plugin: ask the kernel for AMX before a 4-bit kernel uses it.
+"""What vLLM runs in each of its processes as general plugins. Each is idempotent.
 
-vLLM's 16-bit-activation kernel for 4-bit weights executes AMX instructions without asking; where nothing else in the
-process has asked (a model so small that no dense layer goes through AMX), Linux ends it by SIGILL. Loading a checkpoint
-does not depend on this plugin, and it changes no result.
+Asking the kernel for AMX before a 4-bit kernel uses it: vLLM's 16-bit-activation kernel for 4-bit weights executes AMX
+instructions without asking; where nothing else in the process has asked (a model so small that no dense layer goes
+through AMX), Linux ends it by SIGILL. Loading a checkpoint does not depend on this, and it changes no result.
+
+Making the configuration of models known whose blocks differ: without it vLLM refuses them, and nothing else changes.
 """
 
 
 def request_amx() -> None:
-    """Idempotent; does nothing on a CPU without AMX."""
+    """Does nothing on a CPU without AMX."""
     import torch
 
     if torch.cpu._is_amx_tile_supported():
         torch.cpu._init_amx()
+
+
+def know_blocks() -> None:
+    """Let transformers, and so vLLM, read `model_type: nemotron-nas`."""
+    from transformers import AutoConfig
+
+    from serve.decilm import MODEL_TYPE, BlocksConfig
+
+    AutoConfig.register(MODEL_TYPE, BlocksConfig, exist_ok=True)
