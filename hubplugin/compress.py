@@ -13,13 +13,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import memory
+from hubplugin import masks, memory
 from hubplugin.activations import Batch, copied
 from hubplugin.family import Family, Tap, Width
 from hubplugin.hessian import Drift, Moment, products_of, widened
 from hubplugin.loadable import LinearPlan
-from hubplugin.manifest import Gptq, Prune
-from hubplugin.methods import gptq, obs
+from hubplugin.manifest import Gptq, Prune, SparseGpt, Wanda
+from hubplugin.methods import gptq, obs, sparsegpt, wanda
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
 from hubplugin.plan import VariantPlan
 from hubplugin.report import LinearResult
@@ -157,6 +157,8 @@ class _Change:
             names = tuple(name for name, step in steps.items() if step)
             if names and (step := steps[names[0]]):
                 self._quantize(tap, names, step)
+            if masked := [name for name in tap.linears if self._plan.mask(f"{self._block.prefix}.{name}")]:
+                self._mask(tap, masked)
         self._collect()
         return self._block
 
@@ -254,6 +256,22 @@ class _Change:
             self._replace(name, done.weight[part])
             self._block.encodings[f"{self._block.prefix}.{name}"] = grid.rows(part)
         self._note(_stack_name(self._block.prefix, names), "gptq", done, begun, share)
+
+    def _mask(self, tap: Tap, names: list[str]) -> None:
+        """Set weights of a tap's linears to zero, one linear after another: they share second moments and a factor."""
+        hessian, cold = self._of_expert(tap) if tap.expert is not None else (self._second_moments(tap), None)
+        step, factor = masks.step_of(self._plan.steps), None
+        for name in names:
+            begun, weight = time.monotonic(), self._linear(name).weight.float()
+            if isinstance(step, SparseGpt):
+                factor = factor or sparsegpt.prepare(hessian, step)
+                done = sparsegpt.compress(weight, hessian, step, factor)
+            else:
+                assert isinstance(step, Wanda)
+                done = wanda.compress(weight, hessian, step)
+            done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))) or None)
+            self._replace(name, done.weight.to(self._stored))  # later layers must see what is served
+            self._note(f"{self._block.prefix}.{name}", step.method, done, begun)
 
     def _source(self, names: tuple[str, ...], weight: Tensor) -> Tensor:
         """The stacked weights of the base, or `weight` itself: unless inputs were pruned, nothing but rows is gone."""

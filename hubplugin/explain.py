@@ -17,6 +17,7 @@ WANTED = {
     "seed": "a whole number, 0 or more",
     "variants": "names with lists of steps, such as Int4: [{method: gptq, bits: 4}]",
     "ffn": "the share of FFN channels to remove, above 0 and below 1, such as 0.25",
+    "sparsity": "the share of weights to set to zero, above 0 and below 1, such as 0.5",
     "ignore": "a list of linears, such as [down_proj, layers.0.*]",
     "overrides": "linears and what they do differently, such as {down_proj: {bits: 8}}",
     "budget": "what the variant may weigh, such as {bits_per_weight: 4.5}",

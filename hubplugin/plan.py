@@ -10,13 +10,13 @@ from functools import cached_property
 from math import lcm
 from typing import Any
 
-from hubplugin import architecture, budget, crosscheck, estimate, family, loadable, schemes, sizes
+from hubplugin import architecture, budget, crosscheck, estimate, family, loadable, masks, schemes, sizes
 from hubplugin.architecture import Dimensions, Header
 from hubplugin.budget import Budget
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan, Verdict
-from hubplugin.manifest import Document, Gptq, Prune, Step
+from hubplugin.manifest import Document, Gptq, Mask, Prune, Step
 from hubplugin.schemes import GPTQ, Scheme
 
 
@@ -40,6 +40,7 @@ class VariantPlan:
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
     budget: Budget | None = None  # what the step's budget chooses among
+    notes: tuple[str, ...] = ()  # what these numbers alone would not tell a user
 
     @property
     def peak_memory(self) -> int:
@@ -58,6 +59,11 @@ class VariantPlan:
     @cached_property
     def _by_name(self) -> dict[str, LinearPlan]:
         return {linear.name: linear for linear in (*self.linears, *([self.head] if self.head else []))}
+
+    def mask(self, name: str) -> Mask | None:
+        """The step that sets weights of a linear to zero; None: there is none, or it ignores this linear."""
+        step = masks.step_of(self.steps)
+        return step if step and not schemes.is_ignored(step, name) else None
 
     def settings(self, name: str) -> Gptq | None:
         """The quantization step as it holds for one linear, overrides resolved; None: the linear stays dense."""
@@ -180,10 +186,13 @@ def _variant(
     if prune:
         dims = replace(dims, ffn=crosscheck.kept_ffn(prune.ffn, _ffn_group(found, base), dims.ffn, f"{where}[0].ffn"))
         widths[base.family.width("ffn").config] = (base.dims.ffn, dims.ffn)
+    mask = masks.step_of(steps)
     limit = _budget(gptq, found, base, last) if gptq else None
     if limit:
         found = {**found, **(limit.before_measuring() if chosen is None else chosen)}
     linears = sizes.linears(base.family, base.dims, dims, found)
+    if mask:
+        masks.check(mask, linears, last)
     head = _head(found, base)
     quantized = linears if head is None else (*linears, head)
     crosscheck.packing(quantized, last)
@@ -196,7 +205,7 @@ def _variant(
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
     verdicts = _verdicts(base.model_type, dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
-    work = _work(document, base, prune, gptq, limit)
+    work = replace(_work(document, base, prune, gptq, limit), masks=mask is not None)
     shapes = architecture.linear_shapes(base.family, base.dims)
     sampled = base.bytes if document.manifest.calibrate.self_ else 0
     return VariantPlan(
@@ -216,6 +225,7 @@ def _variant(
         seconds=estimate.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
         budget=limit,
+        notes=masks.notes(mask),
     )
 
 
