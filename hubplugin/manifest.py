@@ -1,4 +1,4 @@
-"""The whole manifest schema on one page: what a user may write, and nothing else.
+"""The manifest schema: what a user may write, and nothing else. What masks take stands in mask_settings.py.
 
 Unknown keys are refused, values are checked as far as they can be without the model (`plan` does the rest).
 This file knows no torch, no network and no model.
@@ -20,32 +20,15 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from hubplugin import yamlfile
 from hubplugin.errors import ManifestError
 from hubplugin.explain import explain
+from hubplugin.mask_settings import Mask, SparseGpt, Wanda
+from hubplugin.settings import Real, Settings, Text, Whole
+from hubplugin.settings import fault as _fault
 
-
-def _fault(what: str, fix: str, place: str = "") -> PydanticCustomError:
-    """A validation error in our own words; `place` is appended to where pydantic found it."""
-    # pydantic fills {names} of its template; `what` may hold braces of the user's, so it travels as a value
-    return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "place": place})
-
-
-class Settings(BaseModel):
-    """Frozen, and a typo is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
-
-
-MOST_IN_PATTERN = 64  # of n:m; a block of columns holds whole ones
 GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as in pyproject.toml
-
-# one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-Whole = Annotated[int, Field(strict=True)]
-Real = Annotated[float, Field(strict=True)]
 
 
 class Override(Settings):
@@ -131,66 +114,6 @@ class Prune(Settings):
     damp: Real = Field(default=0.01, gt=0, le=1)
 
 
-class Masking(Settings):
-    """Single weights become zero: a share of them, or so many of every few along the inputs. All are stored."""
-
-    sparsity: Real | None = Field(default=None, gt=0, lt=1)  # share of each linear's weights that becomes zero
-    pattern: Text | None = None  # "n:m": of every m inputs in a row, an output keeps n
-    ignore: tuple[Text, ...] = ()  # linears that stay whole, by the same patterns as gptq's
-
-    @field_validator("pattern", mode="before")
-    @classmethod
-    def _is_pattern(cls, value: Any) -> Any:
-        # without quotes, YAML 1.1 takes 2:4 for two minutes and four seconds: the number 124
-        found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", value, re.ASCII) if isinstance(value, str) else None
-        if value is not None and not (found and int(found[1]) < int(found[2]) <= MOST_IN_PATTERN):
-            raise _fault(
-                f"{value!r} is no pattern n:m with n below m, and m at most {MOST_IN_PATTERN}",
-                'write it in quotes, such as pattern: "2:4"',
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _one_measure(self) -> "Masking":
-        if (self.sparsity is None) == (self.pattern is None):
-            raise _fault("needs exactly one of `sparsity:` and `pattern:`", 'write sparsity: 0.5 or pattern: "2:4"')
-        return self
-
-    @property
-    def kept(self) -> tuple[int, int] | None:
-        """n and m of a pattern: n weights are kept of every m."""
-        if self.pattern is None:
-            return None
-        kept, every = self.pattern.split(":")
-        return int(kept), int(every)
-
-    @property
-    def share(self) -> float:
-        """The share of weights that becomes zero."""
-        if self.kept:
-            return 1 - self.kept[0] / self.kept[1]
-        assert self.sparsity is not None
-        return self.sparsity
-
-
-class Wanda(Masking):
-    """Zeros by weight times the size of its input, row by row; what is kept stays as it is."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2306.11695"
-
-    method: Literal["wanda"]
-
-
-class SparseGpt(Masking):
-    """Zeros by what OBS says they cost, block by block of columns; later weights of a row make up for them."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2301.00774"
-
-    method: Literal["sparsegpt"]
-    damp: Real = Field(default=0.01, gt=0, le=1)
-
-
-Mask = Wanda | SparseGpt
 Step = Annotated[Gptq | Prune | Mask, Field(discriminator="method")]
 
 

@@ -23,15 +23,15 @@ def step_of(steps: Sequence[Step]) -> Mask | None:
 
 def label(step: Mask) -> str:
     """What becomes of the weights, in few words."""
-    return f"{step.pattern} kept" if step.pattern else f"{100 * step.share:g} % zeros"
+    return f"{step.pattern} zeros" if step.pattern else f"{100 * step.share:g} % zeros"
 
 
 def notes(step: Mask | None) -> tuple[str, ...]:
     """What sizes and shapes alone would not tell a user."""
     if step is None:
         return ()
-    zeros = f"{100 * step.share:g} % of the weights are set to zero" + (f" ({step.pattern})" if step.pattern else "")
-    return (f"{NOTE}: {zeros}, and zeros are stored and multiplied like any other weight",)
+    zeros = f"{step.kept[1] - step.kept[0]} of every {step.kept[1]}" if step.kept else f"{100 * step.share:g} % of the"
+    return (f"{NOTE}: {zeros} weights are zero, and zeros are stored and multiplied like any other number",)
 
 
 def order(steps: Sequence[Step], where: str) -> None:

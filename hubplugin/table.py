@@ -42,8 +42,8 @@ def render(plan: Plan, free: int | None = None) -> str:
         parts.append(["stock vLLM does not load", *refusals])
     if needs := _needs(plan):
         parts.append(["quantized variants need", *needs])
-    if noted := [f"  {variant.name}: {note}" for variant in plan.variants for note in variant.notes]:
-        parts.append(["zeros make nothing smaller or faster", *noted])
+    if notes := _notes(plan):
+        parts.append(["zeros make nothing smaller or faster", *notes])
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -143,6 +143,15 @@ def _needs(plan: Plan) -> list[str]:
         f"  on {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
         for (target, note), names in found.items()
     ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """One line for each thing that the numbers alone would not tell, with the variants it concerns."""
+    found: dict[str, list[str]] = {}
+    for variant in plan.variants:
+        for note in variant.notes:
+            found.setdefault(note, []).append(variant.name)
+    return [f"  {', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], left: int = 2) -> list[str]:

@@ -9,14 +9,14 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("*.py")])
 # a module imports only what stands above it; a folder's name stands for all of its files
 ORDER = """
-    errors interrupt yamlfile explain manifest family architecture schemes loadable sizes estimate masks crosscheck
-    knapsack budget plan table report memory folder hub checkpoint calibrate moments_gpu hessian methods ahead experts
-    activations stream compress pack layout declare journal export zeros evaluate allocate gate card generate
-    gptqmodel_worker gptqmodel_engine pipeline publish target localhub demo cli __main__
+    errors interrupt yamlfile explain settings mask_settings manifest family architecture schemes loadable sizes
+    estimate masks crosscheck knapsack budget plan table report memory folder hub checkpoint calibrate moments_gpu
+    hessian methods ahead experts activations stream compress pack layout declare journal export zeros evaluate
+    allocate gate card generate gptqmodel_worker gptqmodel_engine pipeline publish target localhub demo cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),
-    *("masks", "table", "declare", "report", "folder", "hub", "card", "cli"),
+    *("settings", "mask_settings", "masks", "table", "declare", "report", "folder", "hub", "card", "cli"),
 }
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
