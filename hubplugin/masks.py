@@ -31,7 +31,8 @@ def notes(step: Mask | None) -> tuple[str, ...]:
     if step is None:
         return ()
     zeros = f"{step.kept[1] - step.kept[0]} of every {step.kept[1]}" if step.kept else f"{100 * step.share:g} % of the"
-    return (f"{NOTE}: {zeros} weights are zero, and zeros are stored and multiplied like any other number",)
+    where = f" in all linears but {', '.join(step.ignore)}" if step.ignore else ""
+    return (f"{NOTE}: {zeros} weights are zero{where}, and zeros are stored and multiplied like any other number",)
 
 
 def order(steps: Sequence[Step], where: str) -> None:

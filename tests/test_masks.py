@@ -3,13 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+import card_helpers
 import pico
 import pytest
 import torch
 from plan_helpers import GPTQ, PRUNE, config_json, document, headers
 from transformers import AutoModelForCausalLM
 
-from hubplugin import cli, compress, export, family, gate, hessian, manifest, masks, plan, report, stream, table, zeros
+from hubplugin import (
+    card,
+    cli,
+    compress,
+    export,
+    family,
+    gate,
+    hessian,
+    manifest,
+    masks,
+    plan,
+    report,
+    stream,
+    table,
+    zeros,
+)
 from hubplugin.checkpoint import Reader
 from hubplugin.errors import ManifestError, PlanError
 from hubplugin.manifest import SparseGpt, Wanda
@@ -366,6 +382,22 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
         assert bool((groups == 2).all()) != name.endswith("o_proj"), name
     sizes = report.read(out / "SparseGPT").sizes  # o_proj stays whole: 64 x 64 of each block's weights
     assert sizes.sparsity == pytest.approx(0.5 * (1 - 2 * 64 * 64 / sizes.linear_parameters))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_card_of_a_masked_model_of_the_hub_claims_no_relation(method: str) -> None:
+    step = manifest.METHODS[method].model_validate({"method": method, "pattern": "2:4"})
+    notes = planned([{"method": method, "pattern": "2:4", "ignore": ["o_proj"]}]).variants[0].notes
+    sizes = card_helpers.report().sizes.model_copy(update={"sparsity": 0.4321})
+    made = card_helpers.report(steps=(step.model_dump(mode="json"),), widths={}, notes=notes, sizes=sizes)
+    data = card.metadata(made)
+    assert data["base_model"] == "ns/base" and "base_model_relation" not in data
+    assert {"sparse", method} <= set(data["tags"]) and not {"quantized", "pruned"} & set(data["tags"])
+    assert data["compression"]["sparsity"] == 0.4321
+    text = card.render(made)
+    assert "vLLM runs this at dense speed and size: 2 of every 4 weights are zero in all linears but o\\_proj" in text
+    assert "| 43.21 % |" in text and step.paper in text
+    assert ("only the other weights of the same row were updated" in text) == (method == "sparsegpt")
 
 
 def test_the_gate_sees_a_zero_too_few_and_too_many() -> None:
