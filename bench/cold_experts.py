@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin import calibrate, export, family, hessian
-from hubplugin.compress import COLD
+from hubplugin.inputs import COLD
 from hubplugin.manifest import Gptq
 from hubplugin.methods import gptq
 from hubplugin.stream import Model

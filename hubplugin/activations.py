@@ -96,6 +96,10 @@ class Batch:
             elif held is not None and self._pooled(held):
                 self._pool.drop(key, self.first)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.drop(*list(self._held))
+
     def _pooled(self, tensor: Tensor) -> bool:
         """Whether it lies in the pool: a device's allocator leaves no holes, and what reaches a router varies."""
         return tensor.dim() == SEQUENCES_FIRST and not tensor.is_cuda

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from hubplugin import probe, report
 from hubplugin.activations import Batch
 from hubplugin.budget import Budget, Unit
-from hubplugin.compress import lane_folder, second_moments
+from hubplugin.compress import lane_folder
 from hubplugin.estimate import PROBE_TOKENS
+from hubplugin.inputs import second_moments
 from hubplugin.manifest import Gptq
 from hubplugin.methods import gptq, refit
 from hubplugin.report import AllocatedUnit, Allocation, progress

@@ -15,13 +15,14 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from hubplugin.manifest import Gptq, Prune
+from hubplugin.manifest import Gptq, Prune, SparseGpt, Wanda
 from hubplugin.report import LinearResult, Report
 from hubplugin.schemes import GPTQ, Scheme
 
 TEMPLATE = "card.md.jinja"
 WORST = 5  # linears listed with their loss
-PAPERS = {"gptq": Gptq.paper, "prune": Prune.paper}
+PAPERS = {"gptq": Gptq.paper, "prune": Prune.paper, "wanda": Wanda.paper, "sparsegpt": SparseGpt.paper}
+MASKS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}  # methods that set single weights to zero
 # licences that ask for a sentence of their own in whatever is made from the model
 NOTICES = {
     "llama": "Built with Llama.",
@@ -42,6 +43,7 @@ def render(report: Report) -> str:
         front_matter=_Markdown(_yaml(metadata(report))),
         methods=methods,
         gptq=_gptq(report),
+        mask=next((MASKS[method] for method in methods if method in MASKS), None),
         int8_inputs=8 in _settings(report, "activation_bits"),
         three_bits=3 in _settings(report, "bits"),
         grids=_grids(report),
@@ -58,8 +60,8 @@ def metadata(report: Report) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if base.on_hub:  # a local folder's name would be taken for a repo
         data["base_model"] = base.repo
-        # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned is none of these:
-        # "finetune" would claim training that never happened, so the relation is left out and a tag says `pruned`.
+        # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
+        # "finetune" would claim training that never happened, so the relation is left out and a tag says what it is.
         if report.steps[-1]["method"] == "gptq":
             data["base_model_relation"] = "quantized"
     if base.licence:
@@ -91,6 +93,7 @@ def metadata(report: Report) -> dict[str, Any]:
             "linear": round(report.sizes.linear_bits_per_weight, 4),
             "model": round(report.sizes.model_bits_per_weight, 4),
         },
+        **({} if report.sizes.sparsity is None else {"sparsity": round(report.sizes.sparsity, 4)}),
         "manifest_sha256": report.manifest_sha256,
         "versions": {"hubplugin": report.hubplugin, **report.versions},
     }
@@ -104,6 +107,7 @@ def _tags(report: Report) -> list[str]:
         tags += ["gptq", "quantized", f"{gptq['bits']}-bit", f"int{gptq['bits']}"]
     if any(step["method"] == "prune" for step in report.steps):
         tags.append("pruned")
+    tags += [tag for step in report.steps if step["method"] in MASKS for tag in ("sparse", step["method"])]
     if any(name.startswith("chat_template") for name in report.files):
         tags.append("conversational")
     return tags
@@ -154,10 +158,11 @@ def _worst(linears: Iterable[LinearResult]) -> list[LinearResult]:
 
 
 def _damping(linears: Iterable[LinearResult]) -> list[tuple[str, float, float]]:
-    """By method: the least and the greatest damping that was used."""
+    """By method that damps: the least and the greatest damping that was used."""
     used: dict[str, list[float]] = {}
     for linear in linears:
-        used.setdefault(linear.method, []).append(linear.damp)
+        if linear.damp:
+            used.setdefault(linear.method, []).append(linear.damp)
     return [(method, min(values), max(values)) for method, values in used.items()]
 
 

@@ -13,13 +13,14 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import architecture, memory, uneven
+from hubplugin import architecture, masks, memory, uneven
 from hubplugin.activations import Batch, copied
-from hubplugin.family import CHANNELS, KEYS, QUERIES, Family, Tap
-from hubplugin.hessian import Drift, Moment, products_of, widened
+from hubplugin.family import Family, Tap
+from hubplugin.hessian import Drift
+from hubplugin.inputs import Inputs, moment_of
 from hubplugin.loadable import LinearPlan
-from hubplugin.manifest import Gptq
-from hubplugin.methods import gptq, obs, refit
+from hubplugin.manifest import Gptq, SparseGpt, Wanda
+from hubplugin.methods import gptq, obs, refit, sparsegpt, wanda
 from hubplugin.methods.base import Columns, Compressed, Dense, Encoding, Grid
 from hubplugin.plan import VariantPlan
 from hubplugin.report import LinearResult
@@ -41,10 +42,6 @@ class Block:
     samples: dict[str, Tensor] = field(default_factory=dict)  # float32 [SAMPLE_ROWS, inputs] by full module name
     results: list[LinearResult] = field(default_factory=list)
     seconds: float = 0.0
-
-
-COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
-HELD_OUT = 8  # one sequence in so many decides how far targets are corrected
 
 
 class Finished(Protocol):
@@ -74,8 +71,9 @@ def blocks(
     done = finished.finished if finished else 0
     for number, index in enumerate(plan.sources):
         begun = time.monotonic()
-        skip(model, lanes, range(plan.sources[number - 1] + 1 if number else 0, index))
-        change = _Change(model, lanes, index, plan, stored)
+        if number == 0:
+            skip(model, lanes, range(index))
+        change = _Change(model, lanes, index, plan, stored, spill)
         if finished and number < done:
             change.take(finished.dense(number))
             change.advance()
@@ -96,7 +94,7 @@ def blocks(
 
 def corrects(plan: VariantPlan) -> bool:
     """Whether anything is fitted to what the base makes of the same tokens."""
-    return any(step.qep if isinstance(step, Gptq) else step.refit for step in plan.steps)
+    return any(getattr(step, key, False) for step in plan.steps for key in ("qep", "refit"))
 
 
 def skip(model: Model, lanes: list[list[Batch]], left_out: Iterable[int]) -> None:
@@ -110,7 +108,7 @@ def skip(model: Model, lanes: list[list[Batch]], left_out: Iterable[int]) -> Non
 def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
     """The output head as a block of its own: it reads what the final norm makes of the last hidden states."""
     begun = time.monotonic()
-    settings, hessian = plan.settings(head.name), _moment(model.finish(batches)).matrix(head.name)
+    settings, hessian = plan.settings(head.name), moment_of(model.finish(batches)).matrix(head.name)
     assert settings is not None
     made = gptq.compress(model.source.get(f"{head.name}.weight").float(), hessian, settings)
     block = Block(len(plan.sources), head.name, head.name, encodings={head.name: made.encoding})
@@ -128,16 +126,17 @@ def lane_folder(spill: Path | None, name: str) -> Path | None:
     return spill / name
 
 
-def second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:
-    """Second moments [inputs, inputs] of a tap of a block, as the block stands now."""
-    return _moment(model.visit(index, batches, tap)).matrix(f"{model.family.block.format(i=index)}.{tap.linears[0]}")
-
-
 class _Change:
     """What happens to one block."""
 
     def __init__(
-        self, model: Model, lanes: list[list[Batch]], index: int, plan: VariantPlan, stored: torch.dtype
+        self,
+        model: Model,
+        lanes: list[list[Batch]],
+        index: int,
+        plan: VariantPlan,
+        stored: torch.dtype,
+        spill: Path | None,
     ) -> None:
         self._model, self._plan, self._stored, self._index = model, plan, stored, index
         self._batches, self._base = lanes[0], lanes[1] if len(lanes) > 1 else None
@@ -146,17 +145,30 @@ class _Change:
         number = plan.sources.index(index)
         self._sizes = plan.dims.at(number)
         ends = [part.end for part in self._family.parts if part not in architecture.absent(self._family, self._sizes)]
-        self._last_end = ends[-1]
         self._module = model.block(index)
         self._twin = model.twin(index) if self._base else self._module
         self._block = Block(number, self._family.block.format(i=number), self._family.block.format(i=index))
-        self._ahead: list[Batch] | None = None  # the base's lane, behind this block and those left out after it
-        self._everyone: tuple[Tensor, int] | None = None  # second moments of all tokens that reach the experts
+        self._lanes = lanes
+        self._inputs = Inputs(model, index, lanes[0], self._base, self._twin, ends[-1])
+        after = plan.sources[number + 1] if number + 1 < len(plan.sources) else len(model)
+        if self._base and (after > index + 1 or ends[-1] != self._family.parts[-1].end):
+            self._inputs.ahead = self._look_ahead(self._base, range(index + 1, after), spill)
+
+    def _look_ahead(self, base: list[Batch], left_out: Iterable[int], spill: Path | None) -> list[Batch]:
+        """The base's lane behind this block and those that are left out after it."""
+        lane = copied(base, lane_folder(spill, f"base-{self._index}"))
+        self._model.advance(self._index, lane, self._twin)
+        skip(self._model, [self._batches, lane], left_out)
+        return lane
 
     def advance(self) -> None:
         """Hand the hidden states on to the next block: ours through what is stored now, the base's through its own."""
         self._model.advance(self._index, self._batches, self._module)
-        if self._base:
+        if self._inputs.ahead:
+            for batch in self._lanes[1]:
+                batch.clear()
+            self._lanes[1] = self._inputs.ahead
+        elif self._base:
             self._model.advance(self._index, self._base, self._twin)
 
     def take(self, dense: dict[str, Tensor]) -> None:
@@ -184,6 +196,8 @@ class _Change:
             cut = self._cut(tap)
             if quantized or cut or (self._prune and self._prune.refit):
                 self._treat(tap, quantized or tap.linears, steps[quantized[0]] if quantized else None, cut)
+            if masked := [name for name in tap.linears if self._plan.mask(f"{self._block.prefix}.{name}")]:
+                self._mask(tap, masked)
         self._collect()
         return self._block
 
@@ -194,73 +208,6 @@ class _Change:
             if linear.bias is None:
                 zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
                 linear.bias = nn.Parameter(zeros, requires_grad=False)
-
-    def _second_moments(self, tap: Tap) -> Tensor:
-        return second_moments(self._model, self._index, self._batches, tap)
-
-    def _of_expert(self, tap: Tap) -> tuple[Tensor, str | None]:
-        """Second moments for an expert's linears, and what was done where the router sent it too few tokens.
-
-        From few tokens they are mostly chance, and error feedback that follows chance is worse than rounding. A cold
-        expert also sees tokens of the block at large, which count as many as it has inputs (docs/maths.md, Experts).
-        """
-        own, where = _moment(self._model.visit(self._index, self._batches, tap)), self._where(tap)
-        inputs = self._linear(tap.linears[0]).in_features
-        if own.tokens >= COLD * inputs:
-            return own.matrix(where), None
-        large, tokens = self._at_large(tap)
-        blended = large * (inputs / tokens)
-        if own.tokens:
-            blended += own.matrix(where)
-        return blended, f"saw {own.tokens} tokens: {tokens} of the block at large stand in, as {inputs}"
-
-    def _at_large(self, tap: Tap) -> tuple[Tensor, int]:
-        """Second moments of the tokens of the block, and how many: of all where experts share them, else of some."""
-        names, index = self._family.experts, self._index
-        assert names is not None
-        if tap.linears[0].endswith(f".{names.down}"):
-            most = COLD * self._linear(tap.linears[0]).in_features
-            some = _moment(self._model.at_large(index, self._batches, tap, most))
-            return some.matrix(self._where(tap)), some.tokens
-        if self._everyone is None:
-            every = _moment(self._model.at_large(index, self._batches, tap))
-            self._everyone = every.matrix(self._where(tap)), every.tokens
-        return self._everyone
-
-    def _drifts(self, tap: Tap, weight: Tensor) -> tuple[Moment, Drift, Drift]:
-        """Second moments of a tap, and what its linears owe: by the tokens that fit, and by those that check."""
-        assert self._base is not None
-        ends = tap.linears[0] in [part.end for part in self._family.parts]
-        moment, fit, check, first = Moment(), Drift(weight, ends), Drift(weight, ends), 0
-        ours = self._model.visit(self._index, self._batches, tap)
-        theirs = self._model.visit(self._index, self._base, tap, self._twin)
-        for place, (inputs, base_inputs) in enumerate(zip(ours, theirs, strict=True)):
-            lost = self._lost(tap, place, base_inputs) if self._family.residual and ends else None
-            held = (torch.arange(first, first := first + len(inputs)) + 1) % HELD_OUT == 0
-            with products_of(inputs.dtype):
-                wide = widened(inputs)
-                moment.add(wide)
-                for drift, rows in ((fit, ~held), (check, held)):
-                    if bool(rows.any()):
-                        part = slice(None) if bool(rows.all()) else rows.to(inputs.device)
-                        drift.add(wide[part], base_inputs[part], None if lost is None else lost[part])
-        return moment, fit, check
-
-    def _lost(self, tap: Tap, place: int, base_inputs: Tensor) -> Tensor:
-        """What the stream that an end's output is added to has lost so far [sequences, tokens, hidden], in one batch.
-
-        Where nothing that was taken out follows, until the next block: of the base, up to the end of what was.
-        """
-        assert self._base is not None
-        ours = self._model.residual(self._batches[place], tap).float()
-        if self._ahead is None or tap.linears[0] != self._last_end:
-            return self._model.residual(self._base[place], tap).float() - ours
-        own = cast(nn.Linear, self._twin.get_submodule(tap.linears[0]))
-        with products_of(base_inputs.dtype):
-            made = base_inputs.float() @ own.weight.float().T
-        if own.bias is not None:
-            made += own.bias.float()
-        return self._ahead[place].hidden.float() - made - ours
 
     def _cut(self, tap: Tap) -> tuple[obs.Cut, ...]:
         """What the columns of a tap's linear lose, if it is the consumer of a width that shrinks."""
@@ -282,29 +229,27 @@ class _Change:
         They share second moments, so one look at their inputs and one factor serve all rows and all of it.
         """
         begun, share, cold = time.monotonic(), None, None
-        weight = torch.cat([self._linear(name).weight for name in names]).float()
-        drifts: tuple[Drift, Drift] | None = None
+        weight = plain = torch.cat([self._linear(name).weight for name in names]).float()
+        drifts: list[Drift] = []
         if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
-            hessian, cold = self._of_expert(tap)
-        elif self._base is None or (self._index == 0 and tap == self._family.taps[0]):  # nothing has changed yet
-            hessian = self._second_moments(tap)
+            hessian, cold = self._inputs.of_expert(tap)
+        elif self._aims(tap, step):
+            hessian, *drifts = self._inputs.drifts(tap, weight)
         else:
-            moment, fit, check = self._drifts(tap, weight)
-            drifts = fit, check
-            hessian = moment.matrix(self._where(tap))
-            del moment
+            hessian = self._inputs.second_moments(tap)
         if cut:
             assert self._prune
             done = obs.compress(weight, hessian, self._prune, cut)
             assert isinstance(done.encoding, Columns)
-            weight, kept = done.weight, done.encoding.keep
+            kept = done.encoding.keep
+            plain, weight = plain[:, kept], done.weight
             hessian = hessian[kept][:, kept]
-            for drift in drifts or ():
+            for drift in drifts:
                 drift.keep(kept)
             self._drop_rows(tap, kept)
             self._note(f"{self._block.prefix}.{names[0]}", "prune", done, begun)
         if step is None:
-            self._refit(names, weight, hessian, drifts, begun)
+            self._refit(names, plain, weight, hessian, drifts, begun)
         else:
             prepared = gptq.prepare(hessian, step) if drifts else None
             if drifts and prepared:
@@ -312,30 +257,29 @@ class _Change:
             del drifts
             self._quantize(names, weight, hessian, step, prepared, share, cold, begun)
 
+    def _aims(self, tap: Tap, step: Gptq | None) -> bool:
+        """Whether linears are fitted to the base's outputs, and something before them has changed."""
+        wanted = step.qep if step else self._prune is not None and self._prune.refit
+        return wanted and not (self._index == 0 and tap == self._family.taps[0])
+
     def _refit(
-        self, names: tuple[str, ...], weight: Tensor, hessian: Tensor, drifts: Sequence[Drift] | None, begun: float
+        self,
+        names: tuple[str, ...],
+        plain: Tensor,
+        weight: Tensor,
+        hessian: Tensor,
+        drifts: Sequence[Drift],
+        begun: float,
     ) -> None:
         """Store linears dense, fitted to the base's outputs where drifts are known."""
-        if drifts and self._prune and self._prune.refit:
+        if drifts and self._prune:
             prepared = refit.prepare(hessian, self._prune.damp)
-            weight, share = refit.corrected(weight, prepared, drifts[0], drifts[1])
-            self._block.results.append(
-                LinearResult(
-                    name=_stack_name(self._block.prefix, names),
-                    method="refit",
-                    loss=None,
-                    damp=prepared.factor.damp,
-                    fallback=prepared.factor.fallback,
-                    dead_inputs=int(prepared.dead.sum()),
-                    correction=share,
-                    seconds=round(time.monotonic() - begun, 3),
-                )
-            )
-        rows = 0
-        for name in names:
-            part = slice(rows, rows := rows + self._linear(name).out_features)
-            # at the precision it will be stored in: later layers must see what is served
-            self._replace(name, weight[part].to(self._stored))
+            weight, share = refit.corrected(weight, prepared, *drifts)
+            self._block.results.append(_fitted(_stack_name(self._block.prefix, names), prepared, share, begun))
+        # at the precision it will be stored in: later layers must see what is served
+        weight = refit.stored(weight, plain, hessian, self._stored)
+        for name, part in zip(names, weight.split([self._linear(name).out_features for name in names]), strict=True):
+            self._replace(name, part.to(self._stored))
 
     def _quantize(
         self,
@@ -364,18 +308,8 @@ class _Change:
     def _drop_rows(self, tap: Tap, kept: Tensor) -> None:
         """Of the producers of a consumer whose columns `kept` stay, drop the rows that nobody reads any more."""
         width = next(width for width in self._family.widths if width.consumer in tap.linears)
-        before = self._model.dims
-        each, size = before.heads // before.kv_heads, before.head_dim
-        pairs = (kept // size // each).unique()  # KV heads that some kept column's query head reads
-        keys = (pairs[:, None] * size + torch.arange(size, device=kept.device)).reshape(-1)
-        wanted = {CHANNELS: kept, QUERIES: kept, KEYS: keys}
-        heights = {CHANNELS: before.ffn, QUERIES: before.heads * size, KEYS: before.kv_heads * size}
-        for producer in width.producers:
-            first, rows = 0, []
-            for kind in producer.rows:
-                rows.append(wanted[kind] + first)
-                first += heights[kind]
-            self._keep_rows(producer.name, torch.cat(rows))
+        for name, rows in uneven.kept_rows(width, self._model.dims, kept).items():
+            self._keep_rows(name, rows)
         self._model.forget(self._batches, tap)
         uneven.share_heads(self._module, self._family, self._sizes)
 
@@ -390,8 +324,23 @@ class _Change:
             encoding = self._block.encodings[full] = encoding.rows(rows)
             self._block.samples[full] = _sample(encoding.rows(slice(SAMPLE_ROWS)).dense())
 
-    def _where(self, tap: Tap) -> str:
-        return f"{self._block.prefix}.{tap.linears[0]}"
+    def _mask(self, tap: Tap, names: list[str]) -> None:
+        """Set weights of a tap's linears to zero, one linear after another: they share second moments and a factor."""
+        hessian, cold = (
+            self._inputs.of_expert(tap) if tap.expert is not None else (self._inputs.second_moments(tap), None)
+        )
+        step, factor = masks.step_of(self._plan.steps), None
+        for name in names:
+            begun, weight = time.monotonic(), self._linear(name).weight.float()
+            if isinstance(step, SparseGpt):
+                factor = factor or sparsegpt.prepare(hessian, step)
+                done = sparsegpt.compress(weight, hessian, step, factor)
+            else:
+                assert isinstance(step, Wanda)
+                done = wanda.compress(weight, hessian, step)
+            done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))) or None)
+            self._replace(name, done.weight.to(self._stored))  # later layers must see what is served
+            self._note(f"{self._block.prefix}.{name}", step.method, done, begun)
 
     def _collect(self) -> None:
         """Note what is stored dense: linears without a grid, and biases."""
@@ -430,16 +379,23 @@ def _result(name: str, method: str, done: Compressed, begun: float, share: float
     )
 
 
+def _fitted(name: str, prepared: refit.Prepared, share: float, begun: float) -> LinearResult:
+    factor, seconds = prepared.factor, round(time.monotonic() - begun, 3)
+    dead, correction = int(prepared.dead.sum()), share
+    return LinearResult(
+        name=name,
+        method="refit",
+        loss=None,
+        damp=factor.damp,
+        fallback=factor.fallback,
+        dead_inputs=dead,
+        correction=correction,
+        seconds=seconds,
+    )
+
+
 def _sample(weight: Tensor) -> Tensor:
     return weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
-
-
-def _moment(batches: Iterable[Tensor]) -> Moment:
-    moment = Moment()
-    for inputs in batches:
-        if len(inputs):  # a router may send no token of a batch
-            moment.add(inputs)
-    return moment
 
 
 def _stack_name(prefix: str, names: tuple[str, ...]) -> str:

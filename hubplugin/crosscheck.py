@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hubplugin import loadable, schemes, sizes
+from hubplugin import loadable, masks, schemes, sizes
 from hubplugin.architecture import Dimensions
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
@@ -88,7 +88,7 @@ def repo_names(document: Document) -> None:
 
 
 def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Gptq | None]:
-    """The variant's steps by kind: pruning, then quantization, each at most once."""
+    """The variant's steps by kind: pruning, then quantization or a mask, each at most once."""
     prune: Prune | None = None
     gptq: Gptq | None = None
     for index, step in enumerate(steps):
@@ -97,10 +97,11 @@ def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Gptq | Non
             raise PlanError(place, f"{step.method} stands twice", "keep one; each acts on all blocks")
         if isinstance(step, Gptq):
             gptq = step
-        elif gptq is None:
+        elif isinstance(step, Prune):
+            if gptq is not None:
+                raise PlanError(place, "prune stands after gptq", "put it first: codes cannot be refitted")
             prune = step
-        else:
-            raise PlanError(place, "prune stands after gptq", "put it first: codes cannot be refitted")
+    masks.order(steps, where)
     return prune, gptq
 
 
@@ -190,8 +191,10 @@ def prunable(family: Family, model_type: str, where: str) -> None:
         )
 
 
-def biases(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys that give every linear of a block a bias. Raises PlanError where the class has none."""
+def biases(prune: Prune | None, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys that give every linear of a block a bias, where asked for. Raises PlanError where the class has none."""
+    if not (prune and prune.bias):
+        return {}
     if config["model_type"] not in ("llama", "nemotron-nas"):
         raise PlanError(where, f"linears of {config['model_type']} have no biases to fit", "remove it")
     return {"attention_bias": True, "mlp_bias": True}

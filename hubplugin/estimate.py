@@ -39,6 +39,7 @@ class Work:
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
     number: int = FP32  # bytes of one that the forward pass computes in
+    masks: bool = False  # single weights are set to zero
     evaluated: int = 0  # tokens whose hidden states are held in float32 to compare variants with
 
 
@@ -138,7 +139,7 @@ class _Pass:
         moments = [sums + rows]
         if corrects:
             moments.append(sums + 3 * square + 4 * stack)
-        if self.work.quantizes:
+        if self.work.quantizes or self.work.masks:
             moments += [4 * square + stack, 2 * square + 4 * stack]
         if self.work.descends:
             moments += [4 * square + 3 * stack, 3 * square + 4 * stack]
@@ -177,6 +178,9 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         reaching = count * tap.share
         # tokens are brought to the experts of a block once
         measured = (2 * lanes - 1) * reaching * inputs**2
+        if work.masks:
+            total += measured + inputs**3 / 3 + stacked * inputs
+            steps += inputs * COLUMN_SECONDS * len(tap.linears)
         if work.quantizes:
             total += measured + inputs**3 / 3 + stacked * inputs
             total += work.descends * 2 * stacked * inputs

@@ -25,6 +25,7 @@ WANTED = {
     "ratio": "the share of the blocks' weights to remove, above 0 and below 1, such as 0.3",
     "params": "how many parameters the model may keep, such as 100000000",
     "latency": "time per token as a share of the base's, above 0 and below 1, such as 0.8",
+    "sparsity": "the share of weights to set to zero, above 0 and below 1, such as 0.5",
     "ignore": "a list of linears, such as [down_proj, layers.0.*]",
     "overrides": "linears and what they do differently, such as {down_proj: {bits: 8}}",
     "budget": "what the variant may weigh, such as {bits_per_weight: 4.5}",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubplugin import experts, export, layout, stream, uneven
+from hubplugin import experts, export, layout, masks, stream, uneven, zeros
 from hubplugin.checkpoint import Reader
 from hubplugin.errors import CheckpointError, GateError, ServeError
 from hubplugin.evaluate import open_model
@@ -58,6 +58,7 @@ def check(
         finite(folder),
         as_planned(folder, plan),
         as_compressed(folder, samples),
+        *([as_masked(folder, base, plan)] if masks.step_of(plan.steps) else []),
         companions_equal(folder, base),
         ties(folder, plan),
         quality(evaluation, thresholds),
@@ -97,6 +98,20 @@ def as_compressed(folder: Path, samples: dict[str, Tensor]) -> GateLine:
         worst = max(worst, float((stored - rows).abs().max()))
     detail = f"largest difference {worst:g} over {len(samples)} linears"
     return GateLine(name="stored weights are the compressed ones", passed=worst == 0.0 and bool(samples), detail=detail)
+
+
+def as_masked(folder: Path, base: Path, plan: VariantPlan) -> GateLine:
+    """In every linear of the files as many zeros as were asked for, in the pattern that was asked for."""
+    name, view, whole, seen = "zeros as asked", DenseView(folder), Reader(base), 0
+    for linear in plan.linears:
+        if step := plan.mask(linear.name):
+            weight, before = (source.get(f"{linear.name}.weight") for source in (view, whole))
+            if fault := zeros.fault(weight, step, zeros.count(before)):
+                return GateLine(name=name, passed=False, detail=f"{linear.name}: {fault}")
+            seen += 1
+    asked = masks.step_of(plan.steps)
+    detail = f"{masks.label(asked)} in each of {seen} linears" if asked else "none"
+    return GateLine(name=name, passed=seen > 0, detail=detail)
 
 
 def companions_equal(folder: Path, base: Path) -> GateLine:

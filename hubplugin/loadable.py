@@ -27,6 +27,11 @@ EXPERTS = ".experts."  # stands in the path of every expert's linears, before it
 HEAD = "lm_head"
 WORD = 32  # bits of the words that codes are packed into
 HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not tried on a GPU
+PER_LAYER = "nemotron-nas"  # the model_type of vLLM's DeciLMForCausalLM, whose blocks may differ
+PLUGIN = (
+    "its layers differ in width, so vLLM serves it with hubplugin installed beside it, whose plugin brings the config "
+    "class (no remote code); transformers alone cannot load it"
+)
 # vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
 COMPUTED_HEAD_DIM = ("qwen2",)
 
@@ -71,6 +76,11 @@ class Verdict:
     loads: bool
     why: str  # empty where it loads
     note: str = ""  # what the machine must have, where it loads
+
+
+def notes(model_type: str) -> tuple[str, ...]:
+    """What a user must know of the class that a variant leaves as."""
+    return (PLUGIN,) if model_type == PER_LAYER else ()
 
 
 def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:

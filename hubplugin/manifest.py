@@ -1,4 +1,4 @@
-"""The whole manifest schema on one page: what a user may write, and nothing else.
+"""The manifest schema: what a user may write, and nothing else. What masks take stands in mask_settings.py.
 
 Unknown keys are refused, values are checked as far as they can be without the model (`plan` does the rest).
 This file knows no torch, no network and no model.
@@ -20,31 +20,15 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from hubplugin import yamlfile
 from hubplugin.errors import ManifestError
 from hubplugin.explain import explain
-
-
-def _fault(what: str, fix: str, place: str = "") -> PydanticCustomError:
-    """A validation error in our own words; `place` is appended to where pydantic found it."""
-    # pydantic fills {names} of its template; `what` may hold braces of the user's, so it travels as a value
-    return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "place": place})
-
-
-class Settings(BaseModel):
-    """Frozen, and a typo is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
-
+from hubplugin.mask_settings import Mask, SparseGpt, Wanda
+from hubplugin.settings import Real, Settings, Text, Whole
+from hubplugin.settings import fault as _fault
 
 GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as in pyproject.toml
-
-# one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-Whole = Annotated[int, Field(strict=True)]
-Real = Annotated[float, Field(strict=True)]
 
 
 class Override(Settings):
@@ -175,7 +159,7 @@ class Prune(Settings):
         return any(getattr(self, key) is not None for key in ("layers", "attention", "mlp", *self.targets))
 
 
-Step = Annotated[Gptq | Prune, Field(discriminator="method")]
+Step = Annotated[Gptq | Prune | Mask, Field(discriminator="method")]
 
 
 class Source(Settings):
@@ -344,7 +328,7 @@ def load(path: str | Path) -> Document:
     return Document(path=str(path), text=file.text, sha256=file.sha256, manifest=manifest)
 
 
-METHODS: dict[str, type[Settings]] = {"gptq": Gptq, "prune": Prune}
+METHODS: dict[str, type[Settings]] = {"gptq": Gptq, "prune": Prune, "wanda": Wanda, "sparsegpt": SparseGpt}
 
 
 def _schema_error(path: Path, error: ValidationError) -> ManifestError:

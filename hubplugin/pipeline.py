@@ -31,11 +31,13 @@ from hubplugin import (
     gptqmodel_engine,
     hub,
     journal,
+    masks,
     memory,
     plan,
     report,
     survey,
     table,
+    zeros,
 )
 from hubplugin.ahead import Ahead
 from hubplugin.budget import Budget
@@ -335,13 +337,22 @@ def _report(
             linear_parameters=variant.linear_parameters,
             linear_bits_per_weight=variant.linear_bits_per_weight,
             model_bits_per_weight=variant.model_bits_per_weight,
+            sparsity=_sparsity(variant, folder),
         ),
         seconds=clock.seconds,
         loads=tuple(Load(target=each.target, loads=each.loads, why=each.why) for each in variant.verdicts),
+        notes=variant.notes,
         peak_memory_bytes=peak,
         versions=versions(*gptqmodel_engine.packages(variant)),
         files={file.name: checkpoint.sha256(file) for file in sorted(folder.iterdir())},
     )
+
+
+def _sparsity(variant: VariantPlan, folder: Path) -> float | None:
+    """The share of zeros among the weights of the blocks' linears, counted in the files of a variant with a mask."""
+    if masks.step_of(variant.steps) is None:
+        return None
+    return zeros.share(export.DenseView(folder), [linear.name for linear in variant.linears])
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -10,13 +10,25 @@ from functools import cached_property
 from math import lcm
 from typing import Any
 
-from hubplugin import architecture, budget, crosscheck, estimate, family, loadable, schemes, shaping, sizes, successor
+from hubplugin import (
+    architecture,
+    budget,
+    crosscheck,
+    estimate,
+    family,
+    loadable,
+    masks,
+    schemes,
+    shaping,
+    sizes,
+    successor,
+)
 from hubplugin.architecture import Dimensions, Header
 from hubplugin.budget import Budget
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan, Verdict
-from hubplugin.manifest import Document, Gptq, Prune, Step
+from hubplugin.manifest import Document, Gptq, Mask, Prune, Step
 from hubplugin.schemes import GPTQ, Scheme
 from hubplugin.shaping import Shape, Space
 
@@ -44,6 +56,7 @@ class VariantPlan:
     verdicts: tuple[Verdict, ...]
     budget: Budget | None = None  # what the step's budget chooses among
     space: Space | None = None  # what measurements decide of its shape; until then, shape and sizes are a guess
+    notes: tuple[str, ...] = ()  # what these numbers alone would not tell a user
 
     @property
     def prune(self) -> Prune | None:
@@ -72,6 +85,11 @@ class VariantPlan:
     @cached_property
     def _by_name(self) -> dict[str, LinearPlan]:
         return {linear.name: linear for linear in (*self.linears, *([self.head] if self.head else []))}
+
+    def mask(self, name: str) -> Mask | None:
+        """The step that sets weights of a linear to zero; None: there is none, or it ignores this linear."""
+        step = masks.step_of(self.steps)
+        return step if step and not schemes.is_ignored(step, name) else None
 
     def settings(self, name: str) -> Gptq | None:
         """The quantization step as it holds for one linear, overrides resolved; None: the linear stays dense."""
@@ -197,10 +215,8 @@ def _variant(
     last = f"{where}[{len(steps) - 1}]"
     crosscheck.experts(prune, gptq, base.family, where)
     found = _schemes(gptq, prune, base, base.dims, last) if gptq else {}
-    space, own = None, shape or Shape(tuple(range(base.dims.layers)), base.dims.shapes())
-    if prune and shape is None:
-        space = _space(prune, found, base, f"{where}[0]")
-        own = space.before_measuring(_outside(base))
+    space = _space(prune, found, base, f"{where}[0]") if prune and shape is None else None
+    own = shape or (space.before_measuring(_outside(base)) if space else _as_is(base))
     dims = own.dimensions(base.dims)
     if gptq and dims != base.dims:
         found = _schemes(gptq, prune, base, dims, last)
@@ -208,26 +224,27 @@ def _variant(
     if limit:
         found = {**found, **(limit.before_measuring() if chosen is None else chosen)}
     config = successor.config(base.config, base.family, base.dims, dims, own.sources, f"{where}[0]")
-    if prune and prune.bias:
-        config |= crosscheck.biases(config, f"{where}[0].bias")
+    config |= crosscheck.biases(prune, config, f"{where}[0].bias")
     row = family.match(config, where)
     linears = sizes.linears(base.family, base.dims, dims, found, own.sources)
+    if mask := masks.step_of(steps):
+        masks.check(mask, linears, last)
     head = _head(found, base)
     quantized = linears if head is None else (*linears, head)
     crosscheck.packing(quantized, last)
     crosscheck.fused(quantized, last)
     dense = architecture.expected(config, row, dims)
-    tensors = sizes.tensors(dense, _stored(dense, base, own.sources), quantized)
+    tensors = sizes.tensors(dense, sizes.stored(dense, base.tensors, base.family, own.sources), quantized)
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
     verdicts = _verdicts(config["model_type"], dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
-    work = _work(document, base, prune, gptq, limit)
+    work = _work(document, base, steps, limit)
     shapes = architecture.linear_shapes(base.family, base.dims)
     sampled = base.bytes if document.manifest.calibrate.self_ else 0
     return VariantPlan(
         name=name,
         steps=tuple(_resolved(step, linears, found) if isinstance(step, Gptq) else step for step in steps),
-        widths=_widths(base, dims),
+        widths=sizes.changed(base.dims, dims),
         dims=dims,
         sources=own.sources,
         config=config,
@@ -244,7 +261,12 @@ def _variant(
         verdicts=verdicts,
         budget=limit,
         space=space if prune and prune.measures else None,
+        notes=masks.notes(mask) + loadable.notes(config["model_type"]),
     )
+
+
+def _as_is(base: _Base) -> Shape:
+    return Shape(tuple(range(base.dims.layers)), base.dims.shapes())
 
 
 def _space(prune: Prune, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Space:
@@ -275,32 +297,9 @@ def _outside(base: _Base) -> int:
     return every - sizes.linear_parameters(base.family, base.dims)
 
 
-def _stored(dense: Mapping[str, tuple[int, ...]], base: _Base, sources: Sequence[int]) -> dict[str, Header]:
-    """For every tensor of a variant, the one of the base that it comes from; for a new bias, its weight's."""
-    found = {}
-    for name in dense:
-        old = sizes.origin(base.family, name, sources)
-        found[name] = base.tensors.get(old) or base.tensors[old.removesuffix("bias") + "weight"]
-    return found
-
-
-def _widths(base: _Base, dims: Dimensions) -> dict[str, tuple[int, int]]:
-    """Keys of config.json whose values changed; where blocks differ, the widest block's."""
-    before, after = base.dims, dims
-    keys = {
-        "num_hidden_layers": (before.layers, after.layers),
-        "num_attention_heads": (before.heads, after.heads),
-        "num_key_value_heads": (before.kv_heads, after.kv_heads),
-        "intermediate_size": (before.ffn, after.ffn),
-    }
-    return {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
-
-
-def _work(
-    document: Document, base: _Base, prune: Prune | None, gptq: Gptq | None, limit: Budget | None
-) -> estimate.Work:
+def _work(document: Document, base: _Base, steps: Sequence[Step], limit: Budget | None) -> estimate.Work:
     """What making a variant has to do, for the estimates."""
-    source = document.manifest.calibrate
+    source, (prune, gptq) = document.manifest.calibrate, crosscheck.order(tuple(steps), "")
     return estimate.Work(
         samples=source.samples,
         tokens=source.tokens,
@@ -312,6 +311,7 @@ def _work(
         head=gptq is not None and gptq.lm_head,
         number=base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].itemsize,
         evaluated=_evaluated(document),
+        masks=masks.step_of(steps) is not None,
     )
 
 

@@ -54,9 +54,9 @@ class LinearResult(Record):
     """One linear (or one stack that shares an input and was solved together)."""
 
     name: str
-    method: str  # gptq | prune
+    method: str  # gptq | prune | wanda | sparsegpt
     loss: float | None  # tr((W-W')H(W-W')^T) / tr(W H W^T); 0.01: one percent of the output's energy; None: not known
-    damp: float  # damping actually used, as a share of the mean diagonal
+    damp: float  # damping actually used, as a share of the mean diagonal; 0 by a method without any
     fallback: str | None = None  # what was done instead, where the normal way failed
     dead_inputs: int | None = 0  # inputs that calibration never excited; None: not known
     correction: float | None = None  # share of the step towards the base's outputs that was taken (QEP); None: none
@@ -117,6 +117,7 @@ class Sizes(Record):
     linear_parameters: int  # of the linears inside the blocks
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
+    sparsity: float | None = None  # share of the linears' weights that are zero; None: none were set to zero
 
 
 class Quality(Record):
@@ -181,6 +182,7 @@ class Report(Record):
     evaluation: Evaluation | None = None
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
+    notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
     files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file and the card
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from hubplugin.manifest import Gptq, Override
+from hubplugin.manifest import Gptq, Mask, Override
 
 GPTQ = "gptq"  # AutoGPTQ's tensors
 PACK_QUANTIZED = "pack-quantized"  # compressed-tensors': codes of any width in 32-bit words
@@ -45,8 +45,8 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def is_ignored(step: Gptq, name: str) -> bool:
-    """Whether a linear stays dense."""
+def is_ignored(step: Gptq | Mask, name: str) -> bool:
+    """Whether a linear stays as it is."""
     return any(matches(pattern, name) for pattern in step.ignore)
 
 

@@ -69,6 +69,28 @@ def origin(family: Family, name: str, sources: Sequence[int]) -> str:
     return f"{family.block.format(i=sources[int(number)])}.{rest}" if not after else name
 
 
+def stored(
+    dense: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Header], family: Family, sources: Sequence[int]
+) -> dict[str, Header]:
+    """For every tensor of a variant, the one of the base that it comes from; for a new bias, its weight's."""
+    found = {}
+    for name in dense:
+        old = origin(family, name, sources)
+        found[name] = tensors.get(old) or tensors[old.removesuffix("bias") + "weight"]
+    return found
+
+
+def changed(before: Dimensions, after: Dimensions) -> dict[str, tuple[int, int]]:
+    """Keys of config.json whose values differ; where blocks differ, the widest block's."""
+    keys = {
+        "num_hidden_layers": (before.layers, after.layers),
+        "num_attention_heads": (before.heads, after.heads),
+        "num_key_value_heads": (before.kv_heads, after.kv_heads),
+        "intermediate_size": (before.ffn, after.ffn),
+    }
+    return {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+
+
 def linears(
     family: Family,
     before: Dimensions,

@@ -10,8 +10,8 @@ from typing import Any
 from hubplugin.architecture import Dimensions, block_configs
 from hubplugin.errors import PlanError
 from hubplugin.family import FAMILIES, Family
+from hubplugin.loadable import PER_LAYER
 
-PER_LAYER = "nemotron-nas"  # the model_type of vLLM's DeciLMForCausalLM
 UNEVEN = ("llama", "mistral", "qwen2")  # families whose blocks are those of DeciLM, but for their sizes
 # what only the class that is left behind reads
 LEFT_BEHIND = {

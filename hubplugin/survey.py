@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from hubplugin import latency, probe, report
 from hubplugin.activations import Batch, copied
 from hubplugin.architecture import BlockShape
-from hubplugin.compress import lane_folder, second_moments
+from hubplugin.compress import lane_folder
 from hubplugin.errors import PlanError
 from hubplugin.estimate import PROBE_TOKENS
 from hubplugin.family import Part, Width
+from hubplugin.inputs import second_moments
 from hubplugin.methods import obs
 from hubplugin.report import PrunedBlock, Removal, Shaping, progress
 from hubplugin.shaping import Measured, Shape, Space, whole

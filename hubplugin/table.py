@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hubplugin import loadable, schemes
+from hubplugin import loadable, masks, schemes
 from hubplugin.plan import Plan, VariantPlan
 
 _COLUMNS = (
@@ -42,6 +42,8 @@ def render(plan: Plan, free: int | None = None) -> str:
         parts.append(["stock vLLM does not load", *refusals])
     if needs := _needs(plan):
         parts.append(["quantized variants need", *needs])
+    if notes := _notes(plan):
+        parts.append(["zeros make nothing smaller or faster", *notes])
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -60,6 +62,8 @@ def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
         weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
     else:
         weights += [str(scheme) for scheme in found]
+    if mask := masks.step_of(variant.steps):
+        weights.append(masks.label(mask))
     if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
@@ -158,6 +162,15 @@ def _needs(plan: Plan) -> list[str]:
         f"  on {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
         for (target, note), names in found.items()
     ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """One line for each thing that the numbers alone would not tell, with the variants it concerns."""
+    found: dict[str, list[str]] = {}
+    for variant in plan.variants:
+        for note in variant.notes:
+            found.setdefault(note, []).append(variant.name)
+    return [f"  {', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], left: int = 2) -> list[str]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from hubplugin import architecture
 from hubplugin.architecture import Dimensions
-from hubplugin.family import Family, Part
-from hubplugin.successor import BIASES, PER_LAYER
+from hubplugin.family import CHANNELS, KEYS, QUERIES, Family, Part, Width
+from hubplugin.loadable import PER_LAYER
+from hubplugin.successor import BIASES
 
 
 class Absent(nn.Module):
@@ -69,3 +70,20 @@ def share_heads(block: nn.Module, family: Family, sizes: Dimensions) -> None:
         attention.config = copy.copy(attention.config)
         attention.config.num_attention_heads = sizes.heads
         attention.config.num_key_value_heads = sizes.kv_heads
+
+
+def kept_rows(width: Width, before: Dimensions, kept: Tensor) -> dict[str, Tensor]:
+    """By producer: the rows that somebody still reads where columns `kept` of their consumer stay."""
+    each, size = before.heads // before.kv_heads, before.head_dim
+    pairs = (kept // size // each).unique()  # KV heads that some kept query head reads
+    keys = (pairs[:, None] * size + torch.arange(size, device=kept.device)).reshape(-1)
+    wanted = {CHANNELS: kept, QUERIES: kept, KEYS: keys}
+    heights = {CHANNELS: before.ffn, QUERIES: before.heads * size, KEYS: before.kv_heads * size}
+    found = {}
+    for producer in width.producers:
+        first, rows = 0, []
+        for kind in producer.rows:
+            rows.append(wanted[kind] + first)
+            first += heights[kind]
+        found[producer.name] = torch.cat(rows)
+    return found

@@ -13,7 +13,7 @@ from plan_helpers import config_json
 
 from hubplugin import architecture, estimate
 from hubplugin.estimate import Memory, Work
-from hubplugin.family import FAMILIES, match
+from hubplugin.family import match
 
 BENCH = Path(__file__).parents[1] / "bench"
 WORK = Work(samples=64, tokens=512, quantizes=True, prunes=False, corrects=True, number=2)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_pipeline_parts import NOTHING, make, planned
 from transformers import AutoModelForCausalLM
 
-from hubplugin import architecture, compress, declare, evaluate, experts, export, family, gate, plan
+from hubplugin import architecture, compress, declare, evaluate, experts, export, family, gate, inputs, plan
 from hubplugin.errors import FamilyError, PlanError
 from hubplugin.evaluate import open_model
 from hubplugin.generate import greedy
@@ -125,7 +125,7 @@ def test_cold_experts_are_better_off_than_with_their_own_few_tokens(base, tmp_pa
     """Judged where it counts: on tokens that calibration did not show it."""
     folder, losses = base[1], {}
     for cold in (4, 0):
-        monkeypatch.setattr(compress, "COLD", cold)
+        monkeypatch.setattr(inputs, "COLD", cold)
         out = tmp_path / f"v{cold}"
         make(folder, out, GPTQ, tokens=pico.tokens(1, 40))
         before, after = opened(folder), opened(out)

@@ -9,14 +9,15 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("*.py")])
 # a module imports only what stands above it; a folder's name stands for all of its files
 ORDER = """
-    errors interrupt yamlfile explain manifest family architecture schemes loadable sizes estimate knapsack shaping
-    crosscheck successor budget plan table report memory folder hub checkpoint calibrate moments_gpu hessian methods
-    ahead experts uneven activations stream compress pack layout declare journal export evaluate probe allocate survey gate card
-    generate gptqmodel_worker gptqmodel_engine pipeline publish target localhub demo cli __main__
+    errors interrupt yamlfile explain settings mask_settings manifest family architecture schemes loadable sizes
+    estimate masks knapsack shaping crosscheck successor budget plan table report memory folder hub checkpoint calibrate
+    moments_gpu hessian methods ahead experts uneven activations stream inputs compress pack layout declare journal
+    export zeros evaluate probe allocate latency survey gate card generate gptqmodel_worker gptqmodel_engine pipeline
+    publish target localhub demo cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),
-    *("table", "declare", "report", "folder", "hub", "card", "cli"),
+    *("settings", "mask_settings", "masks", "table", "declare", "report", "folder", "hub", "card", "cli"),
 }
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
@@ -116,7 +117,12 @@ def test_only_errors_defines_what_a_user_is_told(trees: dict[Path, ast.Module]) 
 def test_every_method_has_maths_tests_and_a_manifest() -> None:
     maths = (ROOT / "docs" / "maths.md").read_text(encoding="utf-8")
     manifests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "manifests").glob("*.yaml"))
-    for method, title, tests in (("gptq", "## GPTQ", "test_gptq.py"), ("prune", "## Pruning", "test_obs.py")):
+    for method, title, tests in (
+        ("gptq", "## GPTQ", "test_gptq.py"),
+        ("prune", "## Pruning", "test_obs.py"),
+        ("wanda", "## Masks", "test_masks.py"),
+        ("sparsegpt", "## Masks", "test_masks.py"),
+    ):
         assert title in maths and f"method: {method}" in manifests and (ROOT / "tests" / tests).is_file()
 
 

@@ -41,7 +41,14 @@ class Columns:
     keep: Tensor  # int64 [kept], ascending
 
 
-Encoding = Dense | Grid | Columns
+@dataclass(frozen=True)
+class Masked:
+    """Some weights are zero, anywhere; stored dense, zeros and all."""
+
+    keep: Tensor  # bool [outputs, inputs]
+
+
+Encoding = Dense | Grid | Columns | Masked
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""What the linears of a block are given: second moments of their inputs, and what they owe the base's outputs.
+
+Knows lanes of activations and modules; no method, no plan and no file.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hubplugin.activations import Batch
+from hubplugin.family import Family, Tap
+from hubplugin.hessian import Drift, Moment, products_of, widened
+from hubplugin.stream import Model
+
+COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
+HELD_OUT = 8  # one sequence in so many decides how far targets are corrected
+
+
+@dataclass
+class Inputs:
+    """Of one block while it is changed."""
+
+    model: Model
+    index: int
+    ours: list[Batch]
+    base: list[Batch] | None  # what the base makes of the same tokens
+    twin: nn.Module  # the block as the base has it
+    last_end: str  # the last linear whose output goes into the stream
+    ahead: list[Batch] | None = None  # the base's lane behind all that is left out after that linear
+    _everyone: tuple[Tensor, int] | None = field(default=None, init=False)  # moments of all that reach the experts
+
+    @property
+    def _family(self) -> Family:
+        return self.model.family
+
+    def _where(self, tap: Tap) -> str:
+        return f"{self._family.block.format(i=self.index)}.{tap.linears[0]}"
+
+    def _inputs(self, tap: Tap) -> int:
+        return cast(nn.Linear, self.twin.get_submodule(tap.linears[0])).in_features
+
+    def second_moments(self, tap: Tap) -> Tensor:
+        """Second moments [inputs, inputs] of a tap."""
+        return second_moments(self.model, self.index, self.ours, tap)
+
+    def of_expert(self, tap: Tap) -> tuple[Tensor, str | None]:
+        """Second moments for an expert's linears, and what was done where the router sent it too few tokens.
+
+        From few tokens they are mostly chance, and error feedback that follows chance is worse than rounding. A cold
+        expert also sees tokens of the block at large, which count as many as it has inputs (docs/maths.md, Experts).
+        """
+        own, where = moment_of(self.model.visit(self.index, self.ours, tap)), self._where(tap)
+        inputs = self._inputs(tap)
+        if own.tokens >= COLD * inputs:
+            return own.matrix(where), None
+        large, tokens = self._at_large(tap)
+        blended = large * (inputs / tokens)
+        if own.tokens:
+            blended += own.matrix(where)
+        return blended, f"saw {own.tokens} tokens: {tokens} of the block at large stand in, as {inputs}"
+
+    def _at_large(self, tap: Tap) -> tuple[Tensor, int]:
+        """Second moments of the tokens of the block, and how many: of all where experts share them, else of some."""
+        names, index = self._family.experts, self.index
+        assert names is not None
+        if tap.linears[0].endswith(f".{names.down}"):
+            most = COLD * self._inputs(tap)
+            some = moment_of(self.model.at_large(index, self.ours, tap, most))
+            return some.matrix(self._where(tap)), some.tokens
+        if self._everyone is None:
+            every = moment_of(self.model.at_large(index, self.ours, tap))
+            self._everyone = every.matrix(self._where(tap)), every.tokens
+        return self._everyone
+
+    def drifts(self, tap: Tap, weight: Tensor) -> tuple[Tensor, Drift, Drift]:
+        """Second moments of a tap, and what its linears owe: by the tokens that fit, and by those that check.
+
+        `weight` [outputs, inputs] is theirs, stacked, as in the base.
+        """
+        assert self.base is not None
+        ends = tap.linears[0] in [part.end for part in self._family.parts]
+        moment, fit, check, first = Moment(), Drift(weight, ends), Drift(weight, ends), 0
+        ours = self.model.visit(self.index, self.ours, tap)
+        theirs = self.model.visit(self.index, self.base, tap, self.twin)
+        for place, (inputs, base_inputs) in enumerate(zip(ours, theirs, strict=True)):
+            lost = self._lost(tap, place, base_inputs) if self._family.residual and ends else None
+            held = (torch.arange(first, first := first + len(inputs)) + 1) % HELD_OUT == 0
+            with products_of(inputs.dtype):
+                wide = widened(inputs)
+                moment.add(wide)
+                for drift, rows in ((fit, ~held), (check, held)):
+                    if bool(rows.any()):
+                        part = slice(None) if bool(rows.all()) else rows.to(inputs.device)
+                        drift.add(wide[part], base_inputs[part], None if lost is None else lost[part])
+        return moment.matrix(self._where(tap)), fit, check
+
+    def _lost(self, tap: Tap, place: int, base_inputs: Tensor) -> Tensor:
+        """What the stream that an end's output is added to has lost so far [sequences, tokens, hidden], in one batch.
+
+        Where nothing that was taken out follows, until the next block: of the base, up to the end of what was.
+        """
+        assert self.base is not None
+        ours = self.model.residual(self.ours[place], tap).float()
+        if self.ahead is None or tap.linears[0] != self.last_end:
+            return self.model.residual(self.base[place], tap).float() - ours
+        own = cast(nn.Linear, self.twin.get_submodule(tap.linears[0]))
+        with products_of(base_inputs.dtype):
+            made = base_inputs.float() @ own.weight.float().T
+        if own.bias is not None:
+            made += own.bias.float()
+        return self.ahead[place].hidden.float() - made - ours
+
+
+def second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:
+    """Second moments [inputs, inputs] of a tap of a block, as the block stands now."""
+    return moment_of(model.visit(index, batches, tap)).matrix(f"{model.family.block.format(i=index)}.{tap.linears[0]}")
+
+
+def moment_of(batches: Iterable[Tensor]) -> Moment:
+    """Second moments of inputs, batch by batch [tokens, inputs]."""
+    moment = Moment()
+    for inputs in batches:
+        if len(inputs):  # a router may send no token of a batch
+            moment.add(inputs)
+    return moment

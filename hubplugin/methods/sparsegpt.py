@@ -1,0 +1,78 @@
+"""SparseGPT (Frantar, Alistarh, arXiv 2301.00774): set weights to zero, the rest of their row makes up for them.
+
+GPTQ's sweep with zero for a grid, in the form that needs one Cholesky factor and no inverse (docs/maths.md, Masks).
+Weight in, weight out: knows no module, no file and no device.
+"""
+
+import torch
+from torch import Tensor
+
+from hubplugin import hessian as moments
+from hubplugin.hessian import Factor
+from hubplugin.manifest import SparseGpt
+from hubplugin.methods.base import Compressed, Masked
+from hubplugin.methods.selection import lowest
+from hubplugin.methods.sweep import fully_updated
+
+BLOCK = 128  # columns whose zeros are chosen together, and that feed each other one by one
+
+
+def prepare(hessian: Tensor, settings: SparseGpt) -> Factor:
+    """Factor second moments [inputs, inputs] of the dtype to compute in; linears that share an input share it."""
+    return moments.factor(moments.without_dead(hessian)[0], settings.damp)
+
+
+def compress(weight: Tensor, hessian: Tensor, settings: SparseGpt, prepared: Factor | None = None) -> Compressed:
+    """Set weights of [outputs, inputs] to zero under second moments [inputs, inputs] and update the others.
+
+    Of each block of columns the weights go that cost least, D_k w_k^2, whichever output they are of; or, of every m
+    columns, m - n of each output. Inputs never excited cost nothing and go first; what is kept of them stays as it is.
+    `prepared` is `prepare`'s for the same second moments and damping, where there is one already. Computes in float32,
+    or float64 where the weight is float64.
+    """
+    work = weight if weight.dtype == torch.float64 else weight.float()
+    matrix = hessian.to(work.dtype)
+    dead = matrix.diagonal() <= 0
+    factor = prepared or prepare(matrix, settings)
+    updated, gone = _sweep(work.T.contiguous(), factor, factor.diagonal.masked_fill(dead, 0), settings)
+    dense = updated.T.contiguous()
+    return Compressed(
+        weight=dense,
+        encoding=Masked(~gone.T),
+        loss=moments.relative_loss(work, dense, matrix),
+        damp=factor.damp,
+        fallback=factor.fallback,
+        dead_inputs=int(dead.sum()),
+    )
+
+
+def _sweep(columns: Tensor, factor: Factor, prices: Tensor, settings: SparseGpt) -> tuple[Tensor, Tensor]:
+    """The updated weights and the mask of those that are zero, both [inputs, outputs] as `columns`.
+
+    Left-looking, as GPTQ's: a block first collects what all earlier columns owe it (one product). A run of columns
+    whose zeros are chosen together, the block or m columns of it, sees its weights fully updated by all before it.
+    """
+    upper, every = factor.unit_upper, settings.kept[1] if settings.kept else BLOCK
+    block = BLOCK - BLOCK % every  # whole runs
+    errors = torch.zeros_like(columns)  # original minus new
+    gone = torch.zeros_like(columns, dtype=torch.bool)
+    for start in range(0, len(columns), block):
+        stop = min(start + block, len(columns))
+        owed = upper[:start, start:stop].T @ errors[:start]
+        for first in range(start, stop, every):
+            last = min(first + every, stop)
+            debt = owed[first - start : last - start] + upper[start:first, first:last].T @ errors[start:first]
+            updated = fully_updated(columns[first:last], debt, upper[first:last, first:last])
+            gone[first:last] = _chosen(updated.square() * prices[first:last, None], settings)
+            for column in range(first, last):
+                own = debt[column - first] + upper[first:column, column] @ errors[first:column]
+                errors[column] = torch.where(gone[column], columns[column], -own)
+    return columns - errors, gone
+
+
+def _chosen(costs: Tensor, settings: SparseGpt) -> Tensor:
+    """Mask of the zeros among columns that are chosen together, from their costs [columns, outputs]."""
+    if settings.kept:
+        kept, every = settings.kept
+        return lowest(costs, every - kept, dim=0)
+    return lowest(costs.reshape(-1), round(settings.share * costs.numel()), dim=0).reshape(costs.shape)

@@ -1,0 +1,23 @@
+"""The ground of all settings classes: frozen, strict, and wrong values told in our own words. Knows no setting."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+# one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+Whole = Annotated[int, Field(strict=True)]
+Real = Annotated[float, Field(strict=True)]
+
+
+def fault(what: str, fix: str, place: str = "") -> PydanticCustomError:
+    """A validation error in our own words; `place` is appended to where pydantic found it."""
+    # pydantic fills {names} of its template; `what` may hold braces of the user's, so it travels as a value
+    return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "place": place})
+
+
+class Settings(BaseModel):
+    """Frozen, and a typo is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
