@@ -130,9 +130,6 @@ class Prune(Settings):
     damp: Real = Field(default=0.01, gt=0, le=1)
 
 
-Step = Annotated[Gptq | Prune, Field(discriminator="method")]
-
-
 class Source(Settings):
     """Where tokens come from: a Hub dataset, local files, or the base model's own samples. Exactly one."""
 
@@ -170,6 +167,32 @@ class Source(Settings):
             return "files " + ", ".join(Path(name).name for name in self.files)
         config = f" ({self.config})" if self.config else ""
         return f"dataset {self.dataset}{config}, split {self.split}"
+
+
+class Recover(Settings):
+    """Training a pruned model back towards the base: its blocks on hidden states, then all of it on predictions."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
+
+    method: Literal["recover"]
+    blocks: Whole = Field(default=2, ge=0, le=100)  # epochs over hidden states, each block alone; 0: left out
+    distill: Whole = Field(default=2, ge=0, le=100)  # epochs over the base's predictions; 0: left out
+    learning_rate: Real | None = Field(default=None, gt=0, le=0.1)  # None: 3e-4, with lora 1e-3
+    top_k: Whole = Field(default=64, ge=1)  # of the base's tokens that are told apart; the others count as one
+    lora: Whole | None = Field(default=None, ge=1, le=1024)  # rank of adapters, merged in the end; None: all weights
+    minutes: Real | None = Field(default=None, gt=0)  # of wall time; training is planned to end within
+    data: Source | None = None  # None: the calibration tokens. More text is worth more than more epochs
+
+    @model_validator(mode="after")
+    def _something(self) -> "Recover":
+        if self.blocks == self.distill == 0:
+            raise _fault("nothing is trained", "give blocks or distill an epoch, or remove the step")
+        if self.lora is not None and self.distill == 0:
+            raise _fault("adapters are trained by distillation, and there is none", "remove it, or set distill", "lora")
+        return self
+
+
+Step = Annotated[Gptq | Prune | Recover, Field(discriminator="method")]
 
 
 class Evaluate(Settings):
@@ -299,7 +322,7 @@ def load(path: str | Path) -> Document:
     return Document(path=str(path), text=file.text, sha256=file.sha256, manifest=manifest)
 
 
-METHODS: dict[str, type[Settings]] = {"gptq": Gptq, "prune": Prune}
+METHODS: dict[str, type[Settings]] = {"gptq": Gptq, "prune": Prune, "recover": Recover}
 
 
 def _schema_error(path: Path, error: ValidationError) -> ManifestError:
@@ -326,6 +349,7 @@ def _near(key: str, parents: list[Any]) -> str:
     """What an unknown key may have meant: the nearest of those allowed in its place, or all of them."""
     sections: dict[str, type[Settings]] = {
         "calibrate": Source,
+        "data": Source,
         "perplexity": Source,
         "evaluate": Evaluate,
         "gate": Gate,

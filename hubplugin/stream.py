@@ -201,6 +201,18 @@ class Model:
         """Forget a block's weights."""
         _unload(self._blocks[index])
 
+    def whole(self) -> nn.Module:
+        """transformers' whole model with all its weights, embeddings tied where the source has no head."""
+        self._load(self._trunk.embed_tokens, self.family.embed)
+        for index in range(len(self)):
+            self.block(index)
+        self._load(self._trunk.norm, self.family.norm)
+        if f"{self.family.head}.weight" in self.source:
+            self._load(self._model.lm_head, self.family.head)
+        else:
+            self._model.lm_head.weight = self._trunk.embed_tokens.weight
+        return cast(nn.Module, self._model)
+
     def twin(self, index: int) -> nn.Module:
         """A copy of a filled block that keeps its weights when those of the block are replaced."""
         block = self._blocks[index]
