@@ -22,8 +22,9 @@ from hubplugin.resume import Marks
 
 STEP_TOKENS = 2048  # that one step learns from
 LOGITS = 2**23  # positions times vocabulary, of which gradients are taken at once
-EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; and how many may pass without a better one
-RATE, LORA_RATE = 3e-4, 1e-3  # of matrices, by Muon; of adapters, by AdamW
+EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; how many may pass without a better one, once the rate
+# is on its way down: at its height it hides what was learnt
+RATE, LORA_RATE = 1e-4, 1e-3  # of matrices, by Muon; of adapters, by AdamW
 REST_SHARE = 0.3  # of that rate: embeddings, head, norms and biases, by AdamW
 MARK = "distillation"
 
@@ -185,7 +186,7 @@ class Distillation:
         if now < notes["best"]:
             notes |= {"best": now, "best_step": step}
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        elif step - notes["best_step"] >= PATIENCE * self._every and step < self._total:
+        elif step - notes["best_step"] >= PATIENCE * self._every and self._total / 2 <= step < self._total:
             self._stopped = f"no better held-out KL in {PATIENCE} measurements"
         if self._limit is not None and step < self._total:
             left = self._limit - notes["seconds"]

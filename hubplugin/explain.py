@@ -24,7 +24,7 @@ WANTED = {
     "damp": "a share of the mean diagonal, above 0 and at most 1, such as 0.01",
     "blocks": "a number of epochs, 0 to leave it out",
     "distill": "a number of epochs, 0 to leave it out",
-    "learning_rate": "a number above 0, such as 0.0003",
+    "learning_rate": "a number above 0, such as 0.0001",
     "top_k": "a number of tokens, 1 or more, such as 64",
     "lora": "the rank of adapters, such as 16; leave it out to train all weights",
     "minutes": "a number of minutes, above 0, such as 10",

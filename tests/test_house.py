@@ -79,6 +79,7 @@ def test_no_torch_where_a_plan_or_a_card_is_made(trees: dict[Path, ast.Module]) 
         ("gradio", "serve"),
         ("vllm", "serve"),
         ("gptqmodel", "gptqmodel_worker"),
+        ("peft", "distill"),
     ],
 )
 def test_each_outside_world_has_one_door(package: str, owner: str, trees: dict[Path, ast.Module]) -> None:
