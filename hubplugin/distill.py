@@ -6,7 +6,7 @@ What held-out sequences like best is kept. Knows no file format (docs/maths.md, 
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hubplugin.evaluate import divergence
 from hubplugin.family import Family
 from hubplugin.manifest import Recover
-from hubplugin.reconstruct import fast, schedule
+from hubplugin.optimize import Optimizers, adam, fast, optimizers, schedule
 from hubplugin.report import progress
 from hubplugin.resume import Marks
 
@@ -25,7 +25,6 @@ LOGITS = 2**23  # positions times vocabulary, of which gradients are taken at on
 EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; how many may pass without a better one, once the rate
 # is on its way down: at its height it hides what was learnt
 RATE, LORA_RATE = 1e-4, 1e-3  # of matrices, by Muon; of adapters, by AdamW
-REST_SHARE = 0.3  # of that rate: embeddings, head, norms and biases, by AdamW
 MARK = "distillation"
 
 
@@ -116,7 +115,7 @@ class Distillation:
         self._device = next(student.parameters()).device
         self._train, self._held = tokens
         self._weights = {name: weight for name, weight in self._student.named_parameters() if weight.requires_grad}
-        self._optimizers = _optimizers(self._weights, step)
+        self._optimizer = _optimizers(self._weights, step, family)
         self._rows = max(1, STEP_TOKENS // self._train.shape[1])
         self._total = max(1, step.distill * len(self._train) // self._rows)
         self._every = max(1, self._total // EVALUATIONS)
@@ -137,7 +136,7 @@ class Distillation:
                 self._notes["seconds"] = before + time.monotonic() - begun
                 self._judge(learnt / (self._notes["step"] - self._notes["last"]))
                 learnt, self._notes["last"] = 0.0, self._notes["step"]
-                marks.put(MARK, dict(self._state()), {**self._notes, "total": self._total, "stopped": self._stopped})
+                marks.put(MARK, self._state(), {**self._notes, "total": self._total, "stopped": self._stopped})
         for name, weight in self._weights.items():
             weight.data = self._best[name].clone()
         whole = self._student.merge_and_unload() if self._step.lora else self._student  # type: ignore[operator]
@@ -151,10 +150,7 @@ class Distillation:
 
     def _learn(self, step: int) -> float:
         """One step of all optimizers; the loss per token."""
-        share, loss = schedule(step, self._total), 0.0
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
+        loss = 0.0
         rows = self._order(step)
         for ids in rows.split(rows_at_once(rows, self._vocabulary)):
             with torch.no_grad(), fast(self._device.type):
@@ -165,9 +161,7 @@ class Distillation:
             lost.backward()
             loss += float(lost.detach())
         torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
-        for optimizer in self._optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        self._optimizer.step(schedule(step, self._total))
         return loss
 
     def _order(self, step: int) -> Tensor:
@@ -199,51 +193,31 @@ class Distillation:
             f"best {notes['best']:.5f} | {notes['seconds']:.0f}s | eta {eta:.0f}s"
         )
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that a later run needs, by name."""
-        names: dict[Tensor, str] = {weight: name for name, weight in self._weights.items()}
-        for name, weight in self._weights.items():
-            yield f"weight|{name}", weight
-            yield f"best|{name}", self._best[name]
-        for optimizer in self._optimizers:
-            for owner, state in optimizer.state.items():
-                for key, value in state.items():
-                    yield f"{key}|{names[owner]}", value
+    def _state(self) -> dict[str, Tensor]:
+        """Everything that a later run needs, as kind|name."""
+        now: dict[str, Tensor] = {f"weight|{name}": weight for name, weight in self._weights.items()}
+        best = {f"best|{name}": weight for name, weight in self._best.items()}
+        return now | best | self._optimizer.state(self._weights)
 
     def _take(self, notes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go back to where a mark was set."""
         self._notes = {key: notes[key] for key in self._notes}
         self._total, self._stopped = notes["total"], notes["stopped"]
-        owner = {weight: optimizer for optimizer in self._optimizers for weight in _of(optimizer)}
-        for key, tensor in tensors.items():
-            kind, name = key.split("|", 1)
-            value = tensor.to(self._device)
-            if kind == "weight":
-                self._weights[name].data = value
-            elif kind == "best":
-                self._best[name] = value
-            else:
-                owner[self._weights[name]].state[self._weights[name]][kind] = value
+        for name, weight in self._weights.items():
+            weight.data = tensors[f"weight|{name}"].to(self._device)
+            self._best[name] = tensors[f"best|{name}"].to(self._device)
+        others = {key: value for key, value in tensors.items() if not key.startswith(("weight|", "best|"))}
+        self._optimizer.take(self._weights, others)
 
 
-def _of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
-
-
-def _optimizers(weights: Mapping[str, nn.Parameter], step: Recover) -> list[torch.optim.Optimizer]:
-    """Muon for matrices inside blocks, AdamW for the rest and for adapters; `peak` is each group's highest rate."""
+def _optimizers(weights: Mapping[str, nn.Parameter], step: Recover, family: Family) -> Optimizers:
+    """For adapters AdamW; else Muon for the blocks' linears, and AdamW for embeddings, head, norms and biases."""
     if step.lora:
-        rate = step.learning_rate or LORA_RATE
-        return [torch.optim.AdamW([{"params": list(weights.values()), "peak": rate}], weight_decay=0.0)]
-    rate = step.learning_rate or RATE
-    matrices = [weight for name, weight in weights.items() if weight.dim() == 2 and ".layers." in name]
-    chosen = set(matrices)
-    rest = [weight for weight in weights.values() if weight not in chosen]
-    muon = torch.optim.Muon(
-        [{"params": matrices, "peak": rate}], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-    )  # the rate then means what it means in AdamW
-    adam = torch.optim.AdamW([{"params": rest, "peak": REST_SHARE * rate}], betas=(0.9, 0.95), weight_decay=0.0)
-    return [muon, adam]
+        return adam(weights, step.learning_rate or LORA_RATE)
+    ends = tuple(f"{name}.weight" for name in family.linears())
+    matrices = {name: weight for name, weight in weights.items() if name.endswith(ends)}
+    rest = {name: weight for name, weight in weights.items() if name not in matrices}
+    return optimizers(matrices, rest, step.learning_rate or RATE)
 
 
 def _adapted(student: nn.Module, rank: int, family: Family) -> nn.Module:

@@ -7,7 +7,6 @@ block and the hidden states. Knows no logits and no file format (docs/maths.md, 
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.activations import Batch
+from hubplugin.optimize import fast, optimizers, schedule
 from hubplugin.report import RecoveredBlock, progress
 from hubplugin.resume import Marks
-from hubplugin.stream import Model, computing_dtype
+from hubplugin.stream import Model
 
 TOKENS = 2**16  # at most, that blocks are trained on: their hidden states are all held
-RATE, WARM_UP = 2e-4, 0.1  # of Adam, and the share of the steps in which it rises; it falls to 0 as a cosine
+RATE = 2e-3  # of matrices, by Muon
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,15 @@ def _train(
     weights = dict(block.named_parameters())
     for weight in weights.values():
         weight.requires_grad_(True)
-    optimizer = torch.optim.Adam(weights.values(), lr=RATE, betas=(0.9, 0.95), fused=True)
+    matrices = {name: weight for name, weight in weights.items() if weight.dim() == 2}
+    optimizer = optimizers(matrices, {name: weight for name, weight in weights.items() if name not in matrices}, RATE)
     best = {name: weight.detach().to(stored[name]) for name, weight in weights.items()}
     first = least = _held_out(block, index, held)
     count, step = len(train.ours), 0
     for epoch in range(epochs):
         for number in torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).tolist():
-            optimizer.param_groups[0]["lr"] = RATE * schedule(step, epochs * count)
             _loss(block, index, train, number).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            optimizer.step(schedule(step, epochs * count))
             step += 1
         master = {name: weight.data for name, weight in weights.items()}
         rounded = {name: weight.to(stored[name]) for name, weight in master.items()}
@@ -112,11 +111,6 @@ def _train(
 def _set(weights: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
         weight.data = values[name].to(weight.dtype)
-
-
-def schedule(step: int, steps: int) -> float:
-    """The share of the learning rate at a step: a linear rise, then half a cosine down to 0."""
-    return min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
@@ -146,9 +140,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     return tuple(_plain(each) for each in value) if isinstance(value, tuple) else value
-
-
-def fast(device: str, enabled: bool = True) -> AbstractContextManager[Any]:
-    """Products in bfloat16 while this holds, where the device multiplies it; weights and sums stay in float32."""
-    lower = computing_dtype(torch.bfloat16, device) == torch.bfloat16
-    return torch.autocast(device, torch.bfloat16, enabled=enabled and lower)

@@ -11,9 +11,9 @@ SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("
 ORDER = """
     errors interrupt yamlfile explain manifest family architecture schemes loadable sizes estimate crosscheck knapsack
     budget plan table report memory folder hub checkpoint calibrate moments_gpu hessian methods ahead experts
-    activations stream compress pack layout declare journal export evaluate resume reconstruct
-    distill recover allocate gate card generate
-    gptqmodel_worker gptqmodel_engine pipeline publish target localhub demo cli __main__
+    activations stream compress pack layout declare journal export evaluate resume optimize reconstruct
+    distill recover allocate gate card generate gptqmodel_worker gptqmodel_engine pipeline publish
+    target localhub demo cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),
