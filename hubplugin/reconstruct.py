@@ -20,7 +20,7 @@ from hubplugin.resume import Marks
 from hubplugin.stream import Model
 
 TOKENS = 2**16  # at most, that blocks are trained on: their hidden states are all held
-RATE = 2e-3  # of matrices, by Muon
+RATE, SLOWER = 2e-3, 4  # of matrices, by Muon; and how much less where a block gained nothing at it, and from there on
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def blocks(
     that `marks` has are taken from there. After `limit` seconds blocks are handed on as they are.
     """
     train, held = (Lane(student.start(ids), base.start(ids)) for ids in tokens)
-    behind, spent = 0, 0.0
+    behind, spent, rate = 0, 0.0, RATE
     for index, end in enumerate(ends):
         while behind <= end:
             base.block(behind)
@@ -60,16 +60,20 @@ def blocks(
         block = student.block(index)
         if name not in marks:
             kinds = {part: stored[f"{prefix}.{part}"] for part, _ in block.named_parameters()}
-            before, after = _train(block, index, train, held, epochs if spent < limit else 0, kinds)
+            rounds = epochs if spent < limit else 0
+            before, after = _train(block, index, train, held, rounds, kinds, rate)
+            if rounds and after == before:  # the first blocks owe most; later ones little, which large steps overrun
+                rate /= SLOWER
+                before, after = _train(block, index, train, held, rounds, kinds, rate)
             rounded = {part: weight.to(kinds[part]) for part, weight in block.named_parameters()}
             seconds = time.monotonic() - begun
-            marks.put(name, rounded, {"before": before, "after": after, "seconds": seconds})
+            marks.put(name, rounded, {"before": before, "after": after, "seconds": seconds, "rate": rate})
             progress(
                 f"recover | block {index + 1:02d}/{len(student)} | held-out loss {before:.6f} -> {after:.6f} | "
                 f"{seconds:.1f}s"
             )
         notes, found = marks.notes(name), marks.tensors(name)
-        spent += notes["seconds"]
+        spent, rate = spent + notes["seconds"], notes["rate"]
         for part, weight in block.named_parameters():
             weight.data = found[part].to(weight)  # exact: weights of a student in the making are float32
         for lane in (train, held):
@@ -80,14 +84,14 @@ def blocks(
 
 
 def _train(
-    block: nn.Module, index: int, train: Lane, held: Lane, epochs: int, stored: dict[str, torch.dtype]
+    block: nn.Module, index: int, train: Lane, held: Lane, epochs: int, stored: dict[str, torch.dtype], rate: float
 ) -> tuple[float, float]:
     """Train a block in place; the held-out loss before and after. It ends with weights as they will be stored."""
     weights = dict(block.named_parameters())
     for weight in weights.values():
         weight.requires_grad_(True)
     matrices = {name: weight for name, weight in weights.items() if weight.dim() == 2}
-    optimizer = optimizers(matrices, {name: weight for name, weight in weights.items() if name not in matrices}, RATE)
+    optimizer = optimizers(matrices, {name: weight for name, weight in weights.items() if name not in matrices}, rate)
     best = {name: weight.detach().to(stored[name]) for name, weight in weights.items()}
     first = least = _held_out(block, index, held)
     count, step = len(train.ours), 0

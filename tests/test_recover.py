@@ -201,6 +201,23 @@ def test_blocks_of_a_shorter_student_match_the_blocks_that_are_named(tmp_path: P
     assert shifted[0].loss_after < shifted[0].loss_before
 
 
+def test_a_block_that_gains_nothing_is_tried_again_with_smaller_steps_and_so_are_those_behind_it(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, rates = reconstruct._train, []
+
+    def watched(*given: Any) -> tuple[float, float]:
+        rates.append(given[-1])
+        return train(*given)
+
+    monkeypatch.setattr(reconstruct, "_train", watched)
+    monkeypatch.setattr(reconstruct, "RATE", 0.64)
+    monkeypatch.setattr(reconstruct, "SLOWER", 64)
+    done = run(pruned, pico_folder, tmp_path / "out", step(distill=0))
+    assert rates == [0.64, 0.01, 0.01] or rates == [0.64, 0.01, 0.01, 0.01 / 64]
+    assert done.blocks[0].loss_after < done.blocks[0].loss_before
+
+
 # -- LoRA
 
 
