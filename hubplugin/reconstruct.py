@@ -19,7 +19,7 @@ from hubplugin.report import RecoveredBlock, progress
 from hubplugin.resume import Marks
 from hubplugin.stream import Model
 
-TOKENS = 2**16  # at most, that blocks are trained on: their hidden states are all held
+TOKENS, STEP_TOKENS = 2**16, 2048  # at most that blocks are trained on, all of them held; that one step learns from
 RATE, SLOWER = 2e-3, 4  # of matrices, by Muon; and how much less where a block gained nothing at it, and from there on
 
 
@@ -47,7 +47,7 @@ def blocks(
     those that the block came with. `ends` names for each block the block of the base that it should match. Blocks
     that `marks` has are taken from there. After `limit` seconds blocks are handed on as they are.
     """
-    train, held = (Lane(student.start(ids), base.start(ids)) for ids in tokens)
+    train, held = (Lane(*(model.start(ids, micro_tokens=STEP_TOKENS) for model in (student, base))) for ids in tokens)
     behind, spent, rate = 0, 0.0, RATE
     for index, end in enumerate(ends):
         while behind <= end:

@@ -11,16 +11,18 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import hubplugin
 from hubplugin import checkpoint, distill, export, family, reconstruct
 from hubplugin import folder as model_folder
 from hubplugin.checkpoint import TORCH, Reader
 from hubplugin.errors import CompressError
+from hubplugin.evaluate import divergence
 from hubplugin.manifest import Recover
 from hubplugin.plan import Header
 from hubplugin.report import RecoveredBlock, Recovery, progress
@@ -63,15 +65,26 @@ class _Work:
     headers: Mapping[str, Header]  # of the student's tensors
     device: str
 
-    def model(self, folder: Path, new: Mapping[str, Tensor] | None = None, device: str | None = None) -> Model:
+    def model(self, folder: Path, new: Mapping[str, Tensor] | None = None) -> Model:
         """A folder's model in float32, with some weights replaced."""
         source = _Overlay(folder, new or {})
-        return Model(source, source.config, family.match(source.config, str(folder)), device=device or self.device)
+        return Model(source, source.config, family.match(source.config, str(folder)), device=self.device)
 
-    def divergence(self, base: nn.Module, new: Mapping[str, Tensor]) -> float:
-        """Mean KL(base || student) per held-out token, of the student with some weights replaced."""
+    @cached_property
+    def reference(self) -> tuple[Model, Tensor]:
+        """The base, and its last hidden states [positions, hidden] of the held-out sequences."""
+        base = self.model(self.base)
+        return base, base.walk(self.held).flatten(0, 1)
+
+    def divergence(self, new: Mapping[str, Tensor]) -> float:
+        """Mean KL(base || student) per held-out token, of the student with some weights replaced, block by block."""
+        base, expected = self.reference
         student = self.model(self.student, new)
-        return distill.held_out(student.whole(), base, self.held, student.vocabulary)
+        found = student.walk(self.held).flatten(0, 1)
+        count, total = max(1, distill.LOGITS // student.vocabulary), 0.0
+        for ours, theirs in zip(found.split(count), expected.split(count), strict=True):
+            total += float(divergence(base.logits(theirs), student.logits(ours)).sum())
+        return total / self.held.numel()
 
     def stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights as they will be stored."""
@@ -105,9 +118,8 @@ def run(
 def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> tuple[Recovery, dict[str, Tensor]]:
     """Both stages; what they did, and the tensors that are better than the student's, as they will be stored."""
     seconds, limit = {}, math.inf if step.minutes is None else 60 * step.minutes
-    teacher = work.model(work.base).whole()
     begun = time.monotonic()
-    first = least = work.divergence(teacher, {})
+    first = least = work.divergence({})
     progress(f"recover | held-out KL {first:.5f} as pruned")
     new: dict[str, Tensor] = {}
     results: list[RecoveredBlock] = []
@@ -117,7 +129,7 @@ def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> 
         for result, tensors in _blocks(work, step, ends, marks, SHARE * limit):
             results.append(result)
             trained |= tensors
-        after_blocks = work.divergence(teacher, trained)
+        after_blocks = work.divergence(trained)
         progress(f"recover | held-out KL {after_blocks:.5f} after its blocks")
         if after_blocks < least:
             least, new = after_blocks, trained
@@ -126,13 +138,12 @@ def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> 
     if step.distill:
         whole = work.model(work.student, new)
         left = None if step.minutes is None else limit - seconds.get("blocks", 0.0)
-        training = distill.Distillation(
-            whole.whole(), teacher, whole.family, (work.train, work.held), step, least, left
-        )
+        models = whole.whole(), work.model(work.base).whole()
+        training = distill.Distillation(*models, whole.family, (work.train, work.held), step, least, left)
         distilled = training.run(marks)
         trained = work.stored(distilled.weights)
         seconds["distillation"] = distilled.seconds
-        after = work.divergence(teacher, trained)
+        after = work.divergence(trained)
         progress(f"recover | held-out KL {after:.5f} after distillation, as stored")
         if after < least:
             least, new = after, trained
