@@ -6,7 +6,7 @@ What held-out sequences like best is kept. Knows no file format (docs/maths.md, 
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -92,6 +92,7 @@ class Distilled:
     best_step: int
     stopped: str  # why it ended, in words
     seconds: float
+    seen: frozenset[int]  # the sequences that it learnt from
 
 
 class Distillation:
@@ -117,7 +118,7 @@ class Distillation:
         self._weights = {name: weight for name, weight in self._student.named_parameters() if weight.requires_grad}
         self._optimizer = _optimizers(self._weights, step, family)
         self._rows = max(1, STEP_TOKENS // self._train.shape[1])
-        self._total = max(1, step.distill * len(self._train) // self._rows)
+        self._total = max(1, int(step.distill * len(self._train)) // self._rows)
         self._every = max(1, self._total // EVALUATIONS)
         self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": first, "last": 0, "seconds": 0.0}
@@ -146,6 +147,7 @@ class Distillation:
             best_step=self._notes["best_step"],
             stopped=self._stopped or "all steps were made",
             seconds=before + time.monotonic() - begun,
+            seen=frozenset(self._places(0, self._notes["step"] * self._rows)),
         )
 
     def _learn(self, step: int) -> float:
@@ -165,13 +167,16 @@ class Distillation:
         return loss
 
     def _order(self, step: int) -> Tensor:
-        """The sequences of a step [sequences, tokens]; every epoch is shuffled by its own number."""
-        count = len(self._train)
-        picked = []
-        for place in range(step * self._rows, (step + 1) * self._rows):
-            shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(place // count))
-            picked.append(int(shuffled[place % count]))
+        """The sequences of a step [sequences, tokens]."""
+        picked = list(self._places(step * self._rows, (step + 1) * self._rows))
         return self._train[picked].long().to(self._device)
+
+    def _places(self, start: int, stop: int) -> Iterator[int]:
+        """Sequences in the order of training; every epoch is shuffled by its own number."""
+        count = len(self._train)
+        for epoch in range(start // count, -(-stop // count)):
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).tolist()
+            yield from order[max(0, start - epoch * count) : stop - epoch * count]
 
     def _judge(self, learnt: float) -> None:
         """Measure on the held-out sequences: keep what is best, see whether to stop and how many steps time allows."""

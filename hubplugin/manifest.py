@@ -176,7 +176,7 @@ class Recover(Settings):
 
     method: Literal["recover"]
     blocks: Whole = Field(default=2, ge=0, le=100)  # epochs over hidden states of up to 65536 tokens; 0: left out
-    distill: Whole = Field(default=1, ge=0, le=100)  # epochs over the base's predictions; 0: left out
+    distill: Real = Field(default=1, ge=0, le=100)  # epochs over the base's predictions; 0: left out
     learning_rate: Real | None = Field(default=None, gt=0, le=0.1)  # None: 1e-4, with lora 1e-3
     top_k: Whole = Field(default=64, ge=1)  # of the base's tokens that are told apart; the others count as one
     lora: Whole | None = Field(default=None, ge=1, le=1024)  # rank of adapters, merged in the end; None: all weights

@@ -23,6 +23,11 @@ TOKENS, STEP_TOKENS = 2**16, 2048  # at most that blocks are trained on, all of 
 RATE, SLOWER = 2e-3, 4  # of matrices, by Muon; and how much less where a block gained nothing at it, and from there on
 
 
+def mark(index: int) -> str:
+    """The name of a trained block's mark; its notes hold `before`, `after`, `seconds` and `rate`."""
+    return f"block-{index:05d}"
+
+
 @dataclass(frozen=True)
 class Lane:
     """The same sequences in both models: what goes into a block of the student, and what should come out."""
@@ -56,7 +61,7 @@ def blocks(
                 base.advance(behind, lane.theirs)
             base.free(behind)
             behind += 1
-        begun, prefix, name = time.monotonic(), student.family.block.format(i=index), f"block-{index:05d}"
+        begun, prefix, name = time.monotonic(), student.family.block.format(i=index), mark(index)
         block = student.block(index)
         if name not in marks:
             kinds = {part: stored[f"{prefix}.{part}"] for part, _ in block.named_parameters()}

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,7 +117,6 @@ def run(
 def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> tuple[Recovery, dict[str, Tensor]]:
     """Both stages; what they did, and the tensors that are better than the student's, as they will be stored."""
     seconds, limit = {}, math.inf if step.minutes is None else 60 * step.minutes
-    begun = time.monotonic()
     first = least = work.divergence({})
     progress(f"recover | held-out KL {first:.5f} as pruned")
     new: dict[str, Tensor] = {}
@@ -133,7 +131,7 @@ def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> 
         progress(f"recover | held-out KL {after_blocks:.5f} after its blocks")
         if after_blocks < least:
             least, new = after_blocks, trained
-        seconds["blocks"] = time.monotonic() - begun
+        seconds["blocks"] = sum(marks.notes(reconstruct.mark(index))["seconds"] for index in range(len(ends)))
     distilled = None
     if step.distill:
         whole = work.model(work.student, new)
@@ -147,9 +145,10 @@ def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> 
         progress(f"recover | held-out KL {after:.5f} after distillation, as stored")
         if after < least:
             least, new = after, trained
+    seen = set(range(_sequences_of_blocks(work) if step.blocks else 0)) | (distilled.seen if distilled else set())
     made = Recovery(
         trained=_words(step),
-        tokens=work.train.numel(),
+        tokens=len(seen) * work.train.shape[1],
         held_out_tokens=work.held.numel(),
         steps=distilled.steps if distilled else 0,
         best_step=distilled.best_step if distilled else 0,
@@ -167,10 +166,14 @@ def _blocks(
     work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks, limit: float
 ) -> Iterator[tuple[RecoveredBlock, dict[str, Tensor]]]:
     """The first stage, on as many of the sequences as may be held."""
-    count = max(1, reconstruct.TOKENS // work.train.shape[1])
+    count = _sequences_of_blocks(work)
     stored = {name: TORCH[header.dtype] for name, header in work.headers.items()}
     models = work.model(work.student), work.model(work.base)
     yield from reconstruct.blocks(*models, (work.train[:count], work.held), step.blocks, ends, stored, marks, limit)
+
+
+def _sequences_of_blocks(work: _Work) -> int:
+    return min(len(work.train), max(1, reconstruct.TOKENS // work.train.shape[1]))
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:

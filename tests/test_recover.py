@@ -388,6 +388,18 @@ def test_held_out_sequences_are_one_in_eight_and_never_trained_on() -> None:
         recover.split(tokens[:1])
 
 
+def test_the_tokens_that_are_reported_are_those_that_were_seen(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "STEP_TOKENS", 2 * 48)
+    monkeypatch.setattr(reconstruct, "TOKENS", 5 * 48)
+    assert run(pruned, pico_folder, tmp_path / "blocks", step(distill=0)).tokens == 5 * 48
+    part = run(pruned, pico_folder, tmp_path / "part", step(blocks=0, distill=0.5))
+    assert (part.steps, part.tokens) == (7, 14 * 48)
+    twice = run(pruned, pico_folder, tmp_path / "twice", step(blocks=0, distill=2))
+    assert (twice.steps, twice.tokens) == (29, 29 * 48)
+
+
 def test_a_time_limit_ends_it(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
     done = run(pruned, pico_folder, tmp_path / "out", step(minutes=1e-5, distill=100))
     assert done.stopped == "its time was over" and done.steps < 100 * 29 // 42
