@@ -24,7 +24,7 @@ from hubplugin.report import Recovery
 from hubplugin.stream import Model
 
 KEPT = 96  # of pico's 128 FFN channels
-KILLS = 12
+KILLS = 6
 
 
 def step(**settings: Any) -> Recover:
