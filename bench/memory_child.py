@@ -32,7 +32,7 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     import numpy
     import torch
 
-    from hubplugin import compress, export, family, hub, manifest, memory, pipeline, plan
+    from hubplugin import compress, export, family, hub, manifest, memory, phases, plan
     from hubplugin.stream import Model, computing_dtype
 
     ids = torch.from_numpy(numpy.load(tokens))
@@ -59,11 +59,11 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     target = export.Folder(out, base, variant, row)
     memory.reset_peak()
     begun = time.monotonic()
-    forced = out / pipeline.SPILL
+    forced = out / phases.SPILL
     if case.get("spill"):
         forced.mkdir()
         memory.spare()
-    with nullcontext(forced) if case.get("spill") else pipeline.spilling(variant, out) as spill:
+    with nullcontext(forced) if case.get("spill") else phases.spilling(variant, out) as spill:
         for block in compress.blocks(model, ids, variant, stored, spill=spill):
             target.add(block)
             del block

@@ -15,13 +15,19 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from hubplugin.manifest import Gptq, Prune, SparseGpt, Wanda
+from hubplugin.manifest import Gptq, Prune, Recover, SparseGpt, Wanda
 from hubplugin.report import LinearResult, Report
 from hubplugin.schemes import GPTQ, Scheme
 
 TEMPLATE = "card.md.jinja"
 WORST = 5  # linears listed with their loss
-PAPERS = {"gptq": Gptq.paper, "prune": Prune.paper, "wanda": Wanda.paper, "sparsegpt": SparseGpt.paper}
+PAPERS = {
+    "gptq": Gptq.paper,
+    "prune": Prune.paper,
+    "recover": Recover.paper,
+    "wanda": Wanda.paper,
+    "sparsegpt": SparseGpt.paper,
+}
 MASKS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}  # methods that set single weights to zero
 # licences that ask for a sentence of their own in whatever is made from the model
 NOTICES = {
@@ -61,9 +67,11 @@ def metadata(report: Report) -> dict[str, Any]:
     if base.on_hub:  # a local folder's name would be taken for a repo
         data["base_model"] = base.repo
         # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
-        # "finetune" would claim training that never happened, so the relation is left out and a tag says what it is.
-        if report.steps[-1]["method"] == "gptq":
-            data["base_model_relation"] = "quantized"
+        # "finetune" would claim training that never happened, so the relation is left out and a tag says what it is;
+        # where it was trained back, it did happen.
+        relation = {"gptq": "quantized", "recover": "finetune"}.get(report.steps[-1]["method"])
+        if relation:
+            data["base_model_relation"] = relation
     if base.licence:
         several = base.licence.split(", ")
         data["license"] = several if len(several) > 1 else base.licence

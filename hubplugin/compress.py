@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import architecture, masks, memory, uneven
+from hubplugin import architecture, masks, memory, results, uneven
 from hubplugin.activations import Batch, copied
 from hubplugin.family import Family, Tap
 from hubplugin.hessian import Drift
@@ -113,7 +113,7 @@ def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPla
     made = gptq.compress(model.source.get(f"{head.name}.weight").float(), hessian, settings)
     block = Block(len(plan.sources), head.name, head.name, encodings={head.name: made.encoding})
     block.samples[head.name] = _sample(made.weight)
-    block.results.append(_result(head.name, "gptq", made, begun))
+    block.results.append(results.of(head.name, "gptq", made, begun))
     block.seconds = time.monotonic() - begun
     return block
 
@@ -275,7 +275,9 @@ class _Change:
         if drifts and self._prune:
             prepared = refit.prepare(hessian, self._prune.damp)
             weight, share = refit.corrected(weight, prepared, *drifts)
-            self._block.results.append(_fitted(_stack_name(self._block.prefix, names), prepared, share, begun))
+            self._block.results.append(
+                results.fitted(results.stack_name(self._block.prefix, names), prepared, share, begun)
+            )
         # at the precision it will be stored in: later layers must see what is served
         weight = refit.stored(weight, plain, hessian, self._stored)
         for name, part in zip(names, weight.split([self._linear(name).out_features for name in names]), strict=True):
@@ -303,7 +305,7 @@ class _Change:
             part = slice(rows, rows := rows + self._linear(name).out_features)
             self._replace(name, done.weight[part])
             self._block.encodings[f"{self._block.prefix}.{name}"] = codes.rows(part)
-        self._note(_stack_name(self._block.prefix, names), "gptq", done, begun, share)
+        self._note(results.stack_name(self._block.prefix, names), "gptq", done, begun, share)
 
     def _drop_rows(self, tap: Tap, kept: Tensor) -> None:
         """Of the producers of a consumer whose columns `kept` stay, drop the rows that nobody reads any more."""
@@ -363,46 +365,11 @@ class _Change:
         _set_weight(linear, weight.to(linear.weight.dtype))
 
     def _note(self, name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> None:
-        self._block.results.append(_result(name, method, done, begun, share))
-
-
-def _result(name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> LinearResult:
-    return LinearResult(
-        name=name,
-        method=method,
-        loss=done.loss,
-        damp=done.damp,
-        fallback=done.fallback,
-        dead_inputs=done.dead_inputs,
-        correction=share,
-        seconds=round(time.monotonic() - begun, 3),
-    )
-
-
-def _fitted(name: str, prepared: refit.Prepared, share: float, begun: float) -> LinearResult:
-    factor, seconds = prepared.factor, round(time.monotonic() - begun, 3)
-    dead, correction = int(prepared.dead.sum()), share
-    return LinearResult(
-        name=name,
-        method="refit",
-        loss=None,
-        damp=factor.damp,
-        fallback=factor.fallback,
-        dead_inputs=dead,
-        correction=correction,
-        seconds=seconds,
-    )
+        self._block.results.append(results.of(name, method, done, begun, share))
 
 
 def _sample(weight: Tensor) -> Tensor:
     return weight[:SAMPLE_ROWS].to("cpu", torch.float32, copy=True)
-
-
-def _stack_name(prefix: str, names: tuple[str, ...]) -> str:
-    if len(names) == 1:
-        return f"{prefix}.{names[0]}"
-    parent = names[0].rsplit(".", 1)[0]
-    return f"{prefix}.{parent}.{{{','.join(name.rsplit('.', 1)[1] for name in names)}}}"
 
 
 def _set_weight(linear: nn.Linear, weight: Tensor) -> None:

@@ -12,7 +12,7 @@ from hubplugin.architecture import Dimensions
 from hubplugin.errors import PlanError
 from hubplugin.family import Family
 from hubplugin.loadable import LinearPlan
-from hubplugin.manifest import Document, Gptq, Prune, Source, Step
+from hubplugin.manifest import Document, Gptq, Prune, Recover, Source, Step
 from hubplugin.schemes import Scheme
 from hubplugin.shaping import Space
 
@@ -41,6 +41,10 @@ def sources(document: Document, dims: Dimensions) -> None:
     found: dict[str, Source] = {"calibrate": manifest.calibrate}
     if manifest.evaluate is not None:
         found["evaluate.perplexity"] = manifest.evaluate.perplexity
+    for name, steps in manifest.variants.items():
+        for index, step in enumerate(steps):
+            if isinstance(step, Recover) and step.data is not None:
+                found[f"variants.{name}[{index}].data"] = step.data
     for place, source in found.items():
         if dims.context is not None and source.tokens > dims.context:
             raise PlanError(
@@ -48,12 +52,13 @@ def sources(document: Document, dims: Dimensions) -> None:
                 f"{source.tokens} tokens are longer than this model's context of {dims.context}",
                 f"use tokens: {dims.context} or fewer",
             )
-    measured = found.get("evaluate.perplexity")
-    if measured and measured.self_ and manifest.calibrate.self_ and measured.seed == manifest.calibrate.seed:
+    measured = found.pop("evaluate.perplexity", None)
+    seeds = {source.seed for source in found.values() if source.self_}
+    if measured and measured.self_ and measured.seed in seeds:
         raise PlanError(
             f"{document.path}: evaluate.perplexity.seed",
             f"the same samples (seed {measured.seed}) would calibrate and measure",
-            f"use another seed, such as {measured.seed + 1}",
+            f"use another seed, such as {max(seeds) + 1}",
         )
 
 
@@ -88,14 +93,16 @@ def repo_names(document: Document) -> None:
 
 
 def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Gptq | None]:
-    """The variant's steps by kind: pruning, then quantization or a mask, each at most once."""
+    """The variant's steps by kind: pruning, recovery, which needs it, quantization or a mask; each at most once."""
     prune: Prune | None = None
     gptq: Gptq | None = None
     for index, step in enumerate(steps):
         place = f"{where}[{index}].method"
         if any(step.method == earlier.method for earlier in steps[:index]):
             raise PlanError(place, f"{step.method} stands twice", "keep one; each acts on all blocks")
-        if isinstance(step, Gptq):
+        if isinstance(step, Recover):
+            _recovery(prune, gptq, place)
+        elif isinstance(step, Gptq):
             gptq = step
         elif isinstance(step, Prune):
             if gptq is not None:
@@ -103,6 +110,15 @@ def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Gptq | Non
             prune = step
     masks.order(steps, where)
     return prune, gptq
+
+
+def _recovery(prune: Prune | None, gptq: Gptq | None, where: str) -> None:
+    """Recovery trains dense weights that pruning has left."""
+    if gptq is not None:
+        raise PlanError(where, "recover stands after gptq", "put it before: codes cannot be trained")
+    if prune is None:
+        fix = "put it after a prune step, or remove it"
+        raise PlanError(where, "recover trains back what pruning took, and nothing is pruned before it", fix)
 
 
 def engine(gptq: Gptq, prune: Prune | None, model_type: str, where: str) -> None:

@@ -25,6 +25,7 @@ from hubplugin import yamlfile
 from hubplugin.errors import ManifestError
 from hubplugin.explain import explain
 from hubplugin.mask_settings import Mask, SparseGpt, Wanda
+from hubplugin.prune_settings import Prune
 from hubplugin.settings import Real, Settings, Text, Whole
 from hubplugin.settings import fault as _fault
 
@@ -104,64 +105,6 @@ class Gptq(Settings):
         return found
 
 
-Share = Annotated[Real, Field(gt=0, lt=1)]
-Count = Annotated[Whole, Field(ge=1)]
-
-
-class Prune(Settings):
-    """Structured pruning: what goes is chosen by OBS and by KL, what stays is refitted to the base's outputs."""
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
-    kinds: ClassVar[tuple[str, ...]] = ("ffn", "heads", "kv_heads", "layers", "attention", "mlp")
-    targets: ClassVar[tuple[str, ...]] = ("ratio", "params", "latency")
-
-    method: Literal["prune"]
-    # how much of each kind: any of these ...
-    ffn: Share | None = None  # share of FFN channels to remove, the same count in every layer
-    heads: Share | None = None  # share of query heads, equally many of every KV group; the KV cache stays
-    kv_heads: Share | None = None  # share of KV groups: key, value and the query heads that read them
-    layers: Count | None = None  # whole layers
-    attention: Count | None = None  # attention sub-blocks, with layout: per-layer
-    mlp: Count | None = None  # FFN sub-blocks, with layout: per-layer
-    # ... or one target, split over the kinds by what each was measured to cost
-    ratio: Share | None = None  # share of the weights of the blocks' linears to remove
-    params: Count | None = None  # parameters that the whole model may keep
-    latency: Share | None = None  # time per generated token, as a share of the base's
-    layout: Literal["uniform", "per-layer"] = "uniform"  # per-layer: widths differ, vLLM needs hubplugin beside it
-    refit: StrictBool = True  # fit what stays to the base's outputs on the inputs it will really see
-    bias: StrictBool = False  # let biases make up for what is gone on average, where the class has them
-    damp: Real = Field(default=0.01, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "Prune":
-        named = [key for key in self.kinds if getattr(self, key) is not None]
-        aims = [key for key in self.targets if getattr(self, key) is not None]
-        if not named and not aims:
-            raise _fault("names nothing to remove", "write one of ffn: 0.25, kv_heads: 0.25, layers: 2, or ratio: 0.3")
-        if len(aims) > 1 or (aims and named):
-            raise _fault(
-                f"{aims[0]} and {(aims[1:] + named)[0]} both say how much",
-                "keep one target, or kinds without a target",
-                aims[0],
-            )
-        for key in ("attention", "mlp"):
-            if self.layout == "uniform" and getattr(self, key) is not None:
-                raise _fault(
-                    "a block without it exists in per-layer layout alone", "add layout: per-layer, or use layers:", key
-                )
-        if self.bias and not self.refit:
-            raise _fault("biases are fitted when the rest is", "remove it, or refit: false", "bias")
-        return self
-
-    @property
-    def measures(self) -> bool:
-        """Whether what goes is decided by measurements on the model, before anything is removed."""
-        return any(getattr(self, key) is not None for key in ("layers", "attention", "mlp", *self.targets))
-
-
-Step = Annotated[Gptq | Prune | Mask, Field(discriminator="method")]
-
-
 class Source(Settings):
     """Where tokens come from: a Hub dataset, local files, or the base model's own samples. Exactly one."""
 
@@ -199,6 +142,32 @@ class Source(Settings):
             return "files " + ", ".join(Path(name).name for name in self.files)
         config = f" ({self.config})" if self.config else ""
         return f"dataset {self.dataset}{config}, split {self.split}"
+
+
+class Recover(Settings):
+    """Training a pruned model back towards the base: its blocks on hidden states, then all of it on predictions."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
+
+    method: Literal["recover"]
+    blocks: Whole = Field(default=2, ge=0, le=100)  # epochs over hidden states of up to 65536 tokens; 0: left out
+    distill: Real = Field(default=1, ge=0, le=100)  # epochs over the base's predictions; 0: left out
+    learning_rate: Real | None = Field(default=None, gt=0, le=0.1)  # None: 1e-4, with lora 1e-3
+    top_k: Whole = Field(default=64, ge=1)  # of the base's tokens that are told apart; the others count as one
+    lora: Whole | None = Field(default=None, ge=1, le=1024)  # rank of adapters, merged in the end; None: all weights
+    minutes: Real | None = Field(default=None, gt=0)  # of wall time; training is planned to end within
+    data: Source | None = None  # None: the calibration tokens. More text is worth more than more epochs
+
+    @model_validator(mode="after")
+    def _something(self) -> "Recover":
+        if self.blocks == self.distill == 0:
+            raise _fault("nothing is trained", "give blocks or distill an epoch, or remove the step")
+        if self.lora is not None and self.distill == 0:
+            raise _fault("adapters are trained by distillation, and there is none", "remove it, or set distill", "lora")
+        return self
+
+
+Step = Annotated[Gptq | Prune | Recover | Mask, Field(discriminator="method")]
 
 
 class Evaluate(Settings):
@@ -328,7 +297,13 @@ def load(path: str | Path) -> Document:
     return Document(path=str(path), text=file.text, sha256=file.sha256, manifest=manifest)
 
 
-METHODS: dict[str, type[Settings]] = {"gptq": Gptq, "prune": Prune, "wanda": Wanda, "sparsegpt": SparseGpt}
+METHODS: dict[str, type[Settings]] = {
+    "gptq": Gptq,
+    "prune": Prune,
+    "recover": Recover,
+    "wanda": Wanda,
+    "sparsegpt": SparseGpt,
+}
 
 
 def _schema_error(path: Path, error: ValidationError) -> ManifestError:
@@ -355,6 +330,7 @@ def _near(key: str, parents: list[Any]) -> str:
     """What an unknown key may have meant: the nearest of those allowed in its place, or all of them."""
     sections: dict[str, type[Settings]] = {
         "calibrate": Source,
+        "data": Source,
         "perplexity": Source,
         "evaluate": Evaluate,
         "gate": Gate,

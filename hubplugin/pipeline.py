@@ -8,9 +8,10 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from hubplugin import (
     calibrate,
     card,
     checkpoint,
-    compress,
     evaluate,
     export,
     family,
@@ -33,23 +33,23 @@ from hubplugin import (
     journal,
     masks,
     memory,
+    phases,
     plan,
+    recover,
     report,
     survey,
     table,
     zeros,
 )
-from hubplugin.ahead import Ahead
 from hubplugin.budget import Budget
-from hubplugin.manifest import Document, Gptq
+from hubplugin.manifest import Document, Gptq, Recover
 from hubplugin.plan import Plan, VariantPlan
 from hubplugin.report import Base, Load, Report, Sizes, progress
 from hubplugin.shaping import Space
-from hubplugin.stream import Model, Source, computing_dtype
+from hubplugin.stream import Model, computing_dtype
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
-SPILL = ".activations"
 
 
 @dataclass
@@ -128,7 +128,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     staging = out / f".{variant.name}.part"
     for old in staging.iterdir() if staging.is_dir() else ():  # an interrupted run's, but for the blocks it finished
-        if old.name != journal.FOLDER:
+        if old.name not in (journal.FOLDER, *phases.FOLDERS):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
@@ -141,7 +141,8 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
         with clock.stage("allocation"):
             variant, allocation = _allocate(job, variant, variant.budget, staging)
     with clock.stage("compress and export"):
-        results, samples, peak = _compress(job, variant, staging)
+        base, tokens, identity = job.snapshot.path, job.calibration.ids, _identity(job, variant)
+        weights = phases.run(job.document, base, variant, tokens, staging, identity, partial(_recover, job))
     evaluation = None
     if job.reference and job.document.manifest.evaluate:
         with clock.stage("evaluation"):
@@ -152,17 +153,17 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             job.snapshot.path,
             variant,
             variant.family,
-            samples,
+            weights.samples,
             evaluation,
             job.document.manifest.gate.of(variant.name),
             job.generate,
             _prompts(job),
         )
-    shutil.rmtree(staging / journal.FOLDER, ignore_errors=True)
+    for work in (journal.FOLDER, *phases.FOLDERS):
+        shutil.rmtree(staging / work, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
-    made = _report(job, variant, staging, results, clock, peak).model_copy(
-        update={"evaluation": evaluation, "gate": lines, "allocation": allocation, "shaping": shaping}
-    )
+    found = {"evaluation": evaluation, "gate": lines, "allocation": allocation, "shaping": shaping}
+    made = _report(job, variant, staging, weights, clock).model_copy(update=found)
     report.write(made, staging)
     (staging / CARD).write_text(card.render(made), encoding="utf-8")
     _settle(staging, out / variant.name)
@@ -177,7 +178,7 @@ def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[
     model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
     store, key = folder / journal.FOLDER / survey.FILE_NAME, json.dumps(_identity(job, variant))
     outside = job.plan.parameters - job.plan.linear_parameters
-    with spilling(variant, folder) as spill:
+    with phases.spilling(variant, folder) as spill:
         where = f"{job.document.path}: variants.{variant.name}[0]"
         found = survey.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
     shaped = plan.shaped(job.document, job.plan, variant.name, survey.shape_of(found))
@@ -192,70 +193,21 @@ def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> t
     model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family)
     step = next(step for step in variant.steps if isinstance(step, Gptq))
     store, key = folder / journal.FOLDER / allocate.FILE_NAME, json.dumps(_identity(job, variant))
-    with spilling(variant, folder) as spill:
+    with phases.spilling(variant, folder) as spill:
         found = allocate.spend(model, job.calibration.ids, budget, step, store, key, spill)
     progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
     return plan.allocated(job.document, job.plan, variant.name, allocate.schemes(budget, found)), found
 
 
-def _compress(job: Job, variant: VariantPlan, folder: Path) -> tuple[list[report.LinearResult], dict[str, Tensor], int]:
-    """Write weights and configuration; what is known of each linear, rows to compare with, bytes of memory at most."""
-    if gptqmodel_engine.step_of(variant):
-        made = gptqmodel_engine.compress(job.snapshot.path, folder, job.calibration.ids, variant, job.family)
-        return made.results, made.samples, made.peak
-    stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
-    device = device_for(variant)
-    dtype = computing_dtype(stored, device)
-    source: Source = export.DenseView(job.snapshot.path)
-    if device != "cpu":
-        prefixes = [job.family.block.format(i=index) for index in range(job.plan.config["num_hidden_layers"])]
-        source = Ahead(source, prefixes, device, dtype)
-    model = Model(source, job.plan.config, job.family, dtype, device)
-    target = export.Folder(folder, job.snapshot.path, variant, job.family, _identity(job, variant))
-    if target.finished:
-        of = f"{target.finished:02d}/{variant.dims.layers}"
-        progress(f"{variant.name} | goes on after block {of} of an interrupted run")
-    if target.finished < variant.dims.layers + (variant.head is not None):
-        with spilling(variant, folder) if device == "cpu" else nullcontext() as spill:
-            _blocks(job, variant, target, model, stored, spill)
-    results, samples = target.results(), target.samples()
-    target.finish(keep_journal=True)  # until evaluation and gate are through, too
-    return results, samples, memory.peak()
-
-
-def device_for(variant: VariantPlan) -> str:
-    """Where a variant is compressed: on a CUDA device that has the memory for it, else on the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    free, needed = torch.cuda.mem_get_info()[0], variant.memory.device
-    if needed <= free:
-        return "cuda"
-    progress(f"{variant.name} | {needed / 1e9:.1f} GB of the GPU are planned, {free / 1e9:.1f} GB are free: on the CPU")
-    return "cpu"
-
-
-def _blocks(
-    job: Job, variant: VariantPlan, target: export.Folder, model: Model, stored: torch.dtype, spill: Path | None
-) -> None:
-    """Compress all blocks that are not finished yet, with a line of progress for each."""
-    begun, first, count = time.monotonic(), target.finished, variant.dims.layers
-    for block in compress.blocks(model, job.calibration.ids, variant, stored, target, spill):
-        target.add(block)
-        left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
-        place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
-        progress(
-            f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
-            f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
-        )
-        del block  # before the next one is made
-
-
-def _worst(block: compress.Block) -> str:
-    """The linear of a block that lost most, in words."""
-    if not block.results:
-        return "left dense"
-    worst = max(block.results, key=lambda result: result.loss or 0.0)
-    return f"worst loss {worst.loss or 0:.5f} {worst.name.removeprefix(block.prefix + '.')}"
+def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int]) -> report.Recovery:
+    """Train a pruned folder towards the base, on text of its own where the step names some."""
+    if step.data is None:
+        return recover.run(student, job.snapshot.path, out, job.calibration.ids, step, ends)
+    base, tokenizer = job.snapshot.path, calibrate.read_tokenizer(job.snapshot.path)
+    progress(f"recovery: {step.data.describe()}")
+    batch = calibrate.tokens(step.data, tokenizer, job.document.folder, partial(calibrate.sample_self, base))
+    done = recover.run(student, base, out, batch.ids, step, ends)
+    return done.model_copy(update={"data": batch.description})
 
 
 def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
@@ -268,36 +220,13 @@ def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
     }
 
 
-@contextmanager
-def spilling(variant: VariantPlan, folder: Path) -> Iterator[Path | None]:
-    """A folder for activations where they do not fit into memory beside the rest; None where they do."""
-    planned, free = variant.memory, memory.available() + memory.resident()
-    if planned.peak <= free:
-        yield None
-        return
-    progress(
-        f"{variant.name} | {planned.peak / 1e9:.1f} GB are planned, {free / 1e9:.1f} GB are free: activations take "
-        f"{planned.disk / 1e9:.1f} GB on disk, {planned.spilled / 1e9:.1f} GB stay in memory"
-    )
-    memory.spare()
-    spill = folder / SPILL
-    shutil.rmtree(spill, ignore_errors=True)
-    spill.mkdir()
-    try:
-        yield spill
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
-
-
 def _prompts(job: Job) -> list[list[int]]:
     """The starts of the first sequences at hand: text the model should continue with confidence."""
     ids = job.reference.tokens if job.reference else job.calibration.ids
     return [row[: gate.PROMPT_TOKENS].tolist() for row in torch.as_tensor(ids)[:2]]
 
 
-def _report(
-    job: Job, variant: VariantPlan, folder: Path, results: list[report.LinearResult], clock: Clock, peak: int
-) -> Report:
+def _report(job: Job, variant: VariantPlan, folder: Path, weights: phases.Made, clock: Clock) -> Report:
     snapshot, planned, manifest = job.snapshot, job.plan, job.document.manifest
     repo = manifest.repo_of(variant.name) if manifest.publish else None
     return Report(
@@ -323,7 +252,8 @@ def _report(
         steps=tuple(step.model_dump(mode="json") for step in variant.steps),
         widths=variant.widths,
         calibration=job.calibration.description,
-        linears=tuple(results),
+        linears=tuple(weights.results),
+        recovery=weights.recovery,
         sizes_base=Sizes(
             safetensors_bytes=checkpoint.safetensors_bytes(snapshot.path),
             parameters=planned.parameters,
@@ -342,7 +272,7 @@ def _report(
         seconds=clock.seconds,
         loads=tuple(Load(target=each.target, loads=each.loads, why=each.why) for each in variant.verdicts),
         notes=variant.notes,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=weights.peak,
         versions=versions(*gptqmodel_engine.packages(variant)),
         files={file.name: checkpoint.sha256(file) for file in sorted(folder.iterdir())},
     )

@@ -182,6 +182,23 @@ def shaped(document: Document, plan: Plan, name: str, shape: Shape) -> VariantPl
     return _variant(document, name, document.manifest.variants[name], base, shape=shape)
 
 
+def part(
+    document: Document,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Header],
+    variant: VariantPlan,
+    steps: Sequence[Step],
+) -> VariantPlan:
+    """Some steps of a decided variant, done to a model of this config.json and these headers.
+
+    With the pruning step that model is the base, without it what pruning has made.
+    """
+    base = _base(variant.name, config, tensors)
+    prunes = any(isinstance(step, Prune) for step in steps)
+    shape = Shape(variant.sources, variant.dims.shapes()) if prunes else shaping.unchanged(base.dims)
+    return _variant(document, variant.name, tuple(steps), base, shape=shape)
+
+
 def allocated(document: Document, plan: Plan, name: str, chosen: Mapping[str, Scheme]) -> VariantPlan:
     """The variant of a plan whose budget was spent: `chosen` are the schemes of linears that it left open, by path."""
     base = _base(plan.model, plan.config, plan.tensors)
@@ -216,7 +233,7 @@ def _variant(
     crosscheck.experts(prune, gptq, base.family, where)
     found = _schemes(gptq, prune, base, base.dims, last) if gptq else {}
     space = _space(prune, found, base, f"{where}[0]") if prune and shape is None else None
-    own = shape or (space.before_measuring(_outside(base)) if space else _as_is(base))
+    own = shape or (space.before_measuring(_outside(base)) if space else shaping.unchanged(base.dims))
     dims = own.dimensions(base.dims)
     if gptq and dims != base.dims:
         found = _schemes(gptq, prune, base, dims, last)
@@ -239,8 +256,7 @@ def _variant(
     verdicts = _verdicts(config["model_type"], dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
     work = _work(document, base, steps, limit)
-    shapes = architecture.linear_shapes(base.family, base.dims)
-    sampled = base.bytes if document.manifest.calibrate.self_ else 0
+    shapes, sampled = architecture.linear_shapes(base.family, base.dims), document.manifest.calibrate.self_ * base.bytes
     return VariantPlan(
         name=name,
         steps=tuple(_resolved(step, linears, found) if isinstance(step, Gptq) else step for step in steps),
@@ -263,10 +279,6 @@ def _variant(
         space=space if prune and prune.measures else None,
         notes=masks.notes(mask) + loadable.notes(config["model_type"]),
     )
-
-
-def _as_is(base: _Base) -> Shape:
-    return Shape(tuple(range(base.dims.layers)), base.dims.shapes())
 
 
 def _space(prune: Prune, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Space:

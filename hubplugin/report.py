@@ -109,6 +109,31 @@ class Shaping(Record):
     blocks: tuple[PrunedBlock, ...]
 
 
+class RecoveredBlock(Record):
+    """One block trained towards the base's hidden states, measured on held-out sequences as it is stored."""
+
+    index: int
+    loss_before: float  # |student - base|^2 / |base|^2 of the block's outputs, mean over tokens
+    loss_after: float
+
+
+class Recovery(Record):
+    """A pruned model trained back towards its base. KL is KL(base || student) in nats per held-out token."""
+
+    trained: str  # what was trained, in words
+    tokens: int  # different ones that were trained on
+    held_out_tokens: int  # never trained on
+    steps: int  # of distillation; the kept weights are those after `best_step`
+    best_step: int
+    stopped: str  # why distillation ended, in words; empty where there was none
+    seconds: dict[str, float]  # by stage
+    blocks: tuple[RecoveredBlock, ...]
+    kl_before: float  # as pruned
+    kl_blocks: float | None  # after the blocks, as stored; None where none was trained
+    kl_after: float  # of what was written
+    data: Tokens | None = None  # what it was trained on, where that is not the calibration
+
+
 class Sizes(Record):
     """Measured on the files, not nominal."""
 
@@ -174,6 +199,7 @@ class Report(Record):
     linears: tuple[LinearResult, ...]
     allocation: Allocation | None = None  # of a step with a budget
     shaping: Shaping | None = None  # of a pruning step that measured what should go
+    recovery: Recovery | None = None  # of a step of that name
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage

@@ -169,6 +169,11 @@ class Space:
         return whole(blocks), kl
 
 
+def unchanged(base: Dimensions) -> Shape:
+    """All blocks as they are."""
+    return Shape(tuple(range(base.layers)), base.shapes())
+
+
 def whole(blocks: Sequence[BlockShape]) -> Shape:
     """A shape without the blocks that have neither attention nor FFN."""
     kept = [(index, one) for index, one in enumerate(blocks) if one.heads or one.ffn]

@@ -173,16 +173,18 @@ class Model:
         module.requires_grad_(False)
 
     @torch.inference_mode()
-    def start(self, tokens: Tensor, folder: Path | None = None) -> list[Batch]:
+    def start(self, tokens: Tensor, folder: Path | None = None, micro_tokens: int | None = None) -> list[Batch]:
         """Embed token ids [sequences, tokens] and record the masks and positions the model gives each block.
 
-        With a folder, activations live in files there instead of in memory.
+        With a folder, activations live in files there instead of in memory. A batch has sequences of `micro_tokens`
+        in all, or of as many as suit the device.
         """
         self._load(self._trunk.embed_tokens, self.family.embed)
         recorders = [_Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)
         norm, self._trunk.norm = self._trunk.norm, nn.Identity()
-        rows = max(1, (MICRO_TOKENS if self.device == "cpu" else DEVICE_MICRO_TOKENS) // tokens.shape[1])
+        suiting = MICRO_TOKENS if self.device == "cpu" else DEVICE_MICRO_TOKENS
+        rows = max(1, (micro_tokens or suiting) // tokens.shape[1])
         batches: list[Batch] = []
         pool = Pool(len(tokens))
         for number, ids in enumerate(tokens.long().split(rows)):
@@ -203,6 +205,18 @@ class Model:
     def free(self, index: int) -> None:
         """Forget a block's weights."""
         _unload(self._blocks[index])
+
+    def whole(self) -> nn.Module:
+        """transformers' whole model with all its weights, embeddings tied where the source has no head."""
+        self._load(self._trunk.embed_tokens, self.family.embed)
+        for index in range(len(self)):
+            self.block(index)
+        self._load(self._trunk.norm, self.family.norm)
+        if f"{self.family.head}.weight" in self.source:
+            self._load(self._model.lm_head, self.family.head)
+        else:
+            self._model.lm_head.weight = self._trunk.embed_tokens.weight
+        return cast(nn.Module, self._model)
 
     def twin(self, index: int) -> nn.Module:
         """A copy of a filled block that keeps its weights when those of the block are replaced."""

@@ -12,6 +12,7 @@ from hubplugin.plan import Header
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 PRUNE = {"method": "prune", "ffn": 0.25}
+RECOVER = {"method": "recover"}
 
 
 def document(steps: list[dict[str, Any]] | dict[str, list[dict[str, Any]]], **changes: Any) -> manifest.Document:

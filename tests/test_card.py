@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -9,7 +10,18 @@ from card_helpers import report
 from huggingface_hub import ModelCard
 
 from hubplugin import card
-from hubplugin.report import Base, Evaluation, GateLine, LinearResult, Quality, Report, Sizes, Tokens
+from hubplugin.report import (
+    Base,
+    Evaluation,
+    GateLine,
+    LinearResult,
+    Quality,
+    RecoveredBlock,
+    Recovery,
+    Report,
+    Sizes,
+    Tokens,
+)
 
 TEMPLATE = Path(card.__file__).with_name(card.TEMPLATE)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
@@ -106,6 +118,44 @@ def test_a_pruned_only_model_claims_no_relation_and_no_quantization() -> None:
     assert "pruned" in data["tags"] and not {"gptq", "quantized"} & set(data["tags"])
     assert "bits" not in data["compression"]
     assert "AutoGPTQ" not in card.render(made)
+
+
+def recovery(**changes: Any) -> Recovery:
+    fields: dict[str, Any] = {
+        "trained": "the blocks one by one, then all weights", "tokens": 581_632, "held_out_tokens": 8192, "steps": 284,
+        "best_step": 266, "stopped": "all steps were made", "seconds": {"blocks": 71.5, "distillation": 301.0},
+        "blocks": (RecoveredBlock(index=0, loss_before=0.0156, loss_after=0.0128),), "kl_before": 0.03141,
+        "kl_blocks": 0.02278, "kl_after": 0.01713,
+    }  # fmt: skip
+    return Recovery(**{**fields, **changes})
+
+
+STEPS = ({"method": "prune", "ffn": 0.25}, {"method": "recover", "blocks": 2, "distill": 1})
+
+
+def test_what_recovery_did_stands_on_the_card() -> None:
+    text = card.render(report(steps=STEPS, recovery=recovery()))
+    assert "trained back towards the base" in text and "were not trained back" not in text
+    for shown in (
+        "0.03141",
+        "0.02278",
+        "0.01713",
+        "581632",
+        "8192",
+        "284",
+        "266",
+        "5.0 min",
+        "of the calibration data",
+    ):
+        assert shown in text.split("## Recovery")[1].split("## ")[0], shown
+    assert ModelCard(text).data.to_dict()["base_model_relation"] == "finetune"
+    assert card.PAPERS["recover"] in text
+    words = Tokens(source="files [a].txt", sequences=9, tokens_per_sequence=8, seed=77, sha256="9" * 64)
+    other = card.render(report(steps=(*STEPS, GPTQ), recovery=recovery(kl_blocks=None, steps=0, data=words)))
+    section = other.split("## Recovery")[1].split("## ")[0]
+    assert "files \\[a\\].txt" in section and "9" * 64 in section and "77" in section
+    assert "hidden states" not in section and "steps of distillation" not in section
+    assert "as written, before quantization" in section
 
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 64, "ignore": [], "overrides": {}, "activation_bits": None}

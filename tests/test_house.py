@@ -9,11 +9,12 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("*.py")])
 # a module imports only what stands above it; a folder's name stands for all of its files
 ORDER = """
-    errors interrupt yamlfile explain settings mask_settings manifest family architecture schemes loadable sizes
-    estimate masks knapsack shaping crosscheck successor budget plan table report memory folder hub checkpoint calibrate
-    moments_gpu hessian methods ahead experts uneven activations stream inputs compress pack layout declare journal
-    export zeros evaluate probe allocate latency survey gate card generate gptqmodel_worker gptqmodel_engine pipeline
-    publish target localhub demo cli __main__
+    errors interrupt yamlfile explain settings mask_settings prune_settings manifest family architecture schemes
+    loadable sizes estimate masks knapsack shaping crosscheck successor budget plan table report memory folder hub
+    checkpoint calibrate moments_gpu hessian methods ahead experts uneven activations stream inputs results compress
+    pack layout declare journal export zeros evaluate resume optimize reconstruct distill recover probe allocate latency
+    survey gate card generate gptqmodel_worker gptqmodel_engine phases pipeline publish target localhub demo cli
+    __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),
@@ -79,6 +80,7 @@ def test_no_torch_where_a_plan_or_a_card_is_made(trees: dict[Path, ast.Module]) 
         ("gradio", "serve"),
         ("vllm", "serve"),
         ("gptqmodel", "gptqmodel_worker"),
+        ("peft", "distill"),
     ],
 )
 def test_each_outside_world_has_one_door(package: str, owner: str, trees: dict[Path, ast.Module]) -> None:

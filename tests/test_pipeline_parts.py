@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubplugin import calibrate, checkpoint, compress, evaluate, export, family, gate, hessian, hub, pipeline, plan
+from hubplugin import calibrate, checkpoint, compress, evaluate, export, family, gate, hessian, hub, phases, plan
 from hubplugin.architecture import Header
 from hubplugin.checkpoint import Reader
 from hubplugin.compress import Block
@@ -336,11 +336,11 @@ def test_our_folder_is_what_autogptq_itself_would_have_packed_and_computes_the_s
 def test_a_variant_is_compressed_on_a_gpu_that_has_room_for_it(pico_folder: Path, monkeypatch) -> None:
     variant, _, _ = planned(pico_folder, GPTQ)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert pipeline.device_for(variant) == "cpu"
+    assert phases.device_for(variant) == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for free, device in ((variant.memory.device, "cuda"), (variant.memory.device - 1, "cpu")):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free: (free, 2 * free))
-        assert pipeline.device_for(variant) == device
+        assert phases.device_for(variant) == device
 
 
 @pytest.mark.gpu

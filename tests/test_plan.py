@@ -7,7 +7,7 @@ from typing import Any
 
 import pico
 import pytest
-from plan_helpers import GPTQ, PRUNE, config_json, document, headers, published
+from plan_helpers import GPTQ, PRUNE, RECOVER, config_json, document, headers, published
 from transformers import AutoConfig
 
 from hubplugin import architecture, estimate, loadable, manifest, plan, sizes, table
@@ -236,6 +236,9 @@ def test_kept_widths_are_whole_tiles_and_whole_groups(before, ratio, group, kept
 # what is refused
 
 
+NOTHING_PRUNED = "recover trains back what pruning took, and nothing is pruned before it"
+
+
 @pytest.mark.parametrize(
     ("steps", "where", "what"),
     [
@@ -243,11 +246,27 @@ def test_kept_widths_are_whole_tiles_and_whole_groups(before, ratio, group, kept
         ([GPTQ, GPTQ], "m.yaml: variants.V[1].method", "gptq stands twice"),
         ([PRUNE, PRUNE], "m.yaml: variants.V[1].method", "prune stands twice"),
         ([PRUNE, GPTQ, PRUNE], "m.yaml: variants.V[2].method", "prune stands twice"),
+        ([RECOVER, PRUNE], "m.yaml: variants.V[0].method", NOTHING_PRUNED),
+        ([RECOVER, GPTQ], "m.yaml: variants.V[0].method", NOTHING_PRUNED),
+        ([PRUNE, GPTQ, RECOVER], "m.yaml: variants.V[2].method", "recover stands after gptq"),
+        ([PRUNE, RECOVER, RECOVER], "m.yaml: variants.V[2].method", "recover stands twice"),
     ],
 )
 def test_steps_in_an_order_that_cannot_be_are_refused(steps, where, what):
     error = refused(steps)
     assert (error.where, error.what) == (where, what)
+
+
+def test_text_for_recovery_is_checked_as_calibration_is():
+    own = {**RECOVER, "data": {"self": True, "tokens": 9999}}
+    error = refused([PRUNE, own, GPTQ])
+    assert error.where == "m.yaml: variants.V[1].data.tokens" and "context of 256" in error.what
+    own = {**RECOVER, "data": {"self": True, "tokens": 64, "seed": 4}}
+    measured = {"perplexity": {"self": True, "tokens": 64, "seed": 4}}
+    with pytest.raises(PlanError) as caught:
+        config = pico.config()
+        plan.make(document([PRUNE, own, GPTQ], evaluate=measured), config_json(config), headers(config))
+    assert caught.value.where.endswith("evaluate.perplexity.seed") and caught.value.fix.endswith("such as 5")
 
 
 def test_a_group_size_that_divides_nothing_names_the_linear_the_number_and_those_that_would_do():

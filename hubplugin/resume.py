@@ -1,0 +1,76 @@
+"""Where a training stands, on disk, so that a killed run goes on from there.
+
+One file per mark, under its final name only when whole: tensors by name, and notes. All marks belong to one identity
+(what is trained, towards what, on what), and any other is refused. Knows no model and no training.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hubplugin import report
+from hubplugin.checkpoint import Reader
+from hubplugin.errors import CheckpointError, CompressError
+
+FOLDER = ".training"  # inside the folder in the making
+IDENTITY = "identity.json"
+
+
+class Marks:
+    """What a training under `folder` has kept. Raises CompressError where it began as another one than `identity`."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self.folder = folder / FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob("*.part"):
+            unfinished.unlink()
+        noted, now = self.folder / IDENTITY, dict(identity)
+        before = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed and any(self.folder.glob("*.safetensors")):
+            raise CompressError(
+                str(folder),
+                f"was begun with another {', '.join(changed)}, and what it has trained so far does not fit",
+                "run what it was begun with, or remove that folder to start over",
+            )
+        if changed:
+            report.put(noted, json.dumps(now, indent=1))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).is_file()
+
+    def put(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Set a mark, in place of an older one of that name. Raises CheckpointError where it cannot be written."""
+        part = self._path(name).with_suffix(".part")
+        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        try:
+            save_file(whole, part, metadata={"notes": json.dumps(notes)})
+            os.replace(part, self._path(name))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error
+
+    def notes(self, name: str) -> dict[str, Any]:
+        """The notes of a mark."""
+        with safe_open(self._path(name), "pt") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["notes"])
+        return found
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a mark, on the CPU. Raises CheckpointError where they are damaged."""
+        reader = Reader(self.folder, (self._path(name).name,))
+        return {key: reader.get(key) for key in reader.headers}
+
+    def keep(self, name: str) -> None:
+        """Forget every mark but one."""
+        for path in self.folder.glob("*.safetensors"):
+            if path != self._path(name):
+                path.unlink()

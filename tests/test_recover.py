@@ -1,0 +1,407 @@
+"""Recovery: the loss by hand, training that held-out sequences judge, and runs that were killed on the way."""
+
+import json
+import math
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from hubplugin import distill, reconstruct, recover, resume
+from hubplugin.errors import CompressError
+from hubplugin.manifest import Recover
+from hubplugin.report import Recovery
+from hubplugin.stream import Model
+
+KEPT = 96  # of pico's 128 FFN channels
+KILLS = 6
+
+
+def step(**settings: Any) -> Recover:
+    return Recover(**{"method": "recover", "blocks": 1, "distill": 4, **settings})
+
+
+def edited(base: Path, out: Path, change: Any, **config: Any) -> Path:
+    """A copy of a folder with other weights and config.json entries."""
+    shutil.copytree(base, out)
+    save_file(change(load_file(base / "model.safetensors")), out / "model.safetensors", metadata={"format": "pt"})
+    entries = json.loads((base / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**entries, **config}))
+    return out
+
+
+def narrower(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first channels of every FFN, and nothing refitted."""
+    found = {}
+    for name, weight in weights.items():
+        rows = KEPT if name.endswith(("gate_proj.weight", "up_proj.weight")) else None
+        columns = KEPT if name.endswith("down_proj.weight") else None
+        found[name] = (weight[:rows] if weight.dim() == 1 else weight[:rows, :columns]).contiguous()
+    return found
+
+
+def damaged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same shapes, with channels of every FFN unheard."""
+    return {
+        name: torch.where(torch.arange(weight.shape[-1]) < 128 - KEPT, 0, weight) if "down_proj" in name else weight
+        for name, weight in weights.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def pruned(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return edited(pico_folder, tmp_path_factory.mktemp("pruned") / "m", narrower, intermediate_size=KEPT)
+
+
+def run(student: Path, base: Path, out: Path, settings: Recover | None = None, **others: Any) -> Recovery:
+    return recover.run(student, base, out, pico.tokens(33, 48), settings or step(), **others)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def measured(student: Path, base: Path) -> float:
+    """Mean held-out KL by transformers' own loader and torch's own divergence."""
+    with torch.no_grad():
+        held = recover.split(pico.tokens(33, 48))[1].long()
+        expected, found = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(held).logits.double().log_softmax(-1)
+            for folder in (base, student)
+        )
+    return float((expected.exp() * (expected - found)).sum(-1).mean())
+
+
+# -- the loss
+
+
+def test_the_loss_by_hand_on_five_tokens() -> None:
+    base = torch.tensor([0.4, 0.06, 0.3, 0.04, 0.2]).log()
+    student = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2]).log() + 3.0  # logits, not log-probabilities
+    ids, logs, rest = distill.shortlist(base, 2)
+    assert ids.tolist() == [0, 2] and float(rest.exp()) == pytest.approx(0.3)
+    by_hand = 0.4 * math.log(0.4 / 0.5) + 0.3 * math.log(0.3 / 0.1) + 0.3 * math.log(0.3 / 0.4)
+    assert float(distill.shortlist_divergence(student, ids, logs, rest)) == pytest.approx(by_hand, abs=1e-6)
+
+
+def naive(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
+    """The same divergence for autograd, without thought for speed or memory."""
+    own = logits.log_softmax(-1)
+    listed = own.gather(-1, ids)
+    total = (logs.exp() * (logs - listed)).sum(-1)
+    if ids.shape[-1] == logits.shape[-1]:
+        return total
+    return total + (rest.exp() * (rest - torch.log1p(-listed.exp().sum(-1, keepdim=True)))).squeeze(-1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 11, 64])
+def test_the_gradient_is_autograds_and_the_whole_vocabulary_is_the_full_divergence(count: int) -> None:
+    base, logits = torch.randn(2, 7, 11, dtype=torch.float64) * 3, torch.randn(2, 7, 11, dtype=torch.float64) * 2
+    known = distill.shortlist(base, count)
+    upstream = torch.randn(2, 7, dtype=torch.float64)
+    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    ours, theirs = distill.shortlist_divergence(one, *known), naive(other, *known)
+    torch.testing.assert_close(ours, theirs)
+    ours.backward(upstream)
+    theirs.backward(upstream)
+    torch.testing.assert_close(one.grad, other.grad)
+    if count >= 11:
+        full = torch.nn.functional.kl_div(
+            logits.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="none"
+        )
+        torch.testing.assert_close(ours.detach(), full.sum(-1))
+
+
+def test_the_loss_stays_finite_where_both_are_certain() -> None:
+    base, logits = torch.zeros(1, 9), torch.zeros(1, 9, requires_grad=True)
+    base[0, 3] = 200.0
+    with torch.no_grad():
+        logits[0, 3] = 200.0
+    distill.shortlist_divergence(logits, *distill.shortlist(base, 2)).sum().backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+
+# -- what comes out
+
+
+def test_recovery_lowers_the_held_out_divergence_and_reports_what_the_folder_has(
+    pruned: Path, pico_folder: Path, tmp_path: Path
+) -> None:
+    done = run(pruned, pico_folder, tmp_path / "out")
+    assert done.kl_blocks is not None and done.kl_after < done.kl_blocks < done.kl_before
+    assert done.kl_before == pytest.approx(measured(pruned, pico_folder), rel=1e-4)
+    assert done.kl_after == pytest.approx(measured(tmp_path / "out", pico_folder), rel=1e-4)
+    assert all(block.loss_after < block.loss_before for block in done.blocks) and len(done.blocks) == 2
+    assert pico.headers(tmp_path / "out") == pico.headers(pruned)
+    for name in ("config.json", "tokenizer.json", "LICENSE"):
+        assert (tmp_path / "out" / name).read_bytes() == (pruned / name).read_bytes()
+    assert (done.tokens, done.held_out_tokens, done.steps) == (29 * 48, 4 * 48, 4 * 29 // 42)
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": 0.1}, {"learning_rate": 0.1, "lora": 4}])
+def test_a_recovery_that_only_harms_returns_the_students_files(
+    pruned: Path, pico_folder: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    done = run(pruned, pico_folder, tmp_path / "out", step(blocks=0, distill=9, **settings))
+    assert done.kl_after == done.kl_before and done.steps > 0
+    assert contents(tmp_path / "out") == {name: data for name, data in contents(pruned).items() if name != "README.md"}
+
+
+def test_no_epochs_return_the_students_files(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
+    nothing = Recover.model_construct(method="recover", blocks=0, distill=0)
+    done = run(pruned, pico_folder, tmp_path / "out", nothing)
+    assert done.kl_after == done.kl_before
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "phi3", "gemma2"])
+def test_every_family_is_trained(kind: str, tmp_path: Path) -> None:
+    base = pico.write(tmp_path / "base", kind)
+    student = edited(base, tmp_path / "student", damaged)
+    done = run(student, base, tmp_path / "out")
+    assert done.kl_after < done.kl_before
+    assert pico.headers(tmp_path / "out") == pico.headers(student)
+    before, after = (load_file(folder / "model.safetensors") for folder in (student, tmp_path / "out"))
+    assert not [name for name in before if before[name].equal(after[name]) and before[name].dim() == 2]
+
+
+def test_tied_embeddings_stay_tied_and_are_trained(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
+    run(pruned, pico_folder, tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (pruned, tmp_path / "out"))
+    assert "lm_head.weight" not in after
+    assert not before["model.embed_tokens.weight"].equal(after["model.embed_tokens.weight"])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_blocks_of_a_shorter_student_match_the_blocks_that_are_named(tmp_path: Path) -> None:
+    base = pico.write(tmp_path / "base", num_hidden_layers=3)
+
+    def without_the_middle(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = {name: weight for name, weight in weights.items() if ".layers.1." not in name}
+        return {name.replace(".layers.2.", ".layers.1."): weight for name, weight in kept.items()}
+
+    layers = {"num_hidden_layers": 2, "layer_types": None}
+    student = edited(base, tmp_path / "student", without_the_middle, **layers)
+    same, shifted = (
+        run(student, base, tmp_path / f"out{ends}", step(distill=0), ends=ends).blocks for ends in ((0, 2), (1, 2))
+    )
+    assert same[0].loss_before < 1e-9 < 1e-3 < shifted[0].loss_before
+    assert same[1].loss_after < same[1].loss_before
+    assert shifted[0].loss_after < shifted[0].loss_before
+
+
+def test_a_block_that_gains_nothing_is_tried_again_with_smaller_steps_and_so_are_those_behind_it(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, rates = reconstruct._train, []
+
+    def watched(*given: Any) -> tuple[float, float]:
+        rates.append(given[-1])
+        return train(*given)
+
+    monkeypatch.setattr(reconstruct, "_train", watched)
+    monkeypatch.setattr(reconstruct, "RATE", 0.64)
+    monkeypatch.setattr(reconstruct, "SLOWER", 64)
+    done = run(pruned, pico_folder, tmp_path / "out", step(distill=0))
+    assert rates == [0.64, 0.01, 0.01] or rates == [0.64, 0.01, 0.01, 0.01 / 64]
+    assert done.blocks[0].loss_after < done.blocks[0].loss_before
+
+
+# -- LoRA
+
+
+def test_merged_adapters_answer_as_unmerged_ones_did(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, seen, ask = pico.tokens(2, 32, seed=5).long(), [], distill.held_out
+
+    def watched(student: Any, *others: Any) -> float:
+        with torch.no_grad():
+            seen.append(student(input_ids=ids).logits)
+        return ask(student, *others)
+
+    monkeypatch.setattr(distill, "held_out", watched)
+    work = recover._Work(
+        pruned, pico_folder, *recover.split(pico.tokens(33, 48)), recover.Reader(pruned).headers, "cpu"
+    )
+    student, base = work.model(pruned), work.model(pico_folder)
+    settings = step(lora=4, distill=9)
+    training = distill.Distillation(
+        student.whole(), base.whole(), student.family, (work.train, work.held), settings, math.inf, None
+    )
+    done = training.run(resume.Marks(tmp_path, {}))
+    assert done.best_step == done.steps, "the last answers seen are those of what was kept"
+    merged: Model = work.model(pruned, done.weights)
+    with torch.no_grad():
+        torch.testing.assert_close(merged.whole()(input_ids=ids).logits, seen[-1], atol=2e-5, rtol=1e-4)
+    assert not seen[-1].allclose(seen[0], atol=1e-3), "nothing was learnt"
+    before = load_file(pruned / "model.safetensors")
+    changed = {name for name, weight in done.weights.items() if not weight.equal(before[name].float())}
+    assert changed == {name for name in before if "_proj" in name}
+
+
+# -- interruptions
+
+
+class _Stop(BaseException):
+    pass
+
+
+def stop_after(calls: int, place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a function raise once it was called so often."""
+    original, made = getattr(place, name), []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        if len(made) == calls:
+            raise _Stop
+        made.append(None)
+        return original(*given, **named)
+
+    monkeypatch.setattr(place, name, counted)
+
+
+STEPS = {"all weights": step(distill=12), "adapters": step(distill=12, lora=4)}
+
+
+@pytest.mark.parametrize("kind", list(STEPS))
+@pytest.mark.parametrize(
+    ("place", "name", "calls"),
+    [
+        (reconstruct, "_train", 1),
+        (reconstruct, "_loss", 3),
+        (distill.Distillation, "_learn", 0),
+        (distill.Distillation, "_learn", 4),
+        (distill.Distillation, "_judge", 5),
+        (recover, "_write", 0),
+    ],
+)
+def test_a_stopped_recovery_goes_on_to_the_same_bytes(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    place: Any, name: str, calls: int, kind: str,
+) -> None:  # fmt: skip
+    whole = run(pruned, pico_folder, tmp_path / "whole", STEPS[kind])
+    assert whole.steps == 8 and whole.kl_after < whole.kl_before
+    with monkeypatch.context() as patched:
+        stop_after(calls, place, name, patched)
+        with pytest.raises(_Stop):
+            run(pruned, pico_folder, tmp_path / "out", STEPS[kind])
+    again = run(pruned, pico_folder, tmp_path / "out", STEPS[kind])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert again.model_copy(update={"seconds": whole.seconds}) == whole
+
+
+def test_what_was_trained_is_not_trained_again(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        stop_after(5, distill.Distillation, "_learn", patched)
+        with pytest.raises(_Stop):
+            run(pruned, pico_folder, out, STEPS["all weights"])
+    assert (
+        resume.Marks(out, json.loads((out / resume.FOLDER / resume.IDENTITY).read_text())).notes("distillation")["step"]
+        == 5
+    )
+    with monkeypatch.context() as patched:
+        stop_after(0, reconstruct, "_train", patched)
+        stop_after(3, distill.Distillation, "_learn", patched)
+        done = run(pruned, pico_folder, out, STEPS["all weights"])
+        assert run(pruned, pico_folder, out, STEPS["all weights"]) == done, "a finished folder is kept"
+    assert [path.name for path in (out / resume.FOLDER).glob("*.safetensors")] == ["done.safetensors"]
+
+
+@pytest.mark.parametrize("named", ["base", "student", "tokens", "steps"])
+def test_another_base_student_or_step_does_not_resume(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    given: dict[str, Any] = {"student": pruned, "base": pico_folder, "tokens": pico.tokens(33, 48), "step": step()}
+    other = pico.write(tmp_path / "other", seed=3)
+    changed = {
+        "base": other,
+        "student": edited(pruned, tmp_path / "s", damaged),
+        "tokens": pico.tokens(33, 48, seed=9),
+        "steps": step(top_k=5),
+    }
+    with monkeypatch.context() as patched:
+        stop_after(1, reconstruct, "_train", patched)
+        with pytest.raises(_Stop):
+            recover.run(out=tmp_path / "out", **given)
+    kept = contents(tmp_path / "out" / resume.FOLDER)
+    given["step" if named == "steps" else named] = changed[named]
+    with pytest.raises(CompressError) as refusal:
+        recover.run(out=tmp_path / "out", **given)
+    assert f"another {named}," in refusal.value.what and "remove that folder" in refusal.value.fix
+    assert contents(tmp_path / "out" / resume.FOLDER) == kept, "nothing is lost by asking"
+
+
+def run_when_ready(ready: Any, student: Path, base: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    ready.set()
+    run(student, base, out, STEPS["all weights"])
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_end_in_the_same_bytes(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    run(pruned, pico_folder, tmp_path / "whole", STEPS["all weights"])
+    took = time.monotonic() - begun
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["hubplugin.recover"])
+    chance, kills = random.Random(5), 0
+    while kills < KILLS:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        for _ in range(3):
+            ready = processes.Event()
+            worker = processes.Process(target=run_when_ready, args=(ready, pruned, pico_folder, tmp_path / "out"))
+            worker.start()
+            assert ready.wait(60)
+            time.sleep(chance.uniform(0, took))
+            worker.kill()
+            worker.join()
+            kills += worker.exitcode == -signal.SIGKILL
+        run(pruned, pico_folder, tmp_path / "out", STEPS["all weights"])
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# -- tokens and time
+
+
+def test_held_out_sequences_are_one_in_eight_and_never_trained_on() -> None:
+    tokens = torch.arange(40 * 48).reshape(40, 48)
+    train, held = recover.split(tokens)
+    assert held[:, 0].tolist() == [48 * place for place in (7, 15, 23, 31, 39)]
+    assert sorted([*train[:, 0].tolist(), *held[:, 0].tolist()]) == tokens[:, 0].tolist()
+    assert len(recover.split(torch.zeros(1000, 512))[1]) == recover.HELD_OUT_TOKENS // 512
+    assert [len(part) for part in recover.split(tokens[:3])] == [2, 1]
+    with pytest.raises(CompressError, match="leaves none to hold out"):
+        recover.split(tokens[:1])
+
+
+def test_the_tokens_that_are_reported_are_those_that_were_seen(
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "STEP_TOKENS", 2 * 48)
+    monkeypatch.setattr(reconstruct, "TOKENS", 5 * 48)
+    assert run(pruned, pico_folder, tmp_path / "blocks", step(distill=0)).tokens == 5 * 48
+    part = run(pruned, pico_folder, tmp_path / "part", step(blocks=0, distill=0.5))
+    assert (part.steps, part.tokens) == (7, 14 * 48)
+    twice = run(pruned, pico_folder, tmp_path / "twice", step(blocks=0, distill=2))
+    assert (twice.steps, twice.tokens) == (29, 29 * 48)
+
+
+def test_a_time_limit_ends_it(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
+    done = run(pruned, pico_folder, tmp_path / "out", step(minutes=1e-5, distill=100))
+    assert done.stopped == "its time was over" and done.steps < 100 * 29 // 42
+    assert done.blocks[1].loss_after == done.blocks[1].loss_before, "the second block came too late"
+    assert done.kl_after <= done.kl_before
