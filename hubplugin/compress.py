@@ -228,7 +228,7 @@ class _Change:
 
         They share second moments, so one look at their inputs and one factor serve all rows and all of it.
         """
-        begun, share, cold = time.monotonic(), None, None
+        begun, share, cold, kept = time.monotonic(), None, None, None
         weight = plain = torch.cat([self._linear(name).weight for name in names]).float()
         drifts: list[Drift] = []
         if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
@@ -254,8 +254,20 @@ class _Change:
             prepared = gptq.prepare(hessian, step) if drifts else None
             if drifts and prepared:
                 weight, share = refit.corrected(weight, prepared, *drifts)
-            del drifts
             self._quantize(names, weight, hessian, step, prepared, share, cold, begun)
+        if drifts and self._prune and self._prune.bias:
+            self._fit_biases(names, drifts, kept)
+
+    def _fit_biases(self, names: tuple[str, ...], drifts: Sequence[Drift], kept: Tensor | None) -> None:
+        """Let the biases of linears add what they owe on average, as they are stored now."""
+        made = torch.cat([self._linear(name).weight for name in names])
+        owed = [drift.on_average(made, kept) for drift in drifts if drift.tokens]
+        added = sum(owed[1:], owed[0]) / sum(drift.tokens for drift in drifts)
+        for name, part in zip(names, added.split([self._linear(name).out_features for name in names]), strict=True):
+            linear = self._linear(name)
+            assert linear.bias is not None
+            fitted = (linear.bias.float() + part).to(self._stored)
+            linear.bias = nn.Parameter(fitted.to(linear.weight.dtype), requires_grad=False)
 
     def _aims(self, tap: Tap, step: Gptq | None) -> bool:
         """Whether linears are fitted to the base's outputs, and something before them has changed."""

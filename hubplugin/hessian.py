@@ -75,6 +75,8 @@ class Drift:
         self.tokens = 0
         self._weight, self._ends = weight, ends
         self._sum: Tensor | None = None
+        self._missing: Tensor | float = 0.0  # sums over tokens: of what is owed, and of x
+        self._inputs: Tensor | float = 0.0
 
     def add(self, x: Tensor, base: Tensor, lost: Tensor | None = None) -> None:
         """Add tokens: x [..., inputs], the base's [..., inputs], for an end what was lost [..., outputs]."""
@@ -84,6 +86,7 @@ class Drift:
             missing = (others - rows) @ self._weight.T if self._ends else others - rows
             if lost is not None:
                 missing += _rows(lost)
+            self._missing, self._inputs = self._missing + missing.sum(dim=0), self._inputs + rows.sum(dim=0)
             if self._sum is None:
                 self._sum = missing.T @ rows
             else:
@@ -93,6 +96,13 @@ class Drift:
         """From now on as if x had these inputs alone, and W the best repair of what that loses."""
         if self._sum is not None:
             self._sum = self._sum[:, columns]
+
+    def on_average(self, made: Tensor, columns: Tensor | None) -> Tensor:
+        """What is still owed [outputs], summed over tokens, where `made` stands for W on these columns of x, or all."""
+        assert isinstance(self._missing, Tensor) and isinstance(self._inputs, Tensor)
+        seen = self._inputs if columns is None else self._inputs[columns]
+        missing = self._missing if self._ends else self._weight @ self._missing
+        return missing + self._weight @ self._inputs - made.to(seen) @ seen
 
     def sum(self, share: float = 1.0) -> Tensor:
         """The sum times a share; `owed` makes of it what W owes, of it or of what it became [..., inputs]."""

@@ -74,7 +74,7 @@ def _part(document: Document, base: Path, variant: VariantPlan, steps: Sequence[
 
 
 def stands_for(variant: VariantPlan, base: Path) -> list[int]:
-    """For each block of a variant the base's block whose output it should match: the last before the next that stays."""
+    """For each block of a variant the base's block whose output it should match: the last before the next it keeps."""
     layers = folder.read_config(base, str(base))["num_hidden_layers"]
     return [after - 1 for after in (*variant.sources[1:], layers)]
 
