@@ -69,8 +69,8 @@ rival would get in earnest: hubplugin runs with one setting for all.
   sliced. `signal` says whether components are those of the norm's output or of its input. Once the rotations on the
   residual connections are not counted among the weights, once they are.
 - **ShortGPT**: whole layers by Block Influence. **Greedy** removal, of whole layers or, as BlockPruner, of attention
-  and FFN blocks, goes by perplexity on all calibration tokens, and takes what still fits. A layer is a sixth of this
-  model: at small ratios there is nothing that fits.
+  and FFN blocks, goes by perplexity on the first 16 calibration sequences, and takes what still fits. A layer is a sixth
+  of this model: at small ratios there is nothing that fits.
 
 Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike; methods that search
 for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This one is small,
@@ -168,6 +168,8 @@ def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     least = max((each["linear_parameters"] for each in rows if each["method"] in OURS), default=0)
     if result["method"] not in OURS and result["linear_parameters"] < least:
         name += " (kept less than hubplugin: to be run again)"
+    if result["linear_parameters"] == result["base"]["linear_parameters"]:
+        name += ", nothing fits"
     return [
         name,
         f"{result['linear_parameters']:,}",
@@ -190,14 +192,16 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         if not rivals:
             continue
         best = min(rivals, key=excess)
-        quotient = f"{excess(own) / excess(best):.2f}" if excess(best) > 0 else "no meaningful multiple"
         lines.append(
-            f"{NAMES[own['method']]}: {quotient} of the excess of the best rival that removed about as much "
-            f"({NAMES[best['method']]}), {own['quality']['mean_kl'] / best['quality']['mean_kl']:.2f} of its KL.\n"
-            if best["quality"]["mean_kl"] > 0
-            else f"{NAMES[own['method']]}: the best rival removed nothing.\n"
+            f"{NAMES[own['method']]}: {_times(excess(own), excess(best))} of the excess of the best rival that removed "
+            f"about as much ({NAMES[best['method']]}), "
+            f"{_times(own['quality']['mean_kl'], best['quality']['mean_kl'])} of its KL.\n"
         )
     return lines
+
+
+def _times(value: float, of: float) -> str:
+    return f"{value / of:.2f}" if of > 0 else "no multiple"
 
 
 def plots(found: list[dict[str, Any]]) -> list[str]:

@@ -120,10 +120,11 @@ class Calibration:
         return [1 - total / self.ids.numel() for total in alike]
 
     @torch.inference_mode()
-    def perplexity(self, model: nn.Module) -> float:
-        """Of a model on the calibration tokens."""
-        total = sum(float(next_token_loss(model, ids).double().sum()) for ids in self.ids.split(ROWS))
-        return math.exp(total / (self.ids.numel() - len(self.ids)))
+    def perplexity(self, model: nn.Module, sequences: int) -> float:
+        """Of a model on the first of the calibration tokens."""
+        few = self.ids[:sequences]
+        total = sum(float(next_token_loss(model, ids).double().sum()) for ids in few.split(ROWS))
+        return math.exp(total / (few.numel() - len(few)))
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Depth pruning: whole layers by ShortGPT's Block Influence (2403.03853), or greedily by the perplexity that is left.
 
 BlockPruner (2406.10594) removes attention and FFN blocks apart, each time the one without which the calibration text
-has the lowest perplexity; `greedy_layers` does the same with whole layers. Nothing is compensated.
+has the lowest perplexity; `greedy_layers` does the same with whole layers. Nothing is compensated. Only the first
+sequences are read for each try: it takes dozens of them, and each passes the whole model.
 """
 
 import copy
@@ -13,6 +14,7 @@ from pruning_rivals.calibration import Calibration
 from pruning_rivals.parts import Constant, Shape
 
 ATTENTION, FFN = "self_attn", "mlp"
+TRIAL = 16  # sequences
 Block = tuple[int, str]  # layer, part
 
 
@@ -62,7 +64,7 @@ def _perplexity_without(calibration: Calibration, gone: frozenset[Block]) -> flo
         whole, calibration.model.model.layers = calibration.model.model.layers, layers
         try:
             drop(calibration.model, sorted(gone))
-            return calibration.perplexity(calibration.model)
+            return calibration.perplexity(calibration.model, TRIAL)
         finally:
             calibration.model.model.layers = whole
 
