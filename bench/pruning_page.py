@@ -21,9 +21,14 @@ NAMES = {
     "int8": "Int8",
     "int4": "Int4",
     "magnitude": "magnitude",
+    "magnitude-everywhere": "magnitude, one ranking",
     "wanda-sp": "Wanda-sp",
+    "wanda-sp-everywhere": "Wanda-sp, one ranking",
     "flap": "FLAP",
-    "llm-pruner": "LLM-Pruner (Taylor, no LoRA)",
+    "flap-raw": "FLAP, not standardised",
+    "llm-pruner": "LLM-Pruner",
+    "llm-pruner-uniform": "LLM-Pruner, ends too",
+    "llm-pruner-everywhere": "LLM-Pruner, one ranking",
     "slicegpt": "SliceGPT, rotations not counted",
     "slicegpt-counted": "SliceGPT, rotations counted",
     "shortgpt": "ShortGPT (whole layers)",
@@ -48,29 +53,31 @@ weights, evaluation apart, on whatever else the machine was doing: an order of m
 NOTES = """## How the rivals were set up, and what is left out
 
 Each is a small reference in `bench/pruning_rivals`, written from its paper for `LlamaForCausalLM`, in float32. Where a
-paper leaves a setting open, or its own setting does badly on this model, several were run; the result above is that of
-the setting with the lowest perplexity on the first held-out sequences, chosen anew at every ratio. That is more than a
-rival would get in earnest: hubplugin runs with one setting for all.
+paper leaves a setting open, both were run; the result is that of the setting with the lower perplexity on the first
+held-out sequences, chosen anew at every ratio. That is more than a rival would get in earnest: hubplugin runs with one
+setting for all.
 
 - A unit is an FFN channel, or a KV group: a key head, a value head, the query heads that read them and their columns
-  of o. hubplugin's numbers hold for folders that vLLM loads; FLAP's ranking over all layers, sub-blocks that are gone
-  and SliceGPT's rotations do not fit a plain Llama's config.json.
-- **magnitude**: the norm of all weights of a unit. `everywhere` ranks the units of all layers together, by mean square.
-- **Wanda-sp**, as the FLAP paper defines it: the same share in every layer, nothing compensated. `everywhere` is not in
-  the paper. `heads: False` leaves attention whole.
+  of o. **Plain** in the tables: all layers keep the same widths and nothing is added, so that config.json of a Llama
+  can say it and any engine loads it.
+- **One ranking**: rows that stand in no paper. The score is that of the method, per weight removed, and the lowest of
+  all layers go, where the method itself takes the same share in every layer. They are here because this model rewards
+  it.
+- **magnitude**: the norm of all weights of a unit.
+- **Wanda-sp**, as the FLAP paper defines it: the same share in every layer, nothing compensated. `heads: False` leaves
+  attention whole.
 - **FLAP**: fluctuation times squared norm of the weights, standardised within each layer and kind, one threshold, bias
   compensation. `standardise` says whether columns of o are standardised before or after they are averaged over a KV
-  group; `no` is a ranking the paper does not use.
+  group. Not standardised: scores as they are, per weight removed, which the paper does not do.
 - **LLM-Pruner**: first-order Taylor, element by element, FFN channels and KV groups, gradients of the same calibration
-  loss. `spare_ends` leaves the first and the last layer whole as the paper does; `everywhere` ranks all layers
-  together, by importance per weight.
+  loss, no LoRA. The first and the last layer stay whole, as in the paper; **ends too** prunes them like the others.
 - **SliceGPT**: principal components of the stream as it comes through what is already sliced, each attention and FFN
   with a basis of its own; embedding and head are sliced too, and untied by it; the stream before the head is not
   sliced. `signal` says whether components are those of the norm's output or of its input. Once the rotations on the
   residual connections are not counted among the weights, once they are.
 - **ShortGPT**: whole layers by Block Influence. **Greedy** removal, of whole layers or, as BlockPruner, of attention
-  and FFN blocks, goes by perplexity on the first 16 calibration sequences, and takes what still fits. A layer is a sixth
-  of this model: at small ratios there is nothing that fits.
+  and FFN blocks, goes by perplexity on the first 16 calibration sequences, and takes what still fits. A layer is a
+  sixth of this model: at small ratios there is nothing that fits.
 
 Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike; methods that search
 for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This one is small,
@@ -149,7 +156,7 @@ def removed(result: dict[str, Any]) -> float:
 def tables(found: list[dict[str, Any]]) -> list[str]:
     """One table per ratio, the best first, and ours against the best rival."""
     parts = []
-    head = "method | weights kept | removed | added | all, M | perplexity | excess | mean KL | p99 KL | seconds"
+    head = "method | plain | weights kept | removed | added | all, M | perplexity | excess | mean KL | p99 KL | seconds"
     for ratio in ratios(found):
         rows = [each for each in found if each["ratio"] == ratio and each["method"] != "ours-int4"]
         rows.sort(key=lambda each: each["quality"]["perplexity"])
@@ -172,6 +179,7 @@ def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         name += ", nothing fits"
     return [
         name,
+        "yes" if result.get("plain") else "no",
         f"{result['linear_parameters']:,}",
         f"{removed(result):.1%}",
         f"{result['added_parameters']:,}",
@@ -185,22 +193,23 @@ def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """Ours against the rival that comes nearest, in one line each."""
+    """Ours against the rival that comes nearest: of all, and of those whose layers stay alike."""
     lines = []
     for own in (each for each in rows if each["method"] in OURS):
         rivals = [each for each in rows if each["method"] not in OURS and removed(each) >= ENOUGH * removed(own)]
-        if not rivals:
-            continue
-        best = min(rivals, key=excess)
-        lines.append(
-            f"{NAMES[own['method']]}: {_times(excess(own), excess(best))} of the excess of the best rival that removed "
-            f"about as much ({NAMES[best['method']]}), "
-            f"{_times(own['quality']['mean_kl'], best['quality']['mean_kl'])} of its KL.\n"
-        )
-    return lines
+        for kind, some in (("rival", rivals), ("plain rival", [each for each in rivals if each.get("plain")])):
+            if some:
+                best = min(some, key=excess)
+                lines.append(
+                    f"- {NAMES[own['method']]}: {_times(excess(own), excess(best))} of the excess of the best {kind} "
+                    f"that removed about as much ({NAMES[best['method']]}), "
+                    f"{_times(own['quality']['mean_kl'], best['quality']['mean_kl'])} of its KL."
+                )
+    return ["\n".join(lines) + "\n"] if lines else []
 
 
 def _times(value: float, of: float) -> str:
+    """A multiple; none of what is zero or less."""
     return f"{value / of:.2f}" if of > 0 else "no multiple"
 
 

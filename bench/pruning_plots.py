@@ -35,7 +35,8 @@ def perplexity(axes: Any, found: list[dict[str, Any]]) -> None:
             own = method in OURS
             axes.plot(
                 *zip(*points, strict=True),
-                marker=MARKS[number],
+                marker=MARKS[number % len(MARKS)],
+                color=matplotlib.colormaps["tab20"](number),
                 label=_name(method),
                 linewidth=2.5 if own else 1.0,
                 zorder=3 if own else 2,

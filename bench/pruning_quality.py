@@ -13,21 +13,24 @@ from hubplugin import evaluate
 from hubplugin.evaluate import Reference
 from hubplugin.report import Quality
 
+ROWS = 4  # sequences at a time
+
 
 @torch.inference_mode()
 def measure(model: nn.Module, base: Reference, kl: bool = True) -> Quality:
     """Perplexity of a module on the reference's tokens and, where asked, its distance from the reference."""
-    tokens, width = base.tokens.long(), base.hidden.shape[-1]
-    rows = max(1, evaluate.LOGITS // (base.model.vocabulary * tokens.shape[1]))
+    tokens, count = base.tokens.long(), max(1, evaluate.LOGITS // base.model.vocabulary)
     losses, divergences, agreed = [], [], 0
-    for ids, hidden in zip(tokens.split(rows), base.hidden.split(rows), strict=True):
-        logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-        wanted = ids[:, 1:].flatten()
-        losses.append(nn.functional.cross_entropy(logits, wanted, reduction="none").double())
-        if kl:
-            expected = base.model.logits(hidden[:, :-1].reshape(-1, width))
-            divergences.append(evaluate.divergence(expected, logits))
-            agreed += int((logits.argmax(-1) == expected.argmax(-1)).sum())
+    for ids, expected in zip(tokens.split(ROWS), base.hidden.split(ROWS), strict=True):
+        hidden = model.model(ids, use_cache=False).last_hidden_state
+        flat, base_flat = (each[:, :-1].flatten(0, 1).split(count) for each in (hidden, expected))
+        for piece, base_piece, wanted in zip(flat, base_flat, ids[:, 1:].flatten().split(count), strict=True):
+            logits = model.lm_head(piece).float()
+            losses.append(nn.functional.cross_entropy(logits, wanted, reduction="none").double())
+            if kl:
+                base_logits = base.model.logits(base_piece)
+                divergences.append(evaluate.divergence(base_logits, logits))
+                agreed += int((logits.argmax(-1) == base_logits.argmax(-1)).sum())
     found = _perplexity(torch.cat(losses).reshape(len(tokens), -1).mean(dim=1))
     if not kl:
         return found

@@ -72,6 +72,18 @@ def test_counts_are_those_of_the_modules() -> None:
     parts.cut_ffn(model.model.layers[1], torch.arange(40))
     assert parts.linear_parameters(model) == shape.all - shape.group - 8 * shape.channel
     assert parts.added_parameters(model) == 64
+    assert not parts.same_shapes(model) and parts.same_shapes(llama())
+    fewer = llama()
+    depth.drop(fewer, [(0, "self_attn"), (0, "mlp")])
+    assert parts.same_shapes(fewer)
+
+
+def test_a_folder_is_plain_where_all_layers_are_alike(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "alike")
+    parts.cut_ffn(model.model.layers[1], torch.arange(40))
+    model.save_pretrained(tmp_path / "unlike")
+    assert pruning.same_shapes(tmp_path / "alike") and not pruning.same_shapes(tmp_path / "unlike")
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.3, 0.5, 0.8])
@@ -323,7 +335,8 @@ def test_a_result_is_made_once_and_again_where_what_it_is_made_from_changed(
     assert [each.name for each in made.results.iterdir()] == ["magnitude.30.json"]
     found = pruning_page.results(made.results)
     assert found[0]["linear_parameters"] >= found[0]["made_from"]["keep"]
-    assert {tuple(each["setting"]) for each in found[0]["tried"]} == {("heads",), ("everywhere",)}
+    assert [each["setting"] for each in found[0]["tried"]] == [{"heads": True}, {"heads": False}]
+    assert found[0]["plain"]
     assert "nan" not in pruning_page.render(found, []).lower()
 
 
@@ -332,6 +345,7 @@ def made_up(method: str, ratio: float | None, kept: int, perplexity: float, kl: 
     tokens = {"source": "ids; in order", "sequences": 4, "tokens_per_sequence": 24, "seed": 1, "sha256": "1" * 64}
     return {
         "method": method,
+        "plain": False,
         "ratio": ratio,
         "made_from": {"calibration_sha256": "1", "held_out_sha256": "2"},
         "linear_parameters": kept,
@@ -351,12 +365,12 @@ def made_up(method: str, ratio: float | None, kept: int, perplexity: float, kl: 
 
 
 FOUND = [
-    made_up("ours", 0.2, 800, 21.0, 0.02),
+    made_up("ours", 0.2, 800, 21.0, 0.02, plain=True),
     made_up("flap", 0.2, 810, 24.0, 0.10, setting={"standardise": "heads"}, tried=[
         {"setting": {"standardise": "channels"}, "perplexity": 25.0},
         {"setting": {"standardise": "heads"}, "perplexity": 24.5},
     ]),
-    made_up("wanda-sp", 0.2, 800, 30.0, 0.4),
+    made_up("wanda-sp", 0.2, 800, 30.0, 0.4, plain=True),
     made_up("shortgpt", 0.2, 1000, 20.0, 0.0),
     made_up("int4", None, 1000, 20.5, 0.01),
     made_up("ours-int4", 0.2, 800, 21.6, 0.03),
@@ -365,12 +379,10 @@ FOUND = [
 
 def test_the_page_compares_ours_with_the_best_rival_that_removed_as_much() -> None:
     text = pruning_page.render(FOUND, [])
-    assert (
-        "**hubplugin**: 0.25 of the excess of the best rival that removed about as much (FLAP), 0.20 of its KL." in text
-    )
-    assert "| **hubplugin** | 800 | 20.0% | 0 | 0.00 | 21.000 | 1.000 | 0.0200 | 0.060 | 1.2 |" in text.replace(
-        "1.3 |", "1.2 |"
-    )
+    nearest = "of the best rival that removed about as much (FLAP), 0.20 of its KL."
+    plain = "of the best plain rival that removed about as much (Wanda-sp), 0.05 of its KL."
+    assert f"- **hubplugin**: 0.25 of the excess {nearest}\n- **hubplugin**: 0.10 of the excess {plain}\n" in text
+    assert "| **hubplugin** | yes | 800 | 20.0% | 0 | 0.00 | 21.000 | 1.000 | 0.0200 | 0.060 | 1.2 |" in text
     assert "| FLAP | 20% | standardise: heads | 24.500 | x |" in text
     order = [
         text.index(f"| {name} | ")

@@ -25,18 +25,19 @@ class Rival:
     settings: tuple[Settings, ...] = ({},)
 
 
-_WHERE: tuple[Settings, ...] = ({"heads": True}, {"heads": False}, {"everywhere": True})
+_HEADS: tuple[Settings, ...] = ({"heads": True}, {"heads": False})
+_EVERYWHERE: tuple[Settings, ...] = ({"everywhere": True},)
 
 RIVALS = {
-    "magnitude": Rival("magnitude", "", magnitude.prune, _WHERE),
-    "wanda-sp": Rival("Wanda-sp", "2312.11983", wanda_sp.prune, _WHERE),
-    "flap": Rival("FLAP", "2312.11983", flap.prune, tuple({"standardise": how} for how in ("channels", "heads", "no"))),
-    "llm-pruner": Rival(
-        "LLM-Pruner, Taylor, no LoRA",
-        "2305.11627",
-        llm_pruner.prune,
-        ({"spare_ends": True}, {"spare_ends": False}, {"everywhere": True}),
-    ),
+    "magnitude": Rival("magnitude", "", magnitude.prune, _HEADS),
+    "magnitude-everywhere": Rival("magnitude, one ranking", "", magnitude.prune, _EVERYWHERE),
+    "wanda-sp": Rival("Wanda-sp", "2312.11983", wanda_sp.prune, _HEADS),
+    "wanda-sp-everywhere": Rival("Wanda-sp, one ranking", "", wanda_sp.prune, _EVERYWHERE),
+    "flap": Rival("FLAP", "2312.11983", flap.prune, ({"standardise": "channels"}, {"standardise": "heads"})),
+    "flap-raw": Rival("FLAP, not standardised", "", flap.prune, ({"standardise": "no"},)),
+    "llm-pruner": Rival("LLM-Pruner", "2305.11627", llm_pruner.prune, ({"spare_ends": True},)),
+    "llm-pruner-uniform": Rival("LLM-Pruner, ends too", "2305.11627", llm_pruner.prune, ({"spare_ends": False},)),
+    "llm-pruner-everywhere": Rival("LLM-Pruner, one ranking", "", llm_pruner.prune, _EVERYWHERE),
     "slicegpt": Rival(
         "SliceGPT, rotations not counted",
         "2401.15024",

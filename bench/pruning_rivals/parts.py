@@ -111,6 +111,14 @@ def linears(model: nn.Module) -> Iterator[nn.Linear]:
     return (module for module in model.model.layers.modules() if isinstance(module, nn.Linear))
 
 
+def same_shapes(model: nn.Module) -> bool:
+    """Whether all layers that are left have the same linears, as a plain Llama's config.json must have it."""
+    named = (layer.named_parameters() for layer in model.model.layers)
+    shapes = [{name: each.shape for name, each in layer if "_proj" in name} for layer in named]
+    left = [each for each in shapes if each]
+    return all(each == left[0] for each in left)
+
+
 def linear_parameters(model: nn.Module) -> int:
     """Weights of the linears inside the blocks, biases not counted."""
     return sum(linear.weight.numel() for linear in linears(model))
