@@ -52,32 +52,33 @@ weights, evaluation apart, on whatever else the machine was doing: an order of m
 """
 NOTES = """## How the rivals were set up, and what is left out
 
-Each is a small reference in `bench/pruning_rivals`, written from its paper for `LlamaForCausalLM`, in float32. Where a
-paper leaves a setting open, both were run; the result is that of the setting with the lower perplexity on the first
-held-out sequences, chosen anew at every ratio. That is more than a rival would get in earnest: hubplugin runs with one
-setting for all.
+Each is a small reference in `bench/pruning_rivals`, written from its paper (arXiv numbers below) for
+`LlamaForCausalLM`, in float32. Where a paper leaves a setting open, both were run; the result is that of the setting
+with the lower perplexity on the first held-out sequences, chosen anew at every ratio. That is more than a rival would
+get in earnest: hubplugin runs with one setting for all.
 
-- A unit is an FFN channel, or a KV group: a key head, a value head, the query heads that read them and their columns
-  of o. **Plain** in the tables: all layers keep the same widths and nothing is added, so that config.json of a Llama
-  can say it and any engine loads it.
+- A unit is an FFN channel, or a KV group: a key head, a value head, the query heads that read them and their columns of
+  o. **Plain** in the tables: all layers keep the same widths and nothing is added, so that config.json of a Llama can
+  say it and any engine loads it.
 - **One ranking**: rows that stand in no paper. The score is that of the method, per weight removed, and the lowest of
   all layers go, where the method itself takes the same share in every layer. They are here because this model rewards
   it.
 - **magnitude**: the norm of all weights of a unit.
-- **Wanda-sp**, as the FLAP paper defines it: the same share in every layer, nothing compensated. `heads: False` leaves
-  attention whole.
-- **FLAP**: fluctuation times squared norm of the weights, standardised within each layer and kind, one threshold, bias
-  compensation. `standardise` says whether columns of o are standardised before or after they are averaged over a KV
-  group. Not standardised: scores as they are, per weight removed, which the paper does not do.
-- **LLM-Pruner**: first-order Taylor, element by element, FFN channels and KV groups, gradients of the same calibration
-  loss, no LoRA. The first and the last layer stay whole, as in the paper; **ends too** prunes them like the others.
-- **SliceGPT**: principal components of the stream as it comes through what is already sliced, each attention and FFN
-  with a basis of its own; embedding and head are sliced too, and untied by it; the stream before the head is not
-  sliced. `signal` says whether components are those of the norm's output or of its input. Once the rotations on the
-  residual connections are not counted among the weights, once they are.
-- **ShortGPT**: whole layers by Block Influence. **Greedy** removal, of whole layers or, as BlockPruner, of attention
-  and FFN blocks, goes by perplexity on the first 16 calibration sequences, and takes what still fits. A layer is a
-  sixth of this model: at small ratios there is nothing that fits.
+- **Wanda-sp**, as the FLAP paper defines it (2312.11983): the same share in every layer, nothing compensated. `heads:
+  False` leaves attention whole.
+- **FLAP** (2312.11983): fluctuation times squared norm of the weights, standardised within each layer and kind, one
+  threshold, bias compensation. `standardise` says whether columns of o are standardised before or after they are
+  averaged over a KV group. Not standardised: scores as they are, per weight removed, which the paper does not do.
+- **LLM-Pruner** (2305.11627): first-order Taylor, element by element, FFN channels and KV groups, gradients of the same
+  calibration loss, no LoRA. The first and the last layer stay whole, as some do in the paper; **ends too** prunes them
+  like the others.
+- **SliceGPT** (2401.15024): principal components of the stream as it comes through what is already sliced, each
+  attention and FFN with a basis of its own; embedding and head are sliced too, and untied by it; the stream before the
+  head is not sliced. `signal` says whether components are those of the norm's output or of its input. Once the
+  rotations on the residual connections are not counted among the weights, once they are.
+- **ShortGPT** (2403.03853): whole layers by Block Influence. **Greedy** removal, of whole layers or, as BlockPruner
+  (2406.10594), of attention and FFN blocks, goes by perplexity on the first 16 calibration sequences, and takes what
+  still fits. A layer is a sixth of this model: at small ratios there is nothing that fits.
 
 Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike; methods that search
 for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This one is small,
@@ -186,8 +187,8 @@ def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         f"{result['parameters'] / 1e6:.2f}",
         f"{quality['perplexity']:.3f}",
         f"{excess(result):.3f}",
-        f"{quality['mean_kl']:.4f}",
-        f"{quality['p99_kl']:.3f}",
+        _kl(quality["mean_kl"]),
+        _kl(quality["p99_kl"], 3),
         f"{result['seconds']:.1f}",
     ]
 
@@ -210,7 +211,14 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
 
 def _times(value: float, of: float) -> str:
     """A multiple; none of what is zero or less."""
-    return f"{value / of:.2f}" if of > 0 else "no multiple"
+    if of <= 0:
+        return "no multiple"
+    return f"{value / of:.2f}" if value < 10 * of else f"{value / of:,.0f}"
+
+
+def _kl(value: float, digits: int = 4) -> str:
+    """As a decimal, or with its power of ten where that would be all zeros."""
+    return f"{value:.{digits}f}" if not 0 < value < 10 ** (1 - digits) else f"{value:.1e}"
 
 
 def plots(found: list[dict[str, Any]]) -> list[str]:
@@ -229,7 +237,7 @@ def plots(found: list[dict[str, Any]]) -> list[str]:
 def _variant(result: dict[str, Any], whole: int) -> list[str]:
     ratio = f", {result['ratio']:.0%}" if result["ratio"] is not None else ""
     size, quality = result["bytes"], result["quality"]
-    shown = f"{quality['perplexity']:.3f}", f"{quality['mean_kl']:.4f}"
+    shown = f"{quality['perplexity']:.3f}", _kl(quality["mean_kl"])
     return [f"{NAMES[result['method']]}{ratio}", f"{size / 1e6:.2f}", f"{size / whole:.2f}", *shown]
 
 

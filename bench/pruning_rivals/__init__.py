@@ -17,40 +17,29 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rival:
-    """One method of the table."""
+    """One row of the benchmark."""
 
-    title: str
-    paper: str  # arXiv number; empty: folklore
     prune: Callable[..., None]
     settings: tuple[Settings, ...] = ({},)
 
 
 _HEADS: tuple[Settings, ...] = ({"heads": True}, {"heads": False})
-_EVERYWHERE: tuple[Settings, ...] = ({"everywhere": True},)
+_EVERYWHERE: tuple[Settings, ...] = ({"everywhere": True},)  # in none of the papers
+_SIGNALS: tuple[Settings, ...] = tuple({"signal": signal} for signal in slicegpt.SIGNALS)
 
 RIVALS = {
-    "magnitude": Rival("magnitude", "", magnitude.prune, _HEADS),
-    "magnitude-everywhere": Rival("magnitude, one ranking", "", magnitude.prune, _EVERYWHERE),
-    "wanda-sp": Rival("Wanda-sp", "2312.11983", wanda_sp.prune, _HEADS),
-    "wanda-sp-everywhere": Rival("Wanda-sp, one ranking", "", wanda_sp.prune, _EVERYWHERE),
-    "flap": Rival("FLAP", "2312.11983", flap.prune, ({"standardise": "channels"}, {"standardise": "heads"})),
-    "flap-raw": Rival("FLAP, not standardised", "", flap.prune, ({"standardise": "no"},)),
-    "llm-pruner": Rival("LLM-Pruner", "2305.11627", llm_pruner.prune, ({"spare_ends": True},)),
-    "llm-pruner-uniform": Rival("LLM-Pruner, ends too", "2305.11627", llm_pruner.prune, ({"spare_ends": False},)),
-    "llm-pruner-everywhere": Rival("LLM-Pruner, one ranking", "", llm_pruner.prune, _EVERYWHERE),
-    "slicegpt": Rival(
-        "SliceGPT, rotations not counted",
-        "2401.15024",
-        slicegpt.prune,
-        ({"signal": "normalised"}, {"signal": "raw"}),
-    ),
-    "slicegpt-counted": Rival(
-        "SliceGPT, rotations counted",
-        "2401.15024",
-        slicegpt.prune,
-        ({"signal": "normalised", "count_rotations": True}, {"signal": "raw", "count_rotations": True}),
-    ),
-    "shortgpt": Rival("ShortGPT, whole layers", "2403.03853", depth.shortgpt),
-    "greedy-layers": Rival("greedy, whole layers", "2406.10594", depth.greedy_layers),
-    "blockpruner": Rival("BlockPruner, greedy, sub-blocks", "2406.10594", depth.blockpruner),
+    "magnitude": Rival(magnitude.prune, _HEADS),
+    "magnitude-everywhere": Rival(magnitude.prune, _EVERYWHERE),
+    "wanda-sp": Rival(wanda_sp.prune, _HEADS),
+    "wanda-sp-everywhere": Rival(wanda_sp.prune, _EVERYWHERE),
+    "flap": Rival(flap.prune, ({"standardise": "channels"}, {"standardise": "heads"})),
+    "flap-raw": Rival(flap.prune, ({"standardise": "no"},)),
+    "llm-pruner": Rival(llm_pruner.prune, ({"spare_ends": True},)),
+    "llm-pruner-uniform": Rival(llm_pruner.prune, ({"spare_ends": False},)),
+    "llm-pruner-everywhere": Rival(llm_pruner.prune, _EVERYWHERE),
+    "slicegpt": Rival(slicegpt.prune, _SIGNALS),
+    "slicegpt-counted": Rival(slicegpt.prune, tuple({**each, "count_rotations": True} for each in _SIGNALS)),
+    "shortgpt": Rival(depth.shortgpt),
+    "greedy-layers": Rival(depth.greedy_layers),
+    "blockpruner": Rival(depth.blockpruner),
 }
