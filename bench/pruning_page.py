@@ -77,8 +77,9 @@ get in earnest: hubplugin runs with one setting for all.
   head is not sliced. `signal` says whether components are those of the norm's output or of its input. Once the
   rotations on the residual connections are not counted among the weights, once they are.
 - **ShortGPT** (2403.03853): whole layers by Block Influence. **Greedy** removal, of whole layers or, as BlockPruner
-  (2406.10594), of attention and FFN blocks, goes by perplexity on the first 16 calibration sequences, and takes what
-  still fits. A layer is a sixth of this model: at small ratios there is nothing that fits.
+  (2406.10594), of attention and FFN blocks, goes by perplexity on the first 16 calibration sequences, and ends where
+  the next one no longer fits: filling up with the smaller attention blocks was tried, and did harm. A layer is a sixth
+  of this model: at small ratios there is nothing that fits.
 
 Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike; methods that search
 for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This one is small,

@@ -67,7 +67,7 @@ def test_counts_are_those_of_the_modules() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.3, 0.5, 0.8])
-@pytest.mark.parametrize("name", [name for name in RIVALS if name != "blockpruner"])
+@pytest.mark.parametrize("name", list(RIVALS))
 def test_no_rival_keeps_less_than_it_is_asked_to(name: str, ratio: float) -> None:
     base = llama()
     keep = math.ceil(Shape.of(base).all * (1 - ratio))
@@ -82,13 +82,22 @@ def test_no_rival_keeps_less_than_it_is_asked_to(name: str, ratio: float) -> Non
         assert torch.isfinite(logits(model)).all(), setting
 
 
-def test_blockpruner_fills_what_is_left_with_smaller_blocks() -> None:
-    base, model = llama(), llama()
-    shape = Shape.of(base)
-    attention = shape.groups * shape.group
-    depth.blockpruner(model, Calibration(base, IDS), shape.all - shape.layer - attention // 2)
-    gone = shape.all - parts.linear_parameters(model)
-    assert shape.layer - attention < gone <= shape.layer + attention // 2
+def test_blockpruner_ends_where_the_block_that_is_missed_least_no_longer_fits() -> None:
+    base = llama()
+    shape, calibration = Shape.of(base), Calibration(base, IDS)
+    tried = {}
+    for layer in range(4):
+        for part in ("self_attn", "mlp"):
+            without_it = copy.deepcopy(base)
+            depth.drop(without_it, [(layer, part)])
+            tried[layer, part] = calibration.perplexity(without_it, 4)
+    (layer, part) = min(tried, key=tried.__getitem__)
+    cost = shape.ffn * shape.channel if part == "mlp" else shape.groups * shape.group
+    for budget, gone in ((cost, cost), (cost - 1, 0)):
+        model = copy.deepcopy(base)
+        depth.blockpruner(model, calibration, shape.all - budget)
+        assert shape.all - parts.linear_parameters(model) == gone
+        assert isinstance(model.model.layers[layer].get_submodule(part), parts.Constant) == bool(gone)
 
 
 def test_rivals_leave_the_model_that_calibration_holds_as_it_was() -> None:

@@ -44,15 +44,20 @@ def drop(model: nn.Module, blocks: Sequence[Block]) -> None:
 
 
 def _greedy(model: nn.Module, calibration: Calibration, keep: int, candidates: list[tuple[Block, ...]]) -> None:
-    """The best of what still fits, until nothing fits."""
+    """The one that is missed least, again and again, until it no longer fits.
+
+    What is smaller and would still fit is left: an attention block taken only to fill up costs more than it is worth.
+    """
     shape = Shape.of(model)
     costs = {ATTENTION: shape.groups * shape.group, FFN: shape.ffn * shape.channel}
     budget, gone = shape.all - keep, frozenset()
-    while fitting := [
-        each for each in candidates if not gone & set(each) and sum(costs[part] for _, part in each) <= budget
-    ]:
-        best = min(fitting, key=lambda each: _perplexity_without(calibration, gone | set(each)))
-        gone, budget = gone | set(best), budget - sum(costs[part] for _, part in best)
+    while budget >= min(sum(costs[part] for _, part in each) for each in candidates):
+        left = [each for each in candidates if not gone & set(each)]
+        best = min(left, key=lambda each: _perplexity_without(calibration, gone | set(each)))
+        budget -= sum(costs[part] for _, part in best)
+        if budget < 0:
+            break
+        gone = gone | set(best)
     drop(model, sorted(gone))
 
 
