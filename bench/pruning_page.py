@@ -150,9 +150,15 @@ def excess(result: dict[str, Any]) -> float:
     return float(result["quality"]["perplexity"] - result["base"]["perplexity"])
 
 
+def kept(result: dict[str, Any]) -> int:
+    """Weights of the linears, and of rotations where the rival counts them itself."""
+    counted = result.get("setting", {}).get("count_rotations", False)
+    return int(result["linear_parameters"] + (result["added_parameters"] if counted else 0))
+
+
 def removed(result: dict[str, Any]) -> float:
     """Share of the linears' weights that is gone."""
-    return 1 - result["linear_parameters"] / result["base"]["linear_parameters"]
+    return 1 - kept(result) / result["base"]["linear_parameters"]
 
 
 def tables(found: list[dict[str, Any]]) -> list[str]:
@@ -174,15 +180,15 @@ def table(head: str, rows: list[list[str]]) -> str:
 
 def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     quality, name = result["quality"], NAMES[result["method"]]
-    least = max((each["linear_parameters"] for each in rows if each["method"] in OURS), default=0)
-    if result["method"] not in OURS and result["linear_parameters"] < least:
+    least = max((kept(each) for each in rows if each["method"] in OURS), default=0)
+    if result["method"] not in OURS and kept(result) < least:
         name += " (kept less than hubplugin: to be run again)"
     if result["linear_parameters"] == result["base"]["linear_parameters"]:
         name += ", nothing fits"
     return [
         name,
         "yes" if result.get("plain") else "no",
-        f"{result['linear_parameters']:,}",
+        f"{kept(result):,}",
         f"{removed(result):.1%}",
         f"{result['added_parameters']:,}",
         f"{result['parameters'] / 1e6:.2f}",
@@ -203,9 +209,9 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
             if some:
                 best = min(some, key=excess)
                 lines.append(
-                    f"- {NAMES[own['method']]}: {_times(excess(own), excess(best))} of the excess of the best {kind} "
+                    f"- {NAMES[own['method']]}: {_times(excess(own), excess(best))} the excess of the best {kind} "
                     f"that removed about as much ({NAMES[best['method']]}), "
-                    f"{_times(own['quality']['mean_kl'], best['quality']['mean_kl'])} of its KL."
+                    f"{_times(own['quality']['mean_kl'], best['quality']['mean_kl'])} its KL."
                 )
     return ["\n".join(lines) + "\n"] if lines else []
 
@@ -213,8 +219,8 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
 def _times(value: float, of: float) -> str:
     """A multiple; none of what is zero or less."""
     if of <= 0:
-        return "no multiple"
-    return f"{value / of:.2f}" if value < 10 * of else f"{value / of:,.0f}"
+        return "no multiple of"
+    return f"{value / of:.2f} times" if value < 10 * of else f"{value / of:,.0f} times"
 
 
 def _kl(value: float, digits: int = 4) -> str:

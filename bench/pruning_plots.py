@@ -16,7 +16,7 @@ def write(found: list[dict[str, Any]], folder: Path) -> None:
     """Both plots into a folder."""
     for name, draw in (("pruning-perplexity", perplexity), ("pruning-bytes", weight)):
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+            figure = Figure(figsize=(9.0, 5.0), layout="constrained")
             draw(figure.add_subplot(), found)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
@@ -45,7 +45,7 @@ def perplexity(axes: Any, found: list[dict[str, Any]]) -> None:
     axes.set_xlabel("weights removed from the linears of the blocks, %")
     axes.set_ylabel("perplexity above the dense model's")
     axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
 
 
 def weight(axes: Any, found: list[dict[str, Any]]) -> None:

@@ -134,9 +134,9 @@ FOUND = [
 
 def test_the_page_compares_ours_with_the_best_rival_that_removed_as_much() -> None:
     text = pruning_page.render(FOUND, [])
-    nearest = "of the best rival that removed about as much (FLAP), 0.20 of its KL."
-    plain = "of the best plain rival that removed about as much (Wanda-sp), 0.05 of its KL."
-    assert f"- **hubplugin**: 0.25 of the excess {nearest}\n- **hubplugin**: 0.10 of the excess {plain}\n" in text
+    nearest = "of the best rival that removed about as much (FLAP), 0.20 times its KL."
+    plain = "of the best plain rival that removed about as much (Wanda-sp), 0.05 times its KL."
+    assert f"- **hubplugin**: 0.25 times the excess {nearest}\n- **hubplugin**: 0.10 times the excess {plain}\n" in text
     assert "| **hubplugin** | yes | 800 | 20.0% | 0 | 0.00 | 21.000 | 1.000 | 0.0200 | 0.060 | 1.2 |" in text
     assert "| FLAP | 20% | standardise: heads | 24.500 | x |" in text
     order = [
@@ -150,6 +150,9 @@ def test_the_page_compares_ours_with_the_best_rival_that_removed_as_much() -> No
 def test_the_page_says_which_rivals_kept_less_than_ours() -> None:
     text = pruning_page.render([FOUND[0], made_up("flap", 0.2, 790, 24.0, 0.1)], [])
     assert "FLAP (kept less than hubplugin: to be run again)" in text
+    counted = made_up("slicegpt-counted", 0.2, 700, 24.0, 0.1, setting={"count_rotations": True})
+    text = pruning_page.render([FOUND[0], {**counted, "added_parameters": 100}], [])
+    assert "| SliceGPT, rotations counted | no | 800 | 20.0% | 100 |" in text
 
 
 @pytest.mark.parametrize("own", [20.0, 19.5, 21.0])

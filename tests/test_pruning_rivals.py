@@ -123,6 +123,23 @@ def test_magnitude_drops_the_smallest_channel_and_group() -> None:
     assert torch.allclose(logits(model), logits(kept), atol=1e-5)
 
 
+def by_hand(values: dict[str, torch.Tensor], channel: int, group: int) -> torch.Tensor:
+    """Sums over one channel and over one KV group of two query heads of 16."""
+    q, k, v, o = (values[f"self_attn.{name}_proj"] for name in "qkvo")
+    gate, up, down = (values[f"mlp.{name}_proj"] for name in ("gate", "up", "down"))
+    queries, keys = slice(32 * group, 32 * (group + 1)), slice(16 * group, 16 * (group + 1))
+    whole = q[queries].sum() + k[keys].sum() + v[keys].sum() + o[:, queries].sum()
+    return torch.stack([gate[channel].sum() + up[channel].sum() + down[:, channel].sum(), whole])
+
+
+def test_the_norm_of_a_unit_is_that_of_all_its_weights() -> None:
+    base = llama()
+    channels, groups = magnitude.scores(base)
+    squares = {name: weight.square() for name, weight in magnitude.weights(base.model.layers[1])}
+    expected = by_hand(squares, channel=17, group=0).sqrt()
+    assert torch.allclose(torch.stack([channels[1, 17], groups[1, 0]]), expected)
+
+
 def test_a_ranking_over_all_layers_goes_where_the_scores_are_lowest() -> None:
     shape = Shape(hidden=64, ffn=3, layers=2, groups=1, queries=1, head=16)
     channels = torch.tensor([[1.0, 2.0, 9.0], [3.0, 8.0, 7.0]])
@@ -188,7 +205,13 @@ def first_inputs(model: Any) -> dict[str, Any]:
 
 def test_the_taylor_score_is_weight_times_gradient() -> None:
     base = llama()
-    channels, _ = llm_pruner.scores(base, Calibration(base, IDS))
+    channels, groups = llm_pruner.scores(base, Calibration(base, IDS))
+    gradients = Calibration(base, IDS).gradients()
+    values = {
+        name: (each * gradients[f"model.layers.2.{name}.weight"]).abs()
+        for name, each in magnitude.weights(base.model.layers[2])
+    }
+    assert torch.allclose(torch.stack([channels[2, 9], groups[2, 1]]), by_hand(values, channel=9, group=1))
     weight = base.model.layers[2].mlp.up_proj.weight
     scaled = copy.deepcopy(base)
     # one element: the change of the loss for a small relative step is its part of the score
