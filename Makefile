@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page check fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page bench-pruning check fix clean
 
 env: .venv/.ready
 
@@ -47,6 +47,14 @@ bench-env: env
 
 bench-page: env
 	$(BIN)/python bench/page.py
+
+# structured pruning beside references of other methods (docs/pruning.md): what is not in bench/results/pruning yet, or
+# a part of it: make bench-pruning METHODS="ours flap" RATIOS="0.2 0.3"; FORCE, CALIBRATION and HELD_OUT as above
+bench-pruning: export OMP_WAIT_POLICY := PASSIVE
+bench-pruning: env
+	$(BIN)/python bench/pruning.py $(if $(METHODS),--methods $(METHODS)) $(if $(RATIOS),--ratios $(RATIOS)) \
+	  $(if $(FORCE),--force) $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(HELD_OUT),--held-out $(HELD_OUT))
+	$(BIN)/python bench/pruning_page.py
 
 check: env
 	$(BIN)/ruff check .
