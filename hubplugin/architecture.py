@@ -119,9 +119,9 @@ def _blocks(configs: Any, layers: int, heads: int, where: str) -> tuple[BlockSha
     try:
         for one in configs:
             attention, ffn = one["attention"], one["ffn"]
-            groups = 0 if attention.get("no_op") else heads // int(attention["n_heads_in_group"])
+            own = 0 if attention.get("no_op") else int(attention.get("num_attention_heads") or heads)
             channels = 0 if ffn.get("no_op") else int(ffn["intermediate_size"])
-            found.append(BlockShape(heads if groups else 0, groups, channels))
+            found.append(BlockShape(own, own // int(attention["n_heads_in_group"]) if own else 0, channels))
     except (TypeError, KeyError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise PlanError(f"{where}: block_configs", f"cannot be understood: {error!r}", _WRITTEN_BY_US) from error
     if len(found) != layers:
@@ -136,7 +136,11 @@ def block_configs(sizes: Dimensions) -> list[dict[str, Any]]:
     """Blocks as DeciLM's config.json names them; what `dimensions` reads."""
     return [
         {
-            "attention": {"no_op": not one.heads, "n_heads_in_group": one.heads // one.kv_heads if one.heads else None},
+            "attention": {
+                "no_op": not one.heads,
+                "n_heads_in_group": one.heads // one.kv_heads if one.heads else None,
+                **({"num_attention_heads": one.heads} if 0 < one.heads < sizes.heads else {}),
+            },
             "ffn": {"no_op": not one.ffn, "intermediate_size": one.ffn or None},
         }
         for one in sizes.shapes()

@@ -29,8 +29,8 @@ WORD = 32  # bits of the words that codes are packed into
 HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not tried on a GPU
 PER_LAYER = "nemotron-nas"  # the model_type of vLLM's DeciLMForCausalLM, whose blocks may differ
 PLUGIN = (
-    "its layers differ in width, so vLLM serves it with hubplugin installed beside it, whose plugin brings the config "
-    "class (no remote code); transformers alone cannot load it"
+    "its layers differ in width, so vLLM serves it with hubplugin installed beside it, whose plugin brings the class "
+    "(no remote code); transformers alone cannot load it"
 )
 # vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
 COMPUTED_HEAD_DIM = ("qwen2",)
@@ -199,13 +199,13 @@ def _experts_on_cpu(sizes: Dimensions, scheme: Scheme) -> str:
 def _on_cuda(sizes: Dimensions, units: Sequence[_Unit], tp: int) -> str:
     if sizes.head_dim % CUDA_HEAD_DIM_STEP or sizes.head_dim > CUDA_HEAD_DIM_MAX:
         return f"no CUDA attention kernel for head_dim {sizes.head_dim}"
-    if sizes.heads % tp:
-        return f"{sizes.heads} attention heads do not split over {tp} GPUs"
-    if sizes.kv_heads % tp and tp % sizes.kv_heads:
-        return f"{sizes.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
-    for width in dict.fromkeys(block.ffn for block in sizes.shapes()):
-        if width % tp:
-            return f"{width} FFN channels do not split over {tp} GPUs"
+    for block in dict.fromkeys(sizes.shapes()):
+        if block.heads % tp:
+            return f"{block.heads} attention heads do not split over {tp} GPUs"
+        if block.heads and block.kv_heads % tp and tp % block.kv_heads:
+            return f"{block.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
+        if block.ffn % tp:
+            return f"{block.ffn} FFN channels do not split over {tp} GPUs"
     for unit in units:
         if unit.scheme.layout != INT_QUANTIZED and (why := _split(unit, tp, sizes.kv_heads)):
             return why

@@ -148,11 +148,10 @@ class Space:
             yield gone, kl
 
     def _uneven(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
-        """A width for every block, and whether it keeps its attention; the first block keeps it."""
+        """A width and heads for every block; the first block keeps some attention."""
         items, options = [], []
-        heads = self.heads[-1]
         for index in range(self.base.layers):
-            stays = [heads] if index == 0 else [(0, 0), heads]
+            stays = [*self.heads] if index == 0 else [(0, 0), *self.heads]
             items.append([Choice(int(cost.attention[one]), measured.attention[index][one]) for one in stays])
             options.append(stays)
         widths = (0, *self.widths)

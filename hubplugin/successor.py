@@ -12,6 +12,7 @@ from hubplugin.errors import PlanError
 from hubplugin.family import FAMILIES, Family
 from hubplugin.loadable import PER_LAYER
 
+UNEVEN_HEADS = "UnevenHeadsForCausalLM"  # our plugin's class for vLLM: DeciLM with query heads layer by layer
 UNEVEN = ("llama", "mistral", "qwen2")  # families whose blocks are those of DeciLM, but for their sizes
 # what only the class that is left behind reads
 LEFT_BEHIND = {
@@ -90,6 +91,8 @@ def _per_layer(base: Mapping[str, Any], kind: str, after: Dimensions, where: str
     if not after.blocks[0].heads:
         raise PlanError(where, "vLLM's DeciLM cannot do without the first layer's attention", "remove fewer")
     made = _as({}, kind, PER_LAYER, block_configs=block_configs(after), head_dim=after.head_dim, sliding_window=None)
+    if len({block.heads for block in after.blocks if block.heads}) > 1:
+        made["architectures"] = [UNEVEN_HEADS]
     return made | ({"attention_bias": True} if kind == "qwen2" else {})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import MistralConfig
 
 MODEL_TYPE = "nemotron-nas"
+UNEVEN_HEADS = "UnevenHeadsForCausalLM"  # the class for layers that differ in query heads, in `uneven_heads`
 
 
 class Named(dict[str, Any]):

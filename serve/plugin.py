@@ -4,7 +4,8 @@ Asking the kernel for AMX before a 4-bit kernel uses it: vLLM's 16-bit-activatio
 instructions without asking; where nothing else in the process has asked (a model so small that no dense layer goes
 through AMX), Linux ends it by SIGILL. Loading a checkpoint does not depend on this, and it changes no result.
 
-Making the configuration of models known whose blocks differ: without it vLLM refuses them, and nothing else changes.
+Making models known whose blocks differ, their configuration and, where blocks differ in heads, their class: without it
+vLLM refuses them, and nothing else changes.
 """
 
 
@@ -17,9 +18,12 @@ def request_amx() -> None:
 
 
 def know_blocks() -> None:
-    """Let transformers, and so vLLM, read `model_type: nemotron-nas`."""
+    """Let transformers, and so vLLM, read `model_type: nemotron-nas`, and vLLM load blocks of differing heads."""
     from transformers import AutoConfig
+    from vllm import ModelRegistry
 
-    from serve.decilm import MODEL_TYPE, BlocksConfig
+    from serve.decilm import MODEL_TYPE, UNEVEN_HEADS, BlocksConfig
 
     AutoConfig.register(MODEL_TYPE, BlocksConfig, exist_ok=True)
+    if UNEVEN_HEADS not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(UNEVEN_HEADS, f"serve.uneven_heads:{UNEVEN_HEADS}")
