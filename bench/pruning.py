@@ -100,11 +100,13 @@ def do(bench: Bench, method: str, ratio: float, calibration: Calibration, force:
 
 
 def _steps(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
-    return {"steps": pruning_ours.steps(method, bench.base, ratio)}
+    return {"steps": pruning_ours.steps(method, ratio)}
 
 
 def _asked(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
-    keep = pruning_ours.least(bench.base, ratio, bench.work)
+    ours = (path_of(bench.results, name, ratio) for name in pruning_ours.PRUNED)
+    made = [json.loads(path.read_text(encoding="utf-8"))["linear_parameters"] for path in ours if path.exists()]
+    keep = pruning_ours.least(bench.base, ratio, bench.work, made)
     return {"keep": keep, "settings": [dict(each) for each in RIVALS[method].settings]}
 
 

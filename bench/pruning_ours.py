@@ -1,6 +1,6 @@
 """hubplugin's side of the pruning benchmark: a table of steps, a manifest written from them, `hubplugin run` on it.
 
-What a variant will keep is asked of the plan, before anything runs: no rival is made to keep less.
+Ours runs first: no rival is made to keep less than it kept.
 """
 
 import json
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +18,29 @@ from hubplugin import hub, manifest, plan
 
 Step = dict[str, Any]
 INT8, INT4 = {"method": "gptq", "bits": 8, "group_size": 64}, {"method": "gptq", "bits": 4, "group_size": 64}
-WITH_RATIO = "ratio" in manifest.Prune.model_fields  # before that key a share of the FFN channels had to say it
-WITH_LAYOUT = "layout" in manifest.Prune.model_fields
 
 
-def prune(base: Path, ratio: float, **more: Any) -> Step:
+def prune(ratio: float, **more: Any) -> Step:
     """The step that removes a share of the weights of all linears inside the blocks."""
-    if WITH_RATIO:
-        return {"method": "prune", "ratio": ratio, **more}
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    hidden, ffn, heads = config["hidden_size"], 3 * config["intermediate_size"], config["num_attention_heads"]
-    attention = 2 * config.get("head_dim", hidden // heads) * (heads + config["num_key_value_heads"])
-    return {"method": "prune", "ffn": round(ratio * (ffn + attention) / ffn, 6), **more}
+    return {"method": "prune", "ratio": ratio, **more}
 
 
-# name -> steps for a base and a ratio
-PRUNED: dict[str, Callable[[Path, float], list[Step]]] = {
-    "ours": lambda base, ratio: [prune(base, ratio)],
-    **({"ours-per-layer": lambda base, ratio: [prune(base, ratio, layout="per-layer")]} if WITH_LAYOUT else {}),
+# name -> steps for a ratio
+PRUNED: dict[str, Callable[[float], list[Step]]] = {
+    "ours": lambda ratio: [prune(ratio)],
+    "ours-per-layer": lambda ratio: [prune(ratio, layout="per-layer")],
 }
 # for the plot of bytes alone
-PRUNED_QUANTIZED: dict[str, Callable[[Path, float], list[Step]]] = {
-    "ours-int4": lambda base, ratio: [prune(base, ratio), INT4],
+PRUNED_QUANTIZED: dict[str, Callable[[float], list[Step]]] = {
+    "ours-int4": lambda ratio: [prune(ratio), INT4],
+    "ours-per-layer-int4": lambda ratio: [prune(ratio, layout="per-layer"), INT4],
 }
 QUANTIZED: dict[str, list[Step]] = {"int8": [INT8], "int4": [INT4]}
 
 
-def steps(name: str, base: Path, ratio: float) -> list[Step]:
+def steps(name: str, ratio: float) -> list[Step]:
     """Of a variant by its name in one of the tables."""
-    return QUANTIZED[name] if name in QUANTIZED else {**PRUNED, **PRUNED_QUANTIZED}[name](base, ratio)
+    return QUANTIZED[name] if name in QUANTIZED else {**PRUNED, **PRUNED_QUANTIZED}[name](ratio)
 
 
 def write(path: Path, base: Path, calibration: dict[str, Any], variants: dict[str, list[Step]]) -> Path:
@@ -57,11 +51,13 @@ def write(path: Path, base: Path, calibration: dict[str, Any], variants: dict[st
     return path
 
 
-def least(base: Path, ratio: float, work: Path) -> int:
-    """Weights that every rival may keep at least: of `ratio` to the letter, or more where a variant of ours does."""
-    made = _planned(base, {name: make(base, ratio) for name, make in PRUNED.items()}, work)
-    asked = math.ceil(round(made.linear_parameters * (1 - ratio), 6))
-    return max(asked, *(variant.linear_parameters for variant in made.variants))
+def least(base: Path, ratio: float, work: Path, made: Iterable[int]) -> int:
+    """Weights that every rival may keep at least: of `ratio` to the letter, or more where a variant of ours kept more.
+
+    `made` are the weights that ours kept; the plan alone cannot know what measurements decide.
+    """
+    asked = math.ceil(round(dense(base, work).linear_parameters * (1 - ratio), 6))
+    return max([asked, *made])
 
 
 def dense(base: Path, work: Path) -> plan.Plan:

@@ -18,6 +18,7 @@ NAMES = {
     "ours": "**hubplugin**",
     "ours-per-layer": "**hubplugin, per layer**",
     "ours-int4": "**hubplugin, then Int4**",
+    "ours-per-layer-int4": "**hubplugin, per layer, then Int4**",
     "int8": "Int8",
     "int4": "Int4",
     "magnitude": "magnitude",
@@ -36,7 +37,7 @@ NAMES = {
     "blockpruner": "BlockPruner (greedy, sub-blocks)",
 }
 OURS = ("ours", "ours-per-layer")
-BYTES = ("int8", "int4", "ours", "ours-per-layer", "ours-int4")
+BYTES = ("int8", "int4", "ours", "ours-per-layer", "ours-int4", "ours-per-layer-int4")
 ENOUGH = 0.9  # of what ours removed, that a rival must have removed to be compared with
 HEAD = """# Structured pruning, side by side
 
@@ -166,7 +167,7 @@ def tables(found: list[dict[str, Any]]) -> list[str]:
     parts = []
     head = "method | plain | weights kept | removed | added | all, M | perplexity | excess | mean KL | p99 KL | seconds"
     for ratio in ratios(found):
-        rows = [each for each in found if each["ratio"] == ratio and each["method"] != "ours-int4"]
+        rows = [each for each in found if each["ratio"] == ratio and not each["method"].endswith("int4")]
         rows.sort(key=lambda each: each["quality"]["perplexity"])
         parts += [f"## {ratio:.0%}\n", table(head, [_row(each, rows) for each in rows]), *verdicts(rows)]
     return parts

@@ -27,7 +27,7 @@ def _name(method: str) -> str:
 
 def perplexity(axes: Any, found: list[dict[str, Any]]) -> None:
     """Excess perplexity against weights removed; what removed nothing has no point."""
-    methods = [method for method in NAMES if method not in ("int8", "int4", "ours-int4")]
+    methods = [method for method in NAMES if not method.endswith(("int4", "int8"))]
     for number, method in enumerate(methods):
         points = sorted((removed(each) * 100, excess(each)) for each in found if each["method"] == method)
         points = [(x, y) for x, y in points if x > 0 and y > 0]

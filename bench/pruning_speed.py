@@ -52,7 +52,7 @@ def folders(model: str, ratios: list[float]) -> dict[str, Path]:
     found = {"dense": base}
     for ratio in ratios:
         out = WORK / model / f"{round(ratio * 100)}"
-        steps = pruning_ours.steps("ours", base, ratio)
+        steps = pruning_ours.steps("ours", ratio)
         done = out / "pruned" / report.FILE_NAME
         path = WORK / model / f"{round(ratio * 100)}.yaml"
         before = path.read_text(encoding="utf-8") if path.exists() and done.exists() else ""

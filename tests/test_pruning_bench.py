@@ -61,8 +61,8 @@ def test_what_rivals_may_keep_is_what_ours_keeps_or_more(tmp_path: Path) -> None
     base = pico.write(tmp_path / "base", intermediate_size=512)
     dense = pruning_ours.dense(base, tmp_path).linear_parameters
     for ratio in (0.1, 0.2, 0.3, 0.5):
-        keep = pruning_ours.least(base, ratio, tmp_path)
-        assert math.ceil(dense * (1 - ratio)) <= keep < dense
+        assert pruning_ours.least(base, ratio, tmp_path, []) == math.ceil(round(dense * (1 - ratio), 6))
+        assert pruning_ours.least(base, ratio, tmp_path, [1, dense - 5]) == dense - 5
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
