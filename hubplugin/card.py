@@ -56,6 +56,9 @@ def render(report: Report) -> str:
         worst=_worst(report.linears),
         damping=_damping(report.linears),
         notice=next((text for name, text in NOTICES.items() if licence.startswith(name)), None),
+        pruned=_pruned(report),
+        uneven=report.shaping is not None and len({(one.heads, one.ffn) for one in report.shaping.blocks}) > 1,
+        fitted={linear.method for linear in report.linears},
         papers=[(method, PAPERS[method]) for method in dict.fromkeys(methods)],
     )
 
@@ -106,6 +109,23 @@ def metadata(report: Report) -> dict[str, Any]:
         "versions": {"hubplugin": report.hubplugin, **report.versions},
     }
     return data
+
+
+PRUNED = {
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "attention heads",
+    "intermediate_size": "FFN channels",
+}
+
+
+def _pruned(report: Report) -> str:
+    """What went of a pruned model, in words."""
+    kinds = [PRUNED[key] for key in report.widths if key in PRUNED]
+    if report.shaping:
+        kinds += ["FFN channels"] * (len({one.ffn for one in report.shaping.blocks}) > 1)
+        kinds += ["attention heads"] * (len({one.heads for one in report.shaping.blocks}) > 1)
+    return " and ".join(dict.fromkeys(kinds)) or "units"
 
 
 def _tags(report: Report) -> list[str]:

@@ -194,6 +194,7 @@ class Report(Record):
     manifest_text: str
     manifest_sha256: str
     steps: tuple[dict[str, Any], ...]
+    architecture: str = ""  # the class in config.json; pruning may leave another than the base's
     widths: dict[str, tuple[int, int]]  # config key -> before, after
     calibration: Tokens
     linears: tuple[LinearResult, ...]

@@ -43,7 +43,7 @@ def render(plan: Plan, free: int | None = None) -> str:
     if needs := _needs(plan):
         parts.append(["quantized variants need", *needs])
     if notes := _notes(plan):
-        parts.append(["zeros make nothing smaller or faster", *notes])
+        parts.append(["what these numbers do not say", *notes])
     return "\n\n".join("\n".join(part) for part in parts)
 
 

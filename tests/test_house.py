@@ -122,6 +122,7 @@ def test_every_method_has_maths_tests_and_a_manifest() -> None:
     for method, title, tests in (
         ("gptq", "## GPTQ", "test_gptq.py"),
         ("prune", "## Pruning", "test_obs.py"),
+        ("recover", "## Recovery", "test_recover.py"),
         ("wanda", "## Masks", "test_masks.py"),
         ("sparsegpt", "## Masks", "test_masks.py"),
     ):
