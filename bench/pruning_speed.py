@@ -1,6 +1,6 @@
 """What pruning gains when vLLM serves the folder: first token, time per output token, tokens per second.
 
-    python bench/pruning_speed.py                            # the 350m shape of bench/models.py at 20 and 50 %
+    python bench/pruning_speed.py                            # the 350m shape of bench/models.py, see VARIANTS
     python bench/pruning_speed.py --model tiny --rounds 1    # only to see that it works; kept out of docs/pruning.md
 
 The dense model has random weights and its variants are made by `hubplugin run` with few calibration tokens: their
@@ -35,7 +35,12 @@ from serve import engine, settings
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "pruning_speed"
-RATIOS = (0.2, 0.5)
+# of the blocks' weights: by widths, where every layer is there and thinner, and by depth
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "widths, 20%": [{"method": "prune", "ffn": 0.25, "refit": False}],
+    "widths, 50%": [{"method": "prune", "ffn": 0.5, "kv_heads": 0.5, "refit": False}],
+    "layers, 50%": [{"method": "prune", "layers": 12, "refit": False}],
+}
 CALIBRATION = {"self": True, "samples": 8, "tokens": 128}
 # what is measured -> vLLM's histogram of it, in seconds; a mean is sum over count
 HISTOGRAMS = {
@@ -46,21 +51,19 @@ HISTOGRAMS = {
 GENERATED = "vllm:generation_tokens_total"
 
 
-def folders(model: str, ratios: list[float]) -> dict[str, Path]:
+def folders(model: str, names: list[str]) -> dict[str, Path]:
     """The dense folder and its pruned variants, made where they are missing."""
     base = models.base(model, WORK.parent)
     found = {"dense": base}
-    for ratio in ratios:
-        out = WORK / model / f"{round(ratio * 100)}"
-        steps = pruning_ours.steps("ours", ratio)
-        done = out / "pruned" / report.FILE_NAME
-        path = WORK / model / f"{round(ratio * 100)}.yaml"
+    for name in names:
+        place = WORK / model / re.sub(r"\W+", "-", name).strip("-")
+        done, path = place / "pruned" / report.FILE_NAME, place.with_suffix(".yaml")
         before = path.read_text(encoding="utf-8") if path.exists() and done.exists() else ""
-        pruning_ours.write(path, base, CALIBRATION, {"pruned": steps})
+        pruning_ours.write(path, base, CALIBRATION, {"pruned": VARIANTS[name]})
         if path.read_text(encoding="utf-8") != before:
-            say(f"pruning {model} by {ratio:.0%}")
-            pruning_ours.run(path, out, path.with_suffix(".log"))
-        found[f"pruned, {ratio:.0%}"] = out / "pruned"
+            say(f"pruning {model}: {name}")
+            pruning_ours.run(path, place, path.with_suffix(".log"))
+        found[name] = place / "pruned"
     return found
 
 
@@ -173,14 +176,14 @@ def main() -> None:
     """Make folders, measure, write one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["docs", *models.SHAPES], default="350m")
-    parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--concurrency", nargs="*", type=int, default=(1, 8, 32))
     parser.add_argument("--each", type=int, default=4, help="requests per place: 4 x concurrency in all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--output", type=int, default=64, help="tokens")
     options = parser.parse_args()
-    found = folders(options.model, list(options.ratios))
+    found = folders(options.model, options.variants)
     base = found["dense"]
     vocabulary = json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     here = measure.machine()

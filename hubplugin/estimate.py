@@ -36,6 +36,7 @@ class Work:
     prunes: bool
     units: int = 0  # that a budget chooses options for
     corrects: bool = False  # targets: a second set of activations, the base's
+    skips: bool = False  # parts of the model: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
     number: int = FP32  # bytes of one that the forward pass computes in
@@ -107,7 +108,8 @@ class _Pass:
 
     def _kept(self, tokens: int) -> int:
         widest = self.dims.hidden if self.family.experts else self.dims.ffn
-        return tokens * (2 * self.dims.hidden + widest) * self.work.number * self.lanes
+        ahead = self.dims.hidden * (self.work.skips and self.work.corrects)
+        return tokens * ((2 * self.dims.hidden + widest) * self.lanes + ahead) * self.work.number
 
     def _probes(self) -> int:
         count = min(self.work.samples * self.work.tokens, max(self.work.tokens, PROBE_TOKENS))

@@ -255,7 +255,7 @@ def _variant(
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
     verdicts = _verdicts(config["model_type"], dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
-    work = _work(document, base, steps, limit)
+    work = _work(document, base, steps, len(limit.units) if limit else space.probes if space else 0)
     shapes, sampled = architecture.linear_shapes(base.family, base.dims), document.manifest.calibrate.self_ * base.bytes
     return VariantPlan(
         name=name,
@@ -309,7 +309,7 @@ def _outside(base: _Base) -> int:
     return every - sizes.linear_parameters(base.family, base.dims)
 
 
-def _work(document: Document, base: _Base, steps: Sequence[Step], limit: Budget | None) -> estimate.Work:
+def _work(document: Document, base: _Base, steps: Sequence[Step], units: int) -> estimate.Work:
     """What making a variant has to do, for the estimates."""
     source, (prune, gptq) = document.manifest.calibrate, crosscheck.order(tuple(steps), "")
     return estimate.Work(
@@ -317,7 +317,8 @@ def _work(document: Document, base: _Base, steps: Sequence[Step], limit: Budget 
         tokens=source.tokens,
         quantizes=gptq is not None,
         prunes=prune is not None,
-        units=len(limit.units) if limit else 0,
+        units=units,
+        skips=prune is not None and prune.measures,
         corrects=(gptq is not None and gptq.qep) or (prune is not None and prune.refit),
         descends=gptq.passes if gptq else 0,
         head=gptq is not None and gptq.lm_head,

@@ -69,6 +69,17 @@ class Space:
         """Whether blocks may differ."""
         return self.step.layout == "per-layer"
 
+    @property
+    def probes(self) -> int:
+        """How many changes of single blocks are run through the model at one time, where costs are measured."""
+        if not self.step.measures:
+            return 0
+        groups = any(kv_heads < self.base.kv_heads for _, kv_heads in self.heads)
+        queries = any(kv_heads == self.base.kv_heads for _, kv_heads in self.heads[:-1])
+        aims = any(getattr(self.step, key) is not None for key in Prune.targets)
+        ways = (1 + groups + queries) * aims + (2 if self.per_layer else 1)
+        return ways * self.base.layers
+
     @cached_property
     def weights(self) -> Cost:
         """Weights of the linears."""
