@@ -11,6 +11,9 @@ from hubplugin.architecture import Dimensions
 from hubplugin.family import Family, Tap
 
 FLOPS = 7e11  # floating-point operations per second of two cores that multiply bfloat16 in AMX units
+BLOCK_TOKENS = 2**16  # at most that blocks are trained on by recovery, all of them held
+TRAINING_FLOPS = 2.5e11  # the same where half of the work is between products
+STUDENT_COPIES, TEACHER_COPIES = 4, 1  # in float32: weights, gradients, what the optimizer keeps; and the base
 WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
@@ -41,6 +44,9 @@ class Work:
     head: bool = False  # the output head is quantized too
     number: int = FP32  # bytes of one that the forward pass computes in
     masks: bool = False  # single weights are set to zero
+    trained: int = 0  # weights that recovery trains ...
+    blocks_tokens: int = 0  # ... on so many tokens block by block
+    distilled_tokens: int = 0  # ... and on so many all together
     evaluated: int = 0  # tokens whose hidden states are held in float32 to compare variants with
 
 
@@ -65,9 +71,10 @@ def memory(
     device = _Pass(family, dims, shapes, work, DEVICE_MICRO_TOKENS)
     kept = RUNTIME_BYTES + (work.evaluated * dims.hidden + bool(work.evaluated) * dims.vocab * dims.hidden) * FP32
     sampling = RUNTIME_BYTES + LOGITS_BYTES + resident if resident else 0
+    training = kept + work.trained * FP32 * (STUDENT_COPIES + TEACHER_COPIES) + LOGITS_BYTES if work.trained else 0
     return Memory(
-        peak=max(kept + host.peak(host.activations()) + host.slack(), sampling),
-        spilled=max(kept + host.peak(host.passing()), sampling),
+        peak=max(kept + host.peak(host.activations()) + host.slack(), sampling, training),
+        spilled=max(kept + host.peak(host.passing()), sampling, training),
         disk=host.activations(),
         device=DEVICE_BYTES + device.peak(device.activations()),
     )
@@ -191,4 +198,6 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
             total += measured + 2 * inputs**3 + 2 * stacked * inputs
         passed += 2 * reaching * stacked
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
-    return dims.layers * ((total + passed * (1 + probes)) / FLOPS + steps)
+    # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token
+    training = 8 * work.trained * (work.blocks_tokens + work.distilled_tokens) / TRAINING_FLOPS
+    return dims.layers * ((total + passed * (1 + probes)) / FLOPS + steps) + training

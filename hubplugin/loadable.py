@@ -78,9 +78,9 @@ class Verdict:
     note: str = ""  # what the machine must have, where it loads
 
 
-def notes(model_type: str) -> tuple[str, ...]:
-    """What a user must know of the class that a variant leaves as."""
-    return (PLUGIN,) if model_type == PER_LAYER else ()
+def notes(model_type: str, may_differ: bool) -> tuple[str, ...]:
+    """What a user must know of the class that a variant leaves as, or may leave as once its shape is decided."""
+    return (PLUGIN,) if may_differ or model_type == PER_LAYER else ()
 
 
 def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:

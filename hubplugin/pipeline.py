@@ -181,7 +181,7 @@ def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[
     with phases.spilling(variant, folder) as spill:
         where = f"{job.document.path}: variants.{variant.name}[0]"
         found = survey.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
-    shaped = plan.shaped(job.document, job.plan, variant.name, survey.shape_of(found))
+    shaped = plan.decided(job.document, job.plan, variant.name, shape=survey.shape_of(found))
     progress(
         f"{variant.name} | {table.shape(job.plan, shaped)}, KL of {found.predicted_kl:.4f} predicted before refitting"
     )
@@ -196,7 +196,7 @@ def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> t
     with phases.spilling(variant, folder) as spill:
         found = allocate.spend(model, job.calibration.ids, budget, step, store, key, spill)
     progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
-    return plan.allocated(job.document, job.plan, variant.name, allocate.schemes(budget, found)), found
+    return plan.decided(job.document, job.plan, variant.name, allocate.schemes(budget, found)), found
 
 
 def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int]) -> report.Recovery:

@@ -22,6 +22,7 @@ from hubplugin import (
     shaping,
     sizes,
     successor,
+    workload,
 )
 from hubplugin.architecture import Dimensions, Header
 from hubplugin.budget import Budget
@@ -176,12 +177,6 @@ def _base(model: str, config: Mapping[str, Any], tensors: Mapping[str, Header]) 
     return _Base(config["model_type"], row, dict(config), dims, used, stored)
 
 
-def shaped(document: Document, plan: Plan, name: str, shape: Shape) -> VariantPlan:
-    """The variant of a plan whose shape was decided."""
-    base = _base(plan.model, plan.config, plan.tensors)
-    return _variant(document, name, document.manifest.variants[name], base, shape=shape)
-
-
 def part(
     document: Document,
     config: Mapping[str, Any],
@@ -199,10 +194,19 @@ def part(
     return _variant(document, variant.name, tuple(steps), base, shape=shape)
 
 
-def allocated(document: Document, plan: Plan, name: str, chosen: Mapping[str, Scheme]) -> VariantPlan:
-    """The variant of a plan whose budget was spent: `chosen` are the schemes of linears that it left open, by path."""
+def decided(
+    document: Document,
+    plan: Plan,
+    name: str,
+    chosen: Mapping[str, Scheme] | None = None,
+    shape: Shape | None = None,
+) -> VariantPlan:
+    """The variant of a plan once measurements have decided what it left open.
+
+    `chosen` are the schemes of linears that a budget was spent on, by path; `shape` is what pruning leaves.
+    """
     base = _base(plan.model, plan.config, plan.tensors)
-    return _variant(document, name, document.manifest.variants[name], base, chosen)
+    return _variant(document, name, document.manifest.variants[name], base, chosen, shape)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -238,8 +242,7 @@ def _variant(
     if gptq and dims != base.dims:
         found = _schemes(gptq, prune, base, dims, last)
     limit = _budget(gptq, found, base, last) if gptq else None
-    if limit:
-        found = {**found, **(limit.before_measuring() if chosen is None else chosen)}
+    found = found | (limit.before_measuring() if chosen is None else chosen) if limit else found
     config = successor.config(base.config, base.family, base.dims, dims, own.sources, f"{where}[0]")
     config |= crosscheck.biases(prune, config, f"{where}[0].bias")
     row = family.match(config, where)
@@ -255,7 +258,8 @@ def _variant(
     weight = sizes.measure(tensors, linears, sizes.parameters(dense))
     verdicts = _verdicts(config["model_type"], dims, quantized, limit if chosen is None else None)
     _loads_somewhere(verdicts, gptq, where)
-    work = _work(document, base, steps, len(limit.units) if limit else space.probes if space else 0)
+    units = len(limit.units) if limit else space.probes if space else 0
+    work = workload.of(document, base.family, base.dims, base.tensors, steps, units)
     shapes, sampled = architecture.linear_shapes(base.family, base.dims), document.manifest.calibrate.self_ * base.bytes
     return VariantPlan(
         name=name,
@@ -277,7 +281,7 @@ def _variant(
         verdicts=verdicts,
         budget=limit,
         space=space if prune and prune.measures else None,
-        notes=masks.notes(mask) + loadable.notes(config["model_type"]),
+        notes=masks.notes(mask) + loadable.notes(config["model_type"], space is not None and space.per_layer),
     )
 
 
@@ -307,31 +311,6 @@ def _outside(base: _Base) -> int:
     """Parameters outside the linears that pruning works on."""
     every = sum(header.count for header in base.tensors.values())
     return every - sizes.linear_parameters(base.family, base.dims)
-
-
-def _work(document: Document, base: _Base, steps: Sequence[Step], units: int) -> estimate.Work:
-    """What making a variant has to do, for the estimates."""
-    source, (prune, gptq) = document.manifest.calibrate, crosscheck.order(tuple(steps), "")
-    return estimate.Work(
-        samples=source.samples,
-        tokens=source.tokens,
-        quantizes=gptq is not None,
-        prunes=prune is not None,
-        units=units,
-        skips=prune is not None and prune.measures,
-        corrects=(gptq is not None and gptq.qep) or (prune is not None and prune.refit),
-        descends=gptq.passes if gptq else 0,
-        head=gptq is not None and gptq.lm_head,
-        number=base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].itemsize,
-        evaluated=_evaluated(document),
-        masks=masks.step_of(steps) is not None,
-    )
-
-
-def _evaluated(document: Document) -> int:
-    """Tokens whose hidden states the base's evaluation keeps for its variants."""
-    evaluate = document.manifest.evaluate
-    return evaluate.perplexity.samples * evaluate.perplexity.tokens if evaluate else 0
 
 
 def _verdicts(

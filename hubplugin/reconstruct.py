@@ -19,7 +19,7 @@ from hubplugin.report import RecoveredBlock, progress
 from hubplugin.resume import Marks
 from hubplugin.stream import Model
 
-TOKENS, STEP_TOKENS = 2**16, 2048  # at most that blocks are trained on, all of them held; that one step learns from
+STEP_TOKENS = 2048  # that one step learns from
 RATE, SLOWER = 2e-3, 4  # of matrices, by Muon; and how much less where a block gained nothing at it, and from there on
 
 

@@ -21,6 +21,7 @@ from hubplugin import checkpoint, distill, export, family, reconstruct
 from hubplugin import folder as model_folder
 from hubplugin.checkpoint import TORCH, Reader
 from hubplugin.errors import CompressError
+from hubplugin.estimate import BLOCK_TOKENS
 from hubplugin.evaluate import divergence
 from hubplugin.manifest import Recover
 from hubplugin.plan import Header
@@ -173,7 +174,7 @@ def _blocks(
 
 
 def _sequences_of_blocks(work: _Work) -> int:
-    return min(len(work.train), max(1, reconstruct.TOKENS // work.train.shape[1]))
+    return min(len(work.train), max(1, BLOCK_TOKENS // work.train.shape[1]))
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:

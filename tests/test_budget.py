@@ -103,7 +103,7 @@ def test_a_plan_with_chosen_schemes_has_just_these() -> None:
     limit = whole.variants[0].budget
     assert limit is not None
     chosen = limit.schemes([0] * len(limit.units))
-    made = plan.allocated(asked, whole, "V", chosen)
+    made = plan.decided(asked, whole, "V", chosen)
     assert {linear.name: linear.scheme for linear in made.linears} == chosen
 
 

@@ -392,7 +392,7 @@ def test_the_tokens_that_are_reported_are_those_that_were_seen(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distill, "STEP_TOKENS", 2 * 48)
-    monkeypatch.setattr(reconstruct, "TOKENS", 5 * 48)
+    monkeypatch.setattr(recover, "BLOCK_TOKENS", 5 * 48)
     assert run(pruned, pico_folder, tmp_path / "blocks", step(distill=0)).tokens == 5 * 48
     part = run(pruned, pico_folder, tmp_path / "part", step(blocks=0, distill=0.5))
     assert (part.steps, part.tokens) == (7, 14 * 48)

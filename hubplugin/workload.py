@@ -1,0 +1,46 @@
+"""What making a variant has to do, for the estimates of memory and time. Knows steps and sizes; refuses nothing."""
+
+from collections.abc import Mapping, Sequence
+
+from hubplugin import estimate, masks, sizes
+from hubplugin.architecture import Dimensions, Header
+from hubplugin.family import Family
+from hubplugin.manifest import Document, Gptq, Prune, Recover, Step
+
+
+def of(
+    document: Document,
+    family: Family,
+    dims: Dimensions,
+    tensors: Mapping[str, Header],
+    steps: Sequence[Step],
+    units: int,
+) -> estimate.Work:
+    """The work of these steps on a base of these sizes and tensors.
+
+    `units` are the changes of single blocks that are run through the model before anything is decided.
+    """
+    source, evaluate = document.manifest.calibrate, document.manifest.evaluate
+    gptq = next((step for step in steps if isinstance(step, Gptq)), None)
+    prune = next((step for step in steps if isinstance(step, Prune)), None)
+    recover = next((step for step in steps if isinstance(step, Recover)), None)
+    text = recover.data or source if recover else source
+    seen = text.samples * text.tokens
+    return estimate.Work(
+        samples=source.samples,
+        tokens=source.tokens,
+        quantizes=gptq is not None,
+        prunes=prune is not None,
+        units=units,
+        corrects=(gptq is not None and gptq.qep) or (prune is not None and prune.refit),
+        skips=prune is not None and prune.measures,
+        descends=gptq.passes if gptq else 0,
+        masks=masks.step_of(steps) is not None,
+        head=gptq is not None and gptq.lm_head,
+        number=tensors[f"{sizes.names(family, dims)[0]}.weight"].itemsize,
+        trained=sum(header.count for header in tensors.values()) if recover else 0,
+        blocks_tokens=recover.blocks * min(seen, estimate.BLOCK_TOKENS) if recover else 0,
+        distilled_tokens=int(recover.distill * seen) if recover else 0,
+        # whose hidden states the base's evaluation keeps for its variants
+        evaluated=evaluate.perplexity.samples * evaluate.perplexity.tokens if evaluate else 0,
+    )
