@@ -1,4 +1,4 @@
-"""For tests of structured pruning: pico models with heads and layers to spare, and every way from a step to a folder."""
+"""For tests of structured pruning: pico models with heads and layers to spare, and the way from a step to a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -129,8 +129,8 @@ def test_heads_that_no_class_takes_are_refused(model_type: str, changes: dict[st
     assert caught.value.where == "m.yaml: variants.V[0]"
     asks = "gemma2" if model_type == "gemma2" else "llama"
     assert caught.value.what == (
-        f"3 heads do not divide a hidden_size of 128, which transformers asks of {asks}, and no class without that rule "
-        "has the rest of it"
+        f"3 heads do not divide a hidden_size of 128, which transformers asks of {asks}, "
+        "and no class without that rule has the rest of it"
     )
     assert caught.value.fix == "keep 1, 2 heads, or prune ffn or layers"
 

@@ -8,7 +8,7 @@ import torch
 
 from hubplugin.activations import Batch
 from hubplugin.export import DenseView
-from hubplugin.family import FAMILIES, Tap, match
+from hubplugin.family import Tap, match
 from hubplugin.stream import Model
 
 
