@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hubplugin import hessian, layout, stream
 from hubplugin.hessian import Moment
-from hubplugin.methods import gptq
+from hubplugin.methods import gptq, refit
 from hubplugin.moments_gpu import add_lower, ieee_products
 
 OTHER = "everything else"
@@ -30,7 +30,7 @@ WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (Moment, "add", "second moments"),
     (Moment, "matrix", "second moments"),
     (hessian.Drift, "add", "cross moments"),
-    (gptq, "corrected", "target correction"),
+    (refit, "corrected", "target correction"),
     (hessian, "factor", "factor"),
     (gptq, "_sweep", "sweep"),
     (gptq, "compress", "reorder and dequantize"),

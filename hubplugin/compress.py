@@ -203,9 +203,9 @@ class _Change:
 
     def _add_biases(self) -> None:
         """Biases that the variant's class has and the base's has not: zeros, until something is fitted to them."""
+        there = architecture.linear_shapes(self._family, self._sizes)
         for name in architecture.biased_linears(self._plan.config, self._plan.family):
-            linear = cast(nn.Linear, self._module.get_submodule(name))
-            if linear.bias is None:
+            if name in there and (linear := self._linear(name)).bias is None:
                 zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
                 linear.bias = nn.Parameter(zeros, requires_grad=False)
 

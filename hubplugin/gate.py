@@ -209,24 +209,30 @@ def logprobs(
     return torch.cat(found)
 
 
-@torch.inference_mode()
-def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) -> Generated:
-    """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
-    view = DenseView(folder)
-    plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
-    config = AutoConfig.for_model(**uneven.buildable(plain))
+def _loaded(view: DenseView, family: Family) -> Any:
+    """A folder's model as transformers itself loads it, whose linears round their inputs where the format does."""
+    config = AutoConfig.for_model(**{key: value for key, value in view.config.items() if key != "quantization_config"})
     own: Any = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
     state = {name: view.get(name) for name in view.names()}
     model, found = own.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
     if missing := found["missing_keys"]:
-        raise ServeError(str(folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
-    row = match(view.config, str(folder))
-    if row.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
+        raise ServeError(str(view.folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
+    if family.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
         for block in model.model.layers:
-            experts.install(block, row.experts)
+            experts.install(block, family.experts)
     stream.on_inputs(model, view.int8_inputs, layout.int8_per_token)
+    return model
+
+
+@torch.inference_mode()
+def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) -> Generated:
+    """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
+    view = DenseView(folder)
+    row = match(view.config, str(folder))
+    # transformers' own loading knows no blocks that differ
+    model: Any = open_model(folder, row).whole() if view.config.get("block_configs") else _loaded(view, row)
     made = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(

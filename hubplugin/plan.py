@@ -242,7 +242,7 @@ def _variant(
     if gptq and dims != base.dims:
         found = _schemes(gptq, prune, base, dims, last)
     limit = _budget(gptq, found, base, last) if gptq else None
-    found = found | (limit.before_measuring() if chosen is None else chosen) if limit else found
+    found = {**found, **(limit.before_measuring() if chosen is None else chosen)} if limit else found
     config = successor.config(base.config, base.family, base.dims, dims, own.sources, f"{where}[0]")
     config |= crosscheck.biases(prune, config, f"{where}[0].bias")
     row = family.match(config, where)
@@ -290,21 +290,18 @@ def _space(prune: Prune, found: Mapping[str, Scheme | None], base: _Base, where:
     crosscheck.prunable(base.family, base.model_type, where)
     channels, columns = (_group(found, base.family.width(name).consumer) for name in ("ffn", "heads"))
     if any(getattr(prune, key) is not None for key in Prune.targets):
-        space = Space(
-            prune,
-            base.family,
-            base.dims,
-            shaping.widths(base.dims.ffn, channels, prune.layout == "per-layer"),
-            shaping.heads(base.dims, columns if columns > 1 else None),
-        )
+        every = shaping.heads(base.dims, columns if columns > 1 else None)
+        heads = successor.taken(prune, base.config, base.family, base.dims, every, where)
+        widths = shaping.widths(base.dims.ffn, channels, prune.layout == "per-layer")
+        space = Space(prune, base.family, base.dims, widths, heads)
         crosscheck.reachable(space, _outside(base), where)
         return space
     ffn = (
         base.dims.ffn if prune.ffn is None else crosscheck.kept_ffn(prune.ffn, channels, base.dims.ffn, f"{where}.ffn")
     )
-    heads = crosscheck.kept_heads(prune, base.dims, columns, where)
+    kept = crosscheck.kept_heads(prune, base.dims, columns, where)
     crosscheck.depth(prune, base.dims.layers, where)
-    return Space(prune, base.family, base.dims, (ffn,), (heads,))
+    return Space(prune, base.family, base.dims, (ffn,), (kept,))
 
 
 def _outside(base: _Base) -> int:

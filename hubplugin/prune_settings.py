@@ -52,7 +52,7 @@ class Prune(Settings):
                     "a block without it exists in per-layer layout alone", "add layout: per-layer, or use layers:", key
                 )
         if self.bias and not self.refit:
-            raise fault("biases are fitted when the rest is", "remove it, or refit: false", "bias")
+            raise fault("biases are fitted when the rest is", "remove it, or remove refit: false", "bias")
         return self
 
     @property

@@ -168,7 +168,7 @@ class Space:
         widths = (0, *self.widths)
         for index in range(self.base.layers):
             items.append([Choice(int(cost.ffn[one]), measured.ffn[index][one]) for one in widths])
-        chosen = knapsack.solve(items, int(limit + self.slack(cost)))
+        chosen = knapsack.solve(items, int(limit + self.slack(cost) - cost.rest))
         if chosen is None:
             return None
         kl = sum(own[index].loss for own, index in zip(items, chosen, strict=True))

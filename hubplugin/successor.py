@@ -5,12 +5,14 @@ sizes and keys; no weights and no method.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hubplugin.architecture import Dimensions, block_configs
 from hubplugin.errors import PlanError
 from hubplugin.family import FAMILIES, Family
 from hubplugin.loadable import PER_LAYER
+from hubplugin.manifest import Prune
 
 UNEVEN_HEADS = "UnevenHeadsForCausalLM"  # our plugin's class for vLLM: DeciLM with query heads layer by layer
 UNEVEN = ("llama", "mistral", "qwen2")  # families whose blocks are those of DeciLM, but for their sizes
@@ -42,6 +44,9 @@ def config(
         return made | _per_layer(base, kind, after, where)
     fewer = (after.heads, after.kv_heads) != (before.heads, before.kv_heads)
     if kind == "qwen2" and fewer:
+        if _windows(base):
+            what = "vLLM serves a qwen2 of other heads as a llama, which looks through no windows, and this model does"
+            raise PlanError(where, what, "prune ffn or layers")
         made = _as(made, kind, "llama", attention_bias=True, mlp_bias=False)
         kind = "llama"
     if fewer and FAMILIES[kind].whole_heads and after.hidden % after.heads:
@@ -52,6 +57,37 @@ def config(
         for key in BIASES:
             made.pop(key, None)
     return made
+
+
+def taken(
+    prune: Prune,
+    base: Mapping[str, Any],
+    family: Family,
+    before: Dimensions,
+    heads: Sequence[tuple[int, int]],
+    where: str,
+) -> tuple[tuple[int, int], ...]:
+    """Of (query heads, KV heads) that a target may choose among, those of which some class takes the shape.
+
+    Raises PlanError where blocks are to differ and no class takes such blocks.
+    """
+    if prune.layout == "per-layer":
+        _may_differ(base, str(base["model_type"]), where)
+    biased = {**base, **({key: True for key in BIASES} if prune.bias else {})}
+    found = []
+    for one in heads:
+        after = replace(before, heads=one[0], kv_heads=one[1])
+        try:
+            config(biased, family, before, after, range(before.layers), where)
+        except PlanError:
+            continue
+        found.append(one)
+    return tuple(found)
+
+
+def _windows(base: Mapping[str, Any]) -> bool:
+    """Whether layers look through a window, in a family where config.json decides it."""
+    return bool(base.get("sliding_window") and (base["model_type"] == "mistral" or base.get("use_sliding_window")))
 
 
 def _sizes(family: Family, before: Dimensions, after: Dimensions) -> dict[str, Any]:
@@ -79,8 +115,18 @@ def _layers(base: Mapping[str, Any], before: Dimensions, sources: Sequence[int])
 
 def _per_layer(base: Mapping[str, Any], kind: str, after: Dimensions, where: str) -> dict[str, Any]:
     """What makes a DeciLM of a config.json; keys of other classes stay and are not read."""
-    windows = base.get("sliding_window") and (kind == "mistral" or base.get("use_sliding_window"))
-    if kind not in UNEVEN or windows:
+    _may_differ(base, kind, where)
+    if not after.blocks[0].heads:
+        raise PlanError(where, "vLLM's DeciLM cannot do without the first layer's attention", "remove fewer")
+    made = _as({}, kind, PER_LAYER, block_configs=block_configs(after), head_dim=after.head_dim, sliding_window=None)
+    if len({block.heads for block in after.blocks if block.heads}) > 1:
+        made["architectures"] = [UNEVEN_HEADS]
+    return made | ({"attention_bias": True} if kind == "qwen2" else {})
+
+
+def _may_differ(base: Mapping[str, Any], kind: str, where: str) -> None:
+    """Raises PlanError where blocks of this model may not differ."""
+    if kind not in UNEVEN or _windows(base):
         raise PlanError(
             f"{where}.layout",
             f"vLLM's class for blocks that differ is a llama without windows, and this is {kind}",
@@ -88,12 +134,6 @@ def _per_layer(base: Mapping[str, Any], kind: str, after: Dimensions, where: str
         )
     if base.get("hidden_act", "silu") != "silu":
         raise PlanError(f"{where}.layout", "vLLM's class for blocks that differ knows silu alone", "leave layout out")
-    if not after.blocks[0].heads:
-        raise PlanError(where, "vLLM's DeciLM cannot do without the first layer's attention", "remove fewer")
-    made = _as({}, kind, PER_LAYER, block_configs=block_configs(after), head_dim=after.head_dim, sliding_window=None)
-    if len({block.heads for block in after.blocks if block.heads}) > 1:
-        made["architectures"] = [UNEVEN_HEADS]
-    return made | ({"attention_bias": True} if kind == "qwen2" else {})
 
 
 def _as(made: Mapping[str, Any], kind: str, other: str, **keys: Any) -> dict[str, Any]:

@@ -30,13 +30,14 @@ class Absent(nn.Module):
 
 
 def buildable(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json that transformers knows a class for, of the same blocks at their widest."""
+    """A config.json that transformers knows a class for, of the same blocks; `fit` gives them their sizes."""
     if config.get("model_type") != PER_LAYER:
         return config
     plain = {key: value for key, value in config.items() if key not in ("block_configs", "architectures")}
-    # of the two with the same blocks, llama has biases, and mistral takes any number of heads
-    biased = any(config.get(key) for key in BIASES)
-    return {**plain, "model_type": "llama" if biased else "mistral", "sliding_window": None}
+    if not any(config.get(key) for key in BIASES):
+        return {**plain, "model_type": "mistral", "sliding_window": None}
+    # of the classes with the same blocks llama has biases, but not any number of heads: `fit` gives each block its own
+    return {**plain, "model_type": "llama", "num_attention_heads": 1, "num_key_value_heads": 1}
 
 
 def fit(block: nn.Module, family: Family, sizes: Dimensions) -> None:

@@ -96,7 +96,8 @@ def write(base: Path, out: Path, step: dict[str, Any]) -> tuple[VariantPlan, dic
     target, dense = export.Folder(out, base, made, LLAMA), {}
     for index in range(3 if made.head else 2):
         linears = [one for one in made.linears if f".{index}." in one.name] or [made.head]
-        block = Block(index, f"model.layers.{index}" if index < 2 else "lm_head")
+        name = f"model.layers.{index}" if index < 2 else "lm_head"
+        block = Block(index, name, name)
         for linear in linears:
             assert linear is not None
             encoding, dense[linear.name] = rounded(source.get(f"{linear.name}.weight"), linear)

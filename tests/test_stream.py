@@ -8,7 +8,7 @@ import torch
 
 from hubplugin.activations import Batch
 from hubplugin.export import DenseView
-from hubplugin.family import FAMILIES, Tap, match
+from hubplugin.family import Tap, match
 from hubplugin.stream import Model
 
 
@@ -31,7 +31,7 @@ def plain_inputs(model: Model, batches: list[Batch], tap: Tap) -> list[torch.Ten
 
 
 @pytest.mark.parametrize("spilled", [False, True])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", pico.BY_TYPE)
 def test_every_stage_sees_what_a_plain_pass_sees(model_type: str, spilled: bool, tmp_path: Path) -> None:
     folder = pico.write(tmp_path / "m", model_type)
     model = opened(folder, model_type)

@@ -41,10 +41,11 @@ def compress(weight: Tensor, hessian: Tensor, settings: Prune, cuts: Sequence[Cu
     alive, dead = moments.without_dead(hessian.to(work.dtype))
     work = torch.where(dead, 0, work)
     damped = moments.damped(alive, settings.damp)
-    for cut in cuts:
-        state = _State.of(work[:, kept], damped[kept][:, kept])
+    left = work
+    for cut in cuts:  # each is scored on what the ones before it have left, repaired
+        state = _State.of(left, damped[kept][:, kept])
         *_, (stays, _) = path(state, cut, [cut.keep], batch)
-        kept = kept[stays]
+        kept, left = kept[stays], state.weight
     refit = moments.solve(damped[kept][:, kept], work @ damped[:, kept], "prune")
     return Compressed(
         weight=refit,
