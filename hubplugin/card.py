@@ -57,7 +57,7 @@ def render(report: Report) -> str:
         damping=_damping(report.linears),
         notice=next((text for name, text in NOTICES.items() if licence.startswith(name)), None),
         pruned=_pruned(report),
-        uneven=report.shaping is not None and len({(one.heads, one.ffn) for one in report.shaping.blocks}) > 1,
+        uneven=_uneven(report),
         fitted={linear.method for linear in report.linears},
         papers=[(method, PAPERS[method]) for method in dict.fromkeys(methods)],
     )
@@ -85,7 +85,8 @@ def metadata(report: Report) -> dict[str, Any]:
     }
     if base.languages:
         data["language"] = list(base.languages)
-    data |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": _tags(report)}
+    library = "vllm" if _uneven(report) else "transformers"  # which of them can load it
+    data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.calibration.dataset:
         data["datasets"] = [report.calibration.dataset]
     if report.evaluation:
@@ -109,6 +110,11 @@ def metadata(report: Report) -> dict[str, Any]:
         "versions": {"hubplugin": report.hubplugin, **report.versions},
     }
     return data
+
+
+def _uneven(report: Report) -> bool:
+    """Whether blocks differ in what pruning left of them."""
+    return report.shaping is not None and len({(one.heads, one.ffn) for one in report.shaping.blocks}) > 1
 
 
 PRUNED = {
