@@ -9,8 +9,11 @@ import pytest
 import torch
 from prune_helpers import WIDE, our_logits
 
-from hubplugin import cli, export, gate, report
+from hubplugin import cli, export, gate, latency, report
+from hubplugin.architecture import Dimensions
+from hubplugin.family import FAMILIES
 from hubplugin.manifest import Prune
+from hubplugin.shaping import Space
 
 MANIFEST = """\
 model: {model}
@@ -30,6 +33,10 @@ evaluate: {{perplexity: {{self: true, samples: 4, tokens: 64, seed: 1}}, kl: tru
 PER_LAYER = ("Uneven-Int4", "Recovered", "Faster")
 
 
+def weights(shapes: list[tuple[int, int]]) -> int:
+    return sum(outputs * inputs for outputs, inputs in shapes)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All variants of the manifest, made once."""
@@ -42,6 +49,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("hubplugin.generate.greedy", generate)
+        patched.setattr("hubplugin.latency._time", lambda shapes: 1e-9 * weights(shapes))
         with pytest.raises(SystemExit) as done:
             cli.main(["run", str(folder / "pico.yaml"), "--out", str(folder / "out")])
     assert done.value.code == 0
@@ -92,6 +100,36 @@ def test_a_ratio_is_met(out: Path) -> None:
         share = 1 - sizes.linear_parameters / report.read(out / name).sizes_base.linear_parameters
         assert share == pytest.approx(0.3, abs=0.1), name
     assert report.read(out / "Ratio").shaping is not None
+
+
+def test_time_per_token_is_met_with_the_head_counted(out: Path) -> None:
+    sizes, base = report.read(out / "Faster").sizes, report.read(out / "Faster").sizes_base
+    head = pico.VOCABULARY * 128
+    share = (sizes.linear_parameters + head) / (base.linear_parameters + head)
+    assert 0.6 < share <= 0.7 + 16 * 3 * 128 / base.linear_parameters, "half a step of 32 channels"
+
+
+def test_times_are_measured_for_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "ROTATED", 2**16)
+    base = Dimensions(4, 64, 128, 4, 2, 16, 300, None, True)
+    asked = Prune.model_validate({"method": "prune", "latency": 0.5})
+    space = Space(asked, FAMILIES["llama"], base, (64, 128), ((2, 1), (4, 2)))
+    found = latency.measured(space)
+    assert found.attention.keys() == {(0, 0), (2, 1), (4, 2)} and found.ffn.keys() == {0, 64, 128}
+    assert found.attention[0, 0] == found.ffn[0] == 0 == found.layer
+    assert min(found.attention[2, 1], found.ffn[64], found.rest) > 0
+    whole = found.rest + 4 * (found.attention[4, 2] + found.ffn[128])
+    assert latency.whole(found, space) == pytest.approx(whole)
+
+
+def test_times_are_those_of_linears_as_vllm_stacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr(latency, "_time", lambda shapes: timed.append(shapes) or float(weights(shapes)))
+    base = Dimensions(4, 64, 128, 4, 2, 16, 300, None, True)
+    asked = Prune.model_validate({"method": "prune", "latency": 0.5})
+    latency.measured(Space(asked, FAMILIES["llama"], base, (96, 128), ((2, 1), (4, 2))))
+    qkv, gate_up = [(64, 64), (64, 32)], [(192, 64), (64, 96)]
+    assert timed == [qkv, [(128, 64), (64, 64)], gate_up, [(256, 64), (64, 128)], [(300, 64)]]
 
 
 def test_removals_are_named(out: Path) -> None:
