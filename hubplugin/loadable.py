@@ -29,7 +29,7 @@ WORD = 32  # bits of the words that codes are packed into
 HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not tried on a GPU
 PER_LAYER = "nemotron-nas"  # the model_type of vLLM's DeciLMForCausalLM, whose blocks may differ
 PLUGIN = (
-    "vLLM serves this with hubplugin installed beside it: layers differ in width, and a plugin of ours brings the class "
+    "vLLM serves it with hubplugin installed beside it: layers differ in width, and a plugin of ours brings the class "
     "for that (no remote code); transformers alone cannot load it"
 )
 # vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
