@@ -227,9 +227,13 @@ def depth(prune: Prune, layers: int, where: str) -> None:
 
 def reachable(space: Space, outside: int, where: str) -> None:
     """A target that some shape meets, and that something must go for."""
+    linears, slack = sizes.linear_parameters(space.family, space.base), space.slack(space.weights)
+    if space.step.ratio and space.step.ratio * linears <= slack:
+        fix = f"use a ratio of {slack / linears + 0.005:.2f} or more"
+        raise PlanError(f"{where}.ratio", f"{space.step.ratio:g} of the weights rounds to none of them", fix)
     if space.step.params is None:
         return
-    whole = outside + sizes.linear_parameters(space.family, space.base)
+    whole = outside + linears
     if not outside < space.step.params < whole:
         raise PlanError(
             f"{where}.params",

@@ -291,9 +291,9 @@ def _space(prune: Prune, found: Mapping[str, Scheme | None], base: _Base, where:
     channels, columns = (_group(found, base.family.width(name).consumer) for name in ("ffn", "heads"))
     if any(getattr(prune, key) is not None for key in Prune.targets):
         every = shaping.heads(base.dims, columns if columns > 1 else None)
-        heads = successor.taken(prune, base.config, base.family, base.dims, every, where)
+        taken = successor.taken(prune, base.config, base.family, base.dims, every, where)
         widths = shaping.widths(base.dims.ffn, channels, prune.layout == "per-layer")
-        space = Space(prune, base.family, base.dims, widths, heads)
+        space = Space(prune, base.family, base.dims, widths, taken)
         crosscheck.reachable(space, _outside(base), where)
         return space
     ffn = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hubplugin import knapsack, sizes
+from hubplugin import architecture, knapsack, sizes
 from hubplugin.architecture import BlockShape, Dimensions
 from hubplugin.family import Family
 from hubplugin.knapsack import Choice
@@ -96,7 +96,18 @@ class Space:
     def limit(self, outside: int) -> float:
         """Weights of linears that a target leaves; `outside` are the parameters of everything else."""
         whole = sizes.linear_parameters(self.family, self.base)
-        return whole * (1 - self.step.ratio) if self.step.ratio else float((self.step.params or 0) - outside)
+        if self.step.ratio:
+            return whole * (1 - self.step.ratio)
+        return float((self.step.params or 0) - outside - self._biases)
+
+    @property
+    def _biases(self) -> int:
+        """Biases at most that a pruned model has and its base has not."""
+        outputs = {name: shape[0] for name, shape in architecture.linear_shapes(self.family, self.base).items()}
+        if self.step.bias:
+            return self.base.layers * sum(outputs.values())
+        added = self.family.biased and self.family.width("heads").consumer  # its class has the others' already
+        return self.base.layers * outputs[added] if added else 0
 
     def before_measuring(self, outside: int) -> Shape:
         """What is planned with before anything is measured: every block loses alike, the last layers go."""

@@ -8,6 +8,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -33,6 +34,14 @@ def step(**keys: Any) -> dict[str, Any]:
 def base(folder: Path, model_type: str = "llama", **changes: Any) -> Path:
     """A pico folder in float32, so that nothing but the change itself can make a difference."""
     return pico.write(folder, model_type, **{"dtype": torch.float32, **WIDE, **changes})
+
+
+def idle(folder: Path, *names: str) -> None:
+    """Let linears of a base give nothing."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in names:
+        tensors[f"model.layers.{name}.weight"].zero_()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def planned(folder: Path, *steps: dict[str, Any]) -> tuple[Document, Plan]:

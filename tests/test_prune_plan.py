@@ -11,7 +11,7 @@ from hubplugin.architecture import BlockShape, block_configs
 from hubplugin.errors import PlanError
 from hubplugin.loadable import PLUGIN
 from hubplugin.plan import Plan, VariantPlan
-from hubplugin.shaping import Shape
+from hubplugin.shaping import Measured, Shape
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
@@ -109,6 +109,13 @@ OUTSIDE = planned(step(ffn=0.25)).parameters - LINEARS
             "vLLM's class for blocks that differ is a llama without windows, and this is mistral",
             "leave layout out: all layers then lose alike",
         ),
+        (
+            [step(ratio=0.01)],
+            {},
+            "[0].ratio",
+            "0.01 of the weights rounds to none of them",
+            "use a ratio of 0.07 or more",  # half of 32 channels are 0.0625 of a layer
+        ),
         ([step(ffn=0.25), step(layers=1)], {}, "[1].method", "prune stands twice", "keep one; each acts on all blocks"),
         ([GPTQ, step(layers=1)], {}, "[1].method", "prune stands after gptq", "codes cannot be refitted"),
         ([step(layers=1), {"method": "gptq", "budget": {"bits_per_weight": 4.5}}], {}, "[1].budget", "", ""),
@@ -183,3 +190,22 @@ def test_biases_are_promised_where_they_are_asked_for() -> None:
     assert sum(name.endswith("_proj.bias") for name in found.tensors) == 7 * 4
     assert found.tensors["model.layers.0.mlp.down_proj.bias"].shape == (128,)
     assert found.linear_parameters == variant(step(ffn=0.25)).linear_parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"), [("llama", {}), ("llama", {"bias": True}), ("qwen2", {}), ("qwen2", {"layout": "per-layer"})]
+)
+def test_a_number_of_parameters_counts_the_biases_that_are_new(kind: str, keys: dict[str, Any]) -> None:
+    whole = planned(step(ffn=0.25), kind=kind)
+    for params in range(whole.parameters - whole.linear_parameters // 2, whole.parameters, 7777):
+        asked = document([step(params=params, **keys)])
+        made = plan.make(asked, whole.config, whole.tensors)
+        space = made.variants[0].space
+        assert space is not None
+        limit = space.limit(made.parameters - made.linear_parameters)
+        cheap = {option: float(-option[0]) for option in space.weights.attention}
+        measured = Measured([cheap] * 4, [{one: float(-one) for one in space.weights.ffn}] * 4, [])
+        chosen = space.choose(measured, space.weights, limit)
+        assert chosen is not None
+        for shape in (chosen[0], space.before_measuring(made.parameters - made.linear_parameters)):
+            assert plan.decided(asked, made, "V", shape=shape).parameters <= params

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.serve
 def different(source: Path, *steps: dict[str, Any], shape: Shape = DIFFERENT) -> VariantPlan:
     """A variant whose blocks are narrower, without FFN and without attention, and one of the base's is gone."""
     document, made = planned(source, step(ratio=0.3, **PER_LAYER), *steps)
-    return plan.shaped(document, made, "V", shape)
+    return plan.decided(document, made, "V", shape=shape)
 
 
 def served(source: Path, out: Path, variant: VariantPlan) -> dict[str, Any]:

@@ -35,15 +35,14 @@ def test_the_line_lies_where_the_gain_is_what_rounding_costs() -> None:
     assert refit.stored(target, plain, h, torch.bfloat16).tolist() == [[1.0, 1.0]]
 
 
-def test_inputs_that_count_more_decide() -> None:
-    plain = torch.tensor([[1.0, 1.0]])
-    step = 2.0**-7
-    target = plain + torch.tensor([[1.0 * step, 0.49 * step]])
-    assert not torch.equal(refit.stored(target, plain, torch.eye(2), torch.bfloat16), plain)
-    off = torch.tensor([[1.0, 100.0], [100.0, 10001.0]])  # the second input counts 10^4 times as much
-    whole = refit.stored(target, plain, off, torch.bfloat16)
-    errors = [float((one - target) @ off @ (one - target).T) for one in (plain, target.bfloat16().float())]
-    assert torch.equal(whole, plain) == (errors[0] <= errors[1])
+def test_a_fit_that_rounding_spoils_is_not_stored() -> None:
+    plain, step = torch.tensor([[1.0, 1.0], [1.0, 1.0]]), 2.0**-7
+    opposed = torch.tensor([[1.0, -1.0], [-1.0, 1.001]])  # two inputs that cancel where both move alike
+    target = plain + step * torch.tensor([[0.6, 0.4], [1.0, -1.0]])
+    made = refit.stored(target, plain, opposed, torch.bfloat16)
+    # the first row's fit is worth (0.6 - 0.4)^2, and rounding it would cost (0.4 + 0.4)^2; the second is no rounding
+    assert torch.equal(made[0], plain[0]) and torch.equal(made[1], target[1])
+    assert not torch.equal(target.bfloat16().float()[0], plain[0])
 
 
 def test_float32_stores_every_fit() -> None:
