@@ -61,6 +61,15 @@ def test_blocks_that_differ(steps: tuple[dict[str, Any], ...], tmp_path: Path) -
     assert config["architectures"] == ["DeciLMForCausalLM"]
 
 
+@pytest.mark.parametrize("steps", [(), (GPTQ,)], ids=["dense", "int4"])
+def test_blocks_that_differ_in_heads(steps: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    source = base(tmp_path / "m", "llama", num_hidden_layers=3, dtype=torch.bfloat16)
+    blocks = BlockShape(4, 2, 128), BlockShape(2, 1, 128), BlockShape(2, 2, 64)
+    config = served(source, tmp_path / "v", different(source, *steps, shape=Shape((0, 1, 2), blocks)))
+    assert config["architectures"] == ["UnevenHeadsForCausalLM"]
+    assert [block["attention"].get("num_attention_heads") for block in config["block_configs"]] == [None, 2, 2]
+
+
 def test_blocks_that_differ_with_biases_and_three_heads(tmp_path: Path) -> None:
     source = base(tmp_path / "m", "qwen2", num_hidden_layers=5, num_key_value_heads=4, dtype=torch.bfloat16)
     blocks = tuple(BlockShape(3, 3, one.ffn) if one.heads else one for one in DIFFERENT.blocks)
