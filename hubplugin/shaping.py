@@ -41,7 +41,6 @@ class Cost:
 
     attention: Mapping[tuple[int, int], float]  # by (query heads, KV heads)
     ffn: Mapping[int, float]  # by width
-    layer: float = 0.0  # whatever else a layer costs
     rest: float = 0.0  # outside the layers
 
 
@@ -70,14 +69,18 @@ class Space:
         return self.step.layout == "per-layer"
 
     @property
+    def aims(self) -> bool:
+        """Whether there is one target for all that goes."""
+        return any(getattr(self.step, key) is not None for key in Prune.targets)
+
+    @property
     def probes(self) -> int:
         """How many changes of single blocks are run through the model at one time, where costs are measured."""
         if not self.step.measures:
             return 0
         groups = any(kv_heads < self.base.kv_heads for _, kv_heads in self.heads)
         queries = any(kv_heads == self.base.kv_heads for _, kv_heads in self.heads[:-1])
-        aims = any(getattr(self.step, key) is not None for key in Prune.targets)
-        ways = (1 + groups + queries) * aims + (2 if self.per_layer else 1)
+        ways = (1 + groups + queries) * self.aims + (2 if self.per_layer else 1)
         return ways * self.base.layers
 
     @cached_property
@@ -112,9 +115,9 @@ class Space:
     def before_measuring(self, outside: int) -> Shape:
         """What is planned with before anything is measured: every block loses alike, the last layers go."""
         own = BlockShape(self.base.heads, self.base.kv_heads, self.base.ffn)
-        if self.step.latency or self.step.ratio or self.step.params:
-            limit = self.limit(outside) if not self.step.latency else self.step.latency * self._most()
-            return self._nearest(limit)
+        if self.aims:  # before anything is timed, time is taken to go by weights
+            whole = sizes.linear_parameters(self.family, self.base)
+            return self._nearest(self.step.latency * whole if self.step.latency else self.limit(outside))
         kept = self.base.layers - (self.step.layers or 0)
         blocks = [replace(own, heads=self.heads[0][0], kv_heads=self.heads[0][1], ffn=self.widths[0])] * kept
         for index in range(self.step.attention or 0):
@@ -122,9 +125,6 @@ class Space:
         for index in range(self.step.mlp or 0):
             blocks[kept - 1 - index] = replace(blocks[kept - 1 - index], ffn=0)
         return Shape(tuple(range(kept)), tuple(blocks))
-
-    def _most(self) -> float:
-        return sizes.linear_parameters(self.family, self.base)
 
     def _nearest(self, limit: float) -> Shape:
         """The widest FFN that fits with all heads and layers; else fewer layers."""
@@ -144,8 +144,7 @@ class Space:
 
     def choose(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
         """The shape within a limit that is predicted to cost the least KL, and that KL; None where none fits."""
-        found = self._uneven(measured, cost, limit) if self.per_layer else self._even(measured, cost, limit)
-        return found
+        return self._uneven(measured, cost, limit) if self.per_layer else self._even(measured, cost, limit)
 
     def _even(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
         """All combinations of how many layers, which heads and which width."""
@@ -154,7 +153,7 @@ class Space:
             kept = [index for index in range(self.base.layers) if index not in gone]
             for heads in self.heads:
                 for width in self.widths:
-                    each = cost.attention[heads] + cost.ffn[width] + cost.layer
+                    each = cost.attention[heads] + cost.ffn[width]
                     if len(kept) * each + cost.rest > limit + self.slack(cost):
                         continue
                     kl = fallen + sum(measured.attention[i][heads] + measured.ffn[i][width] for i in kept)

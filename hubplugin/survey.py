@@ -78,7 +78,7 @@ def measured(
     """As `decide`, without a store."""
     few = tokens[: max(1, PROBE_TOKENS // tokens.shape[1])]
     step = space.step
-    if not (step.ratio or step.params or step.latency):
+    if not space.aims:
         return _named(model, few, space)
     gone = _fall(model, few, space, [(LAYERS, _most_layers(space))]) if not space.per_layer else []
     attention, ffn = curves(model, tokens, few, space, spill)

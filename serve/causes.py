@@ -83,6 +83,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "keep widths that 64 divides; `hubplugin plan` checks this before any work",
     ),
     (
+        r"model type `nemotron-nas`|Model architectures \[.*UnevenHeadsForCausalLM.*\] are not supported",
+        "its layers differ in width, and vLLM runs without hubplugin's plugin, which brings the class for that",
+        "install hubplugin in the environment of vLLM, and do not leave it out of VLLM_PLUGINS",
+    ),
+    (
         r"Model architectures \[(.*?)\] are not supported",
         r"vLLM does not know the architecture \1",
         "see vLLM's list of supported models",

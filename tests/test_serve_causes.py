@@ -53,6 +53,16 @@ def core(message: str) -> str:
             "does not know the model type foo",
             "model_type",
         ),
+        (
+            pydantic("The checkpoint you are trying to load has model type `nemotron-nas` but Transformers does not"),
+            "differ in width",
+            "install hubplugin",
+        ),
+        (
+            pydantic("Model architectures ['UnevenHeadsForCausalLM'] are not supported for now."),
+            "differ in width",
+            "install hubplugin",
+        ),
         (pydantic("The repository x contains custom code which must be executed"), "its own code", "architecture"),
         (core("ValueError: Unsupported CPU attention configuration: head_dim=40"), "head_dim=40", "head_dim 32"),
         (

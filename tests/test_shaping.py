@@ -53,7 +53,7 @@ def test_weights_of_every_choice() -> None:
     cost = space(ratio=0.1).weights
     assert cost.attention == {(0, 0): 0, **ATTENTION}
     assert cost.ffn == {width: CHANNEL * width for width in (0, *WIDTHS)}
-    assert (cost.layer, cost.rest) == (0, 0)
+    assert cost.rest == 0
 
 
 def test_limits_of_each_target() -> None:
