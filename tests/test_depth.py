@@ -12,7 +12,7 @@ import torch
 from prune_helpers import PER_LAYER, base, decided, idle, loaded, logits, make, model_of, our_logits, planned, step
 from safetensors.torch import load_file
 
-from hubplugin import export, journal, plan, survey
+from hubplugin import export, journal, phases, plan, survey
 from hubplugin.architecture import BlockShape
 from hubplugin.compress import Block
 from hubplugin.errors import PlanError
@@ -260,3 +260,11 @@ def test_the_plan_of_a_dropped_layer_takes_everything_from_the_layer_that_stays(
         assert len(own) == 9
         for name, tensor in own.items():
             assert torch.equal(tensor, before[name.replace(f"layers.{number}.", f"layers.{index}.")]), name
+
+
+def test_a_block_stands_for_all_up_to_the_next_that_stays(tmp_path: Path) -> None:
+    source = base(tmp_path / "m", num_hidden_layers=6)
+    document, made = planned(source, step(layers=3))
+    for sources, ends in (((1, 3, 4), [2, 3, 5]), ((0, 1, 5), [0, 4, 5])):
+        shape = Shape(sources, made.variants[0].dims.shapes())
+        assert phases.stands_for(plan.shaped(document, made, "V", shape), source) == ends
