@@ -12,7 +12,7 @@ import torch
 from prune_helpers import PER_LAYER, base, decided, idle, loaded, logits, make, model_of, our_logits, planned, step
 from safetensors.torch import load_file
 
-from hubplugin import export, journal, plan, survey
+from hubplugin import export, journal, phases, plan, survey
 from hubplugin.architecture import BlockShape
 from hubplugin.compress import Block
 from hubplugin.errors import PlanError
@@ -260,3 +260,35 @@ def test_the_plan_of_a_dropped_layer_takes_everything_from_the_layer_that_stays(
         assert len(own) == 9
         for name, tensor in own.items():
             assert torch.equal(tensor, before[name.replace(f"layers.{number}.", f"layers.{index}.")]), name
+
+
+def test_a_block_stands_for_all_up_to_the_next_that_stays(tmp_path: Path) -> None:
+    source = base(tmp_path / "m", num_hidden_layers=6)
+    document, made = planned(source, step(layers=3))
+    for sources, ends in (((1, 3, 4), [2, 3, 5]), ((0, 1, 5), [0, 4, 5])):
+        shape = Shape(sources, made.variants[0].dims.shapes())
+        assert phases.stands_for(plan.shaped(document, made, "V", shape), source) == ends
+
+
+def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, ids = base(tmp_path / "m", num_hidden_layers=2), pico.tokens(8, 48)
+    space = planned(source, step(ratio=0.3))[1].variants[0].space
+    assert space is not None
+    seen, curves = [], survey._curves
+    monkeypatch.setattr(survey, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])
+    attention, ffn = survey.curves(model_of(source), ids, ids, space)
+    whole = logits(loaded(source), ids).log_softmax(-1).double()
+    for index, (heads, channels) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
+        for curve, costs, place in (
+            (heads[survey.GROUPS], attention[index], "self_attn.o_proj"),
+            (heads[survey.QUERIES], attention[index], "self_attn.o_proj"),
+            (channels[survey.CHANNELS], ffn[index], "mlp.down_proj"),
+        ):
+            model = loaded(source)
+            model.model.layers[index].get_submodule(place).weight.data.copy_(curve.weight)
+            other = logits(model, ids).log_softmax(-1).double()
+            kl = float((whole.exp() * (whole - other)).sum(-1).mean())
+            assert costs[curve.tried] == pytest.approx(kl, rel=1e-3)
+            for choice, loss in curve.losses.items():
+                assert costs[choice] == pytest.approx(kl * loss / curve.losses[curve.tried], rel=1e-3)
+        assert attention[index][4, 2] == ffn[index][128] == 0
