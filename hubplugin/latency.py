@@ -16,6 +16,7 @@ from hubplugin.shaping import Cost, Space
 
 ROUNDS = 15
 ROTATED = 256 * 2**20  # bytes of weights that take turns, so that none is still in a cache
+COPIES = 64  # at most: small matrices stay in a cache anyway
 DTYPE = torch.bfloat16
 NANO = 1e9
 
@@ -48,7 +49,8 @@ def _seconds(space: Space, block: BlockShape) -> float:
 def _time(shapes: list[tuple[int, int]]) -> float:
     """Median seconds of one row through matrices [outputs, inputs], one after the other."""
     size = sum(outputs * inputs for outputs, inputs in shapes) * DTYPE.itemsize
-    copies = [[torch.zeros(shape, dtype=DTYPE) for shape in shapes] for _ in range(max(2, ROTATED // size))]
+    count = min(max(2, ROTATED // size), COPIES)
+    copies = [[torch.zeros(shape, dtype=DTYPE) for shape in shapes] for _ in range(count)]
     rows = [torch.ones(1, inputs, dtype=DTYPE) for _, inputs in shapes]
     found = []
     for _ in range(ROUNDS):
