@@ -43,7 +43,6 @@ class _Curve:
 
     losses: dict[Any, float]  # relative, by choice of heads or width
     tried: Any  # the choice that was run through the model
-    weight: Tensor  # [outputs, inputs], of that choice
 
 
 def decide(
@@ -58,9 +57,9 @@ def decide(
 ) -> Shaping:
     """The shape of a variant, for calibration tokens [sequences, tokens].
 
-    What was found is kept in `store` under `key`, and taken from there where it is. `outside`
-    are the parameters outside the linears of blocks. With `spill`, an empty folder, activations that second moments are
-    summed over live there. Raises PlanError where no shape meets the target.
+    What was found is kept in `store` under `key`, and taken from there where it is. `outside` are the parameters
+    outside the linears of blocks. With `spill`, an empty folder, activations that second moments are summed over live
+    there. Raises PlanError where no shape meets the target.
     """
     if store.is_file():
         kept = json.loads(store.read_text(encoding="utf-8"))
@@ -169,7 +168,7 @@ def _may_go(
     lost = {part.name for one in gone if one.block == index for part in kinds[one.what]}
     if lost & {part.name for part in parts}:
         return False
-    # DeciLM starts with attention: where layers are left out, any block may come to stand first
+    # DeciLM starts with attention, so the first block keeps its own
     return not (space.per_layer and index == 0 and space.family.parts[0] in parts)
 
 
@@ -218,9 +217,9 @@ def curves(
         for width in space.family.widths:
             consumer = cast(nn.Linear, block.get_submodule(width.consumer))
             hessian = second_moments(model, index, seen, space.family.tap_of(width.consumer))
-            for name, curve in _curves(width, consumer.weight.float(), hessian, space).items():
+            for name, (curve, tried) in _curves(width, consumer.weight.float(), hessian, space).items():
                 found[index, name] = curve
-                lanes[index, name] = probe.reweighted(model, index, base, [consumer], curve.weight, None)
+                lanes[index, name] = probe.reweighted(model, index, base, [consumer], tried, None)
             if space.per_layer:
                 lane = lanes[index, f"no {width.name}"] = copied(base)
                 model.advance(index, lane, probe.without(model, index, [space.family.part_of(width.consumer)]))
@@ -248,8 +247,11 @@ def _scaled(curve: _Curve, kl: float) -> dict[Any, float]:
     return {choice: kl * each / loss if loss > 0 else 0.0 for choice, each in curve.losses.items()}
 
 
-def _curves(width: Width, weight: Tensor, hessian: Tensor, space: Space) -> dict[str, _Curve]:
-    """Every way in which the columns of a consumer's weight [outputs, inputs] may go, under second moments."""
+def _curves(width: Width, weight: Tensor, hessian: Tensor, space: Space) -> dict[str, tuple[_Curve, Tensor]]:
+    """Every way in which the columns of a consumer's weight may go, under second moments; the weight of what is tried.
+
+    Weights are [outputs, inputs].
+    """
     base = space.base
     if width.name == "ffn":
         narrower = sorted((one for one in space.widths if one < base.ffn), reverse=True)
@@ -266,7 +268,7 @@ def _curves(width: Width, weight: Tensor, hessian: Tensor, space: Space) -> dict
 
 def _walk(
     name: str, weight: Tensor, hessian: Tensor, space: Space, cut: obs.Cut, units: Mapping[Any, int]
-) -> dict[str, _Curve]:
+) -> dict[str, tuple[_Curve, Tensor]]:
     """One walk to the fewest units; `units` says how many each choice keeps. Nothing where there is no choice."""
     choices = sorted(units, key=lambda one: -units[one])
     if not choices:
@@ -276,4 +278,5 @@ def _walk(
     losses = {one: loss for one, (_, loss) in zip(choices, found, strict=True)}
     middle = TRIED * weight.shape[1] / cut.columns
     place = min(range(len(stops)), key=lambda at: abs(stops[at] - middle))
-    return {name: _Curve(losses, choices[place], obs.repaired(weight, hessian, space.step, found[place][0]))}
+    tried = obs.repaired(weight, hessian, space.step, found[place][0])
+    return {name: (_Curve(losses, choices[place]), tried)}

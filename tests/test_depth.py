@@ -279,13 +279,13 @@ def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monk
     attention, ffn = survey.curves(model_of(source), ids, ids, space)
     whole = logits(loaded(source), ids).log_softmax(-1).double()
     for index, (heads, channels) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
-        for curve, costs, place in (
+        for (curve, tried), costs, place in (
             (heads[survey.GROUPS], attention[index], "self_attn.o_proj"),
             (heads[survey.QUERIES], attention[index], "self_attn.o_proj"),
             (channels[survey.CHANNELS], ffn[index], "mlp.down_proj"),
         ):
             model = loaded(source)
-            model.model.layers[index].get_submodule(place).weight.data.copy_(curve.weight)
+            model.model.layers[index].get_submodule(place).weight.data.copy_(tried)
             other = logits(model, ids).log_softmax(-1).double()
             kl = float((whole.exp() * (whole - other)).sum(-1).mean())
             assert costs[curve.tried] == pytest.approx(kl, rel=1e-3)
