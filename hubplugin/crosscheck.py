@@ -217,10 +217,11 @@ def biases(prune: Prune | None, config: Mapping[str, Any], where: str) -> dict[s
 
 
 def depth(prune: Prune, layers: int, where: str) -> None:
-    """Something of everything must stay."""
-    for key in ("layers", "attention", "mlp"):
-        count = getattr(prune, key) or 0
-        most = layers - 1 - (0 if key == "layers" else prune.layers or 0)
+    """Something of everything must stay; whole layers are taken from those that have lost nothing else."""
+    gone = prune.layers or 0
+    parts = gone + (prune.attention or 0) if gone else 0
+    for key, others in (("layers", 0), ("attention", gone), ("mlp", parts)):
+        count, most = getattr(prune, key) or 0, layers - 1 - others
         if count > most:
             raise PlanError(f"{where}.{key}", f"{count} of {layers} cannot go", f"use {most} or fewer")
 

@@ -47,6 +47,13 @@ OUTSIDE = planned(step(ffn=0.25)).parameters - LINEARS
             "use 1 or fewer",
         ),
         (
+            [step(layers=1, attention=1, mlp=2, layout="per-layer")],
+            {},
+            "[0].mlp",
+            "2 of 4 cannot go",
+            "use 1 or fewer",
+        ),
+        (
             [step(kv_heads=0.5)],
             {"num_key_value_heads": 1},
             "[0].kv_heads",
