@@ -267,7 +267,7 @@ def test_a_block_stands_for_all_up_to_the_next_that_stays(tmp_path: Path) -> Non
     document, made = planned(source, step(layers=3))
     for sources, ends in (((1, 3, 4), [2, 3, 5]), ((0, 1, 5), [0, 4, 5])):
         shape = Shape(sources, made.variants[0].dims.shapes())
-        assert phases.stands_for(plan.shaped(document, made, "V", shape), source) == ends
+        assert phases.stands_for(plan.decided(document, made, "V", shape=shape), source) == ends
 
 
 def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

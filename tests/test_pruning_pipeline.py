@@ -116,7 +116,7 @@ def test_times_are_measured_for_every_choice(monkeypatch: pytest.MonkeyPatch) ->
     space = Space(asked, FAMILIES["llama"], base, (64, 128), ((2, 1), (4, 2)))
     found = latency.measured(space)
     assert found.attention.keys() == {(0, 0), (2, 1), (4, 2)} and found.ffn.keys() == {0, 64, 128}
-    assert found.attention[0, 0] == found.ffn[0] == 0 == found.layer
+    assert found.attention[0, 0] == found.ffn[0] == 0
     assert min(found.attention[2, 1], found.ffn[64], found.rest) > 0
     whole = found.rest + 4 * (found.attention[4, 2] + found.ffn[128])
     assert latency.whole(found, space) == pytest.approx(whole)
