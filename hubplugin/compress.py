@@ -144,9 +144,13 @@ class _Change:
         self._prune = plan.prune
         number = plan.sources.index(index)
         self._sizes = plan.dims.at(number)
-        ends = [part.end for part in self._family.parts if part not in architecture.absent(self._family, self._sizes)]
+        self._there = architecture.linear_shapes(self._family, self._sizes)  # of the linears that the block still has
+        absent = architecture.absent(self._family, self._sizes)
+        ends = [part.end for part in self._family.parts if part not in absent]
         self._module = model.block(index)
         self._twin = model.twin(index) if self._base else self._module
+        for part in absent:
+            uneven.remove(self._module, part)
         self._block = Block(number, self._family.block.format(i=number), self._family.block.format(i=index))
         self._lanes = lanes
         self._inputs = Inputs(model, index, lanes[0], self._base, self._twin, ends[-1])
@@ -173,9 +177,7 @@ class _Change:
 
     def take(self, dense: dict[str, Tensor]) -> None:
         """Give the block the weights it was finished with."""
-        for part in architecture.absent(self._family, self._sizes):
-            uneven.remove(self._module, part)
-        for name in architecture.linear_shapes(self._family, self._sizes):
+        for name in self._there:
             linear = self._linear(name)
             _set_weight(linear, dense[f"{name}.weight"].to(linear.weight))
             if f"{name}.bias" in dense:
@@ -184,12 +186,9 @@ class _Change:
 
     def apply(self) -> Block:
         """Run all steps over the taps of the block that it still has."""
-        for part in architecture.absent(self._family, self._sizes):
-            uneven.remove(self._module, part)
         self._add_biases()
-        there = architecture.linear_shapes(self._family, self._sizes)
         for tap in self._family.taps:
-            if tap.linears[0] not in there:
+            if tap.linears[0] not in self._there:
                 continue
             steps = {name: self._plan.settings(f"{self._block.prefix}.{name}") for name in tap.linears}
             quantized = tuple(name for name, step in steps.items() if step)
@@ -203,9 +202,8 @@ class _Change:
 
     def _add_biases(self) -> None:
         """Biases that the variant's class has and the base's has not: zeros, until something is fitted to them."""
-        there = architecture.linear_shapes(self._family, self._sizes)
         for name in architecture.biased_linears(self._plan.config, self._plan.family):
-            if name in there and (linear := self._linear(name)).bias is None:
+            if name in self._there and (linear := self._linear(name)).bias is None:
                 zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
                 linear.bias = nn.Parameter(zeros, requires_grad=False)
 
@@ -358,7 +356,7 @@ class _Change:
 
     def _collect(self) -> None:
         """Note what is stored dense: linears without a grid, and biases."""
-        for name in architecture.linear_shapes(self._family, self._sizes):
+        for name in self._there:
             linear, full = self._linear(name), f"{self._block.prefix}.{name}"
             if full not in self._block.encodings:
                 self._block.encodings[full] = Dense()

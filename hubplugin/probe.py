@@ -13,6 +13,8 @@ from hubplugin.activations import Batch, copied
 from hubplugin.family import Part
 from hubplugin.stream import Model
 
+MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is decided
+
 
 def reweighted(
     model: Model, index: int, base: list[Batch], linears: Sequence[nn.Linear], weight: Tensor, folder: Path | None

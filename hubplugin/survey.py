@@ -29,7 +29,6 @@ from hubplugin.shaping import Measured, Shape, Space, whole
 from hubplugin.stream import Model
 
 FILE_NAME = "shape.json"
-MOMENT_TOKENS = 131072  # at most, that second moments are summed over
 TRIED = 0.5  # share of units that are left where a width's loss is turned into KL
 LAYERS = "layer"
 GROUPS, QUERIES, CHANNELS = "KV groups", "query heads", "channels"
@@ -206,7 +205,7 @@ def curves(
 
     In proportion to the loss, through the point that was tried; without any of it, as measured.
     """
-    some = tokens[: max(1, MOMENT_TOKENS // tokens.shape[1])]
+    some = tokens[: max(1, probe.MOMENT_TOKENS // tokens.shape[1])]
     seen, base = model.start(some, lane_folder(spill, "seen")), model.start(few, lane_folder(spill, "probe"))
     lanes: dict[tuple[int, str], list[Batch]] = {}
     found: dict[tuple[int, str], _Curve] = {}
