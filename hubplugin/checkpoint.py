@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hubplugin import folder as model_folder
@@ -153,6 +154,19 @@ def _write_tensor(file: BinaryIO, name: str, header: Header, tensor: Tensor) -> 
             name, f"is {tensor.dtype} {list(tensor.shape)}, not {header.dtype} {list(header.shape)}", "run again"
         )
     file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def put(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
+    """Tensors and notes as one file; under its name it stands whole or not at all.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    part = path.with_suffix(".part")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=notes)
+        os.replace(part, path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error
 
 
 def safetensors_bytes(folder: Path) -> int:

@@ -6,18 +6,16 @@ calibration tokens, and refuses any other. Knows tensors by name; no model, no m
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from hubplugin import report
+from hubplugin import checkpoint, report
 from hubplugin.checkpoint import Reader
-from hubplugin.errors import CheckpointError, CompressError
+from hubplugin.errors import CompressError
 from hubplugin.report import LinearResult
 
 FOLDER = ".blocks"  # inside the folder in the making
@@ -69,13 +67,8 @@ class Journal:
     ) -> None:
         """Keep a finished block. Raises CheckpointError where it cannot be written."""
         whole = {**tensors, **{f"{SAMPLE}{name}": rows for name, rows in samples.items()}}
-        part = self._path(index).with_suffix(".part")
         notes = {"results": json.dumps([result.model_dump() for result in results])}
-        try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in whole.items()}, part, metadata=notes)
-            os.replace(part, self._path(index))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error
+        checkpoint.put(self._path(index), whole, notes)
 
     def results(self, index: int) -> list[LinearResult]:
         """What the report says of a finished block."""

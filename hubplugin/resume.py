@@ -5,18 +5,16 @@ One file per mark, under its final name only when whole: tensors by name, and no
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from hubplugin import report
+from hubplugin import checkpoint, report
 from hubplugin.checkpoint import Reader
-from hubplugin.errors import CheckpointError, CompressError
+from hubplugin.errors import CompressError
 
 FOLDER = ".training"  # inside the folder in the making
 IDENTITY = "identity.json"
@@ -50,13 +48,7 @@ class Marks:
 
     def put(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Set a mark, in place of an older one of that name. Raises CheckpointError where it cannot be written."""
-        part = self._path(name).with_suffix(".part")
-        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        try:
-            save_file(whole, part, metadata={"notes": json.dumps(notes)})
-            os.replace(part, self._path(name))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error
+        checkpoint.put(self._path(name), tensors, {"notes": json.dumps(notes)})
 
     def notes(self, name: str) -> dict[str, Any]:
         """The notes of a mark."""
