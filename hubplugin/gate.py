@@ -129,8 +129,7 @@ def companions_equal(folder: Path, base: Path) -> GateLine:
 def ties(folder: Path, plan: VariantPlan) -> GateLine:
     """Tied embeddings are stored once and declared tied, untied ones are not tied by accident."""
     view = DenseView(folder)
-    plain = {key: value for key, value in view.config.items() if key != "quantization_config"}
-    declared = bool(AutoConfig.for_model(**uneven.buildable(plain)).tie_word_embeddings)
+    declared = bool(uneven.transformers_config(view.config).tie_word_embeddings)
     planned = not any(name.startswith("lm_head.") for name in plan.tensors)
     stored_once = "lm_head.weight" not in view
     passed = declared == planned == stored_once

@@ -13,13 +13,12 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from hubplugin import checkpoint, report
+from hubplugin import checkpoint
 from hubplugin.checkpoint import Reader
-from hubplugin.errors import CompressError
+from hubplugin.identity import claim
 from hubplugin.report import LinearResult
 
 FOLDER = ".blocks"  # inside the folder in the making
-IDENTITY = "identity.json"
 SAMPLE = "sample|"  # before the names of rows that are compared, never of tensors that are published
 
 
@@ -32,25 +31,7 @@ class Journal:
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self.folder = folder / FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("*.part"):
-            unfinished.unlink()
-        noted = self.folder / IDENTITY
-        if noted.is_file():
-            self._compare(json.loads(noted.read_text("utf-8")), dict(identity))
-        else:
-            report.put(noted, json.dumps(dict(identity), indent=1))
-
-    def _compare(self, noted: dict[str, str], now: dict[str, str]) -> None:
-        changed = sorted(key for key in noted.keys() | now.keys() if noted.get(key) != now.get(key))
-        if changed and not self:
-            report.put(self.folder / IDENTITY, json.dumps(now, indent=1))
-        elif changed:
-            raise CompressError(
-                str(self.folder.parent),
-                f"was begun with another {', '.join(changed)}, and its {len(self)} finished blocks do not fit",
-                "run what it was begun with, or remove that folder to start over",
-            )
+        claim(self.folder, identity, f"its {len(self)} finished blocks do not fit" if len(self) else "")
 
     def __len__(self) -> int:
         """How many blocks are finished, from the first on."""

@@ -12,12 +12,11 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from hubplugin import checkpoint, report
+from hubplugin import checkpoint
 from hubplugin.checkpoint import Reader
-from hubplugin.errors import CompressError
+from hubplugin.identity import claim
 
 FOLDER = ".training"  # inside the folder in the making
-IDENTITY = "identity.json"
 
 
 class Marks:
@@ -25,20 +24,8 @@ class Marks:
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self.folder = folder / FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("*.part"):
-            unfinished.unlink()
-        noted, now = self.folder / IDENTITY, dict(identity)
-        before = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed and any(self.folder.glob("*.safetensors")):
-            raise CompressError(
-                str(folder),
-                f"was begun with another {', '.join(changed)}, and what it has trained so far does not fit",
-                "run what it was begun with, or remove that folder to start over",
-            )
-        if changed:
-            report.put(noted, json.dumps(now, indent=1))
+        trained = any(self.folder.glob("*.safetensors"))
+        claim(self.folder, identity, "what it has trained so far does not fit" if trained else "")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from hubplugin import architecture, experts, uneven
 from hubplugin.activations import Batch, Pool
@@ -129,8 +129,7 @@ class Model:
         device: str = "cpu",
     ) -> None:
         self.source, self.family, self.dtype, self.device = source, family, dtype, device
-        plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-        settings = AutoConfig.for_model(**uneven.buildable(plain))
+        settings = uneven.transformers_config(config)
         # scaled-dot-product kernels have no soft-capping; eager attention does
         attention = "eager" if getattr(settings, "attn_logit_softcapping", None) else "sdpa"
         with torch.device("meta"):

@@ -8,12 +8,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
 
 from hubplugin import architecture
 from hubplugin.architecture import Dimensions
 from hubplugin.family import CHANNELS, KEYS, QUERIES, Family, Part, Width
 from hubplugin.loadable import PER_LAYER
 from hubplugin.successor import BIASES
+
+NOT_FOR_THEM = ("quantization_config", "auto_map")  # transformers would load itself what we read
 
 
 class Absent(nn.Module):
@@ -29,8 +32,12 @@ class Absent(nn.Module):
         return (torch.zeros_like(hidden), None) if self._pair else torch.zeros_like(hidden)
 
 
-def buildable(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json that transformers knows a class for, of the same blocks; `fit` gives them their sizes."""
+def transformers_config(config: dict[str, Any]) -> PretrainedConfig:
+    """A config.json as transformers' own, of a class with the same blocks; `fit` gives these their sizes."""
+    return AutoConfig.for_model(**_known({key: value for key, value in config.items() if key not in NOT_FOR_THEM}))
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != PER_LAYER:
         return config
     plain = {key: value for key, value in config.items() if key not in ("block_configs", "architectures")}

@@ -11,10 +11,10 @@ SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("
 ORDER = """
     errors interrupt yamlfile explain settings mask_settings prune_settings manifest family architecture schemes
     loadable sizes estimate masks knapsack shaping crosscheck successor budget workload plan table report memory folder
-    hub checkpoint calibrate moments_gpu hessian methods ahead experts uneven activations stream inputs results compress
-    pack layout declare journal export zeros evaluate resume optimize reconstruct distill recover probe allocate latency
-    survey gate card generate gptqmodel_worker gptqmodel_engine phases pipeline publish target localhub demo cli
-    __main__
+    hub checkpoint identity calibrate moments_gpu hessian methods ahead experts uneven activations stream inputs results
+    compress pack layout declare journal export zeros evaluate resume optimize reconstruct distill recover probe
+    allocate latency survey gate card generate gptqmodel_worker gptqmodel_engine phases pipeline publish target localhub
+    demo cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hubplugin import distill, reconstruct, recover, resume
+from hubplugin import distill, identity, reconstruct, recover, resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest import Recover
 from hubplugin.report import Recovery
@@ -309,10 +309,8 @@ def test_what_was_trained_is_not_trained_again(
         stop_after(5, distill.Distillation, "_learn", patched)
         with pytest.raises(_Stop):
             run(pruned, pico_folder, out, STEPS["all weights"])
-    assert (
-        resume.Marks(out, json.loads((out / resume.FOLDER / resume.IDENTITY).read_text())).notes("distillation")["step"]
-        == 5
-    )
+    made_from = json.loads((out / resume.FOLDER / identity.FILE_NAME).read_text())
+    assert resume.Marks(out, made_from).notes("distillation")["step"] == 5
     with monkeypatch.context() as patched:
         stop_after(0, reconstruct, "_train", patched)
         stop_after(3, distill.Distillation, "_learn", patched)

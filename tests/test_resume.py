@@ -13,7 +13,7 @@ import pico
 import pytest
 import torch
 
-from hubplugin import compress, export, family, hub, journal, plan
+from hubplugin import compress, export, family, hub, identity, journal, plan
 from hubplugin.errors import CompressError
 from hubplugin.manifest import Document, Manifest
 from hubplugin.stream import Model
@@ -109,4 +109,4 @@ def test_blocks_of_another_base_or_other_tokens_are_refused(deep: Path, tmp_path
 def test_an_identity_without_blocks_gives_way(tmp_path: Path) -> None:
     journal.Journal(tmp_path, {"base": "old"})
     journal.Journal(tmp_path, {"base": "new"})
-    assert json.loads((tmp_path / journal.FOLDER / journal.IDENTITY).read_text()) == {"base": "new"}
+    assert json.loads((tmp_path / journal.FOLDER / identity.FILE_NAME).read_text()) == {"base": "new"}

@@ -149,9 +149,13 @@ def test_absent_parts_add_nothing_and_hand_on_what_came_in() -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_class_of_transformers_is_found_for_blocks_that_differ(biased: bool) -> None:
     asked = config(attention_bias=biased, num_attention_heads=3, num_key_value_heads=3)
-    found = AutoConfig.for_model(**uneven.buildable(asked))
+    found = uneven.transformers_config(asked)
     assert (found.model_type, found.head_dim, found.hidden_size) == ("llama" if biased else "mistral", 3, 8)
-    assert uneven.buildable({"model_type": "qwen3", "x": 1}) == {"model_type": "qwen3", "x": 1}
+
+
+def test_a_config_that_transformers_knows_is_taken_as_it_is_but_for_what_it_would_load() -> None:
+    found = uneven.transformers_config({"model_type": "qwen3", "hidden_size": 24, "quantization_config": {"bits": 4}})
+    assert (found.model_type, found.hidden_size) == ("qwen3", 24) and not hasattr(found, "quantization_config")
 
 
 # -- the configuration class
