@@ -19,7 +19,7 @@ SEEDS = (0, 1, 2, 3, 4)
 MODELS = ("docs", "75m", "350m")
 LAYERS = ("75m-3-layers", "75m-6-layers", "75m", "75m-24-layers")  # one shape, growing
 ENGINES = (
-    *("ours", "ours-fast", "gptqmodel", "llmcompressor"),
+    *("ours", "ours-fast", "ours-plain", "gptqmodel", "llmcompressor"),
     *("gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light"),
 )
 # recipes with which the rivals seek quality and not speed: one round, and only where quality means something
@@ -86,7 +86,7 @@ def _cell(model: str, tokens: int, engines: Sequence[str], text: bool, bits: int
 def planned(text: bool, engines: Sequence[str]) -> list[Cell]:
     """The whole benchmark: speed by size and tokens, the curve over layers, quality over seeds."""
     cells = [_cell(model, tokens, engines, text, 4, 128, 0) for model in MODELS for tokens in TOKENS]
-    ours = [engine for engine in engines if engine in ("ours", "ours-fast")]
+    ours = [engine for engine in engines if engine.startswith("ours")]
     cells += [_cell(model, TOKENS[0], ours, text, 4, 128, 0) for model in LAYERS if model not in MODELS and ours]
     quality = [engine for engine in engines if engine != "autoround-light"]
     settings = itertools.product((128, 32), SEEDS)

@@ -1,6 +1,7 @@
 """The benchmark's door to hubplugin: the engine of `hubplugin run`, on given token ids.
 
-Recipes: `default` is the manifest's defaults; `fast` goes without corrected targets, as plain GPTQ does.
+Recipes: `default` is the manifest's defaults; `fast` goes without corrected targets; `plain` also without a search of
+scales, as the rivals do by default.
 
 The manifest names the calibration data only because a manifest must; the ids that count are the given ones.
 """
@@ -8,6 +9,12 @@ The manifest names the calibration data only because a manifest must; the ids th
 import json
 
 from stages import Clock, ask
+
+RECIPES: dict[str, dict[str, bool]] = {
+    "default": {},
+    "fast": {"qep": False},
+    "plain": {"qep": False, "clip_search": False, "signed_scales": False},
+}
 
 
 def main() -> None:
@@ -25,8 +32,7 @@ def main() -> None:
     with clock.stage("load"):
         ids = torch.from_numpy(numpy.load(options.tokens))
         document = options.report.with_suffix(".yaml")
-        step = {"method": "gptq", "bits": options.bits, "group_size": options.group_size}
-        step |= {"qep": False} if options.recipe == "fast" else {}
+        step = {"method": "gptq", "bits": options.bits, "group_size": options.group_size, **RECIPES[options.recipe]}
         written = {
             "model": str(options.base.resolve()),
             "calibrate": {"self": True, "samples": ids.shape[0], "tokens": ids.shape[1]},

@@ -19,6 +19,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
 NAMES = {
     "ours": "hubplugin",
     "ours-fast": "hubplugin, qep: false",
+    "ours-plain": "hubplugin, plain",
     "gptqmodel": "gptqmodel",
     "gptqmodel-mse": "gptqmodel, mse",
     "llmcompressor": "llm-compressor",
@@ -26,7 +27,7 @@ NAMES = {
     "autoround": "AutoRound",
     "autoround-light": "AutoRound, light",
 }
-OURS = ("ours", "ours-fast")
+OURS = ("ours", "ours-fast", "ours-plain")
 SHAPES = {
     "docs": "docs: the trained 12M model that ships with hubplugin",
     "75m": "75m: random weights, hidden 768, FFN 2048, 12 layers, 12 heads, 4 KV heads",
@@ -58,6 +59,8 @@ same version of torch. They run with their own defaults unless said here, and wi
 - **AutoRound** runs as installed, with the packages of its own `cpu` extra. It is no GPTQ: it tunes rounding by signed
   gradients, 200 steps per block by default and 50 in its light recipe, whatever the number of tokens. It writes while
   it tunes, so its *save* stage is part of *quantize*.
+- **hubplugin, plain**: `qep`, `clip_search` and `signed_scales` off. It is what the rivals do by default: GPTQ in the
+  order of activations, the scales of each group from its extremes. Same work, so the row to compare seconds with.
 - **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`. By default neither searches for
   scales, and hubplugin does; these rows show what the search is worth to them.
 """

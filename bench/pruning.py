@@ -3,9 +3,10 @@
     python bench/pruning.py                             # everything that is not there yet, on the docs model
     python bench/pruning.py --methods flap ours --ratios 0.2 --force
 
-Results lie in bench/results/pruning, one file per method and ratio. A result counts as there while what it was made
-from is unchanged: token ids, steps, and the weights that rivals may keep. Every rival runs with all settings of its
-table; the one with the lowest perplexity on the first held-out sequences is its result, the others are told.
+Results lie in bench/results/pruning, or pruning_text where tokens come from text files; one file per method and ratio.
+A result counts as there while what it was made from is unchanged: token ids, steps, and the weights that rivals may
+keep. Every rival runs with all settings of its table; the one with the lowest perplexity on the first held-out
+sequences is its result, the others are told.
 """
 
 import argparse
@@ -26,7 +27,8 @@ import pruning_ours
 import pruning_quality
 import torch
 from models import DOCS, HELD_OUT, SEQUENCE, tokens
-from pruning_ours import PRUNED, PRUNED_QUANTIZED, QUANTIZED
+from pruning_ours import PRUNED, PRUNED_QUANTIZED, PRUNED_RECOVERED, QUANTIZED
+from pruning_page import RESULTS, TEXT, twin
 from pruning_rivals import RIVALS, parts
 from pruning_rivals.calibration import Calibration
 from safetensors import safe_open
@@ -35,12 +37,13 @@ from hubplugin import evaluate, family, report
 from hubplugin import folder as model_folder
 
 HERE = Path(__file__).parent
-WORK, RESULTS = HERE / ".work" / "pruning", HERE / "results" / "pruning"
+WORK = HERE / ".work" / "pruning"
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 SEQUENCES = 64
+MORE, MORE_FROM_TEXT = 1024, 1300  # sequences that recovery trains on: sampling them takes time
 TRIAL = 16  # held-out sequences on which a rival's settings are told apart
 PIECE = 2**19  # logits compared at once: some 100 positions, which stay in a CPU's cache
-METHODS = (*PRUNED, *RIVALS, *PRUNED_QUANTIZED, *QUANTIZED)
+METHODS = (*PRUNED, *RIVALS, *PRUNED_RECOVERED, *PRUNED_QUANTIZED, *QUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Bench:
     ids: torch.Tensor
     calibration: report.Tokens
     source: dict[str, Any]  # `calibrate:` of the manifests, which makes the same ids
+    more: dict[str, Any]  # `data:` of recovery: more of the same kind, as every sequence helps
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -104,8 +108,8 @@ def _steps(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
 
 
 def _asked(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
-    ours = (path_of(bench.results, name, ratio) for name in pruning_ours.PRUNED)
-    made = [json.loads(path.read_text(encoding="utf-8"))["linear_parameters"] for path in ours if path.exists()]
+    ours = path_of(bench.results, twin(RIVALS[method].alike), ratio)
+    made = json.loads(ours.read_text(encoding="utf-8"))["linear_parameters"] if ours.exists() else 0
     keep = pruning_ours.least(bench.base, ratio, bench.work, made)
     return {"keep": keep, "settings": [dict(each) for each in RIVALS[method].settings]}
 
@@ -149,7 +153,8 @@ def load(base: Path) -> Any:
 def ours(bench: Bench, method: str, steps: list[pruning_ours.Step]) -> dict[str, Any]:
     """A folder from `hubplugin run`, measured and removed."""
     out = bench.work / "out"
-    path = pruning_ours.write(bench.work / "manifest.yaml", bench.base, bench.source, {method: steps})
+    whole = [{**step, "data": bench.more} if step["method"] == "recover" else step for step in steps]
+    path = pruning_ours.write(bench.work / "manifest.yaml", bench.base, bench.source, {method: whole})
     pruning_ours.run(path, out, bench.work / "run.log")
     said = report.read(out / method)
     if said.calibration.sha256 != bench.calibration.sha256:
@@ -163,7 +168,7 @@ def ours(bench: Bench, method: str, steps: list[pruning_ours.Step]) -> dict[str,
         "parameters": said.sizes.parameters,
         "plain": plain,
         "bytes": said.sizes.safetensors_bytes,
-        "seconds": said.seconds["compress and export"],
+        "seconds": round(sum(said.seconds.get(stage, 0.0) for stage in ("shape", "compress and export")), 2),
         "quality": quality.model_dump(),
     }
 
@@ -200,12 +205,13 @@ def opened(calibration: Path | None, held_out: Path | None) -> Bench:
     return Bench(
         base=DOCS,
         work=WORK,
-        results=RESULTS,
+        results=TEXT if calibration else RESULTS,
         family=row,
         reference=evaluate.reference(DOCS, row, ids[1], described[1]),
         ids=ids[0],
         calibration=described[0],
         source={**where, "samples": SEQUENCES, "tokens": SEQUENCE, "seed": 0},
+        more={**where, "samples": MORE_FROM_TEXT if calibration else MORE, "tokens": SEQUENCE, "seed": 2},
     )
 
 
@@ -215,7 +221,7 @@ def run(bench: Bench, methods: list[str], ratios: list[float], force: bool) -> N
     bench.work.mkdir(parents=True, exist_ok=True)
     for method in methods:
         calibration = Calibration(load(bench.base), bench.ids)  # anew for each: nothing is shared between rivals
-        for ratio in ratios[:1] if method in QUANTIZED else ratios:
+        for ratio in pruning_ours.ratios(method, ratios):
             do(bench, method, ratio, calibration, force)
 
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,24 @@ PRUNED_QUANTIZED: dict[str, Callable[[float], list[Step]]] = {
     "ours-int4": lambda ratio: [prune(ratio), INT4],
     "ours-per-layer-int4": lambda ratio: [prune(ratio, layout="per-layer"), INT4],
 }
+# trained afterwards, so not to be compared with what is done in one shot; at one ratio, as it takes minutes
+PRUNED_RECOVERED: dict[str, Callable[[float], list[Step]]] = {
+    "ours-recovered": lambda ratio: [prune(ratio), {"method": "recover"}],
+}
+RECOVERED_RATIO = 0.3
 QUANTIZED: dict[str, list[Step]] = {"int8": [INT8], "int4": [INT4]}
 
 
 def steps(name: str, ratio: float) -> list[Step]:
     """Of a variant by its name in one of the tables."""
-    return QUANTIZED[name] if name in QUANTIZED else {**PRUNED, **PRUNED_QUANTIZED}[name](ratio)
+    return QUANTIZED[name] if name in QUANTIZED else {**PRUNED, **PRUNED_RECOVERED, **PRUNED_QUANTIZED}[name](ratio)
+
+
+def ratios(name: str, wanted: list[float]) -> list[float]:
+    """Of those wanted, the ones that a variant is made at; what is only quantized has none of its own."""
+    if name in PRUNED_RECOVERED:
+        return [ratio for ratio in wanted if ratio == RECOVERED_RATIO]
+    return wanted[:1] if name in QUANTIZED else wanted
 
 
 def write(path: Path, base: Path, calibration: dict[str, Any], variants: dict[str, list[Step]]) -> Path:
@@ -51,13 +63,12 @@ def write(path: Path, base: Path, calibration: dict[str, Any], variants: dict[st
     return path
 
 
-def least(base: Path, ratio: float, work: Path, made: Iterable[int]) -> int:
-    """Weights that every rival may keep at least: of `ratio` to the letter, or more where a variant of ours kept more.
+def least(base: Path, ratio: float, work: Path, made: int) -> int:
+    """Weights that a rival may keep at least: of `ratio` to the letter, or more where ours kept more.
 
     `made` are the weights that ours kept; the plan alone cannot know what measurements decide.
     """
-    asked = math.ceil(round(dense(base, work).linear_parameters * (1 - ratio), 6))
-    return max([asked, *made])
+    return max(math.ceil(round(dense(base, work).linear_parameters * (1 - ratio), 6)), made)
 
 
 def dense(base: Path, work: Path) -> plan.Plan:

@@ -13,10 +13,12 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results" / "pruning", HERE / "results" / "pruning_speed"
+TEXT = HERE / "results" / "pruning_text"  # the same from text files instead of the model's own samples
 PAGE = HERE.parent / "docs" / "pruning.md"
 NAMES = {
     "ours": "**hubplugin**",
     "ours-per-layer": "**hubplugin, per layer**",
+    "ours-recovered": "**hubplugin, then trained**",
     "ours-int4": "**hubplugin, then Int4**",
     "ours-per-layer-int4": "**hubplugin, per layer, then Int4**",
     "int8": "Int8",
@@ -37,19 +39,21 @@ NAMES = {
     "blockpruner": "BlockPruner (greedy, sub-blocks)",
 }
 OURS = ("ours", "ours-per-layer")
+TRAINED = ("ours-recovered",)
 BYTES = ("int8", "int4", "ours", "ours-per-layer", "ours-int4", "ours-per-layer-int4")
 ENOUGH = 0.9  # of what ours removed, that a rival must have removed to be compared with
 HEAD = """# Structured pruning, side by side
 
-*Written by `python bench/pruning_page.py` from the files in `bench/results/pruning` and `bench/results/pruning_speed`;
-do not edit. `make bench-pruning` runs everything that is not there yet.*
+*Written by `python bench/pruning_page.py` from the files in `bench/results/pruning`, `pruning_text` and
+`pruning_speed`; do not edit. `make bench-pruning` runs everything that is not there yet.*
 
-The ratio is the share of the weights of the linears inside the blocks (q, k, v, o, gate, up, down) that is to go. No
-rival is made to keep fewer of them than hubplugin keeps: each removes at most the ratio, in steps of its own units, and
-biases and rotations that it adds are not held against it. All get the same calibration token ids and are measured on
-the same held-out ids in float32, hubplugin on the folder it wrote, rivals in memory. **Excess** is perplexity over the
-dense model's; KL is to the dense model, in nats per token. **Seconds** are those of one run from tokens to pruned
-weights, evaluation apart, on whatever else the machine was doing: an order of magnitude, no more.
+The ratio is the share of the weights of the linears inside the blocks (q, k, v, o, gate, up, down) that is to go. A
+rival removes at most that, in steps of its own units, and is not made to keep fewer weights than hubplugin: one whose
+layers stay alike than hubplugin with layers alike, any other than hubplugin per layer. Biases and rotations that it
+adds are not held against it. All get the same calibration token ids and are measured on the same held-out ids in
+float32, hubplugin on the folder it wrote, rivals in memory. **Excess** is perplexity over the dense model's; KL is to
+the dense model, in nats per token. **Seconds** are those of one run from tokens to pruned weights, evaluation apart, on
+whatever else the machine was doing: an order of magnitude, no more.
 """
 NOTES = """## How the rivals were set up, and what is left out
 
@@ -82,10 +86,11 @@ get in earnest: hubplugin runs with one setting for all.
   the next one no longer fits: filling up with the smaller attention blocks was tried, and did harm. A layer is a sixth
   of this model: at small ratios there is nothing that fits.
 
-Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike; methods that search
-for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This one is small,
-was trained on one kind of text, and has many FFN channels that hardly do anything: in each layer but the first, a tenth
-of them have less than a tenth of the median channel's norm. Rankings over all layers find these first.
+Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike but for one row
+(**then trained**: `recover` as it is by default, on more sequences of the same kind, and in no comparison); methods
+that search for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This
+one is small, was trained on one kind of text, and has many FFN channels that hardly do anything: in each layer but the
+first, a tenth of them have less than a tenth of the median channel's norm. Rankings over all layers find these first.
 """
 
 
@@ -96,7 +101,7 @@ def main() -> None:
     found = results(RESULTS)
     pruning_plots.write(found, PAGE.parent)
     part = PAGE.with_name(f".{PAGE.name}.part")
-    part.write_text(render(found, results(SPEED)), encoding="utf-8")
+    part.write_text(render(found, results(TEXT), results(SPEED)), encoding="utf-8")
     os.replace(part, PAGE)
     print(PAGE)
 
@@ -106,20 +111,19 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def render(found: list[dict[str, Any]], speeds: list[dict[str, Any]]) -> str:
-    """The page as a pure function of the results."""
+def render(found: list[dict[str, Any]], texts: list[dict[str, Any]], speeds: list[dict[str, Any]]) -> str:
+    """The page as a pure function of the results: on own samples, on text, and of serving."""
     import pruning_speed_page
 
     if not found:
         return f"{HEAD}\nNo results yet.\n"
-    parts = [HEAD, *data(found), *tables(found), *plots(found), *settings(found), NOTES]
+    parts = [HEAD, *data(found), *tables(found), *plots(found), *on_text(texts), *settings(found), NOTES]
     return "\n".join([*parts, *pruning_speed_page.section(speeds)])
 
 
 def data(found: list[dict[str, Any]]) -> list[str]:
     """Model, tokens, machine."""
-    first = found[0]
-    base, tokens = first["base"], {key: _tokens(first[key]) for key in ("calibration", "held_out")}
+    base = found[0]["base"]
     alike = {(each["made_from"]["calibration_sha256"], each["made_from"]["held_out_sha256"]) for each in found}
     machines = {
         f"{each['machine']['processor']}, {each['machine']['cores']} cores, {each['machine']['memory_gb']} GB"
@@ -127,13 +131,17 @@ def data(found: list[dict[str, Any]]) -> list[str]:
     }
     lines = [
         f"The 12M model that ships with hubplugin: {base['linear_parameters']:,} weights in the linears of its blocks, "
-        f"{base['parameters']:,} in all. Calibrated on {tokens['calibration']}; measured on {tokens['held_out']}, "
-        f"where the dense model has a perplexity of {base['perplexity']:.3f} ± {base['perplexity_stderr']:.3f}. "
-        f"Machine: {'; '.join(sorted(machines))}.\n"
+        f"{base['parameters']:,} in all. {_measured_on(found[0])} Machine: {'; '.join(sorted(machines))}.\n"
     ]
     if len(alike) > 1:
         lines.append("**Not all results come from the same tokens: run `make bench-pruning` again.**\n")
     return lines
+
+
+def _measured_on(result: dict[str, Any]) -> str:
+    base, (calibration, held_out) = result["base"], (_tokens(result[key]) for key in ("calibration", "held_out"))
+    dense = f"{base['perplexity']:.3f} ± {base['perplexity_stderr']:.3f}"
+    return f"Calibrated on {calibration}; measured on {held_out}, where the dense model has a perplexity of {dense}."
 
 
 def _tokens(described: dict[str, Any]) -> str:
@@ -179,10 +187,15 @@ def table(head: str, rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def twin(alike: bool) -> str:
+    """The one of ours that a rival is held to: as many weights, and layers alike or not."""
+    return "ours" if alike else "ours-per-layer"
+
+
 def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     quality, name = result["quality"], NAMES[result["method"]]
-    least = max((kept(each) for each in rows if each["method"] in OURS), default=0)
-    if result["method"] not in OURS and kept(result) < least:
+    least = max((kept(each) for each in rows if each["method"] == twin(result.get("plain", False))), default=0)
+    if result["method"] not in (*OURS, *TRAINED) and kept(result) < least:
         name += " (kept less than hubplugin: to be run again)"
     if result["linear_parameters"] == result["base"]["linear_parameters"]:
         name += ", nothing fits"
@@ -194,7 +207,7 @@ def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         f"{result['added_parameters']:,}",
         f"{result['parameters'] / 1e6:.2f}",
         f"{quality['perplexity']:.3f}",
-        f"{excess(result):.3f}",
+        f"{excess(result):z.3f}",
         _kl(quality["mean_kl"]),
         _kl(quality["p99_kl"], 3),
         f"{result['seconds']:.1f}",
@@ -204,8 +217,9 @@ def _row(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """Ours against the rival that comes nearest: of all, and of those whose layers stay alike."""
     lines = []
+    others = [each for each in rows if each["method"] not in (*OURS, *TRAINED)]
     for own in (each for each in rows if each["method"] in OURS):
-        rivals = [each for each in rows if each["method"] not in OURS and removed(each) >= ENOUGH * removed(own)]
+        rivals = [each for each in others if removed(each) >= ENOUGH * removed(own)]
         for kind, some in (("rival", rivals), ("plain rival", [each for each in rivals if each.get("plain")])):
             if some:
                 best = min(some, key=excess)
@@ -221,7 +235,7 @@ def _times(value: float, of: float) -> str:
     """A multiple; none of what is zero or less."""
     if of <= 0:
         return "no multiple of"
-    return f"{value / of:.2f} times" if value < 10 * of else f"{value / of:,.0f} times"
+    return f"{value / of:z.2f} times" if value < 10 * of else f"{value / of:,.0f} times"
 
 
 def _kl(value: float, digits: int = 4) -> str:
@@ -247,6 +261,36 @@ def _variant(result: dict[str, Any], whole: int) -> list[str]:
     size, quality = result["bytes"], result["quality"]
     shown = f"{quality['perplexity']:.3f}", _kl(quality["mean_kl"])
     return [f"{NAMES[result['method']]}{ratio}", f"{size / 1e6:.2f}", f"{size / whole:.2f}", *shown]
+
+
+def on_text(found: list[dict[str, Any]]) -> list[str]:
+    """All ratios in one table: a row per method, by excess at the largest ratio that it has."""
+    if not found:
+        return []
+    every = ratios(found)
+    rows: dict[str, dict[float, dict[str, Any]]] = {}
+    for each in found:
+        if each["ratio"] is not None and not each["method"].endswith("int4"):
+            rows.setdefault(each["method"], {})[each["ratio"]] = each
+    order = sorted(rows, key=lambda method: excess(rows[method][max(rows[method])]))
+    cells = [
+        [NAMES[method], *(_brief(rows[method][ratio]) if ratio in rows[method] else "-" for ratio in every)]
+        for method in order
+    ]
+    head = " | ".join(f"{ratio:.0%}" for ratio in every)
+    return [
+        "## The same on text\n",
+        "`make bench-pruning CALIBRATION=a.txt HELD_OUT=b.txt`, here with documentation of Python packages, two files "
+        "that are not in this repository: excess perplexity, mean KL (weights removed).\n",
+        f"{_measured_on(found[0])}\n",
+        table(f"method | {head}", cells),
+    ]
+
+
+def _brief(result: dict[str, Any]) -> str:
+    if result["linear_parameters"] == result["base"]["linear_parameters"]:
+        return "nothing fits"
+    return f"{excess(result):z.2f}, {_kl(result['quality']['mean_kl'])} ({removed(result):.1%})"
 
 
 def settings(found: list[dict[str, Any]]) -> list[str]:

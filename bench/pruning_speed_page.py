@@ -14,7 +14,8 @@ HEAD = """## Serving speed
 served by vLLM as `hubplugin serve` starts it, one at a time, taking turns. Random prompts, no prefix caching, greedy,
 end of text ignored. **TTFT** and **TPOT** (time per output token after the first) are means over requests from vLLM's
 own histograms, **tokens/s** are output tokens over the time from the first request to the last answer; medians over
-rounds. **Ratio** is to dense: above 1, the variant is faster.
+rounds. **Ratio** is to dense in the same round, as a machine is not equally fast all the time: the median over rounds,
+smallest and largest in brackets; above 1, the variant is faster.
 """
 
 
@@ -50,7 +51,17 @@ def _model(result: dict[str, Any]) -> list[str]:
 def _cells(rows: list[dict[str, Any]], dense: list[dict[str, Any]]) -> list[str]:
     cells = []
     for key, unit, digits in MEASURES:
-        value, base = (statistics.median(run[key] for run in each) for each in (rows, dense))
-        better = value / base if key == "tokens_per_second" else base / value
-        cells += [f"{value * unit:.{digits}f}", f"{better:.2f}"]
+        base = {run["round"]: run[key] for run in dense}
+        pairs = [(run[key], base[run["round"]]) for run in rows if run["round"] in base]
+        better = [own / its if key == "tokens_per_second" else its / own for own, its in pairs]
+        value = statistics.median(run[key] for run in rows)
+        cells += [f"{value * unit:.{digits}f}", _spread(better) if rows != dense else "1"]
     return cells
+
+
+def _spread(ratios: list[float]) -> str:
+    """The median, with the extremes where there are several."""
+    if not ratios:
+        return "-"
+    middle = f"{statistics.median(ratios):.2f}"
+    return middle if len(ratios) == 1 else f"{middle} ({min(ratios):.2f}-{max(ratios):.2f})"

@@ -32,6 +32,7 @@ RANDOM_HELD_OUT = 4  # sequences: for random weights KL only shows that a folder
 SCRIPTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "ours": (None, ("ours.py",)),
     "ours-fast": (None, ("ours.py", "--recipe", "fast")),
+    "ours-plain": (None, ("ours.py", "--recipe", "plain")),
     "gptqmodel": ("gptqmodel", ("rival_gptqmodel.py",)),
     "gptqmodel-mse": ("gptqmodel", ("rival_gptqmodel.py", "--recipe", "mse")),
     "llmcompressor": ("llmcompressor", ("rival_llmcompressor.py",)),

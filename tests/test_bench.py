@@ -67,7 +67,7 @@ def test_every_planned_cell_has_a_file_of_its_own_and_engines() -> None:
 
 def test_slow_recipes_are_spared_the_models_whose_quality_means_nothing() -> None:
     (large,) = cells.chosen(["75m"], [8192], cells.ENGINES, False, [4], [128], [0])
-    assert large.engines == ("ours", "ours-fast", "gptqmodel", "llmcompressor")
+    assert large.engines == ("ours", "ours-fast", "ours-plain", "gptqmodel", "llmcompressor")
 
 
 def test_rounds_take_turns_and_start_with_another_engine_each_time() -> None:

@@ -1,9 +1,11 @@
 """The pruning benchmark's bookkeeping: what is run again, one way of measuring, what page and plots say."""
 
+import json
 import math
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,21 @@ def test_what_rivals_may_keep_is_what_ours_keeps_or_more(tmp_path: Path) -> None
     base = pico.write(tmp_path / "base", intermediate_size=512)
     dense = pruning_ours.dense(base, tmp_path).linear_parameters
     for ratio in (0.1, 0.2, 0.3, 0.5):
-        assert pruning_ours.least(base, ratio, tmp_path, []) == math.ceil(round(dense * (1 - ratio), 6))
-        assert pruning_ours.least(base, ratio, tmp_path, [1, dense - 5]) == dense - 5
+        assert pruning_ours.least(base, ratio, tmp_path, 1) == math.ceil(round(dense * (1 - ratio), 6))
+        assert pruning_ours.least(base, ratio, tmp_path, dense - 5) == dense - 5
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_rival_is_held_to_the_one_of_ours_that_is_like_it(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    dense = pruning_ours.dense(made.base, tmp_path).linear_parameters
+    for method, less in (("ours", 1), ("ours-per-layer", 2)):
+        report.put(pruning.path_of(made.results, method, 0.2), json.dumps({"linear_parameters": dense - less}))
+    for method, rival in RIVALS.items():
+        assert pruning._asked(made, method, 0.2)["keep"] == dense - (1 if rival.alike else 2)
+    assert {method for method, rival in RIVALS.items() if rival.alike} == {
+        *("magnitude", "wanda-sp", "llm-pruner-uniform", "shortgpt", "greedy-layers")
+    }
 
 
 def bench(folder: Path) -> pruning.Bench:
@@ -71,7 +85,7 @@ def bench(folder: Path) -> pruning.Bench:
     described = report.Tokens(source="ids", sequences=4, tokens_per_sequence=24, seed=1, sha256="1" * 64)
     (folder / "results").mkdir()
     row = family.FAMILIES["llama"]
-    return pruning.Bench(base, folder, folder / "results", row, reference(base), IDS, described, {"self": True})
+    return pruning.Bench(base, folder, folder / "results", row, reference(base), IDS, described, {"self": True}, {})
 
 
 def test_a_result_is_made_once_and_again_where_what_it_is_made_from_changed(
@@ -92,7 +106,7 @@ def test_a_result_is_made_once_and_again_where_what_it_is_made_from_changed(
     assert found[0]["linear_parameters"] >= found[0]["made_from"]["keep"]
     assert [each["setting"] for each in found[0]["tried"]] == [{"heads": True}, {"heads": False}]
     assert found[0]["plain"]
-    assert "nan" not in pruning_page.render(found, []).lower()
+    assert "nan" not in pruning_page.render(found, [], []).lower()
 
 
 def made_up(method: str, ratio: float | None, kept: int, perplexity: float, kl: float, **more: Any) -> dict[str, Any]:
@@ -133,7 +147,7 @@ FOUND = [
 
 
 def test_the_page_compares_ours_with_the_best_rival_that_removed_as_much() -> None:
-    text = pruning_page.render(FOUND, [])
+    text = pruning_page.render(FOUND, [], [])
     nearest = "of the best rival that removed about as much (FLAP), 0.20 times its KL."
     plain = "of the best plain rival that removed about as much (Wanda-sp), 0.05 times its KL."
     assert f"- **hubplugin**: 0.25 times the excess {nearest}\n- **hubplugin**: 0.10 times the excess {plain}\n" in text
@@ -147,11 +161,44 @@ def test_the_page_compares_ours_with_the_best_rival_that_removed_as_much() -> No
     assert "to be run again" not in text
 
 
+def test_what_was_trained_is_shown_and_compared_with_nothing() -> None:
+    trained = made_up("ours-recovered", 0.2, 800, 20.1, 0.001, plain=True)
+    text = pruning_page.render([*FOUND, trained], [], [])
+    assert "| **hubplugin, then trained** | yes | 800 |" in text
+    before, after = (re.findall(r"^- \*\*hubplugin.* times its KL\.$", each, re.M) for each in (
+        pruning_page.render(FOUND, [], []), text
+    ))  # fmt: skip
+    assert before and after == before
+
+
+def test_recovery_is_run_at_one_ratio_on_data_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pruning_ours.ratios("ours-recovered", [0.1, 0.3, 0.5]) == [0.3]
+    assert pruning_ours.ratios("ours", [0.1, 0.3]) == [0.1, 0.3] and pruning_ours.ratios("int4", [0.1, 0.3]) == [0.1]
+    made, written = replace(bench(tmp_path), more={"self": True, "samples": 3}), dict[str, Any]()
+
+    def write(path: Path, base: Path, calibration: dict[str, Any], variants: dict[str, Any]) -> Path:
+        written.update(variants)
+        raise InterruptedError
+
+    monkeypatch.setattr(pruning_ours, "write", write)
+    asked = pruning_ours.steps("ours-recovered", 0.3)
+    with pytest.raises(InterruptedError):
+        pruning.ours(made, "ours-recovered", asked)
+    prune, recover = written["ours-recovered"]
+    assert (prune["ratio"], recover["data"]) == (0.3, {"self": True, "samples": 3})
+    assert "data" not in asked[1], "a result is made from no path of this machine"
+
+
 def test_the_page_says_which_rivals_kept_less_than_ours() -> None:
-    text = pruning_page.render([FOUND[0], made_up("flap", 0.2, 790, 24.0, 0.1)], [])
+    free = made_up("ours-per-layer", 0.2, 780, 20.5, 0.01)
+    rivals = [made_up("flap", 0.2, 790, 24.0, 0.1), made_up("wanda-sp", 0.2, 790, 24.0, 0.1, plain=True)]
+    text = pruning_page.render([FOUND[0], free, *rivals], [], [])
+    assert "Wanda-sp (kept less than hubplugin: to be run again)" in text and "| FLAP | no | 790" in text
+    free["linear_parameters"] = 800
+    text = pruning_page.render([FOUND[0], free, *rivals], [], [])
     assert "FLAP (kept less than hubplugin: to be run again)" in text
     counted = made_up("slicegpt-counted", 0.2, 700, 24.0, 0.1, setting={"count_rotations": True})
-    text = pruning_page.render([FOUND[0], {**counted, "added_parameters": 100}], [])
+    text = pruning_page.render([free, {**counted, "added_parameters": 100}], [], [])
     assert "| SliceGPT, rotations counted | no | 800 | 20.0% | 100 |" in text
 
 
@@ -159,9 +206,19 @@ def test_the_page_says_which_rivals_kept_less_than_ours() -> None:
 @pytest.mark.parametrize("rival", [20.0, 19.5, 21.0])
 def test_the_page_never_shows_a_number_that_is_none(own: float, rival: float) -> None:
     found = [made_up("ours", 0.1, 900, own, 0.0), made_up("flap", 0.1, 900, rival, 0.0)]
-    text = pruning_page.render(found, [])
+    text = pruning_page.render(found, [], [])
     assert not re.search(r"\bnan\b|\binf\b", text.lower())
-    assert "No results yet" in pruning_page.render([], [])
+    assert "No results yet" in pruning_page.render([], [], [])
+
+
+def test_results_on_text_stand_in_one_table_the_best_at_the_largest_ratio_first() -> None:
+    more = [made_up("ours", 0.5, 500, 24.5, 0.2), made_up("flap", 0.5, 502, 24.0, 0.19)]
+    text = pruning_page.render(FOUND, [*FOUND, *more], []).split("## The same on text\n")[1].split("\n## ")[0]
+    assert "| method | 20% | 50% |" in text
+    ours, flap = "1.00, 0.0200 (20.0%) | 4.50, 0.2000 (50.0%)", "4.00, 0.1000 (19.0%) | 4.00, 0.1900 (49.8%)"
+    assert text.index(f"| FLAP | {flap} |") < text.index(f"| **hubplugin** | {ours} |")
+    assert "| ShortGPT (whole layers) | nothing fits | - |" in text and "Int4" not in text
+    assert "The same on text" not in pruning_page.render(FOUND, [], [])
 
 
 def test_plots_are_the_same_every_time_and_show_every_method(tmp_path: Path) -> None:
@@ -179,14 +236,14 @@ def test_plots_are_the_same_every_time_and_show_every_method(tmp_path: Path) -> 
 
 def test_the_page_in_docs_is_what_the_results_say() -> None:
     found = pruning_page.results(pruning_page.RESULTS)
-    expected = pruning_page.render(found, pruning_page.results(pruning_page.SPEED))
+    expected = pruning_page.render(found, *map(pruning_page.results, (pruning_page.TEXT, pruning_page.SPEED)))
     assert pruning_page.PAGE.read_text(encoding="utf-8") == expected, "run `python bench/pruning_page.py`"
     assert {each["method"] for each in found} <= set(pruning_page.NAMES)
     assert {*RIVALS, *pruning.METHODS} <= set(pruning_page.NAMES)
 
 
 def test_results_name_no_path() -> None:
-    for folder in (pruning_page.RESULTS, pruning_page.SPEED):
+    for folder in (pruning_page.RESULTS, pruning_page.TEXT, pruning_page.SPEED):
         for path in folder.glob("*.json"):
             assert not re.search(r'"(/|\w:\\\\)', path.read_text(encoding="utf-8")), path
 
@@ -212,17 +269,23 @@ def test_means_are_those_between_two_looks_at_vllms_histograms() -> None:
         pruning_speed.means(after, after)
 
 
-def test_the_speed_section_gives_medians_and_ratios_above_one_for_what_is_faster() -> None:
+def test_the_speed_section_compares_within_rounds_as_machines_are_not_always_equally_fast() -> None:
+    seconds = {"dense": (1.0, 1.5, 3.0), "pruned, 50%": (0.5, 0.75, 1.2)}  # by round
     runs = [
-        {"variant": variant, "round": number, "concurrency": 8, "ttft": scale * 0.2, "tpot": scale * 0.02,
-         "tokens_per_second": 100 / scale + number, "others_share": 0.01}
-        for number in range(3)
-        for variant, scale in (("dense", 1.0), ("pruned, 50%", 0.5))
+        {"variant": variant, "round": number, "concurrency": 8, "ttft": took * 0.2, "tpot": took * 0.02,
+         "tokens_per_second": 100 / took, "others_share": 0.01}
+        for variant, all_of_them in seconds.items()
+        for number, took in enumerate(all_of_them)
     ]  # fmt: skip
     result = {
         "model": "350m", "vllm": "0.32.0", "machine": {"processor": "some", "cores": 2},
         "protocol": {"prompt": 128, "output": 64}, "variants": {"dense": 1000, "pruned, 50%": 500}, "runs": runs,
     }  # fmt: skip
-    text = "\n".join(pruning_speed_page.section([result]))
-    assert "| 8 | pruned, 50% | 500 | 100.0 | 2.00 | 10.00 | 2.00 | 201.0 | 1.99 |" in text
+    text, ratio = "\n".join(pruning_speed_page.section([result])), "2.00 (2.00-2.50)"
+    assert "| 8 | dense | 1,000 | 300.0 | 1 | 30.00 | 1 | 66.7 | 1 |" in text
+    assert f"| 8 | pruned, 50% | 500 | 150.0 | {ratio} | 15.00 | {ratio} | 133.3 | {ratio} |" in text
+    result["runs"] = [run for run in runs if run["round"] == 0]
+    assert "| 8 | pruned, 50% | 500 | 100.0 | 2.00 | 10.00 | 2.00 | 200.0 | 2.00 |" in "\n".join(
+        pruning_speed_page.section([result])
+    )
     assert "Not measured yet" in pruning_speed_page.section([])[0]

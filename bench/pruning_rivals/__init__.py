@@ -21,6 +21,7 @@ class Rival:
 
     prune: Callable[..., None]
     settings: tuple[Settings, ...] = ({},)
+    alike: bool = False  # whether all layers keep the same widths
 
 
 _HEADS: tuple[Settings, ...] = ({"heads": True}, {"heads": False})
@@ -28,18 +29,18 @@ _EVERYWHERE: tuple[Settings, ...] = ({"everywhere": True},)  # in none of the pa
 _SIGNALS: tuple[Settings, ...] = tuple({"signal": signal} for signal in slicegpt.SIGNALS)
 
 RIVALS = {
-    "magnitude": Rival(magnitude.prune, _HEADS),
+    "magnitude": Rival(magnitude.prune, _HEADS, alike=True),
     "magnitude-everywhere": Rival(magnitude.prune, _EVERYWHERE),
-    "wanda-sp": Rival(wanda_sp.prune, _HEADS),
+    "wanda-sp": Rival(wanda_sp.prune, _HEADS, alike=True),
     "wanda-sp-everywhere": Rival(wanda_sp.prune, _EVERYWHERE),
     "flap": Rival(flap.prune, ({"standardise": "channels"}, {"standardise": "heads"})),
     "flap-raw": Rival(flap.prune, ({"standardise": "no"},)),
     "llm-pruner": Rival(llm_pruner.prune, ({"spare_ends": True},)),
-    "llm-pruner-uniform": Rival(llm_pruner.prune, ({"spare_ends": False},)),
+    "llm-pruner-uniform": Rival(llm_pruner.prune, ({"spare_ends": False},), alike=True),
     "llm-pruner-everywhere": Rival(llm_pruner.prune, _EVERYWHERE),
     "slicegpt": Rival(slicegpt.prune, _SIGNALS),
     "slicegpt-counted": Rival(slicegpt.prune, tuple({**each, "count_rotations": True} for each in _SIGNALS)),
-    "shortgpt": Rival(depth.shortgpt),
-    "greedy-layers": Rival(depth.greedy_layers),
+    "shortgpt": Rival(depth.shortgpt, alike=True),
+    "greedy-layers": Rival(depth.greedy_layers, alike=True),
     "blockpruner": Rival(depth.blockpruner),
 }
