@@ -30,7 +30,7 @@ class Cost:
 
 def run(command: list[str], environment: dict[str, str], log: Path, limit: float) -> Cost:
     """Run a command to its end, or end it and its children after `limit` seconds."""
-    begun, busy = time.monotonic(), _busy()
+    begun, busy = time.monotonic(), busy_seconds()
     peak, timed_out = 0, False
     with log.open("wb") as out:
         child = subprocess.Popen(
@@ -54,11 +54,11 @@ def run(command: list[str], environment: dict[str, str], log: Path, limit: float
     # the sum over the tree is seen only now and then; the largest single process is known exactly
     peak = max(peak, used.ru_maxrss * 1024)
     wall, cpu = time.monotonic() - begun, used.ru_utime + used.ru_stime
-    others = max(0.0, _busy() - busy - cpu) / (wall * (os.cpu_count() or 1))
+    others = max(0.0, busy_seconds() - busy - cpu) / (wall * (os.cpu_count() or 1))
     return Cost(child.returncode, wall, cpu, peak, others, timed_out)
 
 
-def _busy() -> float:
+def busy_seconds() -> float:
     """CPU seconds that all processes of the machine have used since it started."""
     try:
         user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]

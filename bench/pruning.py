@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -100,7 +99,9 @@ def do(bench: Bench, method: str, ratio: float, calibration: Calibration, force:
         found = ours(bench, method, made_from["steps"])
     report.put(path, json.dumps({**head, **found, **bench.shared}, indent=1) + "\n")
     quality = found["quality"]
-    say(f"{path.stem} | perplexity {quality['perplexity']:.3f} | KL {quality['mean_kl']:.4f} | {found['seconds']} s")
+    report.progress(
+        f"{path.stem} | perplexity {quality['perplexity']:.3f} | KL {quality['mean_kl']:.4f} | {found['seconds']} s"
+    )
 
 
 def _steps(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
@@ -182,11 +183,6 @@ def same_shapes(folder: Path) -> bool:
                 if found := re.match(r"model\.layers\.(\d+)\.(.*)", name):
                     layers.setdefault(found[1], {})[found[2]] = tensors.get_slice(name).get_shape()
     return all(each == next(iter(layers.values())) for each in layers.values())
-
-
-def say(line: str) -> None:
-    """One line of talk on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def opened(calibration: Path | None, held_out: Path | None) -> Bench:

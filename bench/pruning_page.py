@@ -7,9 +7,12 @@ nothing; plots are drawn by pruning_plots.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from page import table
+
+from hubplugin import report
 
 HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results" / "pruning", HERE / "results" / "pruning_speed"
@@ -100,9 +103,7 @@ def main() -> None:
 
     found = results(RESULTS)
     pruning_plots.write(found, PAGE.parent)
-    part = PAGE.with_name(f".{PAGE.name}.part")
-    part.write_text(render(found, results(TEXT), results(SPEED)), encoding="utf-8")
-    os.replace(part, PAGE)
+    report.put(PAGE, render(found, results(TEXT), results(SPEED)))
     print(PAGE)
 
 
@@ -179,12 +180,6 @@ def tables(found: list[dict[str, Any]]) -> list[str]:
         rows.sort(key=lambda each: each["quality"]["perplexity"])
         parts += [f"## {ratio:.0%}\n", table(head, [_row(each, rows) for each in rows]), *verdicts(rows)]
     return parts
-
-
-def table(head: str, rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [f"| {head} |", "|---|" + "---:|" * head.count("|"), *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"
 
 
 def twin(alike: bool) -> str:

@@ -4,10 +4,8 @@ Logits are compared piece by piece with those of the same dense reference. tests
 against each other.
 """
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hubplugin import evaluate
 from hubplugin.evaluate import Reference
@@ -31,20 +29,4 @@ def measure(model: nn.Module, base: Reference, kl: bool = True) -> Quality:
                 base_logits = base.model.logits(base_piece)
                 divergences.append(evaluate.divergence(base_logits, logits))
                 agreed += int((logits.argmax(-1) == base_logits.argmax(-1)).sum())
-    found = _perplexity(torch.cat(losses).reshape(len(tokens), -1).mean(dim=1))
-    if not kl:
-        return found
-    moved = torch.cat(divergences)
-    update = {
-        "mean_kl": float(moved.mean()),
-        "p99_kl": float(moved.quantile(0.99)),
-        "top1_agreement": agreed / len(moved),
-    }
-    return found.model_copy(update=update)
-
-
-def _perplexity(windows: Tensor) -> Quality:
-    """From the mean loss of every window; one standard error over windows."""
-    perplexity = math.exp(float(windows.mean()))
-    error = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else 0.0
-    return Quality(perplexity=perplexity, perplexity_stderr=perplexity * error)
+    return evaluate.quality(losses, len(tokens), divergences, agreed)

@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import re
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +60,7 @@ def folders(model: str, names: list[str]) -> dict[str, Path]:
         before = path.read_text(encoding="utf-8") if path.exists() and done.exists() else ""
         pruning_ours.write(path, base, CALIBRATION, {"pruned": VARIANTS[name]})
         if path.read_text(encoding="utf-8") != before:
-            say(f"pruning {model}: {name}")
+            report.progress(f"pruning {model}: {name}")
             pruning_ours.run(path, place, path.with_suffix(".log"))
         found[name] = place / "pruned"
     return found
@@ -118,10 +117,10 @@ def load(running: engine.Engine, prompts: list[list[int]], concurrency: int, out
             return int(answer.json()["usage"]["completion_tokens"])
 
         before = histograms(client.get("/metrics").text)
-        begun, busy = time.monotonic(), _busy()
+        begun, busy = time.monotonic(), measure.busy_seconds()
         with ThreadPoolExecutor(concurrency) as pool:
             counts = list(pool.map(ask, prompts))
-        wall, used = time.monotonic() - begun, _busy() - busy
+        wall, used = time.monotonic() - begun, measure.busy_seconds() - busy
         after = histograms(client.get("/metrics").text)
     tokens = after["tokens"][0] - before["tokens"][0]
     if counts != [output] * len(prompts) or tokens != sum(counts):
@@ -151,25 +150,16 @@ def turn(variant: str, folder: Path, number: int, options: argparse.Namespace, v
             others = max(0.0, row.pop("busy") - (_cpu_of(running) - own)) / row["wall"] / options.cores
             rows.append({"variant": variant, "round": number, "concurrency": concurrency, **row})
             rows[-1]["others_share"] = round(others, 3)
-            say(f"round {number + 1} | {variant} | {concurrency} at once | {row['tokens_per_second']} tokens/s")
+            report.progress(
+                f"round {number + 1} | {variant} | {concurrency} at once | {row['tokens_per_second']} tokens/s"
+            )
     return rows
-
-
-def _busy() -> float:
-    """CPU seconds that all processes of the machine have used since it started."""
-    times = psutil.cpu_times()
-    return times.user + times.nice + times.system
 
 
 def _cpu_of(running: engine.Engine) -> float:
     """CPU seconds of vLLM and of this process so far."""
     whole = [psutil.Process(), *psutil.Process(running.process.pid).children(recursive=True)]
     return sum(times.user + times.system for times in (process.cpu_times() for process in whole))
-
-
-def say(line: str) -> None:
-    """One line of talk on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

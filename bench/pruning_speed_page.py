@@ -3,6 +3,8 @@
 import statistics
 from typing import Any
 
+from page import spread
+
 MEASURES = (("ttft", 1e3, 1), ("tpot", 1e3, 2), ("tokens_per_second", 1, 1))
 NOT_YET = """## Serving speed
 
@@ -55,13 +57,5 @@ def _cells(rows: list[dict[str, Any]], dense: list[dict[str, Any]]) -> list[str]
         pairs = [(run[key], base[run["round"]]) for run in rows if run["round"] in base]
         better = [own / its if key == "tokens_per_second" else its / own for own, its in pairs]
         value = statistics.median(run[key] for run in rows)
-        cells += [f"{value * unit:.{digits}f}", _spread(better) if rows != dense else "1"]
+        cells += [f"{value * unit:.{digits}f}", spread(better, 2) if rows != dense else "1"]
     return cells
-
-
-def _spread(ratios: list[float]) -> str:
-    """The median, with the extremes where there are several."""
-    if not ratios:
-        return "-"
-    middle = f"{statistics.median(ratios):.2f}"
-    return middle if len(ratios) == 1 else f"{middle} ({min(ratios):.2f}-{max(ratios):.2f})"

@@ -97,7 +97,7 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
     Second moments come from the first MOMENT_TOKENS of them, KL from the first PROBE_TOKENS, in whole sequences.
     Raises CompressError where activations are not finite.
     """
-    some, few = (tokens[: max(1, most // tokens.shape[1])] for most in (probe.MOMENT_TOKENS, PROBE_TOKENS))
+    some, few = (probe.first(tokens, most) for most in (probe.MOMENT_TOKENS, PROBE_TOKENS))
     seen, base = model.start(some, lane_folder(spill, "seen")), model.start(few, lane_folder(spill, "base"))
     lanes: dict[str, list[Batch]] = {}  # by unit: the hidden states of `few` where that unit alone is quantized
     losses: dict[str, list[float]] = {}

@@ -7,7 +7,7 @@ float32 logits: unlike perplexity it also sees changes that happen to cancel. Kn
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens)
     model = open_model(folder, family, device=_device())
     hidden = model.walk(tokens, _talk("base", len(model)))
     losses = [_nll(logits, ids) for logits, ids in _pieces(model, hidden, tokens)]
-    return Reference(tokens, model, hidden, _quality(torch.cat(losses), tokens), description)
+    return Reference(tokens, model, hidden, quality(losses, len(tokens)), description)
 
 
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
@@ -66,27 +66,16 @@ def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluati
         if kl:
             divergences.append(divergence(base_logits, logits))
             agreed += int((logits.argmax(-1) == base_logits.argmax(-1)).sum())
-    loss = torch.cat(losses)
-    quality = _quality(loss, base.tokens)
-    if kl:
-        all_kl = torch.cat(divergences)
-        quality = quality.model_copy(
-            update={
-                "mean_kl": float(all_kl.mean()),
-                "p99_kl": float(all_kl.quantile(0.99)),
-                "top1_agreement": agreed / len(all_kl),
-            }
-        )
-    window = base.tokens.shape[1]
+    sequences, window = base.tokens.shape
     rounded = len(DenseView(folder).int8_inputs)
     return Evaluation(
         tokens=base.description,
         protocol=f"windows of {window} tokens, stride {window}, no BOS added, each window predicts {window - 1}; "
         f"float32 on the dequantized folder{f', inputs of {rounded} linears rounded to int8' if rounded else ''}; "
         "+/- is one standard error over windows",
-        predicted_tokens=len(loss),
+        predicted_tokens=sequences * (window - 1),
         base=base.quality,
-        variant=quality,
+        variant=quality(losses, sequences, divergences, agreed),
     )
 
 
@@ -122,9 +111,22 @@ def _nll(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="none").double()
 
 
-def _quality(losses: Tensor, tokens: Tensor) -> Quality:
-    """Perplexity with its standard error by the delta method, windows being the independent samples."""
-    windows = losses.reshape(tokens.shape[0], -1).mean(dim=1).cpu()
+def quality(losses: Sequence[Tensor], sequences: int, divergences: Sequence[Tensor] = (), agreed: int = 0) -> Quality:
+    """Perplexity with its standard error by the delta method, windows being the independent samples.
+
+    `losses` are negative log-likelihoods of all predicted tokens, sequence after sequence, in pieces of any length;
+    `divergences` KL of the same tokens, where it was measured, and `agreed` how many have the base's first choice.
+    """
+    windows = torch.cat(list(losses)).reshape(sequences, -1).mean(dim=1).cpu()
     mean = float(windows.mean())
     error = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else float("nan")
-    return Quality(perplexity=math.exp(mean), perplexity_stderr=math.exp(mean) * error)
+    found = Quality(perplexity=math.exp(mean), perplexity_stderr=math.exp(mean) * error)
+    if not divergences:
+        return found
+    kl = torch.cat(list(divergences))
+    distance = {
+        "mean_kl": float(kl.mean()),
+        "p99_kl": float(kl.quantile(0.99)),
+        "top1_agreement": agreed / len(kl),
+    }
+    return found.model_copy(update=distance)

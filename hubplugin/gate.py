@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from hubplugin import experts, export, layout, masks, stream, uneven, zeros
 from hubplugin.checkpoint import Reader
@@ -210,7 +210,7 @@ def logprobs(
 
 def _loaded(view: DenseView, family: Family) -> Any:
     """A folder's model as transformers itself loads it, whose linears round their inputs where the format does."""
-    config = AutoConfig.for_model(**{key: value for key, value in view.config.items() if key != "quantization_config"})
+    config = uneven.transformers_config(view.config)
     own: Any = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
     state = {name: view.get(name) for name in view.names()}
     model, found = own.from_pretrained(

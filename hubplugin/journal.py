@@ -31,7 +31,7 @@ class Journal:
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self.folder = folder / FOLDER
-        claim(self.folder, identity, f"its {len(self)} finished blocks do not fit" if len(self) else "")
+        claim(self.folder, identity, f"its {len(self)} finished blocks do not fit" if self else "")
 
     def __len__(self) -> int:
         """How many blocks are finished, from the first on."""

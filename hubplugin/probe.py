@@ -16,6 +16,11 @@ from hubplugin.stream import Model
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is decided
 
 
+def first(tokens: Tensor, most: int) -> Tensor:
+    """The first of sequences [sequences, tokens], so many tokens in all at most, but one sequence at least."""
+    return tokens[: max(1, most // tokens.shape[1])]
+
+
 def reweighted(
     model: Model, index: int, base: list[Batch], linears: Sequence[nn.Linear], weight: Tensor, folder: Path | None
 ) -> list[Batch]:

@@ -74,7 +74,7 @@ def measured(
     model: Model, tokens: Tensor, space: Space, outside: int, where: str, spill: Path | None = None
 ) -> Shaping:
     """As `decide`, without a store."""
-    few = tokens[: max(1, PROBE_TOKENS // tokens.shape[1])]
+    few = probe.first(tokens, PROBE_TOKENS)
     step = space.step
     if not space.aims:
         return _named(model, few, space)
@@ -205,7 +205,7 @@ def curves(
 
     In proportion to the loss, through the point that was tried; without any of it, as measured.
     """
-    some = tokens[: max(1, probe.MOMENT_TOKENS // tokens.shape[1])]
+    some = probe.first(tokens, probe.MOMENT_TOKENS)
     seen, base = model.start(some, lane_folder(spill, "seen")), model.start(few, lane_folder(spill, "probe"))
     lanes: dict[tuple[int, str], list[Batch]] = {}
     found: dict[tuple[int, str], _Curve] = {}
