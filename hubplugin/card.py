@@ -114,7 +114,7 @@ def metadata(report: Report) -> dict[str, Any]:
 
 def _uneven(report: Report) -> bool:
     """Whether blocks differ in what pruning left of them."""
-    return report.shaping is not None and len({(one.heads, one.ffn) for one in report.shaping.blocks}) > 1
+    return report.shaping is not None and len({(one.heads, one.kv_heads, one.ffn) for one in report.shaping.blocks}) > 1
 
 
 PRUNED = {
@@ -130,7 +130,7 @@ def _pruned(report: Report) -> str:
     kinds = [PRUNED[key] for key in report.widths if key in PRUNED]
     if report.shaping:
         kinds += ["FFN channels"] * (len({one.ffn for one in report.shaping.blocks}) > 1)
-        kinds += ["attention heads"] * (len({one.heads for one in report.shaping.blocks}) > 1)
+        kinds += ["attention heads"] * (len({(one.heads, one.kv_heads) for one in report.shaping.blocks}) > 1)
     return " and ".join(dict.fromkeys(kinds)) or "units"
 
 

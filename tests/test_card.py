@@ -15,10 +15,12 @@ from hubplugin.report import (
     Evaluation,
     GateLine,
     LinearResult,
+    PrunedBlock,
     Quality,
     RecoveredBlock,
     Recovery,
     Report,
+    Shaping,
     Sizes,
     Tokens,
 )
@@ -269,3 +271,13 @@ def test_odd_numbers_are_shown_without_exponents_and_without_failing() -> None:
     odd = evaluation.variant.model_copy(update={"perplexity": float("inf"), "mean_kl": 0.0, "p99_kl": 1.234e-6})
     text = card.render(report(evaluation=evaluation.model_copy(update={"variant": odd})))
     assert "inf" in text and "0.000001234" in text
+
+
+def test_blocks_that_differ_in_kv_heads_alone_differ() -> None:
+    kept = [PrunedBlock(source=index, heads=4, kv_heads=groups, ffn=128) for index, groups in enumerate((1, 2))]
+    shaping = Shaping(predicted_kl=0.01, tokens=4096, removed=(), blocks=tuple(kept))
+    made = report(steps=({"method": "prune", "ratio": 0.2, "layout": "per-layer"},), shaping=shaping, widths={})
+    assert card.metadata(made)["library_name"] == "vllm"
+    text = card.render(made)
+    assert "with whole attention heads pruned" in text and "whose blocks differ" in text
+    assert "| 1 | 1 | 4 | 2 | 128 |" in text
