@@ -232,7 +232,8 @@ class _Change:
         if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
             hessian, cold = self._inputs.of_expert(tap)
         elif self._aims(tap, step):
-            hessian, *drifts = self._inputs.drifts(tap, weight)
+            averages = self._prune is not None and self._prune.bias
+            hessian, *drifts = self._inputs.drifts(tap, weight, averages)
         else:
             hessian = self._inputs.second_moments(tap)
         if cut:

@@ -4,17 +4,77 @@ Conventions: X is [tokens, inputs], H = X^T X (the 2/N of the papers cancels eve
 Knows no bits, no masks and no modules.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from hubplugin import moments_cpu
 from hubplugin.errors import CompressError
+from hubplugin.moments_cpu import Tiles
 
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
+
+
+class Seen:
+    """Inputs of a linear, made ready once for all the sums they go into; `take` replaces them and keeps the memory.
+
+    Half precisions are widened, or stay as they are where a matrix unit multiplies them: products are exact either way.
+    """
+
+    def __init__(self) -> None:
+        self.rows = torch.empty(0, 0)  # [tokens, inputs]
+        self._stored = self.rows.dtype
+        self._tiles, self._left, self._tiled = Tiles(), Tiles(), False
+
+    def take(self, x: Tensor) -> Self:
+        """Inputs [..., inputs]."""
+        rows = x.reshape(-1, x.shape[-1])
+        self._stored, self._tiled = x.dtype, moments_cpu.fits(rows)
+        self.rows = rows if self._tiled or rows.is_cuda else _wide(rows)
+        if self._tiled:
+            self._tiles.fill(rows)
+        return self
+
+    def part(self, first: int, last: int) -> Self:
+        """Tokens first .. last."""
+        found = copy.copy(self)
+        found.rows = self.rows[first:last]
+        if self._tiled:
+            found._tiles = self._tiles.part(first, last) or Tiles().fill(found.rows)
+        return found
+
+    def add_square(self, total: Tensor) -> None:
+        """total += x^T x over all tokens, at least on and below the diagonal; see `Moment.matrix`."""
+        rows = self.rows
+        if self._tiled:
+            moments_cpu.add_lower(total, self._tiles)
+        elif _triton(rows):
+            from hubplugin import moments_gpu  # Triton is there where CUDA is
+
+            moments_gpu.add_lower(total, rows)
+        else:
+            with products_of(self._stored):
+                for first in range(0, len(total), PANEL):
+                    last = first + PANEL
+                    total[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
+
+    def add_product(self, total: Tensor, y: Tensor) -> None:
+        """total += y^T x over all tokens, for y [tokens, outputs] of the dtype of `rows`."""
+        if self._tiled and moments_cpu.fits(y):
+            moments_cpu.add_product(total, self._left.fill(y, both=False), self._tiles)
+        elif _triton(y):
+            from hubplugin import moments_gpu
+
+            moments_gpu.add_product(total, y, self.rows)
+        else:
+            with products_of(self._stored):
+                total.addmm_(_wide(y).T, _wide(self.rows))
 
 
 class Moment:
@@ -23,23 +83,15 @@ class Moment:
     def __init__(self) -> None:
         self.tokens = 0
         self._sum: Tensor | None = None
+        self._seen = Seen()
 
-    def add(self, x: Tensor) -> None:
-        """Add inputs [..., inputs]; half precisions are widened first, their products are then exact."""
-        rows = x.reshape(-1, x.shape[-1])
+    def add(self, x: Tensor | Seen) -> None:
+        """Add inputs [..., inputs]."""
+        seen = x if isinstance(x, Seen) else self._seen.take(x)
         if self._sum is None:
-            self._sum = _zeros(rows)
-        self.tokens += rows.shape[0]
-        if rows.is_cuda and rows.dtype != torch.float64:
-            from hubplugin.moments_gpu import add_lower  # Triton is there where CUDA is
-
-            add_lower(self._sum, rows)
-            return
-        with products_of(rows.dtype):
-            rows = _rows(rows)
-            for first in range(0, len(self._sum), PANEL):
-                last = first + PANEL
-                self._sum[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
+            self._sum = _zeros(seen.rows, seen.rows.shape[1])
+        self.tokens += len(seen.rows)
+        seen.add_square(self._sum)
 
     def matrix(self, where: str) -> Tensor:
         """H [inputs, inputs], the sum itself and no copy: change it only where nothing is added any more.
@@ -70,27 +122,36 @@ class Drift:
     added to has lost so far. Elsewhere the sum is kept without W: sum (x~ - x) x^T.
     """
 
-    def __init__(self, weight: Tensor, ends: bool) -> None:
-        """W [outputs, inputs], which the base has too; whether it is an end."""
+    def __init__(self, weight: Tensor, ends: bool, averages: bool = False) -> None:
+        """W [outputs, inputs], which the base has too; whether it is an end; whether `on_average` will be asked."""
         self.tokens = 0
-        self._weight, self._ends = weight, ends
+        self._weight, self._ends, self._averages = weight, ends, averages
+        self._narrow = weight  # in the dtype of the inputs
         self._sum: Tensor | None = None
         self._missing: Tensor | float = 0.0  # sums over tokens: of what is owed, and of x
         self._inputs: Tensor | float = 0.0
 
-    def add(self, x: Tensor, base: Tensor, lost: Tensor | None = None) -> None:
+    def add(self, x: Tensor | Seen, base: Tensor, lost: Tensor | None = None) -> None:
         """Add tokens: x [..., inputs], the base's [..., inputs], for an end what was lost [..., outputs]."""
-        with products_of(x.dtype):
-            rows, others = _rows(x), _rows(base)
-            self.tokens += len(rows)
-            missing = (others - rows) @ self._weight.T if self._ends else others - rows
-            if lost is not None:
-                missing += _rows(lost)
-            self._missing, self._inputs = self._missing + missing.sum(dim=0), self._inputs + rows.sum(dim=0)
-            if self._sum is None:
-                self._sum = missing.T @ rows
-            else:
-                self._sum.addmm_(missing.T, rows)
+        seen = x if isinstance(x, Seen) else Seen().take(x)
+        rows = seen.rows
+        missing = base.reshape(rows.shape).to(rows.dtype) - rows
+        if self._ends:
+            missing = self._made(missing, None if lost is None else lost.reshape(len(rows), -1))
+        self.tokens += len(rows)
+        if self._averages:
+            self._missing, self._inputs = self._missing + _summed(missing), self._inputs + _summed(rows)
+        if self._sum is None:
+            self._sum = _zeros(rows, missing.shape[1])
+        seen.add_product(self._sum, missing)
+
+    def _made(self, inputs: Tensor, lost: Tensor | None) -> Tensor:
+        """What W makes of inputs [tokens, inputs], in their dtype, and what was lost."""
+        if self._narrow.dtype != inputs.dtype:
+            self._narrow = self._weight.to(inputs.dtype)
+        with products_of(_half(inputs)):  # what differs is small: three digits of it are enough
+            made = inputs @ self._narrow.T
+            return made if lost is None else made.add_(lost)
 
     def keep(self, columns: Tensor) -> None:
         """From now on as if x had these inputs alone, and W the best repair of what that loses."""
@@ -122,19 +183,21 @@ def _half(weight: Tensor) -> torch.dtype:
     return torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
 
 
-def widened(x: Tensor) -> Tensor:
-    """Inputs as both classes would widen them, for who hands them to both; on CUDA devices as they are."""
-    return x if x.is_cuda or x.dtype == torch.float64 else x.float()
-
-
-def _rows(x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
+def _wide(rows: Tensor) -> Tensor:
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
-def _zeros(rows: Tensor) -> Tensor:
+def _triton(rows: Tensor) -> bool:
+    return rows.is_cuda and rows.dtype != torch.float64
+
+
+def _summed(rows: Tensor) -> Tensor:
+    return rows.sum(dim=0, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
+
+
+def _zeros(rows: Tensor, outputs: int) -> Tensor:
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    return torch.zeros(rows.shape[1], rows.shape[1], dtype=dtype, device=rows.device)
+    return torch.zeros(outputs, rows.shape[1], dtype=dtype, device=rows.device)
 
 
 @contextmanager

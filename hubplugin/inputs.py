@@ -3,16 +3,16 @@
 Knows lanes of activations and modules; no method, no plan and no file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from hubplugin.activations import Batch
 from hubplugin.family import Family, Tap
-from hubplugin.hessian import Drift, Moment, products_of, widened
+from hubplugin.hessian import Drift, Moment, Seen, products_of
 from hubplugin.stream import Model
 
 COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
@@ -75,26 +75,25 @@ class Inputs:
             self._everyone = every.matrix(self._where(tap)), every.tokens
         return self._everyone
 
-    def drifts(self, tap: Tap, weight: Tensor) -> tuple[Tensor, Drift, Drift]:
+    def drifts(self, tap: Tap, weight: Tensor, averages: bool = False) -> tuple[Tensor, Drift, Drift]:
         """Second moments of a tap, and what its linears owe: by the tokens that fit, and by those that check.
 
-        `weight` [outputs, inputs] is theirs, stacked, as in the base.
+        `weight` [outputs, inputs] is theirs, stacked, as in the base; `averages` as in `Drift`.
         """
         assert self.base is not None
         ends = tap.linears[0] in [part.end for part in self._family.parts]
-        moment, fit, check, first = Moment(), Drift(weight, ends), Drift(weight, ends), 0
+        moment, seen = Moment(), Seen()
+        fit, check = (Drift(weight, ends, averages) for _ in range(2))
         ours = self.model.visit(self.index, self.ours, tap)
         theirs = self.model.visit(self.index, self.base, tap, self.twin)
         for place, (inputs, base_inputs) in enumerate(zip(ours, theirs, strict=True)):
             lost = self._lost(tap, place, base_inputs) if self._family.residual and ends else None
-            held = (torch.arange(first, first := first + len(inputs)) + 1) % HELD_OUT == 0
-            with products_of(inputs.dtype):
-                wide = widened(inputs)
-                moment.add(wide)
-                for drift, rows in ((fit, ~held), (check, held)):
-                    if bool(rows.any()):
-                        part = slice(None) if bool(rows.all()) else rows.to(inputs.device)
-                        drift.add(wide[part], base_inputs[part], None if lost is None else lost[part])
+            moment.add(seen.take(inputs))
+            sequences, tokens = inputs.shape[:2]
+            for first, last, held in runs(self.ours[place].first, sequences):
+                some = seen.part(first * tokens, last * tokens)
+                drift = check if held else fit
+                drift.add(some, base_inputs[first:last], None if lost is None else lost[first:last])
         return moment.matrix(self._where(tap)), fit, check
 
     def _lost(self, tap: Tap, place: int, base_inputs: Tensor) -> Tensor:
@@ -103,15 +102,25 @@ class Inputs:
         Where nothing that was taken out follows, until the next block: of the base, up to the end of what was.
         """
         assert self.base is not None
-        ours = self.model.residual(self.ours[place], tap).float()
+        ours = self.model.residual(self.ours[place], tap)
         if self.ahead is None or tap.linears[0] != self.last_end:
-            return self.model.residual(self.base[place], tap).float() - ours
+            return self.model.residual(self.base[place], tap) - ours
         own = cast(nn.Linear, self.twin.get_submodule(tap.linears[0]))
         with products_of(base_inputs.dtype):
             made = base_inputs.float() @ own.weight.float().T
         if own.bias is not None:
             made += own.bias.float()
         return self.ahead[place].hidden.float() - made - ours
+
+
+def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+    """Of `count` sequences from `first` on: where those begin and end that follow each other, and if they are held out.
+
+    Counted from the first of the `count`.
+    """
+    for held, run in groupby(range(count), lambda place: (first + place + 1) % HELD_OUT == 0):
+        places = list(run)
+        yield places[0], places[-1] + 1, held
 
 
 def second_moments(model: Model, index: int, batches: list[Batch], tap: Tap) -> Tensor:

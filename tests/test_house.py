@@ -10,11 +10,11 @@ SOURCES = sorted([*(ROOT / "hubplugin").rglob("*.py"), *(ROOT / "serve").rglob("
 # a module imports only what stands above it; a folder's name stands for all of its files
 ORDER = """
     errors interrupt yamlfile explain settings mask_settings prune_settings manifest family architecture schemes
-    loadable sizes estimate masks knapsack shaping crosscheck successor budget workload plan table report memory folder
-    hub checkpoint identity calibrate moments_gpu hessian methods ahead experts uneven activations stream inputs results
-    compress pack layout declare journal export zeros evaluate resume optimize reconstruct distill recover probe
-    allocate latency survey gate card generate gptqmodel_worker gptqmodel_engine phases pipeline publish target localhub
-    demo cli __main__
+    loadable sizes estimate masks knapsack shaping crosscheck successor budget workload plan table report memory
+    folder hub checkpoint identity calibrate threads amx moments_cpu moments_gpu hessian methods ahead experts
+    uneven activations stream inputs results compress pack layout declare journal export zeros evaluate resume
+    optimize reconstruct distill recover probe allocate latency survey gate card generate gptqmodel_worker
+    gptqmodel_engine phases pipeline publish target localhub demo cli __main__
 """.split()  # noqa: SIM905
 NO_TORCH = {
     *("errors", "yamlfile", "explain", "manifest", "family", "schemes", "loadable", "knapsack", "budget", "plan"),

@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from hubplugin.methods import descent
-from hubplugin.methods.rows_cpu import TILE, compiled, spread
+from hubplugin.methods.rows_cpu import TILE
 from hubplugin.methods.sweep import Swept
 from hubplugin.methods.sweep_cpu import BLOCK
+from hubplugin.threads import compiled, spread
 
 
 def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool, refit: bool) -> None:
@@ -25,7 +26,7 @@ def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool
                 part = slice(first, min(first + BLOCK, end))
                 arrays = (hessian[part] @ errors, hessian[part, part].contiguous(), scale)
                 changed = swept.codes[part].numpy(), errors[part].numpy()
-                spread(_move_rows, outputs, *(array.numpy() for array in arrays), np.float32(top), *changed)
+                spread(_move_rows, outputs, *(array.numpy() for array in arrays), np.float32(top), *changed, least=TILE)
         if refit:
             inside = slice(begin, end)
             steps = swept.codes[inside] - zero

@@ -1,48 +1,28 @@
-"""Rows of a weight spread over threads on a CPU, and the transposed copies between a weight and its columns.
+"""The transposed copies between a weight and its columns, compiled for CPUs.
 
 A sweep wants columns [inputs, outputs] in the order in which it visits them; a checkpoint wants rows. Both copies go
 tile by tile, so that what is read and what is written stay in the cache. Knows no grid and no model.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
-
 import torch
-from numba import njit
 from torch import Tensor
 
+from hubplugin.threads import compiled, spread
+
 TILE = 64  # rows that a kernel takes at a time
-
-compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="rows")
-
-
-def spread(kernel: Any, rows: int, *arguments: Any) -> None:
-    """Run kernel(first, last, ...) over all rows, in as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    step = -(-rows // threads // TILE) * TILE if rows > TILE else rows
-    starts = range(0, rows, max(step, 1))
-    jobs = [_pool(threads).submit(kernel, start, min(start + step, rows), *arguments) for start in starts]
-    for job in jobs:
-        job.result()
 
 
 def to_columns(weight: Tensor, order: Tensor) -> Tensor:
     """Columns [inputs, outputs] of weight [outputs, inputs], in the order int64 [inputs]."""
     columns = torch.empty(weight.shape[::-1], dtype=weight.dtype)
-    spread(_to_columns, len(weight), weight.numpy(), order.numpy(), columns.numpy())
+    spread(_to_columns, len(weight), weight.numpy(), order.numpy(), columns.numpy(), least=TILE)
     return columns
 
 
 def to_rows(columns: Tensor, order: Tensor) -> Tensor:
     """The matrix [outputs, inputs] whose columns, in that order, are these: what undoes `to_columns`."""
     weight = torch.empty(columns.shape[::-1], dtype=columns.dtype)
-    spread(_to_rows, len(weight), columns.numpy(), order.numpy(), weight.numpy())
+    spread(_to_rows, len(weight), columns.numpy(), order.numpy(), weight.numpy(), least=TILE)
     return weight
 
 

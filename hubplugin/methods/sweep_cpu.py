@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hubplugin.hessian import Factor
 from hubplugin.methods.grid import LARGEST_SCALE, SMALLEST_SCALE, Spec
-from hubplugin.methods.rows_cpu import TILE, compiled, spread
+from hubplugin.methods.rows_cpu import TILE
 from hubplugin.methods.sweep import Swept, fully_updated
+from hubplugin.threads import compiled, spread
 
 BLOCK = 128  # columns between two matrix products, a multiple of every group size but a whole row; x TILE: 32 KB
 RUN = 8  # columns; `_owe` is written out for as many
@@ -60,7 +61,8 @@ class _Out:
         """Scales and zeros of one group, from its fully updated weights [group, outputs]."""
         spec = self.spec
         arguments = (updated.numpy(), importance.numpy(), self.shares, spec.symmetric, np.float32(spec.top))
-        spread(_fit_rows, self.columns.shape[1], *arguments, self.scales[group].numpy(), self.zeros[group].numpy())
+        made = self.scales[group].numpy(), self.zeros[group].numpy()
+        spread(_fit_rows, self.columns.shape[1], *arguments, *made, least=TILE)
 
     def block(self, first: int, last: int, owed: Tensor, upper: Tensor, importance: Tensor) -> None:
         """Codes and errors of columns first .. last; fits the groups that start inside where they are smaller."""
@@ -81,6 +83,7 @@ class _Out:
             self.zeros[groups].numpy(),
             self.codes[inside].numpy(),
             self.errors[inside].numpy(),
+            least=TILE,
         )
 
 
