@@ -24,14 +24,18 @@ class Pool:
         self._sequences = sequences
         self._whole: dict[str, Tensor] = {}
         self._users: dict[str, set[int]] = {}
+        self._rows: dict[int, slice] = {}  # where those of a batch lie, by its first sequence
 
     def put(self, key: str, first: int, tensor: Tensor) -> Tensor:
-        """Copy activations [sequences, ...] to where those of the sequences from `first` on belong."""
+        """Copy the activations [sequences, ...] of a batch to where they belong."""
         if key not in self._whole:
             shape = (self._sequences, *tensor.shape[1:])
             self._whole[key], self._users[key] = torch.empty(shape, dtype=tensor.dtype), set()
+        if first not in self._rows:
+            before = max((rows.stop for rows in self._rows.values()), default=0)
+            self._rows[first] = slice(before, before + len(tensor))
         self._users[key].add(first)
-        return self._whole[key][first : first + len(tensor)].copy_(tensor)
+        return self._whole[key][self._rows[first]].copy_(tensor)
 
     def drop(self, key: str, first: int) -> None:
         """Forget them; when nobody's are left, the memory goes back."""

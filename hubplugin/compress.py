@@ -4,6 +4,7 @@ A block is a transformers module that `stream` filled; this file replaces its we
 Knows the methods, no file format and no Hub.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import architecture, masks, memory, results, uneven
+from hubplugin import architecture, masks, memory, results, uneven, workload
 from hubplugin.activations import Batch, copied
 from hubplugin.family import Family, Tap
 from hubplugin.hessian import Drift
@@ -66,8 +67,8 @@ def blocks(
     activations live there instead of in memory.
     """
     lanes = [model.start(tokens, lane_folder(spill, "ours"))]
-    if corrects(plan):
-        lanes.append(copied(lanes[0], lane_folder(spill, "base")))  # what the base makes of the same tokens
+    if corrected := workload.corrected_tokens(plan.steps, tokens.numel()):
+        lanes.append(copied(spaced(lanes[0], corrected), lane_folder(spill, "base")))  # what the base makes of these
     done = finished.finished if finished else 0
     for number, index in enumerate(plan.sources):
         begun = time.monotonic()
@@ -92,9 +93,10 @@ def blocks(
         yield _head(model, lanes[0], plan, plan.head)
 
 
-def corrects(plan: VariantPlan) -> bool:
-    """Whether anything is fitted to what the base makes of the same tokens."""
-    return any(getattr(step, key, False) for step in plan.steps for key in ("qep", "refit"))
+def spaced(batches: list[Batch], most: int) -> list[Batch]:
+    """Every n-th batch, of `most` tokens in all, or of one batch where that has more."""
+    count = max(1, most // math.prod(batches[0].shape("hidden")[:2]))
+    return batches[:: -(-len(batches) // count)]
 
 
 def skip(model: Model, lanes: list[list[Batch]], left_out: Iterable[int]) -> None:

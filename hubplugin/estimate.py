@@ -38,7 +38,7 @@ class Work:
     quantizes: bool
     prunes: bool
     units: int = 0  # that a budget chooses options for
-    corrects: bool = False  # targets: a second set of activations, the base's
+    corrected: int = 0  # tokens that pass through the base too, to correct targets: a second set of activations
     skips: bool = False  # parts of the model: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
@@ -91,8 +91,8 @@ class _Pass:
     micro: int  # tokens of one forward call
 
     @property
-    def lanes(self) -> int:
-        return 2 if self.work.corrects else 1
+    def corrects(self) -> bool:
+        return self.work.corrected > 0
 
     def peak(self, activations: int) -> int:
         """The embedding table while tokens are looked up or written; else a block and its worst moment."""
@@ -115,8 +115,8 @@ class _Pass:
 
     def _kept(self, tokens: int) -> int:
         widest = self.dims.hidden if self.family.experts else self.dims.ffn
-        ahead = self.dims.hidden * (self.work.skips and self.work.corrects)
-        return tokens * ((2 * self.dims.hidden + widest) * self.lanes + ahead) * self.work.number
+        base, ahead = min(tokens, self.work.corrected), self.dims.hidden * self.work.skips
+        return ((2 * self.dims.hidden + widest) * (tokens + base) + ahead * base) * self.work.number
 
     def _probes(self) -> int:
         count = min(self.work.samples * self.work.tokens, max(self.work.tokens, PROBE_TOKENS))
@@ -128,7 +128,7 @@ class _Pass:
     def _block(self) -> int:
         """A block as it is stored, and what it becomes: the weights that are computed with, and their codes."""
         weights = sum(outputs * inputs for outputs, inputs in self.shapes.values())
-        becomes = self.work.number * self.work.corrects + self.work.quantizes
+        becomes = self.work.number * self.corrects + self.work.quantizes
         return int(weights * (self.work.number + becomes))
 
     def _worst(self) -> int:
@@ -142,7 +142,7 @@ class _Pass:
         inputs = self.shapes[tap.linears[0]][1]
         square, stack = inputs**2 * FP32, outputs * inputs * FP32
         owed = stack if self._ends(tap) else square  # summed by tokens that fit, and by those that check
-        corrects = self.work.corrects and tap.expert is None
+        corrects = self.corrects and tap.expert is None
         sums = square + 2 * owed if corrects else square * (1 if tap.expert is None else 3)
         rows = self._micro() * inputs * (2 * FP32 + 2 * self.work.number)
         moments = [sums + rows]
@@ -174,7 +174,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     the refit of the consumer for pruning.
     """
     count = work.samples * work.tokens
-    lanes = 2 if work.corrects else 1
+    twice = min(work.corrected / count, 1)  # of the tokens
     size = {name: outputs * inputs for name, (outputs, inputs) in shapes.items()}
     attention = 4 * count * (work.tokens / 2) * dims.heads * dims.head_dim  # causal: half of all pairs
     consumers = {width.consumer for width in family.widths}
@@ -186,7 +186,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
             passed += attention
         reaching = count * tap.share
         # tokens are brought to the experts of a block once
-        measured = (2 * lanes - 1) * reaching * inputs**2
+        measured = (1 + 2 * twice) * reaching * inputs**2
         if work.masks:
             total += measured + inputs**3 / 3 + stacked * inputs
             steps += inputs * COLUMN_SECONDS * len(tap.linears)
@@ -200,4 +200,4 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
     # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token
     training = 8 * work.trained * (work.blocks_tokens + work.distilled_tokens) / TRAINING_FLOPS
-    return dims.layers * ((total + passed * (1 + probes)) / FLOPS + steps) + training
+    return dims.layers * ((total + passed * (1 + twice + probes)) / FLOPS + steps) + training

@@ -84,25 +84,30 @@ class Inputs:
         ends = tap.linears[0] in [part.end for part in self._family.parts]
         moment, seen = Moment(), Seen()
         fit, check = (Drift(weight, ends, averages) for _ in range(2))
-        ours = self.model.visit(self.index, self.ours, tap)
-        theirs = self.model.visit(self.index, self.base, tap, self.twin)
-        for place, (inputs, base_inputs) in enumerate(zip(ours, theirs, strict=True)):
-            lost = self._lost(tap, place, base_inputs) if self._family.residual and ends else None
+        places = {batch.first: place for place, batch in enumerate(self.base)}
+        theirs, before = self.model.visit(self.index, self.base, tap, self.twin), 0
+        for batch, inputs in zip(self.ours, self.model.visit(self.index, self.ours, tap), strict=True):
             moment.add(seen.take(inputs))
+            if batch.first not in places:
+                continue
+            base_inputs = next(theirs)
+            lost = self._lost(tap, batch, places[batch.first], base_inputs) if self._family.residual and ends else None
             sequences, tokens = inputs.shape[:2]
-            for first, last, held in runs(self.ours[place].first, sequences):
-                some = seen.part(first * tokens, last * tokens)
-                drift = check if held else fit
+            for first, last, held in runs(before, sequences):
+                some, drift = seen.part(first * tokens, last * tokens), check if held else fit
                 drift.add(some, base_inputs[first:last], None if lost is None else lost[first:last])
+            before += sequences
+        fit.every = check.every = moment.tokens
         return moment.matrix(self._where(tap)), fit, check
 
-    def _lost(self, tap: Tap, place: int, base_inputs: Tensor) -> Tensor:
+    def _lost(self, tap: Tap, batch: Batch, place: int, base_inputs: Tensor) -> Tensor:
         """What the stream that an end's output is added to has lost so far [sequences, tokens, hidden], in one batch.
 
-        Where nothing that was taken out follows, until the next block: of the base, up to the end of what was.
+        `place` is the batch's in the base's lane. Where nothing that was taken out follows, until the next block: of
+        the base, up to the end of what was.
         """
         assert self.base is not None
-        ours = self.model.residual(self.ours[place], tap)
+        ours = self.model.residual(batch, tap)
         if self.ahead is None or tap.linears[0] != self.last_end:
             return self.model.residual(self.base[place], tap) - ours
         own = cast(nn.Linear, self.twin.get_submodule(tap.linears[0]))

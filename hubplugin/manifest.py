@@ -86,6 +86,7 @@ class Gptq(Settings):
     clip_search: StrictBool = True  # search each group's scale for the least weighted squared error
     signed_scales: StrictBool = True  # and try negative ones: the long side of the grid serves the larger weights
     qep: StrictBool = True  # aim at the base's outputs, so that later layers make up for the errors of earlier ones
+    qep_tokens: Whole = Field(default=2**15, ge=1)  # at most so many calibration tokens pass through the base for that
     descent: Whole = Field(default=0, ge=0, le=8)  # passes of coordinate descent over the codes that GPTQ found
     scale_refit: StrictBool = False  # refit scales to their codes by least squares, after each such pass or once
     damp: Real = Field(default=0.01, gt=0, le=1)  # of the mean diagonal of the second moments
@@ -102,6 +103,8 @@ class Gptq(Settings):
         found: dict[str, Any] = write(self)
         if self.engine != "hubplugin":
             found.update({name: False for name, value in found.items() if value is True and name not in self.shared})
+        if not found.get("qep"):
+            found.pop("qep_tokens", None)
         return found
 
 

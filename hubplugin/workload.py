@@ -32,7 +32,7 @@ def of(
         quantizes=gptq is not None,
         prunes=prune is not None,
         units=units,
-        corrects=(gptq is not None and gptq.qep) or (prune is not None and prune.refit),
+        corrected=corrected_tokens(steps, source.samples * source.tokens),
         skips=prune is not None and prune.measures,
         descends=gptq.passes if gptq else 0,
         masks=masks.step_of(steps) is not None,
@@ -44,3 +44,10 @@ def of(
         # whose hidden states the base's evaluation keeps for its variants
         evaluated=evaluate.perplexity.samples * evaluate.perplexity.tokens if evaluate else 0,
     )
+
+
+def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
+    """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
+    if any(isinstance(step, Prune) and step.refit for step in steps):
+        return tokens
+    return max((min(step.qep_tokens, tokens) for step in steps if isinstance(step, Gptq) and step.qep), default=0)

@@ -16,7 +16,7 @@ from hubplugin.estimate import Memory, Work
 from hubplugin.family import match
 
 BENCH = Path(__file__).parents[1] / "bench"
-WORK = Work(samples=64, tokens=512, quantizes=True, prunes=False, corrects=True, number=2)
+WORK = Work(samples=64, tokens=512, quantizes=True, prunes=False, corrected=64 * 512, number=2)
 
 
 def memory(work: Work = WORK, model_type: str = "llama", resident: int = 0, **changes: object) -> Memory:
@@ -34,10 +34,16 @@ def test_activations_in_files_leave_less_in_memory_than_they_took_there(model_ty
 
 
 def test_more_tokens_take_more_memory_and_disk_but_not_where_activations_spill():
-    few, many = memory(), memory(replace(WORK, samples=6400))
+    few, many = memory(), memory(replace(WORK, samples=6400, corrected=6400 * 512))
     assert many.disk == 100 * few.disk
     assert many.peak - few.peak >= many.disk - few.disk
     assert many.spilled == few.spilled
+
+
+def test_the_base_takes_memory_for_the_tokens_that_pass_through_it_alone():
+    none, some, every = (memory(replace(WORK, corrected=512 * count)) for count in (0, 16, 64))
+    assert every.disk == 2 * none.disk and some.disk == none.disk * 5 // 4
+    assert none.peak < some.peak < every.peak
 
 
 def test_memory_does_not_grow_with_the_number_of_blocks():
@@ -45,12 +51,12 @@ def test_memory_does_not_grow_with_the_number_of_blocks():
 
 
 def test_wider_blocks_wider_numbers_correction_and_pruning_take_more():
-    plain = memory(replace(WORK, corrects=False))
+    plain = memory(replace(WORK, corrected=0))
     assert memory().peak > plain.peak
-    assert memory(replace(WORK, corrects=False, number=4)).peak > plain.peak
+    assert memory(replace(WORK, corrected=0, number=4)).peak > plain.peak
     assert (
-        memory(replace(WORK, corrects=False, prunes=True), intermediate_size=4096).peak
-        > memory(replace(WORK, corrects=False), intermediate_size=4096).peak
+        memory(replace(WORK, corrected=0, prunes=True), intermediate_size=4096).peak
+        > memory(replace(WORK, corrected=0), intermediate_size=4096).peak
     )
     assert memory(intermediate_size=4096).spilled > memory().spilled
 

@@ -10,12 +10,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubplugin import calibrate, checkpoint, compress, evaluate, export, family, gate, hessian, hub, phases, plan
+from hubplugin import (
+    activations,
+    calibrate,
+    checkpoint,
+    compress,
+    evaluate,
+    export,
+    family,
+    gate,
+    hessian,
+    hub,
+    phases,
+    plan,
+)
 from hubplugin.architecture import Header
 from hubplugin.checkpoint import Reader
 from hubplugin.compress import Block
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluate import open_model
+from hubplugin.inputs import Inputs
 from hubplugin.manifest import Document, Manifest
 from hubplugin.plan import VariantPlan
 from hubplugin.report import Tokens
@@ -147,6 +161,35 @@ def test_micro_batches_do_not_change_what_corrected_targets_are_worth(
             assert made.loss == pytest.approx(again.loss, rel=0.05)
 
 
+def test_targets_are_corrected_with_the_tokens_that_pass_through_the_base(pico_folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("hubplugin.stream.MICRO_TOKENS", 32)
+    model = open_model(pico_folder, family.FAMILIES["llama"])
+    ours = model.start(pico.tokens(6, 32))
+    base = activations.copied(compress.spaced(ours, 64))
+    assert [batch.first for batch in base] == [0, 3]
+    for batch in base:
+        batch.put("hidden", batch.hidden + torch.randn(batch.hidden.shape, generator=torch.Generator().manual_seed(0)))
+    model.block(0)
+    tap, twin = model.family.taps[0], model.twin(0)
+    x, given = (list(model.visit(0, lane, tap)) for lane in (ours, base))
+    weight = torch.eye(x[0].shape[-1])
+    found = Inputs(model, 0, ours, base, twin, "mlp.down_proj").drifts(tap, weight)
+    everything = torch.cat([part.reshape(32, -1) for part in x])
+    expected = sum((b - a).reshape(32, -1).T @ a.reshape(32, -1) for a, b in zip((x[0], x[3]), given, strict=True))
+    assert torch.allclose(found[0], everything.T @ everything, rtol=1e-4)
+    assert torch.allclose(found[1].sum(), expected, rtol=1e-4, atol=1e-5)
+    assert (found[1].tokens, found[2].tokens, found[1].every) == (64, 0, 6 * 32)
+
+
+def test_as_many_tokens_as_there_are_correct_targets_as_all_do(pico_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("hubplugin.stream.MICRO_TOKENS", 48)
+    tokens, whole = pico.tokens(16, 48), {}
+    for count in (16 * 48, 2**15, 8 * 48):
+        make(pico_folder, tmp_path / str(count), {**GPTQ, "qep_tokens": count}, tokens=tokens)
+        whole[count] = checkpoint.sha256(tmp_path / str(count) / "model.safetensors")
+    assert whole[16 * 48] == whole[2**15] != whole[8 * 48]
+
+
 def test_the_same_run_twice_writes_the_same_bytes(pico_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         make(pico_folder, tmp_path / name, PRUNE, GPTQ)
@@ -154,8 +197,11 @@ def test_the_same_run_twice_writes_the_same_bytes(pico_folder: Path, tmp_path: P
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
 
 
-@pytest.mark.parametrize("steps", [(GPTQ,), (PRUNE, GPTQ)])
-def test_activations_in_files_change_no_byte_and_leave_few_behind(pico_folder: Path, tmp_path: Path, steps) -> None:
+@pytest.mark.parametrize("steps", [(GPTQ,), ({**GPTQ, "qep_tokens": 96},), (PRUNE, GPTQ)])
+def test_activations_in_files_change_no_byte_and_leave_few_behind(
+    pico_folder: Path, tmp_path: Path, steps, monkeypatch
+) -> None:
+    monkeypatch.setattr("hubplugin.stream.MICRO_TOKENS", 48)
     make(pico_folder, tmp_path / "memory", *steps)
     (tmp_path / "spill").mkdir()
     make(pico_folder, tmp_path / "files", *steps, spill=tmp_path / "spill")

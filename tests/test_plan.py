@@ -541,7 +541,7 @@ def test_memory_and_time_grow_with_the_tokens_and_are_never_nothing():
     small, large = (
         planned([GPTQ], calibrate={"self": True, "tokens": 64, "samples": samples}).variants[0] for samples in (1, 4096)
     )
-    assert large.peak_memory - small.peak_memory >= 4095 * 64 * 64 * 4  # the activations alone
+    assert large.peak_memory - small.peak_memory >= 4095 * 64 * 64 * 2  # what enters blocks alone
     assert large.seconds > small.seconds > 0
     assert small.peak_memory > estimate.RUNTIME_BYTES
 
