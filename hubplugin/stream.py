@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from hubplugin import architecture, experts, uneven
+from hubplugin import architecture, experts, norms, uneven
 from hubplugin.activations import Batch, Pool
 from hubplugin.errors import CheckpointError
 from hubplugin.estimate import DEVICE_MICRO_TOKENS, MICRO_TOKENS
@@ -143,6 +143,8 @@ class Model:
                 experts.install(block, family.experts)
             if self.dims.blocks:
                 uneven.fit(block, family, self.dims.at(index))
+        if dtype == torch.bfloat16 and device == "cpu":
+            norms.install(self._trunk)
         self._fill_buffers()
         self._softcap = getattr(settings, "final_logit_softcapping", None)
 

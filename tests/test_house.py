@@ -12,7 +12,7 @@ ORDER = """
     errors interrupt yamlfile explain settings mask_settings prune_settings manifest family architecture schemes
     loadable sizes estimate masks knapsack shaping crosscheck successor budget workload plan table report memory
     folder hub checkpoint identity calibrate threads amx moments_cpu moments_gpu hessian methods ahead experts
-    uneven activations stream inputs results compress pack layout declare journal export zeros evaluate resume
+    uneven norms activations stream inputs results compress pack layout declare journal export zeros evaluate resume
     optimize reconstruct distill recover probe allocate latency survey gate card generate gptqmodel_worker
     gptqmodel_engine phases pipeline publish target localhub demo cli __main__
 """.split()  # noqa: SIM905
