@@ -235,7 +235,7 @@ class _Change:
             hessian, cold = self._inputs.of_expert(tap)
         elif self._aims(tap, step):
             averages = self._prune is not None and self._prune.bias
-            hessian, *drifts = self._inputs.drifts(tap, weight, averages)
+            hessian, matched, *drifts = self._inputs.drifts(tap, weight, averages)
         else:
             hessian = self._inputs.second_moments(tap)
         if cut:
@@ -244,7 +244,7 @@ class _Change:
             assert isinstance(done.encoding, Columns)
             kept = done.encoding.keep
             plain, weight = plain[:, kept], done.weight
-            hessian = hessian[kept][:, kept]
+            hessian = matched = hessian[kept][:, kept]  # where widths shrink, all tokens pass through the base
             for drift in drifts:
                 drift.keep(kept)
             self._drop_rows(tap, kept)
@@ -252,9 +252,10 @@ class _Change:
         if step is None:
             self._refit(names, plain, weight, hessian, drifts, begun)
         else:
-            prepared = gptq.prepare(hessian, step) if drifts else None
-            if drifts and prepared:
+            prepared = gptq.prepare(matched, step) if drifts else None
+            if prepared:
                 weight, share = refit.corrected(weight, prepared, *drifts)
+                prepared, matched = prepared if matched is hessian else None, hessian
             self._quantize(names, weight, hessian, step, prepared, share, cold, begun)
         if drifts and self._prune and self._prune.bias:
             self._fit_biases(names, drifts, kept)

@@ -147,7 +147,9 @@ class _Pass:
         rows = self._micro() * inputs * (2 * FP32 + 2 * self.work.number)
         moments = [sums + rows]
         if corrects:
-            moments.append(sums + 3 * square + 4 * stack)
+            part = square * (self.work.corrected < self.work.samples * self.work.tokens)  # has moments of its own
+            sums += part
+            moments = [sums + rows, sums + 3 * square + 4 * stack]
         if self.work.quantizes or self.work.masks:
             moments += [4 * square + stack, 2 * square + 4 * stack]
         if self.work.descends:

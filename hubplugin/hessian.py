@@ -125,7 +125,6 @@ class Drift:
     def __init__(self, weight: Tensor, ends: bool, averages: bool = False) -> None:
         """W [outputs, inputs], which the base has too; whether it is an end; whether `on_average` will be asked."""
         self.tokens = 0
-        self.every = 0  # tokens that the second moments are summed over with which it is used
         self._weight, self._ends, self._averages = weight, ends, averages
         self._narrow = weight  # in the dtype of the inputs
         self._sum: Tensor | None = None

@@ -75,21 +75,24 @@ class Inputs:
             self._everyone = every.matrix(self._where(tap)), every.tokens
         return self._everyone
 
-    def drifts(self, tap: Tap, weight: Tensor, averages: bool = False) -> tuple[Tensor, Drift, Drift]:
-        """Second moments of a tap, and what its linears owe: by the tokens that fit, and by those that check.
+    def drifts(self, tap: Tap, weight: Tensor, averages: bool = False) -> tuple[Tensor, Tensor, Drift, Drift]:
+        """Second moments of a tap, twice, and what its linears owe: by the tokens that fit, and by those that check.
 
-        `weight` [outputs, inputs] is theirs, stacked, as in the base; `averages` as in `Drift`.
+        `weight` [outputs, inputs] is theirs, stacked, as in the base; `averages` as in `Drift`. The other second
+        moments are of the tokens that pass through the base, by which what is owed is divided; the same where all do.
         """
         assert self.base is not None
         ends = tap.linears[0] in [part.end for part in self._family.parts]
-        moment, seen = Moment(), Seen()
+        both, rest, seen = Moment(), Moment(), Seen()
         fit, check = (Drift(weight, ends, averages) for _ in range(2))
         places = {batch.first: place for place, batch in enumerate(self.base)}
         theirs, before = self.model.visit(self.index, self.base, tap, self.twin), 0
         for batch, inputs in zip(self.ours, self.model.visit(self.index, self.ours, tap), strict=True):
-            moment.add(seen.take(inputs))
+            seen.take(inputs)
             if batch.first not in places:
+                rest.add(seen)
                 continue
+            both.add(seen)
             base_inputs = next(theirs)
             lost = self._lost(tap, batch, places[batch.first], base_inputs) if self._family.residual and ends else None
             sequences, tokens = inputs.shape[:2]
@@ -97,8 +100,10 @@ class Inputs:
                 some, drift = seen.part(first * tokens, last * tokens), check if held else fit
                 drift.add(some, base_inputs[first:last], None if lost is None else lost[first:last])
             before += sequences
-        fit.every = check.every = moment.tokens
-        return moment.matrix(self._where(tap)), fit, check
+        matched = both.matrix(self._where(tap))
+        if not rest.tokens:
+            return matched, matched, fit, check
+        return rest.matrix(self._where(tap)).add_(matched), matched, fit, check
 
     def _lost(self, tap: Tap, batch: Batch, place: int, base_inputs: Tensor) -> Tensor:
         """What the stream that an end's output is added to has lost so far [sequences, tokens, hidden], in one batch.

@@ -24,8 +24,9 @@ ONE_BIT = 2**-7  # the last bit of a bfloat16 number is at most this share of it
 def install(module: nn.Module) -> None:
     """Let the norms inside a module that computes in bfloat16 on a CPU run in one pass."""
     for inner in module.modules():
-        if _epsilon(inner) and _alike(type(inner)):
-            inner.__class__ = _fused(type(inner))
+        kind: Any = type(inner)
+        if _epsilon(inner) and _alike(kind):
+            inner.__class__ = _fused(kind)
 
 
 def _epsilon(module: Any) -> float:

@@ -48,6 +48,8 @@ def of(
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    if any(isinstance(step, Prune) and step.refit for step in steps):
+    aims = [step.qep_tokens for step in steps if isinstance(step, Gptq) and step.qep]
+    prunes = [step for step in steps if isinstance(step, Prune)]
+    if any(step.refit for step in prunes) or (prunes and aims):
         return tokens
-    return max((min(step.qep_tokens, tokens) for step in steps if isinstance(step, Gptq) and step.qep), default=0)
+    return min(tokens, max(aims, default=0))

@@ -189,7 +189,6 @@ def corrected(
     for drift, pair in zip(drifts, (fit, check), strict=True):
         if pair is not None:
             drift.add(*pair, lost)
-        drift.every = sum(len(pair[0]) for pair in (fit, check) if pair is not None)
     x = torch.cat([pair[0] for pair in (fit, check) if pair is not None])
     ready = gptq.prepare(x.T @ x, settings(damp=1e-9, group_size=-1))
     return refit.corrected(weight, ready, *drifts)

@@ -173,12 +173,14 @@ def test_targets_are_corrected_with_the_tokens_that_pass_through_the_base(pico_f
     tap, twin = model.family.taps[0], model.twin(0)
     x, given = (list(model.visit(0, lane, tap)) for lane in (ours, base))
     weight = torch.eye(x[0].shape[-1])
-    found = Inputs(model, 0, ours, base, twin, "mlp.down_proj").drifts(tap, weight)
+    every, matched, fit, check = Inputs(model, 0, ours, base, twin, "mlp.down_proj").drifts(tap, weight)
     everything = torch.cat([part.reshape(32, -1) for part in x])
+    passed = torch.cat([part.reshape(32, -1) for part in (x[0], x[3])])
     expected = sum((b - a).reshape(32, -1).T @ a.reshape(32, -1) for a, b in zip((x[0], x[3]), given, strict=True))
-    assert torch.allclose(found[0], everything.T @ everything, rtol=1e-4)
-    assert torch.allclose(found[1].sum(), expected, rtol=1e-4, atol=1e-5)
-    assert (found[1].tokens, found[2].tokens, found[1].every) == (64, 0, 6 * 32)
+    assert torch.allclose(every, everything.T @ everything, atol=1e-3)
+    assert torch.allclose(matched, passed.T @ passed, atol=1e-3)
+    assert torch.allclose(fit.sum(), expected, atol=1e-3)
+    assert (fit.tokens, check.tokens) == (64, 0)
 
 
 def test_as_many_tokens_as_there_are_correct_targets_as_all_do(pico_folder: Path, tmp_path: Path, monkeypatch) -> None:

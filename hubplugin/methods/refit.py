@@ -34,15 +34,15 @@ def corrected(weight: Tensor, prepared: Prepared, fit: Drift, check: Drift) -> t
 
     T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1, the least-squares answer to outputs y~ of the base. What
     is owed comes from the tokens of `fit`; a is what is best on those of `check`, in closed form and between 0 and 1,
-    or 0.5 without any; some of the outputs decide it. H is `prepared`'s, of `every` token.
+    or 0.5 without any; some of the outputs decide it. H is `prepared`'s, of the tokens of both.
     """
-    order = prepared.order
-    found = moments.divided(fit.sum(fit.every / fit.tokens)[:, order], prepared.factor)
+    every, order = fit.tokens + check.tokens, prepared.order
+    found = moments.divided(fit.sum(every / fit.tokens)[:, order], prepared.factor)
     step = fit.owed(found.index_select(1, order.argsort()))
     share = 0.5
     if check.tokens:
         some = moments.spaced(len(step))
-        gain = moments.inner(check.owed(check.sum(check.every / check.tokens), some), step[::some])
+        gain = moments.inner(check.owed(check.sum(every / check.tokens), some), step[::some])
         size = moments.energy(step[::some], prepared.alive)
         share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
     return weight + share * step, share
