@@ -31,7 +31,7 @@ import torch
 from gpu_model import EIGHT_B, TINY, Shape, Weights
 from gpu_stages import TO_HOST, Marks, ceilings, watched
 
-from hubplugin import compress, family, layout, manifest, plan
+from hubplugin import compress, family, layout, manifest, plan, workload
 from hubplugin.ahead import Ahead
 from hubplugin.demo import MODEL as DOCS
 from hubplugin.methods.base import Grid
@@ -67,7 +67,8 @@ def tokens(shape: Shape) -> torch.Tensor:
 def run(shape: Shape, device: str, weights: Weights, **settings: int | bool) -> dict[str, Any]:
     """Compress one model; seconds by stage, the work they did, bytes packed, losses."""
     variant, row = planned(shape, weights, **settings), family.match(weights.config, "bench")
-    corrected = any(isinstance(step, manifest.Gptq) and step.qep for step in variant.steps)
+    every = shape.sequences * shape.length
+    corrected = workload.corrected_tokens(variant.steps, every) / every
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

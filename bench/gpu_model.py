@@ -57,10 +57,11 @@ class Shape:
             (self.ffn, self.hidden),
         ]
 
-    def work(self, corrected: bool) -> dict[str, float]:
+    def work(self, corrected: float) -> dict[str, float]:
         """What a stage cannot do without: floating-point operations, or bytes for a transfer, of the whole model.
 
-        `corrected`: targets are, so the base's own activations are carried along.
+        `corrected`: the share of the tokens that targets are corrected with: the base's own activations of these are
+        carried along.
         """
         tokens, taps = self.sequences * self.length, self.taps()
         weights = sum(inputs * outputs for inputs, outputs in taps)
@@ -71,7 +72,7 @@ class Shape:
             # not symmetric; linears that end a part have their outputs formed first, with no more of these than inputs
             "cross moments": corrected
             * sum(2 * tokens * inputs * (inputs if outputs > inputs else 2 * outputs) for inputs, outputs in taps),
-            "factor": sum(inputs**3 / 3 for inputs, _ in taps),
+            "factor": (1 + (0 < corrected < 1)) * sum(inputs**3 / 3 for inputs, _ in taps),
             "sweep": sum(outputs * inputs**2 for inputs, outputs in taps),  # feedback alone
             "loss": sum(4 * min(outputs, LOSS_ROWS) * inputs**2 for inputs, outputs in taps),
             "weights to the device": 2 * weights,

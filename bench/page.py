@@ -64,6 +64,9 @@ same version of torch. They run with their own defaults unless said here, and wi
 - **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`. By default neither searches for
   scales, and hubplugin does; these rows show what the search is worth to them.
 """
+LINEAR = """Median wall seconds, and the straight line through them. Default settings bend at 32,768 tokens: of more, every
+n-th batch passes through the base (`qep_tokens`).
+"""
 
 
 def main() -> None:
@@ -201,11 +204,7 @@ def curves(found: list[dict[str, Any]]) -> list[str]:
         cell for cell in found if _plain(cell) and cell["cell"]["model"] in LAYERS and cell["cell"]["tokens"] == 8192
     ]
     parts += _curve("The 75m shape with more and fewer layers, 8,192 tokens", grown, _layers, "layers")
-    return (
-        ["## Is the cost linear?\n", "Median wall seconds, and the straight line through them.\n", *parts]
-        if parts
-        else []
-    )
+    return ["## Is the cost linear?\n", LINEAR, *parts] if parts else []
 
 
 def _plain(cell: dict[str, Any]) -> bool:

@@ -42,12 +42,15 @@ def test_packed_bytes_are_those_of_four_bit_codes_and_their_scales(found: dict[s
 
 
 def test_the_8b_shape_is_the_work_that_arithmetic_says() -> None:
-    work = EIGHT_B.work(corrected=False)
+    work = EIGHT_B.work(corrected=0)
     tokens, weights = 128 * 2048, 32 * 218_103_808
     assert work["weights to the device"] == 2 * weights
     assert work["forward"] == 2 * tokens * weights + 32 * 2 * tokens * 2048 * 4096
     assert work["second moments"] == 32 * tokens * (3 * 4096**2 + 14336**2)
-    assert EIGHT_B.work(corrected=True)["forward"] == 2 * work["forward"] and work["cross moments"] == 0
+    half, whole = EIGHT_B.work(corrected=0.5), EIGHT_B.work(corrected=1)
+    assert half["forward"] == 1.5 * work["forward"] and whole["forward"] == 2 * work["forward"]
+    assert work["cross moments"] == 0 and half["cross moments"] == whole["cross moments"] / 2
+    assert half["factor"] == 2 * work["factor"] == 2 * whole["factor"]
     assert work["factor"] == pytest.approx(34e12, rel=0.02) and work["sweep"] == pytest.approx(48e12, rel=0.02)
 
 

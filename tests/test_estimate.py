@@ -11,11 +11,13 @@ import pico
 import pytest
 from plan_helpers import config_json
 
-from hubplugin import architecture, estimate
+from hubplugin import architecture, estimate, workload
 from hubplugin.estimate import Memory, Work
 from hubplugin.family import match
+from hubplugin.manifest import Manifest
 
 BENCH = Path(__file__).parents[1] / "bench"
+GPTQ, PRUNE = {"method": "gptq"}, {"method": "prune", "ffn": 0.25}
 WORK = Work(samples=64, tokens=512, quantizes=True, prunes=False, corrected=64 * 512, number=2)
 
 
@@ -85,3 +87,20 @@ def test_memory_is_measured_within_15_percent_of_what_was_planned(tmp_path, spil
     found = json.loads(report.read_text())
     assert found["spilled"] == spill
     assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("steps", "tokens"),
+    [
+        ([GPTQ], 2**15),
+        ([{**GPTQ, "qep_tokens": 2**20}], 10**5),
+        ([{**GPTQ, "qep": False}], 0),
+        ([PRUNE], 10**5),
+        ([{**PRUNE, "refit": False}], 0),
+        ([{**PRUNE, "refit": False}, GPTQ], 10**5),
+        ([PRUNE, {**GPTQ, "qep": False}], 10**5),
+    ],
+)
+def test_as_many_tokens_pass_through_the_base_as_steps_ask_for(steps, tokens):
+    entries = {"model": "a/b", "calibrate": {"self": True}, "variants": {"V": steps}}
+    assert workload.corrected_tokens(Manifest.model_validate(entries).variants["V"], 10**5) == tokens
