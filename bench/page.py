@@ -64,8 +64,8 @@ same version of torch. They run with their own defaults unless said here, and wi
 - **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`. By default neither searches for
   scales, and hubplugin does; these rows show what the search is worth to them.
 """
-LINEAR = """Median wall seconds, and the straight line through them. Default settings bend at 32,768 tokens: of more, every
-n-th batch passes through the base (`qep_tokens`).
+LINEAR = """Median wall seconds, and the straight line through them. Default settings bend at 32,768 tokens: of more,
+every n-th batch passes through the base (`qep_tokens`).
 """
 
 
