@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hubplugin import hessian
+from hubplugin import hessian, moments_cpu
 from hubplugin.errors import CompressError
 
 
@@ -62,6 +62,42 @@ def test_what_a_linear_owes_is_the_same_summed_over_inputs_or_over_outputs() -> 
             drift.add(part, other)
         owed.append(drift.owed(drift.sum(0.5)))
     assert torch.allclose(owed[0], weight @ (base - x).T @ x / 2) and torch.allclose(*owed)
+
+
+@pytest.fixture(params=[True, False])
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CPU's matrix unit, where there is one, and without."""
+    if not request.param:
+        monkeypatch.setattr(moments_cpu, "works", lambda: False)
+
+
+@pytest.mark.parametrize("size", [64, 48])
+def test_second_moments_of_bfloat16_are_those_of_float64(unit: None, size: int) -> None:
+    x = inputs(size=size).bfloat16()
+    moment = hessian.Moment()
+    moment.add(x[:100])
+    moment.add(x[100:])
+    expected = x.double().T @ x.double()
+    assert moment.tokens == 300
+    assert float((moment.matrix("w") - expected).abs().max()) <= 1e-6 * float(expected.max())
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("size", [64, 48])
+@pytest.mark.parametrize("cut", [64, 50])
+def test_what_is_owed_in_bfloat16_is_that_of_float64_but_for_the_rounding_of_differences(
+    unit: None, ends: bool, size: int, cut: int
+) -> None:
+    x, lost = inputs(128, size).bfloat16(), inputs(128, 96, seed=3).bfloat16() / 8
+    base = x + inputs(128, size, seed=1).bfloat16() / 16
+    weight = torch.randn(96, size, generator=torch.Generator().manual_seed(2)).bfloat16().float()
+    seen, drift = hessian.Seen().take(x), hessian.Drift(weight, ends)
+    for first, last in ((0, cut), (cut, 128)):
+        drift.add(seen.part(first, last), base[first:last], lost[first:last] if ends else None)
+    missing = (base.double() - x.double()) @ weight.double().T + (lost.double() if ends else 0)
+    owed, expected = drift.owed(drift.sum()), missing.T @ x.double()
+    assert drift.tokens == 128
+    assert float((owed - expected).norm() / expected.norm()) < 0.01
 
 
 def test_inputs_that_were_never_excited_get_a_unit_diagonal() -> None:
