@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hubplugin import amx
 from hubplugin.amx import DEEP, PANEL, SIXTEEN
-from hubplugin.threads import spread
+from hubplugin.threads import bits, spread
 
 
 def fits(x: Tensor) -> bool:
@@ -55,8 +55,7 @@ class Tiles:
         return self._memory[side][:size].reshape(shape)
 
     def _pack(self, rows: Tensor, before: int, both: bool) -> None:
-        bits = rows.view(torch.int16).numpy().view(np.uint16)
-        spread(amx.pack, len(self.left), bits, before, both, self.left, self.right if both else self.left)
+        spread(amx.pack, len(self.left), bits(rows), before, both, self.left, self.right if both else self.left)
 
     def part(self, first: int, last: int) -> "Tiles | None":
         """These tokens of all, in the same memory; None where a tile has others too."""
@@ -99,6 +98,11 @@ def works() -> bool:
     x = torch.randn(512, 2 * PANEL, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = torch.zeros(2 * PANEL, 2 * PANEL)
     add_lower(found, Tiles().fill(x))
+    return lossless(found, x)
+
+
+def lossless(found: Tensor, x: Tensor) -> bool:
+    """Whether x^T x as found, read on and below the diagonal, is as exact as float32's own; x bfloat16."""
     exact = x.double().T @ x.double()
     plain = float((x.float().T @ x.float() - exact).abs().max())
     return float((found - exact).tril().abs().max()) <= max(2 * plain, 1e-6 * float(exact.diagonal().max()))

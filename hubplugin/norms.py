@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor, nn
 
-from hubplugin.threads import spread
+from hubplugin.threads import bits, spread
 
 TRIED = 64  # rows, and numbers in a row
 ONE_BIT = 2**-7  # the last bit of a bfloat16 number is at most this share of it
@@ -66,13 +66,9 @@ def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """bfloat16 [..., width]: x / sqrt(mean x^2 + epsilon), rounded to bfloat16, times weight [width] in bfloat16."""
     rows = hidden.contiguous()
     out = torch.empty_like(rows)
-    flat = [_bits(tensor).reshape(-1, rows.shape[-1]) for tensor in (rows, out)]
-    spread(_normalize, len(flat[0]), *flat, _bits(weight), np.float32(epsilon))
+    flat = [bits(tensor).reshape(-1, rows.shape[-1]) for tensor in (rows, out)]
+    spread(_normalize, len(flat[0]), *flat, bits(weight), np.float32(epsilon))
     return out
-
-
-def _bits(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().view(torch.int16).numpy().view(np.uint16)
 
 
 @intrinsic
