@@ -18,8 +18,16 @@ import numpy
 import torch
 from models import DOCS, HELD_OUT, tokens
 
-from hubplugin import compress, evaluate, export, family, hub, manifest, plan, report
-from hubplugin.stream import Model, computing_dtype
+from hubplugin import report
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress import blockwise, export
+from hubplugin.evaluation import quality_metrics
+from hubplugin.hub import snapshots
+from hubplugin.manifest import loading
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.model.devices import computing_dtype
+from hubplugin.plan import planner
 
 HERE = Path(__file__).parent
 WORK, RESULTS = HERE / ".work", HERE / "results" / "ablation" / "docs.json"
@@ -56,10 +64,10 @@ def main() -> None:
 
 def measure(found: dict[str, Any], calibration: Path | None, held_out: Path | None) -> None:
     """Fill in the runs that are missing, one file after each."""
-    row = family.FAMILIES["llama"]
+    row = families.FAMILIES["llama"]
     path = tokens("docs", WORK, SEQUENCES, HELD_OUT, held_out)
     described = report.Tokens.model_validate_json(path.with_suffix(".json").read_text("utf-8"))
-    base = evaluate.reference(DOCS, row, torch.from_numpy(numpy.load(path)), described)
+    base = quality_metrics.reference(DOCS, row, torch.from_numpy(numpy.load(path)), described)
     found["held_out"], found["base"] = described.model_dump(), base.quality.perplexity
     done = {(run["bits"], run["group_size"], run["seed"], run["name"]) for run in found["runs"]}
     for seed in SEEDS:
@@ -69,7 +77,7 @@ def measure(found: dict[str, Any], calibration: Path | None, held_out: Path | No
                 if (bits, group, seed, name) in done:
                     continue
                 step = {"method": "gptq", "bits": bits, "group_size": group, **changes}
-                quality = evaluate.measure(make(step, ids), row, base, kl=True).variant
+                quality = quality_metrics.measure(make(step, ids), row, base, kl=True).variant
                 run = {"bits": bits, "group_size": group, "seed": seed, "name": name, **quality.model_dump()}
                 found["runs"].append(run)
                 RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +97,13 @@ def make(step: dict[str, Any], ids: Path) -> Path:
     source = {"self": True, "samples": calibration.shape[0], "tokens": calibration.shape[1]}
     written = {"model": str(DOCS.resolve()), "calibrate": source, "variants": {"variant": [step]}}
     document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
-    loaded = manifest.load(document)
-    peek = hub.peek(loaded.manifest.model, loaded.folder)
-    variant = plan.make(loaded, peek.config, peek.tensors).variants[0]
-    row = family.match(peek.config, str(DOCS))
-    model = Model(export.DenseView(DOCS), peek.config, row, computing_dtype(torch.bfloat16))
+    loaded = loading.load(document)
+    peek = snapshots.peek(loaded.manifest.model, loaded.folder)
+    variant = planner.make(loaded, peek.config, peek.tensors).variants[0]
+    row = families.match(peek.config, str(DOCS))
+    model = Model(DenseView(DOCS), peek.config, row, computing_dtype(torch.bfloat16))
     target = export.Folder(out, DOCS, variant, row)
-    for block in compress.blocks(model, calibration, variant, torch.bfloat16):
+    for block in blockwise.blocks(model, calibration, variant, torch.bfloat16):
         target.add(block)
     target.finish()
     return out

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-from hubplugin import family, folder, gate
+from hubplugin.evaluation import generation
+from hubplugin.evaluation.generation import logprobs
+from hubplugin.model import configs, families
 from serve import client, engine, smoke
 
 PROMPTS = [[72, 532, 411, 45, 67, 12, 90], [110, 101, 120, 7, 8, 9], [200, 30, 40, 12], [5, 6, 7, 100, 101]]
@@ -23,11 +25,11 @@ ANSWERS, TOKENS = 8, 200
 
 def agreement(path: Path) -> tuple[float, float]:
     """(vLLM against float32, half precision against float32), nats."""
-    row = family.match(folder.read_config(path, str(path)), str(path))
+    row = families.match(configs.read_config(path, str(path)), str(path))
     made = smoke.generate(path, PROMPTS, 8)
     theirs = torch.tensor([value for values in made.logprobs for value in values])
-    exact = gate.logprobs(path, row, PROMPTS, made.token_ids)
-    half = gate.logprobs(path, row, PROMPTS, made.token_ids, gate.served_dtype(path))
+    exact = logprobs(path, row, PROMPTS, made.token_ids)
+    half = logprobs(path, row, PROMPTS, made.token_ids, generation.served_dtype(path))
     return float((theirs - exact).abs().mean()), float((half - exact).abs().mean())
 
 

@@ -14,11 +14,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import calibrate, export, family, hessian
-from hubplugin.inputs import COLD
-from hubplugin.manifest import Gptq
-from hubplugin.methods import gptq
-from hubplugin.stream import Model
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress import calibration_data
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.gptq import gptq
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.model.layer_inputs import COLD
 
 CLUSTERS, JUDGED, TOKENS, HELD_OUT = 8, 3, 512, 2500
 COUNTS = (0, 64, 512, 2048, 4096)  # tokens that an emulated expert saw
@@ -26,10 +29,10 @@ COUNTS = (0, 64, 512, 2048, 4096)  # tokens that an emulated expert saw
 
 def inputs_of_ffn(folder: Path, text: str, sequences: int) -> tuple[Tensor, nn.Module]:
     """What reaches the FFN [tokens, hidden] of the block in the middle, and that block."""
-    view = export.DenseView(folder)
-    row = family.match(view.config, str(folder))
+    view = DenseView(folder)
+    row = families.match(view.config, str(folder))
     model = Model(view, view.config, row)
-    ids = torch.tensor(calibrate.read_tokenizer(folder)(text)["input_ids"])
+    ids = torch.tensor(calibration_data.read_tokenizer(folder)(text)["input_ids"])
     batches = model.start(ids[: len(ids) // TOKENS * TOKENS].reshape(-1, TOKENS)[:sequences])
     middle = len(model) // 2
     for index in range(middle):
@@ -97,7 +100,7 @@ def main() -> None:
                 judge = of(x[rows[-HELD_OUT:]])
                 for how, found in moments(of(x[rows[: min(count, len(rows) - HELD_OUT)]]), large).items():
                     made = gptq.compress(weight, found, step).weight
-                    losses.setdefault(how, []).append(hessian.relative_loss(weight, made, judge.T @ judge))
+                    losses.setdefault(how, []).append(linear_algebra.relative_loss(weight, made, judge.T @ judge))
             told = ", ".join(f"{how} {1000 * sum(each) / len(each):.2f}" for how, each in losses.items())
             print(f"{name} ({weight.shape[1]} inputs), {count} tokens: {told}", flush=True)
 

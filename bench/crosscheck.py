@@ -18,9 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from hubplugin import calibrate, export, hessian, hub, manifest, report
-from hubplugin.checkpoint import Reader
-from hubplugin.gptqmodel_worker import codes
+from hubplugin import report
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.compress import calibration_data
+from hubplugin.compress.gptqmodel.worker import codes
+from hubplugin.compress.self_sampling import sample_self
+from hubplugin.hub import snapshots
+from hubplugin.manifest import loading
+from hubplugin.methods import linear_algebra
 
 THEIRS = "-gptqmodel"
 HEADER = (
@@ -61,11 +67,11 @@ def row(ours: Path, theirs: Path, moments: dict[str, Tensor], weights: dict[str,
     for name, weight in weights.items():
         stored, losses = [], []
         for folder in (ours, theirs):
-            dense = export.DenseView(folder).get(f"{name}.weight")
+            dense = DenseView(folder).get(f"{name}.weight")
             reader = Reader(folder)
             bits = 32 * reader.headers[f"{name}.qweight"].shape[0] // weight.shape[1]
             stored.append(codes(name, dense, reader.get(f"{name}.scales").T, bits))
-            losses.append(hessian.relative_loss(weight, dense, moments[name]))
+            losses.append(linear_algebra.relative_loss(weight, dense, moments[name]))
         equal += int((stored[0] == stored[1]).sum())
         total += weight.numel()
         ratios.append(losses[0] / losses[1])
@@ -84,14 +90,16 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    document, out = manifest.load(options.manifest), options.out or Path("out") / options.manifest.stem
+    document, out = loading.load(options.manifest), options.out or Path("out") / options.manifest.stem
     pairs = [(out / name, out / f"{name}{THEIRS}") for name in document.manifest.variants if not name.endswith(THEIRS)]
-    base = hub.pull(document.manifest.model, document.folder).path
+    base = snapshots.pull(document.manifest.model, document.folder).path
 
     def sample(count: int, tokens: int, seed: int) -> Tensor:
-        return calibrate.sample_self(base, count, tokens, seed)
+        return sample_self(base, count, tokens, seed)
 
-    batch = calibrate.tokens(document.manifest.calibrate, calibrate.read_tokenizer(base), document.folder, sample)
+    batch = calibration_data.tokens(
+        document.manifest.calibrate, calibration_data.read_tokenizer(base), document.folder, sample
+    )
     for folder in (folder for pair in pairs for folder in pair):
         if report.read(folder).calibration.sha256 != batch.description.sha256:
             parser.error(f"{folder} was made with other tokens; run `hubplugin run {options.manifest}` again")

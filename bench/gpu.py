@@ -31,11 +31,16 @@ import torch
 from gpu_model import EIGHT_B, TINY, Shape, Weights
 from gpu_stages import TO_HOST, Marks, ceilings, watched
 
-from hubplugin import compress, family, layout, manifest, plan, workload
-from hubplugin.ahead import Ahead
+from hubplugin.checkpoint import formats
+from hubplugin.checkpoint.encodings import Grid
+from hubplugin.compress import blockwise
 from hubplugin.demo import MODEL as DOCS
-from hubplugin.methods.base import Grid
-from hubplugin.stream import Model
+from hubplugin.manifest import loading
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.model.prefetch import Prefetch
+from hubplugin.plan import planner, workload
+from hubplugin.plan.variant_plan import VariantPlan
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work"
@@ -45,7 +50,7 @@ RUNS: dict[str, dict[str, bool]] = {PLAIN: {"qep": False, "signed_scales": False
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def planned(shape: Shape, weights: Weights, **settings: int | bool) -> plan.VariantPlan:
+def planned(shape: Shape, weights: Weights, **settings: int | bool) -> VariantPlan:
     """One GPTQ variant of this model, with the manifest's defaults but for `settings`."""
     with tempfile.TemporaryDirectory() as folder:
         document = Path(folder) / "gpu.yaml"
@@ -55,7 +60,7 @@ def planned(shape: Shape, weights: Weights, **settings: int | bool) -> plan.Vari
             "variants": {"GPTQ": [{"method": "gptq", **settings}]},
         }
         document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
-        return plan.make(manifest.load(document), weights.config, weights.headers()).variants[0]
+        return planner.make(loading.load(document), weights.config, weights.headers()).variants[0]
 
 
 def tokens(shape: Shape) -> torch.Tensor:
@@ -66,7 +71,7 @@ def tokens(shape: Shape) -> torch.Tensor:
 
 def run(shape: Shape, device: str, weights: Weights, **settings: int | bool) -> dict[str, Any]:
     """Compress one model; seconds by stage, the work they did, bytes packed, losses."""
-    variant, row = planned(shape, weights, **settings), family.match(weights.config, "bench")
+    variant, row = planned(shape, weights, **settings), families.match(weights.config, "bench")
     every = shape.sequences * shape.length
     corrected = workload.corrected_tokens(variant.steps, every) / every
     if device != "cpu":
@@ -76,14 +81,14 @@ def run(shape: Shape, device: str, weights: Weights, **settings: int | bool) -> 
     packed, losses, fallbacks = 0, [], 0
     with watched(marks):
         prefixes = [row.block.format(i=index) for index in range(shape.layers)]
-        source = Ahead(weights, prefixes, device, torch.bfloat16)
+        source = Prefetch(weights, prefixes, device, torch.bfloat16)
         model = Model(source, weights.config, row, torch.bfloat16, device)
-        for block in compress.blocks(model, tokens(shape), variant, torch.bfloat16):
+        for block in blockwise.blocks(model, tokens(shape), variant, torch.bfloat16):
             for name, encoding in block.encodings.items():
                 assert isinstance(encoding, Grid)
                 scheme = variant.linear(name).scheme
                 assert scheme is not None
-                made = layout.tensors(encoding, scheme.layout, torch.bfloat16)
+                made = formats.tensors(encoding, scheme.layout, torch.bfloat16)
                 with marks.stage(TO_HOST):
                     packed += sum(tensor.cpu().nbytes for tensor in made.values())
             losses += [result.loss for result in block.results if result.loss is not None]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hubplugin import checkpoint
-from hubplugin.architecture import Header
-from hubplugin.hessian import LOSS_ROWS
+from hubplugin.checkpoint import safetensors_io
+from hubplugin.checkpoint.headers import Header
+from hubplugin.methods.linear_algebra import LOSS_ROWS
 
 
 @dataclass(frozen=True)
@@ -125,4 +125,4 @@ class Weights:
 
     def write(self, folder: Path) -> None:
         """The weights as a checkpoint, for engines that read one."""
-        checkpoint.write(folder, self.headers(), self.get)
+        safetensors_io.write(folder, self.headers(), self.get)

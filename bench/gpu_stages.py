@@ -14,28 +14,31 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from hubplugin import hessian, layout, stream
-from hubplugin.hessian import Moment
-from hubplugin.methods import gptq, refit
-from hubplugin.moments_gpu import add_lower, ieee_products
+from hubplugin.checkpoint import formats
+from hubplugin.kernels import second_moments
+from hubplugin.kernels.second_moments import Moment
+from hubplugin.kernels.xtx_cuda import add_lower, ieee_products
+from hubplugin.methods import qep
+from hubplugin.methods.gptq import gptq
+from hubplugin.model import block_runner
 
 OTHER = "everything else"
 # what is wrapped, and the stage it is; in the order in which a table shows them
 WRAPPED: tuple[tuple[Any, str, str], ...] = (
-    (stream.Model, "_load", "weights to the device"),
-    (stream.Model, "start", "forward"),
-    (stream.Model, "visit", "forward"),
-    (stream.Model, "advance", "forward"),
-    (stream.Model, "residual", "forward"),
+    (block_runner.Model, "_load", "weights to the device"),
+    (block_runner.Model, "start", "forward"),
+    (block_runner.Model, "visit", "forward"),
+    (block_runner.Model, "advance", "forward"),
+    (block_runner.Model, "residual", "forward"),
     (Moment, "add", "second moments"),
     (Moment, "matrix", "second moments"),
-    (hessian.Drift, "add", "cross moments"),
-    (refit, "corrected", "target correction"),
-    (hessian, "factor", "factor"),
+    (qep.Drift, "add", "cross moments"),
+    (qep, "corrected", "target correction"),
+    (second_moments, "factor", "factor"),
     (gptq, "_sweep", "sweep"),
     (gptq, "compress", "reorder and dequantize"),
-    (hessian, "relative_loss", "loss"),
-    (layout, "tensors", "pack"),
+    (second_moments, "relative_loss", "loss"),
+    (formats, "tensors", "pack"),
 )
 TO_HOST = "codes to the host"
 STAGES = (*dict.fromkeys(stage for _, _, stage in WRAPPED), TO_HOST, OTHER)

@@ -32,8 +32,15 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     import numpy
     import torch
 
-    from hubplugin import compress, export, family, hub, manifest, memory, phases, plan
-    from hubplugin.stream import Model, computing_dtype
+    from hubplugin import memory
+    from hubplugin.checkpoint.dense_view import DenseView
+    from hubplugin.compress import blockwise, export, stages
+    from hubplugin.hub import snapshots
+    from hubplugin.manifest import loading
+    from hubplugin.model import families
+    from hubplugin.model.block_runner import Model
+    from hubplugin.model.devices import computing_dtype
+    from hubplugin.plan import planner
 
     ids = torch.from_numpy(numpy.load(tokens))
     gptq = {
@@ -50,21 +57,21 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     out.mkdir(parents=True)
     document = out.with_suffix(".yaml")
     document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
-    loaded = manifest.load(document)
-    peek = hub.peek(loaded.manifest.model, loaded.folder)
-    planned = plan.make(loaded, peek.config, peek.tensors)
-    variant, row = planned.variants[0], family.match(peek.config, str(base))
+    loaded = loading.load(document)
+    peek = snapshots.peek(loaded.manifest.model, loaded.folder)
+    planned = planner.make(loaded, peek.config, peek.tensors)
+    variant, row = planned.variants[0], families.match(peek.config, str(base))
     stored = export.DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
-    model = Model(export.DenseView(base), planned.config, row, computing_dtype(stored))
+    model = Model(DenseView(base), planned.config, row, computing_dtype(stored))
     target = export.Folder(out, base, variant, row)
     memory.reset_peak()
     begun = time.monotonic()
-    forced = out / phases.SPILL
+    forced = out / stages.SPILL
     if case.get("spill"):
         forced.mkdir()
         memory.spare()
-    with nullcontext(forced) if case.get("spill") else phases.spilling(variant, out) as spill:
-        for block in compress.blocks(model, ids, variant, stored, spill=spill):
+    with nullcontext(forced) if case.get("spill") else stages.spilling(variant, out) as spill:
+        for block in blockwise.blocks(model, ids, variant, stored, spill=spill):
             target.add(block)
             del block
     disk = sum(file.stat().st_size for file in spill.rglob("*") if file.is_file()) if spill and spill.exists() else 0

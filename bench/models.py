@@ -17,10 +17,13 @@ from typing import Any
 import numpy
 import torch
 
-from hubplugin import calibrate, checkpoint, report
+from hubplugin import report
+from hubplugin.checkpoint import safetensors_io
+from hubplugin.checkpoint.headers import Header
+from hubplugin.compress import calibration_data
+from hubplugin.compress.self_sampling import sample_self
 from hubplugin.demo import MODEL as DOCS
-from hubplugin.manifest import Source
-from hubplugin.plan import Header
+from hubplugin.manifest.source import Source
 
 SEQUENCE = 512  # tokens
 HELD_OUT = 1000  # the seed of held-out data; calibration seeds are small numbers
@@ -90,7 +93,7 @@ def _streamed(shape: Shape, folder: Path) -> None:
         made = torch.empty(state[name].shape)
         return (made.normal_(0, 0.02, generator=generator) if made.dim() > 1 else made.fill_(1)).bfloat16()
 
-    checkpoint.write(folder, {name: Header("BF16", tuple(tensor.shape)) for name, tensor in state.items()}, get)
+    safetensors_io.write(folder, {name: Header("BF16", tuple(tensor.shape)) for name, tensor in state.items()}, get)
     for file in TOKENIZER:
         shutil.copyfile(DOCS / file, folder / file)
 
@@ -127,7 +130,7 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        vocabulary = len(calibrate.read_tokenizer(DOCS))
+        vocabulary = len(calibration_data.read_tokenizer(DOCS))
         ids = torch.randint(vocabulary, (sequences, SEQUENCE), generator=generator, dtype=torch.int32)
         made = report.Tokens(
             source="random token ids", sequences=sequences, tokens_per_sequence=SEQUENCE, seed=seed, sha256=_sha256(ids)
@@ -136,9 +139,9 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
         where = {"files": (texts.name,)} if texts else {"self": True}
         source = Source(samples=sequences, tokens=SEQUENCE, seed=seed, **where)
         folder = texts.parent if texts else Path()
-        tokenizer = calibrate.read_tokenizer(DOCS)
+        tokenizer = calibration_data.read_tokenizer(DOCS)
         # held-out text is read in order; calibration windows are chosen by the seed
-        batch = calibrate.tokens(source, tokenizer, folder, _sample, shuffle=seed != HELD_OUT)
+        batch = calibration_data.tokens(source, tokenizer, folder, _sample, shuffle=seed != HELD_OUT)
         ids, made = batch.ids, batch.description
     path.with_suffix(".json").write_text(made.model_dump_json(indent=1), encoding="utf-8")
     part = path.with_name(f".{path.name}")
@@ -148,7 +151,7 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
 
 
 def _sample(count: int, length: int, seed: int) -> torch.Tensor:
-    return calibrate.sample_self(DOCS, count, length, seed)
+    return sample_self(DOCS, count, length, seed)
 
 
 def _sha256(ids: torch.Tensor) -> str:

@@ -26,8 +26,14 @@ def main() -> None:
         from transformers.models.llama import modeling_llama  # noqa: F401 - else imported when a model is first built
 
         import hubplugin
-        from hubplugin import compress, export, family, hub, manifest, plan
-        from hubplugin.stream import Model, computing_dtype
+        from hubplugin.checkpoint.dense_view import DenseView
+        from hubplugin.compress import blockwise, export
+        from hubplugin.hub import snapshots
+        from hubplugin.manifest import loading
+        from hubplugin.model import families
+        from hubplugin.model.block_runner import Model
+        from hubplugin.model.devices import computing_dtype
+        from hubplugin.plan import planner
 
     with clock.stage("load"):
         ids = torch.from_numpy(numpy.load(options.tokens))
@@ -39,16 +45,16 @@ def main() -> None:
             "variants": {"variant": [step]},
         }
         document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
-        loaded = manifest.load(document)
-        peek = hub.peek(loaded.manifest.model, loaded.folder)
-        planned = plan.make(loaded, peek.config, peek.tensors)
-        variant, row = planned.variants[0], family.match(peek.config, str(options.base))
+        loaded = loading.load(document)
+        peek = snapshots.peek(loaded.manifest.model, loaded.folder)
+        planned = planner.make(loaded, peek.config, peek.tensors)
+        variant, row = planned.variants[0], families.match(peek.config, str(options.base))
         stored = export.DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
-        model = Model(export.DenseView(options.base), planned.config, row, computing_dtype(stored))
+        model = Model(DenseView(options.base), planned.config, row, computing_dtype(stored))
         options.out.mkdir(parents=True)
         target = export.Folder(options.out, options.base, variant, row)
     with clock.stage("quantize"):
-        for block in compress.blocks(model, ids, variant, stored):
+        for block in blockwise.blocks(model, ids, variant, stored):
             target.add(block)
     with clock.stage("save"):
         target.finish()

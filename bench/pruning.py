@@ -32,8 +32,10 @@ from pruning_rivals import RIVALS, parts
 from pruning_rivals.calibration import Calibration
 from safetensors import safe_open
 
-from hubplugin import evaluate, family, report
-from hubplugin import folder as model_folder
+from hubplugin import disk, report
+from hubplugin.evaluation import quality_metrics
+from hubplugin.model import configs, families, kl_divergence
+from hubplugin.progress import progress
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "pruning"
@@ -52,8 +54,8 @@ class Bench:
     base: Path
     work: Path
     results: Path
-    family: family.Family
-    reference: evaluate.Reference
+    family: families.Family
+    reference: quality_metrics.Reference
     ids: torch.Tensor
     calibration: report.Tokens
     source: dict[str, Any]  # `calibrate:` of the manifests, which makes the same ids
@@ -97,9 +99,9 @@ def do(bench: Bench, method: str, ratio: float, calibration: Calibration, force:
         found = rival(bench, method, made_from["keep"], calibration)
     else:
         found = ours(bench, method, made_from["steps"])
-    report.put(path, json.dumps({**head, **found, **bench.shared}, indent=1) + "\n")
+    disk.put(path, json.dumps({**head, **found, **bench.shared}, indent=1) + "\n")
     quality = found["quality"]
-    report.progress(
+    progress(
         f"{path.stem} | perplexity {quality['perplexity']:.3f} | KL {quality['mean_kl']:.4f} | {found['seconds']} s"
     )
 
@@ -160,7 +162,7 @@ def ours(bench: Bench, method: str, steps: list[pruning_ours.Step]) -> dict[str,
     said = report.read(out / method)
     if said.calibration.sha256 != bench.calibration.sha256:
         raise RuntimeError("hubplugin run calibrated on other token ids than the rivals")
-    quality = evaluate.measure(out / method, bench.family, bench.reference, kl=True).variant
+    quality = quality_metrics.measure(out / method, bench.family, bench.reference, kl=True).variant
     plain = same_shapes(out / method)
     shutil.rmtree(out)
     return {
@@ -195,15 +197,15 @@ def opened(calibration: Path | None, held_out: Path | None) -> Bench:
         report.Tokens.model_validate_json(each.with_suffix(".json").read_text(encoding="utf-8")) for each in paths
     ]
     ids = [torch.from_numpy(numpy.load(each)) for each in paths]
-    evaluate.LOGITS = PIECE
-    row = family.match(model_folder.read_config(DOCS, str(DOCS)), str(DOCS))
+    kl_divergence.LOGITS = PIECE
+    row = families.match(configs.read_config(DOCS, str(DOCS)), str(DOCS))
     where: dict[str, Any] = {"files": [str(calibration.resolve())]} if calibration else {"self": True}
     return Bench(
         base=DOCS,
         work=WORK,
         results=TEXT if calibration else RESULTS,
         family=row,
-        reference=evaluate.reference(DOCS, row, ids[1], described[1]),
+        reference=quality_metrics.reference(DOCS, row, ids[1], described[1]),
         ids=ids[0],
         calibration=described[0],
         source={**where, "samples": SEQUENCES, "tokens": SEQUENCE, "seed": 0},

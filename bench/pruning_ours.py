@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hubplugin import hub, manifest, plan
+from hubplugin.hub import snapshots
+from hubplugin.manifest import loading
+from hubplugin.plan import planner, variant_plan
 
 Step = dict[str, Any]
 INT8, INT4 = {"method": "gptq", "bits": 8, "group_size": 64}, {"method": "gptq", "bits": 4, "group_size": 64}
@@ -71,17 +73,17 @@ def least(base: Path, ratio: float, work: Path, made: int) -> int:
     return max(math.ceil(round(dense(base, work).linear_parameters * (1 - ratio), 6)), made)
 
 
-def dense(base: Path, work: Path) -> plan.Plan:
+def dense(base: Path, work: Path) -> variant_plan.Plan:
     """The plan of a base, for its own counts."""
     return _planned(base, QUANTIZED, work)
 
 
-def _planned(base: Path, variants: dict[str, list[Step]], work: Path) -> plan.Plan:
+def _planned(base: Path, variants: dict[str, list[Step]], work: Path) -> variant_plan.Plan:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        document = manifest.load(write(Path(folder) / "plan.yaml", base, {"self": True, "tokens": 16}, variants))
-    peek = hub.peek(document.manifest.model, document.folder)
-    return plan.make(document, peek.config, peek.tensors)
+        document = loading.load(write(Path(folder) / "plan.yaml", base, {"self": True, "tokens": 16}, variants))
+    peek = snapshots.peek(document.manifest.model, document.folder)
+    return planner.make(document, peek.config, peek.tensors)
 
 
 def run(path: Path, out: Path, log: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from page import table
 
-from hubplugin import report
+from hubplugin import disk
 
 HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results" / "pruning", HERE / "results" / "pruning_speed"
@@ -103,7 +103,7 @@ def main() -> None:
 
     found = results(RESULTS)
     pruning_plots.write(found, PAGE.parent)
-    report.put(PAGE, render(found, results(TEXT), results(SPEED)))
+    disk.put(PAGE, render(found, results(TEXT), results(SPEED)))
     print(PAGE)
 
 

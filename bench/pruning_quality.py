@@ -7,8 +7,9 @@ against each other.
 import torch
 from torch import nn
 
-from hubplugin import evaluate
-from hubplugin.evaluate import Reference
+from hubplugin.evaluation import quality_metrics
+from hubplugin.evaluation.quality_metrics import Reference
+from hubplugin.model import kl_divergence
 from hubplugin.report import Quality
 
 ROWS = 4  # sequences at a time
@@ -17,7 +18,7 @@ ROWS = 4  # sequences at a time
 @torch.inference_mode()
 def measure(model: nn.Module, base: Reference, kl: bool = True) -> Quality:
     """Perplexity of a module on the reference's tokens and, where asked, its distance from the reference."""
-    tokens, count = base.tokens.long(), max(1, evaluate.LOGITS // base.model.vocabulary)
+    tokens, count = base.tokens.long(), max(1, kl_divergence.LOGITS // base.model.vocabulary)
     losses, divergences, agreed = [], [], 0
     for ids, expected in zip(tokens.split(ROWS), base.hidden.split(ROWS), strict=True):
         hidden = model.model(ids, use_cache=False).last_hidden_state
@@ -27,6 +28,6 @@ def measure(model: nn.Module, base: Reference, kl: bool = True) -> Quality:
             losses.append(nn.functional.cross_entropy(logits, wanted, reduction="none").double())
             if kl:
                 base_logits = base.model.logits(base_piece)
-                divergences.append(evaluate.divergence(base_logits, logits))
+                divergences.append(kl_divergence.divergence(base_logits, logits))
                 agreed += int((logits.argmax(-1) == base_logits.argmax(-1)).sum())
-    return evaluate.quality(losses, len(tokens), divergences, agreed)
+    return quality_metrics.quality(losses, len(tokens), divergences, agreed)

@@ -29,7 +29,8 @@ import pruning_ours
 import psutil
 from pruning_page import SPEED
 
-from hubplugin import report
+from hubplugin import disk, report
+from hubplugin.progress import progress
 from serve import engine, settings
 
 HERE = Path(__file__).parent
@@ -60,7 +61,7 @@ def folders(model: str, names: list[str]) -> dict[str, Path]:
         before = path.read_text(encoding="utf-8") if path.exists() and done.exists() else ""
         pruning_ours.write(path, base, CALIBRATION, {"pruned": VARIANTS[name]})
         if path.read_text(encoding="utf-8") != before:
-            report.progress(f"pruning {model}: {name}")
+            progress(f"pruning {model}: {name}")
             pruning_ours.run(path, place, path.with_suffix(".log"))
         found[name] = place / "pruned"
     return found
@@ -150,9 +151,7 @@ def turn(variant: str, folder: Path, number: int, options: argparse.Namespace, v
             others = max(0.0, row.pop("busy") - (_cpu_of(running) - own)) / row["wall"] / options.cores
             rows.append({"variant": variant, "round": number, "concurrency": concurrency, **row})
             rows[-1]["others_share"] = round(others, 3)
-            report.progress(
-                f"round {number + 1} | {variant} | {concurrency} at once | {row['tokens_per_second']} tokens/s"
-            )
+            progress(f"round {number + 1} | {variant} | {concurrency} at once | {row['tokens_per_second']} tokens/s")
     return rows
 
 
@@ -194,7 +193,7 @@ def main() -> None:
             result["runs"] += turn(variant, folder, number, options, vocabulary)
     target = WORK if options.model == "tiny" else SPEED
     target.mkdir(parents=True, exist_ok=True)
-    report.put(target / f"{options.model}.json", json.dumps(result, indent=1) + "\n")
+    disk.put(target / f"{options.model}.json", json.dumps(result, indent=1) + "\n")
     print(target / f"{options.model}.json")
 
 

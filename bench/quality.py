@@ -14,9 +14,10 @@ from typing import Any
 import numpy
 import torch
 
-from hubplugin import evaluate, family, report
-from hubplugin import folder as model_folder
+from hubplugin import report
 from hubplugin.errors import HubPluginError
+from hubplugin.evaluation import quality_metrics
+from hubplugin.model import configs, families
 
 
 def main() -> None:
@@ -29,12 +30,12 @@ def main() -> None:
     options = parser.parse_args()
     ids = torch.from_numpy(numpy.load(options.held_out))
     described = report.Tokens.model_validate_json(options.held_out.with_suffix(".json").read_text(encoding="utf-8"))
-    row = family.match(model_folder.read_config(options.base, str(options.base)), str(options.base))
-    base = evaluate.reference(options.base, row, ids, described)
+    row = families.match(configs.read_config(options.base, str(options.base)), str(options.base))
+    base = quality_metrics.reference(options.base, row, ids, described)
     found: list[dict[str, Any]] = []
     for folder in options.folders:
         try:
-            found.append(evaluate.measure(folder, row, base, kl=True).variant.model_dump())
+            found.append(quality_metrics.measure(folder, row, base, kl=True).variant.model_dump())
         except HubPluginError as error:  # said on the page; the other folders are measured all the same
             found.append({"failed": error.what})
     window = ids.shape[1]

@@ -15,10 +15,11 @@ from types import FrameType
 from typing import NoReturn
 
 import hubplugin
-from hubplugin import interrupt, manifest
+from hubplugin import interrupt
 from hubplugin.errors import HubPluginError
-from hubplugin.manifest import Document
-from hubplugin.plan import Plan
+from hubplugin.manifest import loading
+from hubplugin.manifest.schema import Document
+from hubplugin.plan.variant_plan import Plan
 
 OUT = Path("out")
 
@@ -104,30 +105,33 @@ def _out(options: argparse.Namespace, path: Path) -> Path:
 
 def _plan(options: argparse.Namespace) -> int:
     with interrupt.held():
-        from hubplugin import memory, plan, table
+        from hubplugin import memory
+        from hubplugin.plan import table, variant_plan
 
-    made = _planned(manifest.load(options.manifest))
+    made = _planned(loading.load(options.manifest))
     # planning takes little of what a run has: what is free now is what it will find
-    print(json.dumps(plan.as_json(made), indent=1) if options.json else table.render(made, memory.available()))
+    print(json.dumps(variant_plan.as_json(made), indent=1) if options.json else table.render(made, memory.available()))
     return 0
 
 
 def _planned(document: Document) -> Plan:
     """From config.json and safetensors headers alone, remote or local."""
     with interrupt.held():
-        from hubplugin import hub, plan
+        from hubplugin.hub import snapshots
+        from hubplugin.plan import planner
 
-    peek = hub.peek(document.manifest.model, document.folder)
-    return plan.make(document, peek.config, peek.tensors, revision=peek.sha)
+    peek = snapshots.peek(document.manifest.model, document.folder)
+    return planner.make(document, peek.config, peek.tensors, revision=peek.sha)
 
 
 def _run(options: argparse.Namespace) -> int:
-    document = manifest.load(options.manifest)
+    document = loading.load(options.manifest)
     planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
     # idle threads that spin make small operations 100 times slower on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with interrupt.held():
-        from hubplugin import generate, pipeline
+        from hubplugin import pipeline
+        from hubplugin.evaluation import generate
 
     out = _out(options, options.manifest)
     pipeline.run(document, planned, out, generate.greedy)
@@ -138,9 +142,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _publish(options: argparse.Namespace) -> int:
     with interrupt.held():
-        from hubplugin import publish
+        from hubplugin.hub import publish
 
-    document = manifest.load(options.manifest)
+    document = loading.load(options.manifest)
     for pushed in publish.publish(document, _out(options, options.manifest)):
         print(pushed.url)
     return 0
@@ -148,11 +152,11 @@ def _publish(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     with interrupt.held():
-        from hubplugin import target
-        from hubplugin.report import progress
+        from hubplugin.hub import resolve
+        from hubplugin.progress import progress
         from serve import engine
 
-    folder, name = target.find(options.target, options.variant, options.out)
+    folder, name = resolve.find(options.target, options.variant, options.out)
     return engine.run_forever(
         folder,
         name=options.name or name,

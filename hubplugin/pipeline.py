@@ -19,34 +19,29 @@ import torch
 from torch import Tensor
 
 import hubplugin
-from hubplugin import (
-    allocate,
-    calibrate,
-    card,
-    checkpoint,
-    evaluate,
-    export,
-    family,
-    gate,
-    gptqmodel_engine,
-    hub,
-    journal,
-    masks,
-    memory,
-    phases,
-    plan,
-    recover,
-    report,
-    survey,
-    table,
-    zeros,
-)
-from hubplugin.budget import Budget
-from hubplugin.manifest import Document, Gptq, Recover
-from hubplugin.plan import Plan, VariantPlan
-from hubplugin.report import Base, Load, Report, Sizes, progress
-from hubplugin.shaping import Space
-from hubplugin.stream import Model, computing_dtype
+from hubplugin import memory, report
+from hubplugin.checkpoint import journal, safetensors_io
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress import calibration_data, export, stages
+from hubplugin.compress.gptqmodel import backend
+from hubplugin.compress.search import bit_allocation, pruning_search
+from hubplugin.compress.self_sampling import sample_self
+from hubplugin.disk import changed_files, digest, sha256
+from hubplugin.evaluation import card, gate, generation, quality_metrics, zeros
+from hubplugin.hub import snapshots
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.schema import Document
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.model.devices import computing_dtype
+from hubplugin.plan import masks, planner, table
+from hubplugin.plan.choices.mixed_precision import Budget
+from hubplugin.plan.choices.pruning_space import Space
+from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.progress import progress
+from hubplugin.recovery import recover
+from hubplugin.report import Base, Load, Report, Sizes
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
@@ -71,16 +66,16 @@ class Job:
     """What all variants of one run share."""
 
     document: Document
-    snapshot: hub.Snapshot
+    snapshot: snapshots.Snapshot
     plan: Plan
-    family: family.Family
-    calibration: calibrate.Batch
-    reference: evaluate.Reference | None
-    generate: gate.Generate
+    family: families.Family
+    calibration: calibration_data.Batch
+    reference: quality_metrics.Reference | None
+    generate: generation.Generate
     shared_seconds: dict[str, float]
 
 
-def run(document: Document, planned: Plan, out: Path, generate: gate.Generate) -> list[Report]:
+def run(document: Document, planned: Plan, out: Path, generate: generation.Generate) -> list[Report]:
     """Make every variant of a manifest under `out`/<variant>. Finished, unchanged variants are kept as they are.
 
     Raises GateError after all variants are made, where one of them did not pass.
@@ -98,29 +93,31 @@ def run(document: Document, planned: Plan, out: Path, generate: gate.Generate) -
     return reports
 
 
-def prepare(document: Document, planned: Plan, generate: gate.Generate) -> Job:
+def prepare(document: Document, planned: Plan, generate: generation.Generate) -> Job:
     """Pull the base, make calibration and evaluation tokens, measure the base."""
-    gptqmodel_engine.require(planned.variants)
+    backend.require(planned.variants)
     clock = Clock()
     manifest = document.manifest
     pinned = f"{manifest.model.split('@')[0]}@{planned.revision}" if planned.revision else manifest.model
     with clock.stage("pull"):
-        snapshot = hub.pull(pinned, document.folder)
-    row = family.match(planned.config, manifest.model)
-    tokenizer = calibrate.read_tokenizer(snapshot.path)
+        snapshot = snapshots.pull(pinned, document.folder)
+    row = families.match(planned.config, manifest.model)
+    tokenizer = calibration_data.read_tokenizer(snapshot.path)
 
     def sample(count: int, tokens: int, seed: int) -> Tensor:
-        return calibrate.sample_self(snapshot.path, count, tokens, seed)
+        return sample_self(snapshot.path, count, tokens, seed)
 
     with clock.stage("calibration data"):
         progress(f"calibration: {manifest.calibrate.describe()}")
-        calibration = calibrate.tokens(manifest.calibrate, tokenizer, document.folder, sample)
+        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, document.folder, sample)
     reference = None
     if manifest.evaluate:
         with clock.stage("evaluation of the base"):
             progress(f"evaluation: {manifest.evaluate.perplexity.describe()}")
-            batch = calibrate.tokens(manifest.evaluate.perplexity, tokenizer, document.folder, sample, shuffle=False)
-            reference = evaluate.reference(snapshot.path, row, batch.ids, batch.description)
+            batch = calibration_data.tokens(
+                manifest.evaluate.perplexity, tokenizer, document.folder, sample, shuffle=False
+            )
+            reference = quality_metrics.reference(snapshot.path, row, batch.ids, batch.description)
     return Job(document, snapshot, planned, row, calibration, reference, generate, clock.seconds)
 
 
@@ -128,7 +125,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     staging = out / f".{variant.name}.part"
     for old in staging.iterdir() if staging.is_dir() else ():  # an interrupted run's, but for the blocks it finished
-        if old.name not in (journal.FOLDER, *phases.FOLDERS):
+        if old.name not in (journal.FOLDER, *stages.FOLDERS):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
@@ -142,11 +139,13 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             variant, allocation = _allocate(job, variant, variant.budget, staging)
     with clock.stage("compress and export"):
         base, tokens, identity = job.snapshot.path, job.calibration.ids, _identity(job, variant)
-        weights = phases.run(job.document, base, variant, tokens, staging, identity, partial(_recover, job))
+        weights = stages.run(job.document, base, variant, tokens, staging, identity, partial(_recover, job))
     evaluation = None
     if job.reference and job.document.manifest.evaluate:
         with clock.stage("evaluation"):
-            evaluation = evaluate.measure(staging, variant.family, job.reference, job.document.manifest.evaluate.kl)
+            evaluation = quality_metrics.measure(
+                staging, variant.family, job.reference, job.document.manifest.evaluate.kl
+            )
     with clock.stage("gate"):
         lines = gate.check(
             staging,
@@ -159,7 +158,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             job.generate,
             _prompts(job),
         )
-    for work in (journal.FOLDER, *phases.FOLDERS):
+    for work in (journal.FOLDER, *stages.FOLDERS):
         shutil.rmtree(staging / work, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     found = {"evaluation": evaluation, "gate": lines, "allocation": allocation, "shaping": shaping}
@@ -175,13 +174,13 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
 def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[VariantPlan, report.Shaping]:
     """The variant with what goes decided by measurements on the base."""
     stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
-    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
-    store, key = folder / journal.FOLDER / survey.FILE_NAME, json.dumps(_identity(job, variant))
+    model = Model(DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
+    store, key = folder / journal.FOLDER / pruning_search.FILE_NAME, json.dumps(_identity(job, variant))
     outside = job.plan.parameters - job.plan.linear_parameters
-    with phases.spilling(variant, folder) as spill:
+    with stages.spilling(variant, folder) as spill:
         where = f"{job.document.path}: variants.{variant.name}[0]"
-        found = survey.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
-    shaped = plan.decided(job.document, job.plan, variant.name, shape=survey.shape_of(found))
+        found = pruning_search.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
+    shaped = planner.decided(job.document, job.plan, variant.name, shape=pruning_search.shape_of(found))
     progress(
         f"{variant.name} | {table.shape(job.plan, shaped)}, KL of {found.predicted_kl:.4f} predicted before refitting"
     )
@@ -190,22 +189,22 @@ def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[
 
 def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> tuple[VariantPlan, report.Allocation]:
     """The variant with its budget spent. In float32: what a single linear changes is small."""
-    model = Model(export.DenseView(job.snapshot.path), job.plan.config, job.family)
+    model = Model(DenseView(job.snapshot.path), job.plan.config, job.family)
     step = next(step for step in variant.steps if isinstance(step, Gptq))
-    store, key = folder / journal.FOLDER / allocate.FILE_NAME, json.dumps(_identity(job, variant))
-    with phases.spilling(variant, folder) as spill:
-        found = allocate.spend(model, job.calibration.ids, budget, step, store, key, spill)
+    store, key = folder / journal.FOLDER / bit_allocation.FILE_NAME, json.dumps(_identity(job, variant))
+    with stages.spilling(variant, folder) as spill:
+        found = bit_allocation.spend(model, job.calibration.ids, budget, step, store, key, spill)
     progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
-    return plan.decided(job.document, job.plan, variant.name, allocate.schemes(budget, found)), found
+    return planner.decided(job.document, job.plan, variant.name, bit_allocation.schemes(budget, found)), found
 
 
 def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int]) -> report.Recovery:
     """Train a pruned folder towards the base, on text of its own where the step names some."""
     if step.data is None:
         return recover.run(student, job.snapshot.path, out, job.calibration.ids, step, ends)
-    base, tokenizer = job.snapshot.path, calibrate.read_tokenizer(job.snapshot.path)
+    base, tokenizer = job.snapshot.path, calibration_data.read_tokenizer(job.snapshot.path)
     progress(f"recovery: {step.data.describe()}")
-    batch = calibrate.tokens(step.data, tokenizer, job.document.folder, partial(calibrate.sample_self, base))
+    batch = calibration_data.tokens(step.data, tokenizer, job.document.folder, partial(sample_self, base))
     done = recover.run(student, base, out, batch.ids, step, ends)
     return done.model_copy(update={"data": batch.description})
 
@@ -213,8 +212,8 @@ def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int])
 def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
     """What a variant's blocks are made from; another of any of these makes other blocks."""
     return {
-        "base": hub.fingerprint(job.snapshot),
-        "steps": checkpoint.digest(json.dumps([step.model_dump(mode="json") for step in variant.steps])),
+        "base": snapshots.fingerprint(job.snapshot),
+        "steps": digest(json.dumps([step.model_dump(mode="json") for step in variant.steps])),
         "calibration tokens": job.calibration.description.sha256,
         "release of hubplugin": hubplugin.__version__,
     }
@@ -226,7 +225,7 @@ def _prompts(job: Job) -> list[list[int]]:
     return [row[: gate.PROMPT_TOKENS].tolist() for row in torch.as_tensor(ids)[:2]]
 
 
-def _report(job: Job, variant: VariantPlan, folder: Path, weights: phases.Made, clock: Clock) -> Report:
+def _report(job: Job, variant: VariantPlan, folder: Path, weights: stages.Made, clock: Clock) -> Report:
     snapshot, planned, manifest = job.snapshot, job.plan, job.document.manifest
     repo = manifest.repo_of(variant.name) if manifest.publish else None
     return Report(
@@ -256,14 +255,14 @@ def _report(job: Job, variant: VariantPlan, folder: Path, weights: phases.Made, 
         linears=tuple(weights.results),
         recovery=weights.recovery,
         sizes_base=Sizes(
-            safetensors_bytes=checkpoint.safetensors_bytes(snapshot.path),
+            safetensors_bytes=safetensors_io.safetensors_bytes(snapshot.path),
             parameters=planned.parameters,
             linear_parameters=planned.linear_parameters,
             linear_bits_per_weight=planned.linear_bits_per_weight,
             model_bits_per_weight=8 * planned.bytes / planned.parameters,
         ),
         sizes=Sizes(
-            safetensors_bytes=checkpoint.safetensors_bytes(folder),
+            safetensors_bytes=safetensors_io.safetensors_bytes(folder),
             parameters=variant.parameters,
             linear_parameters=variant.linear_parameters,
             linear_bits_per_weight=variant.linear_bits_per_weight,
@@ -274,8 +273,8 @@ def _report(job: Job, variant: VariantPlan, folder: Path, weights: phases.Made, 
         loads=tuple(Load(target=each.target, loads=each.loads, why=each.why) for each in variant.verdicts),
         notes=variant.notes,
         peak_memory_bytes=weights.peak,
-        versions=versions(*gptqmodel_engine.packages(variant)),
-        files={file.name: checkpoint.sha256(file) for file in sorted(folder.iterdir())},
+        versions=versions(*backend.packages(variant)),
+        files={file.name: sha256(file) for file in sorted(folder.iterdir())},
     )
 
 
@@ -283,7 +282,7 @@ def _sparsity(variant: VariantPlan, folder: Path) -> float | None:
     """The share of zeros among the weights of the blocks' linears, counted in the files of a variant with a mask."""
     if masks.step_of(variant.steps) is None:
         return None
-    return zeros.share(export.DenseView(folder), [linear.name for linear in variant.linears])
+    return zeros.share(DenseView(folder), [linear.name for linear in variant.linears])
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -307,7 +306,7 @@ def finished(folder: Path, document: Document, revision: str | None) -> Report |
         revision,
         hubplugin.__version__,
     )
-    whole = not checkpoint.changed(folder, made.files)
+    whole = not changed_files(folder, made.files)
     # a local base has no revision: it may have changed without a trace, so its variants are made again
     return made if same and whole and made.passed and revision is not None else None
 

@@ -5,13 +5,12 @@ progress lines on stderr.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from hubplugin.disk import put
 from hubplugin.errors import CheckpointError
 
 FILE_NAME = "report.json"
@@ -235,13 +234,6 @@ def write(report: Report, folder: Path) -> Path:
     return path
 
 
-def put(path: Path, text: str) -> None:
-    """Write a text; under its name it stands whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def read(folder: Path) -> Report:
     """Read a folder's report.json. Raises CheckpointError where there is none or it is not ours."""
     path = folder / FILE_NAME
@@ -251,8 +243,3 @@ def read(folder: Path) -> Report:
         raise CheckpointError(str(path), "cannot be read", "run `hubplugin run` first") from error
     except ValueError as error:
         raise CheckpointError(str(path), "is not a report of this version", "run `hubplugin run` again") from error
-
-
-def progress(line: str) -> None:
-    """One line of talk on stderr; stdout is kept for results."""
-    print(line, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from hubplugin.localhub import Running
+from hubplugin.localhub.server import Running
 
 BIN = Path(sys.executable).parent
 

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from hubplugin import manifest
-from hubplugin.plan import Header
+from hubplugin.checkpoint.headers import Header
+from hubplugin.manifest import schema
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 PRUNE = {"method": "prune", "ffn": 0.25}
 RECOVER = {"method": "recover"}
 
 
-def document(steps: list[dict[str, Any]] | dict[str, list[dict[str, Any]]], **changes: Any) -> manifest.Document:
+def document(steps: list[dict[str, Any]] | dict[str, list[dict[str, Any]]], **changes: Any) -> schema.Document:
     """A manifest with these variants (or one variant V of these steps)."""
     variants = steps if isinstance(steps, dict) else {"V": steps}
     data = {"model": "o/base", "calibrate": {"self": True, "tokens": 64}, "variants": variants, **changes}
-    read = manifest.Manifest.model_validate(data)
-    return manifest.Document(path="m.yaml", text="", sha256="", manifest=read)
+    read = schema.Manifest.model_validate(data)
+    return schema.Document(path="m.yaml", text="", sha256="", manifest=read)
 
 
 def config_json(config: PretrainedConfig) -> dict[str, Any]:

@@ -12,18 +12,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hubplugin import compress, export, family, hub, plan, survey
-from hubplugin.compress import Block
-from hubplugin.evaluate import open_model
-from hubplugin.manifest import Document, Manifest
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.encodings import Columns
+from hubplugin.compress import blockwise, export
+from hubplugin.compress.blockwise import Block
+from hubplugin.compress.search import pruning_search
+from hubplugin.evaluation.quality_metrics import open_model
+from hubplugin.hub import snapshots
+from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.methods import obs
-from hubplugin.methods.base import Columns, Compressed
-from hubplugin.plan import Plan, VariantPlan
-from hubplugin.stream import Model
+from hubplugin.methods.base import Compressed
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.plan import planner
+from hubplugin.plan.variant_plan import Plan, VariantPlan
 
 # 4 query heads in 2 groups, which divide hidden_size, and so do half of them
 WIDE: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-FAMILIES = sorted(name for name in pico.BY_TYPE if family.FAMILIES[name].widths)
+FAMILIES = sorted(name for name in pico.BY_TYPE if families.FAMILIES[name].widths)
 PER_LAYER = {"layout": "per-layer"}
 
 
@@ -47,8 +53,8 @@ def idle(folder: Path, *names: str) -> None:
 def planned(folder: Path, *steps: dict[str, Any]) -> tuple[Document, Plan]:
     entries = {"model": str(folder), "calibrate": {"self": True, "samples": 8, "tokens": 48}, "variants": {"V": steps}}
     document = Document(path="m.yaml", text="", sha256="", manifest=Manifest.model_validate(entries))
-    peek = hub.peek(str(folder), folder)
-    return document, plan.make(document, peek.config, peek.tensors)
+    peek = snapshots.peek(str(folder), folder)
+    return document, planner.make(document, peek.config, peek.tensors)
 
 
 def decided(folder: Path, *steps: dict[str, Any], tokens: Tensor | None = None) -> VariantPlan:
@@ -59,13 +65,13 @@ def decided(folder: Path, *steps: dict[str, Any], tokens: Tensor | None = None) 
         return variant
     ids = pico.tokens(8, 48) if tokens is None else tokens
     outside = made.parameters - made.linear_parameters
-    found = survey.measured(model_of(folder), ids, variant.space, outside, "m.yaml")
-    return plan.decided(document, made, "V", shape=survey.shape_of(found))
+    found = pruning_search.measured(model_of(folder), ids, variant.space, outside, "m.yaml")
+    return planner.decided(document, made, "V", shape=pruning_search.shape_of(found))
 
 
 def model_of(folder: Path) -> Model:
-    view = export.DenseView(folder)
-    return Model(view, view.config, family.match(view.config, "x"))
+    view = DenseView(folder)
+    return Model(view, view.config, families.match(view.config, "x"))
 
 
 def make(
@@ -82,7 +88,7 @@ def make(
     stored = {"F32": torch.float32, "BF16": torch.bfloat16}[next(iter(variant.tensors.values())).dtype]
     target, ids, made = export.Folder(out, folder, variant, model.family), tokens, []
     ids = pico.tokens(8, 48) if ids is None else ids
-    for block in compress.blocks(model, ids, variant, stored, target if finished else None, spill):
+    for block in blockwise.blocks(model, ids, variant, stored, target if finished else None, spill):
         target.add(block)
         made.append(block)
     target.finish(keep_journal=finished)
@@ -138,6 +144,6 @@ def logits(model: Any, ids: Tensor) -> Tensor:
 
 def our_logits(folder: Path, ids: Tensor) -> Tensor:
     """Of the block-streamed forward."""
-    view = export.DenseView(folder)
-    model = open_model(folder, family.match(view.config, "x"))
+    view = DenseView(folder)
+    model = open_model(folder, families.match(view.config, "x"))
     return model.logits(model.walk(ids))

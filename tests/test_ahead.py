@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubplugin.ahead import Ahead
+from hubplugin.model.prefetch import Prefetch
 
 PREFIXES = ["block.0", "block.1", "block.2"]
 
@@ -37,7 +37,7 @@ class Shelf:
 
 def test_the_next_block_is_read_while_one_is_worked_on_and_no_further() -> None:
     shelf = Shelf()
-    ahead = Ahead(shelf, PREFIXES, dtype=torch.float32)
+    ahead = Prefetch(shelf, PREFIXES, dtype=torch.float32)
     first = dict(ahead.below("block.0"))
     assert first["weight"].dtype == torch.float32 and first["weight"][0] == 1
     assert shelf.seen["block.1"].wait(30)  # nobody asked for it yet
@@ -49,21 +49,21 @@ def test_the_next_block_is_read_while_one_is_worked_on_and_no_further() -> None:
 
 def test_any_order_gives_the_right_tensors() -> None:
     shelf = Shelf()
-    ahead = Ahead(shelf, PREFIXES)
+    ahead = Prefetch(shelf, PREFIXES)
     assert [name for name, _ in ahead.below("block.2")] == ["weight"]
     assert [name for name, _ in ahead.below("block.1")] == ["weight"]
     assert shelf.read == ["block.2", "block.1"] or shelf.read == ["block.2", "block.1", "block.2"]
 
 
 def test_what_is_no_block_comes_straight_from_the_source() -> None:
-    ahead = Ahead(Shelf(), PREFIXES, dtype=torch.float32)
+    ahead = Prefetch(Shelf(), PREFIXES, dtype=torch.float32)
     assert dict(ahead.below("embed"))["weight"].dtype == torch.bfloat16
     assert "embed.weight" in ahead and "other" not in ahead and ahead.get("embed.weight") == 1
 
 
 def test_a_failure_is_raised_where_the_block_is_asked_for() -> None:
     shelf = Shelf(broken="block.1")
-    ahead = Ahead(shelf, PREFIXES)
+    ahead = Prefetch(shelf, PREFIXES)
     list(ahead.below("block.0"))
     assert shelf.seen["block.1"].wait(30)
     with pytest.raises(ValueError, match=r"block\.1"):
@@ -72,7 +72,7 @@ def test_a_failure_is_raised_where_the_block_is_asked_for() -> None:
 
 @pytest.mark.gpu
 def test_blocks_arrive_on_the_device() -> None:
-    ahead = Ahead(Shelf(), PREFIXES, "cuda", torch.bfloat16)
+    ahead = Prefetch(Shelf(), PREFIXES, "cuda", torch.bfloat16)
     for number, prefix in enumerate(PREFIXES, 1):
         weight = dict(ahead.below(prefix))["weight"]
         assert weight.is_cuda and weight.dtype == torch.bfloat16 and bool((weight == number).all())

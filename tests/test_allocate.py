@@ -8,11 +8,18 @@ import pico
 import pytest
 import torch
 
-from hubplugin import allocate, export, family, gate, hub, loadable, manifest, pipeline, plan, report
-from hubplugin.budget import Budget
-from hubplugin.manifest import Gptq
-from hubplugin.methods import gptq
-from hubplugin.stream import Model
+from hubplugin import pipeline, report
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress.search import bit_allocation
+from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.hub import snapshots
+from hubplugin.manifest import loading, schema
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.methods.gptq import gptq
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.plan import planner, variant_plan, vllm_support
+from hubplugin.plan.choices.mixed_precision import Budget
 
 MANIFEST = """\
 model: {model}
@@ -29,11 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pico.write(tmp_path_factory.mktemp("allocate") / "pico")
 
 
-def planned(folder: Path, path: Path) -> tuple[manifest.Document, plan.Plan]:
+def planned(folder: Path, path: Path) -> tuple[schema.Document, variant_plan.Plan]:
     path.write_text(MANIFEST.format(model=folder), encoding="utf-8")
-    document = manifest.load(path)
-    peek = hub.peek(document.manifest.model, document.folder)
-    return document, plan.make(document, peek.config, peek.tensors)
+    document = loading.load(path)
+    peek = snapshots.peek(document.manifest.model, document.folder)
+    return document, planner.make(document, peek.config, peek.tensors)
 
 
 def parts(folder: Path, path: Path) -> tuple[Model, Budget, Gptq]:
@@ -41,14 +48,14 @@ def parts(folder: Path, path: Path) -> tuple[Model, Budget, Gptq]:
     variant = made.variants[0]
     step = variant.steps[0]
     assert variant.budget and isinstance(step, Gptq)
-    model = Model(export.DenseView(folder), made.config, family.match(made.config, "pico"))
+    model = Model(DenseView(folder), made.config, families.match(made.config, "pico"))
     return model, variant.budget, step
 
 
 def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp_path: Path) -> None:
     model, budget, step = parts(folder, tmp_path / "m.yaml")
     tokens = pico.tokens(8, 64)
-    found = allocate.measure(model, tokens, budget.units, step)
+    found = bit_allocation.measure(model, tokens, budget.units, step)
     whole = pico.model().float()
     inputs: dict[str, torch.Tensor] = {}
     with torch.no_grad():
@@ -74,7 +81,7 @@ def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp
 
 def test_more_bits_lose_less_and_predictions_pass_through_the_measured_point(folder: Path, tmp_path: Path) -> None:
     model, budget, step = parts(folder, tmp_path / "m.yaml")
-    found = allocate.measure(model, pico.tokens(2, 32), budget.units, step)
+    found = bit_allocation.measure(model, pico.tokens(2, 32), budget.units, step)
     rows = zip(budget.units, found.losses, found.predicted(), found.probes, found.kl, strict=True)
     for unit, losses, kl, probe, measured in rows:
         by_bits = {scheme.bits: loss for scheme, loss in zip(unit.options, losses, strict=True)}
@@ -86,23 +93,24 @@ def test_activations_on_disk_change_nothing(folder: Path, tmp_path: Path) -> Non
     model, budget, step = parts(folder, tmp_path / "m.yaml")
     (tmp_path / "spill").mkdir()
     here, there = (
-        allocate.measure(model, pico.tokens(2, 32), budget.units, step, spill) for spill in (None, tmp_path / "spill")
+        bit_allocation.measure(model, pico.tokens(2, 32), budget.units, step, spill)
+        for spill in (None, tmp_path / "spill")
     )
     assert here == there
 
 
 def test_what_was_found_is_kept_and_taken_again_under_its_key_alone(folder: Path, tmp_path: Path) -> None:
     model, budget, step = parts(folder, tmp_path / "m.yaml")
-    store = tmp_path / "kept" / allocate.FILE_NAME
-    found = allocate.spend(model, pico.tokens(2, 32), budget, step, store, "key")
+    store = tmp_path / "kept" / bit_allocation.FILE_NAME
+    found = bit_allocation.spend(model, pico.tokens(2, 32), budget, step, store, "key")
     other = pico.tokens(2, 32, seed=7)
-    assert allocate.spend(model, other, budget, step, store, "key") == found
-    assert allocate.spend(model, other, budget, step, store, "another key") != found
+    assert bit_allocation.spend(model, other, budget, step, store, "key") == found
+    assert bit_allocation.spend(model, other, budget, step, store, "another key") != found
     assert json.loads(store.read_text())["key"] == "another key"
 
 
-def generated(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
-    return gate.generate_dequantized(folder, prompts, tokens)
+def generated(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
+    return generate_dequantized(folder, prompts, tokens)
 
 
 def test_the_whole_arrow_holds_the_budget_and_says_what_it_chose(folder: Path, tmp_path: Path) -> None:
@@ -125,4 +133,4 @@ def test_the_whole_arrow_holds_the_budget_and_says_what_it_chose(folder: Path, t
     assert "8 units of linears were chosen" in card
     assert first.allocation.predicted_kl == pytest.approx(sum(unit.kl for unit in units))
     assert not (tmp_path / "a" / "Budget" / ".blocks").exists()
-    assert loadable.CPU in {load.target for load in report.read(tmp_path / "a" / "Budget").loads}
+    assert vllm_support.CPU in {load.target for load in report.read(tmp_path / "a" / "Budget").loads}

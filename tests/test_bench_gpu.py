@@ -16,7 +16,7 @@ import gpu_stages  # noqa: E402
 import torch  # noqa: E402
 from gpu_model import EIGHT_B, TINY, Weights  # noqa: E402
 
-from hubplugin.hessian import Moment  # noqa: E402
+from hubplugin.kernels.second_moments import Moment  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_toy_run_knows_every_stage_and_leaves_the_engine_as_it_was(name: str, 
     assert {stage for stage in gpu_page.CEILING if not run["work"][stage]} == idle
     assert sum(run["seconds"].values()) <= run["wall"]  # each moment counts once
     assert run["fallbacks"] == 0 and 0 < run["mean_loss"] < 0.1
-    assert Moment.add.__module__ == "hubplugin.hessian"
+    assert Moment.add.__module__ == "hubplugin.kernels.second_moments"
 
 
 def test_packed_bytes_are_those_of_four_bit_codes_and_their_scales(found: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ import pico
 import pytest
 from plan_helpers import config_json, document, headers
 
-from hubplugin import hub, loadable, manifest, plan, table
 from hubplugin.errors import ManifestError, PlanError
-from hubplugin.plan import VariantPlan
+from hubplugin.hub import snapshots
+from hubplugin.manifest import loading
+from hubplugin.plan import planner, table, vllm_support
+from hubplugin.plan.variant_plan import VariantPlan
 
 CT: dict[str, Any] = {"format": "compressed-tensors"}
 WIDE: dict[str, Any] = {
@@ -25,7 +27,7 @@ def planned(budget: dict[str, Any], prune: bool = False, **step: Any) -> Variant
     steps: list[dict[str, Any]] = [{"method": "gptq", "budget": budget, **step}]
     if prune:
         steps.insert(0, {"method": "prune", "ffn": 0.25})
-    return plan.make(document(steps), config_json(config), headers(config)).variants[0]
+    return planner.make(document(steps), config_json(config), headers(config)).variants[0]
 
 
 def refused(budget: dict[str, Any], **step: Any) -> PlanError:
@@ -61,7 +63,7 @@ def test_the_costs_of_units_are_the_bytes_of_their_tensors() -> None:
 def test_linears_that_are_stacked_agree() -> None:
     made = planned({"bits_per_weight": 4.0}, **CT)
     assert len({linear.scheme for linear in made.linears}) > 1
-    assert all(len({one.scheme for one in members}) == 1 for members in loadable.fused(made.linears))
+    assert all(len({one.scheme for one in members}) == 1 for members in vllm_support.fused(made.linears))
 
 
 def test_default_options_are_those_of_the_format() -> None:
@@ -99,18 +101,18 @@ def test_a_plan_promises_what_holds_whatever_is_chosen() -> None:
 def test_a_plan_with_chosen_schemes_has_just_these() -> None:
     config = pico.config(**WIDE)
     asked = document([{"method": "gptq", "budget": {"bits_per_weight": 4.0}, **CT}])
-    whole = plan.make(asked, config_json(config), headers(config))
+    whole = planner.make(asked, config_json(config), headers(config))
     limit = whole.variants[0].budget
     assert limit is not None
     chosen = limit.schemes([0] * len(limit.units))
-    made = plan.decided(asked, whole, "V", chosen)
+    made = planner.decided(asked, whole, "V", chosen)
     assert {linear.name: linear.scheme for linear in made.linears} == chosen
 
 
 def test_the_table_names_the_options_and_the_size() -> None:
     config = pico.config(**WIDE)
     asked = document([{"method": "gptq", "budget": {"bits_per_weight": 4.4}}])
-    shown = table.render(plan.make(asked, config_json(config), headers(config)))
+    shown = table.render(planner.make(asked, config_json(config), headers(config)))
     assert "a budget over int4 g128/int4 g32/int8 g128" in shown and " 4.4" in shown
 
 
@@ -148,13 +150,13 @@ def test_a_budget_has_exactly_one_limit(tmp_path: Path) -> None:
             f"model: a/b\ncalibrate: {{self: true}}\nvariants: {{V: [{{method: gptq, budget: {budget}}}]}}\n"
         )
         with pytest.raises(ManifestError, match="exactly one"):
-            manifest.load(path)
+            loading.load(path)
 
 
 def test_the_bench_gives_each_budget_the_bytes_of_a_uniform_variant() -> None:
-    asked = manifest.load(Path(__file__).parents[1] / "bench" / "allocation.yaml")
-    peek = hub.peek(asked.manifest.model, asked.folder)
-    made = {variant.name: variant for variant in plan.make(asked, peek.config, peek.tensors).variants}
+    asked = loading.load(Path(__file__).parents[1] / "bench" / "allocation.yaml")
+    peek = snapshots.peek(asked.manifest.model, asked.folder)
+    made = {variant.name: variant for variant in planner.make(asked, peek.config, peek.tensors).variants}
     for name, variant in made.items():
         if variant.budget:
             uniform = made[name.removeprefix("as-")]
@@ -165,7 +167,7 @@ def test_a_quantized_head_counts_in_bytes_and_is_not_chosen_for() -> None:
     config = pico.config(**WIDE, tie_word_embeddings=False)
     for limit in (600_000, 900_000):
         step = {"method": "gptq", "lm_head": True, "budget": {"bytes": limit}, **CT}
-        made = plan.make(document([step]), config_json(config), headers(config)).variants[0]
+        made = planner.make(document([step]), config_json(config), headers(config)).variants[0]
         assert made.head and made.head.bits == 4 and made.budget
         assert not any(unit.linears[0].short == "lm_head" for unit in made.budget.units)
         assert 0.97 * limit < made.bytes <= limit

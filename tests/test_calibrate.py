@@ -11,11 +11,12 @@ import torch
 from localhub_helpers import client
 from transformers import AutoModelForCausalLM
 
-from hubplugin import calibrate
-from hubplugin.calibrate import Batch
+from hubplugin.compress import calibration_data, self_sampling
+from hubplugin.compress.calibration_data import Batch
+from hubplugin.compress.self_sampling import sample_self
 from hubplugin.errors import CalibrationError
-from hubplugin.localhub import start
-from hubplugin.manifest import Source
+from hubplugin.localhub.server import start
+from hubplugin.manifest.source import Source
 
 EOS = 256  # of the pico tokenizer; its other ids are bytes
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau"
@@ -26,7 +27,7 @@ def source(**fields: Any) -> Source:
 
 
 def make(folder: Path, shuffle: bool = True, tokenizer: Any = None, **fields: Any) -> Batch:
-    return calibrate.tokens(source(**fields), tokenizer or pico.tokenizer(), folder, None, shuffle=shuffle)
+    return calibration_data.tokens(source(**fields), tokenizer or pico.tokenizer(), folder, None, shuffle=shuffle)
 
 
 def refused(folder: Path, **fields: Any) -> str:
@@ -188,9 +189,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="no tokenizer"):
-        calibrate.tokens(source(files=["x.txt"]), None, tmp_path, None)
+        calibration_data.tokens(source(files=["x.txt"]), None, tmp_path, None)
     with pytest.raises(CalibrationError, match="tokenizer"):
-        calibrate.read_tokenizer(tmp_path)
+        calibration_data.read_tokenizer(tmp_path)
 
 
 # -- datasets
@@ -259,23 +260,23 @@ def test_self_asks_the_model_and_describes_what_it_said(tmp_path: Path) -> None:
         asked.append((count, tokens, seed))
         return torch.arange(count * tokens).reshape(count, tokens)
 
-    batch = calibrate.tokens(source(self=True, seed=5), None, tmp_path, sample)
+    batch = calibration_data.tokens(source(self=True, seed=5), None, tmp_path, sample)
     assert asked == [(3, 16, 5)] and batch.ids.dtype == torch.int32
     assert "base model itself" in batch.description.source
     with pytest.raises(CalibrationError, match="no model"):
-        calibrate.tokens(source(self=True), None, tmp_path, None)
+        calibration_data.tokens(source(self=True), None, tmp_path, None)
 
 
 def test_samples_depend_on_the_seed_and_not_on_how_rows_are_shared_out(
     pico_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = calibrate.sample_self(pico_folder, 5, 40, seed=3)
+    whole = sample_self(pico_folder, 5, 40, seed=3)
     assert whole.shape == (5, 40) and whole.dtype == torch.int32
-    assert torch.equal(whole, calibrate.sample_self(pico_folder, 5, 40, seed=3))
-    assert not torch.equal(whole, calibrate.sample_self(pico_folder, 5, 40, seed=4))
+    assert torch.equal(whole, sample_self(pico_folder, 5, 40, seed=3))
+    assert not torch.equal(whole, sample_self(pico_folder, 5, 40, seed=4))
     assert len({tuple(row) for row in whole.tolist()}) == 5
-    monkeypatch.setattr(calibrate, "ROWS", 2)
-    assert torch.equal(whole, calibrate.sample_self(pico_folder, 5, 40, seed=3))
+    monkeypatch.setattr(calibration_data, "ROWS", 2)
+    assert torch.equal(whole, sample_self(pico_folder, 5, 40, seed=3))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2"])
@@ -286,7 +287,7 @@ def test_every_sampled_token_is_where_its_draw_falls_in_the_models_own_distribut
     folder = pico.write(tmp_path / model_type, model_type)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     luck = torch.rand(3, 80, dtype=torch.float64)
-    ids = calibrate._sample_rows(model, torch.tensor([1, 2, 3]), luck).long()
+    ids = self_sampling._sample_rows(model, torch.tensor([1, 2, 3]), luck).long()
     with torch.no_grad():
         cumulated = model(ids).logits[:, :-1].softmax(-1).cumsum(-1, dtype=torch.float64)  # [3, 79, vocabulary]
     above = cumulated.gather(-1, ids[:, 1:, None])[..., 0]
@@ -299,12 +300,12 @@ def test_every_sampled_token_is_where_its_draw_falls_in_the_models_own_distribut
 def test_rows_start_with_bos_where_there_is_one_and_else_with_ordinary_tokens(
     pico_folder: Path, tmp_path: Path
 ) -> None:
-    starts = calibrate.sample_self(pico_folder, 40, 2, seed=0)[:, 0]
+    starts = sample_self(pico_folder, 40, 2, seed=0)[:, 0]
     assert len(set(starts.tolist())) > 20 and int(starts.max()) < EOS
     folder = pico.write(tmp_path / "bos", bos_token_id=7)
-    assert calibrate.sample_self(folder, 4, 2, seed=0)[:, 0].tolist() == [7] * 4
+    assert sample_self(folder, 4, 2, seed=0)[:, 0].tolist() == [7] * 4
 
 
 def test_more_tokens_than_the_context_are_refused(pico_folder: Path) -> None:
     with pytest.raises(CalibrationError, match="context of 256"):
-        calibrate.sample_self(pico_folder, 1, 257, seed=0)
+        sample_self(pico_folder, 1, 257, seed=0)

@@ -9,7 +9,7 @@ import yaml
 from card_helpers import report
 from huggingface_hub import ModelCard
 
-from hubplugin import card
+from hubplugin.evaluation import card
 from hubplugin.report import (
     Base,
     Evaluation,

@@ -6,9 +6,9 @@ import pico
 import pytest
 from plan_helpers import config_json, document, headers
 
-from hubplugin import plan
 from hubplugin.errors import PlanError
-from hubplugin.plan import VariantPlan
+from hubplugin.plan import planner
+from hubplugin.plan.variant_plan import VariantPlan
 
 W8A8 = {"bits": 8, "group_size": -1, "activation_bits": 8}
 UNTIED = {"intermediate_size": 256, "tie_word_embeddings": False}
@@ -17,7 +17,7 @@ UNTIED = {"intermediate_size": 256, "tie_word_embeddings": False}
 def variant(*before: dict[str, Any], config: Any = None, **step: Any) -> VariantPlan:
     config = config or pico.config(**UNTIED)
     steps = [*before, {"method": "gptq", "group_size": 32, **step}]
-    return plan.make(document(steps), config_json(config), headers(config)).variants[0]
+    return planner.make(document(steps), config_json(config), headers(config)).variants[0]
 
 
 def refused(*before: dict[str, Any], config: Any = None, **step: Any) -> PlanError:

@@ -7,8 +7,9 @@ import pico
 import pytest
 from plan_helpers import config_json, document, headers
 
-from hubplugin import declare, plan
-from hubplugin.plan import VariantPlan
+from hubplugin.compress.quantization_config import quantization_config
+from hubplugin.plan import planner
+from hubplugin.plan.variant_plan import VariantPlan
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "tie_word_embeddings": False}
 W4 = {"method": "gptq", "group_size": 32}
@@ -18,17 +19,17 @@ FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj
 
 def variant(step: dict[str, Any], config: Any = None) -> VariantPlan:
     config = config or pico.config(**WIDE)
-    return plan.make(document([step]), config_json(config), headers(config)).variants[0]
+    return planner.make(document([step]), config_json(config), headers(config)).variants[0]
 
 
 def declared(step: dict[str, Any], config: Any = None) -> dict[str, Any]:
-    found = declare.quantization_config(variant(step, config))
+    found = quantization_config(variant(step, config))
     assert found is not None
     return found
 
 
 def test_a_variant_without_quantization_declares_nothing() -> None:
-    assert declare.quantization_config(variant({"method": "prune", "ffn": 0.5})) is None
+    assert quantization_config(variant({"method": "prune", "ffn": 0.5})) is None
 
 
 def test_one_grid_for_all_in_autogptqs_words() -> None:
@@ -73,7 +74,7 @@ MIXED = {
 
 def test_rules_match_exactly_their_linears_by_the_names_of_the_files_and_by_vllms() -> None:
     made = variant(MIXED, pico.config(**WIDE, num_hidden_layers=12))
-    found = declare.quantization_config(made)
+    found = quantization_config(made)
     assert found is not None
     stacked = {unit: name for name, units in FUSED.items() for unit in units}
     for linear in made.linears:
@@ -126,7 +127,7 @@ def test_vllms_matching_finds_every_linears_own_group() -> None:
     import torch
 
     made = variant(BOTH)
-    found = declare.quantization_config(made)
+    found = quantization_config(made)
     assert found is not None
     groups = {target: group for group in found["config_groups"].values() for target in group["targets"]}
     stacked = {unit: name for name, units in FUSED.items() for unit in units}

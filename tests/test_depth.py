@@ -12,12 +12,15 @@ import torch
 from prune_helpers import PER_LAYER, base, decided, idle, loaded, logits, make, model_of, our_logits, planned, step
 from safetensors.torch import load_file
 
-from hubplugin import export, journal, phases, plan, survey
-from hubplugin.architecture import BlockShape
-from hubplugin.compress import Block
+from hubplugin.checkpoint import journal
+from hubplugin.compress import export, stages
+from hubplugin.compress.blockwise import Block
+from hubplugin.compress.search import pruning_search
 from hubplugin.errors import PlanError
-from hubplugin.plan import VariantPlan
-from hubplugin.shaping import Shape
+from hubplugin.model.architecture import BlockShape
+from hubplugin.plan import planner
+from hubplugin.plan.choices.pruning_space import Shape
+from hubplugin.plan.variant_plan import VariantPlan
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 IDS = pico.tokens(3, 64, seed=7)
@@ -75,7 +78,7 @@ def test_the_divergence_that_is_reported_is_the_models_own(tmp_path: Path) -> No
     _, made = planned(source, step(layers=2))
     space, ids = made.variants[0].space, pico.tokens(8, 48)
     assert space is not None
-    found = survey.measured(model_of(source), ids, space, 0, "V")
+    found = pruning_search.measured(model_of(source), ids, space, 0, "V")
     first, second = found.removed
     whole = logits(loaded(source), ids).log_softmax(-1).double()
     for gone, expected in (({first.block}, first.kl), ({first.block, second.block}, second.kl)):
@@ -94,25 +97,25 @@ def test_a_target_that_no_shape_meets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         outside = made.parameters - made.linear_parameters
         assert made.variants[0].space
-        survey.measured(model_of(source), pico.tokens(8, 48), made.variants[0].space, outside, "m.yaml: V[0]")
+        pruning_search.measured(model_of(source), pico.tokens(8, 48), made.variants[0].space, outside, "m.yaml: V[0]")
     assert caught.value.where == "m.yaml: V[0]" and caught.value.what == "no shape is that small"
 
 
 def test_a_survey_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = base(tmp_path / "m", num_hidden_layers=4)
     _, made = planned(source, step(ratio=0.3))
-    space, store = made.variants[0].space, tmp_path / "work" / survey.FILE_NAME
+    space, store = made.variants[0].space, tmp_path / "work" / pruning_search.FILE_NAME
     assert space is not None
     outside = made.parameters - made.linear_parameters
     asked = (model_of(source), pico.tokens(8, 48), space, outside, store)
     (tmp_path / "spill").mkdir()
-    found = survey.decide(*asked, "key", "V", tmp_path / "spill")
-    assert survey.decide(*asked, "another key", "V") == found, "activations in files change nothing"
+    found = pruning_search.decide(*asked, "key", "V", tmp_path / "spill")
+    assert pruning_search.decide(*asked, "another key", "V") == found, "activations in files change nothing"
     assert json.loads(store.read_text())["key"] == "another key"
-    monkeypatch.setattr(survey, "measured", lambda *_: pytest.fail("measured again"))
-    assert survey.decide(*asked, "another key", "V") == found
+    monkeypatch.setattr(pruning_search, "measured", lambda *_: pytest.fail("measured again"))
+    assert pruning_search.decide(*asked, "another key", "V") == found
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        survey.decide(*asked, "key", "V")
+        pruning_search.decide(*asked, "key", "V")
 
 
 # -- what neighbours make up for
@@ -163,7 +166,7 @@ def test_neighbours_make_up_for_layers_wherever_they_stood(sources: tuple[int, .
     for refit in (True, False):
         document, made = planned(source, step(layers=4 - len(sources), refit=refit))
         shape = Shape(sources, made.variants[0].dims.shapes())
-        make(source, tmp_path / str(refit), plan.decided(document, made, "V", shape=shape), structured(64, seed=1))
+        make(source, tmp_path / str(refit), planner.decided(document, made, "V", shape=shape), structured(64, seed=1))
         errors[refit] = float((hidden(tmp_path / str(refit)) - wanted).square().mean())
     assert errors[True] < 0.96 * errors[False], errors
 
@@ -205,7 +208,7 @@ def in_half_precision(folder: Path, name: str) -> tuple[Path, VariantPlan]:
     if name != "parts":
         return source, decided(source, *STEPS[name])
     document, made = planned(source, *STEPS[name])
-    return source, plan.decided(document, made, "V", shape=HOLLOW)
+    return source, planner.decided(document, made, "V", shape=HOLLOW)
 
 
 def killed_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +241,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(name: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("name", STEPS)
 def test_activations_in_files_change_no_byte(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hubplugin.stream.MICRO_TOKENS", 3 * 48)  # three batches
+    monkeypatch.setattr("hubplugin.model.block_runner.MICRO_TOKENS", 3 * 48)  # three batches
     source, variant = in_half_precision(tmp_path / "m", name)
     make(source, tmp_path / "memory", variant)
     (tmp_path / "spill").mkdir()
@@ -253,7 +256,7 @@ def test_the_plan_of_a_dropped_layer_takes_everything_from_the_layer_that_stays(
     source = base(tmp_path / "m", num_hidden_layers=4)
     document, made = planned(source, step(layers=1, refit=False))
     shape = Shape((0, 2, 3), made.variants[0].dims.shapes())
-    make(source, tmp_path / "v", plan.decided(document, made, "V", shape=shape))
+    make(source, tmp_path / "v", planner.decided(document, made, "V", shape=shape))
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "v"))
     for number, index in enumerate((0, 2, 3)):
         own = {name: tensor for name, tensor in after.items() if name.startswith(f"model.layers.{number}.")}
@@ -267,22 +270,22 @@ def test_a_block_stands_for_all_up_to_the_next_that_stays(tmp_path: Path) -> Non
     document, made = planned(source, step(layers=3))
     for sources, ends in (((1, 3, 4), [2, 3, 5]), ((0, 1, 5), [0, 4, 5])):
         shape = Shape(sources, made.variants[0].dims.shapes())
-        assert phases.stands_for(plan.decided(document, made, "V", shape=shape), source) == ends
+        assert stages.stands_for(planner.decided(document, made, "V", shape=shape), source) == ends
 
 
 def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, ids = base(tmp_path / "m", num_hidden_layers=2), pico.tokens(8, 48)
     space = planned(source, step(ratio=0.3))[1].variants[0].space
     assert space is not None
-    seen, curves = [], survey._curves
-    monkeypatch.setattr(survey, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])
-    attention, ffn = survey.curves(model_of(source), ids, ids, space)
+    seen, curves = [], pruning_search._curves
+    monkeypatch.setattr(pruning_search, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])
+    attention, ffn = pruning_search.curves(model_of(source), ids, ids, space)
     whole = logits(loaded(source), ids).log_softmax(-1).double()
     for index, (heads, channels) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
         for (curve, tried), costs, place in (
-            (heads[survey.GROUPS], attention[index], "self_attn.o_proj"),
-            (heads[survey.QUERIES], attention[index], "self_attn.o_proj"),
-            (channels[survey.CHANNELS], ffn[index], "mlp.down_proj"),
+            (heads[pruning_search.GROUPS], attention[index], "self_attn.o_proj"),
+            (heads[pruning_search.QUERIES], attention[index], "self_attn.o_proj"),
+            (channels[pruning_search.CHANNELS], ffn[index], "mlp.down_proj"),
         ):
             model = loaded(source)
             model.model.layers[index].get_submodule(place).weight.data.copy_(tried)

@@ -5,10 +5,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from hubplugin import hessian as moments
-from hubplugin.manifest import Gptq
-from hubplugin.methods import descent, descent_cpu, gptq, grid, sweep
-from hubplugin.methods.sweep import Swept
+from hubplugin.checkpoint import encodings
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, gptq, grid, loop
+from hubplugin.methods.gptq.loop import Swept
 
 TOP = 15
 
@@ -20,7 +21,7 @@ def found(codes: torch.Tensor, scales: torch.Tensor, zero: float = 8.0) -> Swept
 def errors(columns: torch.Tensor, swept: Swept) -> torch.Tensor:
     group = len(columns) // len(swept.scales)
     scales, zeros = (part.repeat_interleave(group, dim=0) for part in (swept.scales, swept.zeros))
-    return columns - grid.values(swept.codes.to(columns.dtype), scales, zeros)
+    return columns - encodings.values(swept.codes.to(columns.dtype), scales, zeros)
 
 
 def losses(columns: torch.Tensor, second: torch.Tensor, swept: Swept) -> torch.Tensor:
@@ -35,7 +36,7 @@ def problem(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> tu
     mix = torch.randn(inputs, inputs, generator=generator, dtype=dtype)
     x = torch.randn(4 * inputs, inputs, generator=generator, dtype=dtype) @ mix
     columns = torch.randn(inputs, outputs, generator=generator, dtype=dtype) * 0.02
-    return columns, moments.damped(x.T @ x, 0.01)
+    return columns, linear_algebra.damped(x.T @ x, 0.01)
 
 
 def rounded(columns: torch.Tensor, group: int) -> Swept:
@@ -51,7 +52,7 @@ def rounded(columns: torch.Tensor, group: int) -> Swept:
     return swept
 
 
-@pytest.mark.parametrize("way", [descent, descent_cpu])
+@pytest.mark.parametrize("way", [coordinate_descent, coordinate_descent_cpu])
 def test_two_inputs_by_hand(way: ModuleType) -> None:
     """(0.6, 0.6) rounds to (1, 1); H couples both, so the first goes to 0 and makes up for the second."""
     columns, second = torch.tensor([[0.6], [0.6]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]])
@@ -62,7 +63,7 @@ def test_two_inputs_by_hand(way: ModuleType) -> None:
     assert losses(columns, second, swept).item() == pytest.approx(0.56)
 
 
-@pytest.mark.parametrize("way", [descent, descent_cpu])
+@pytest.mark.parametrize("way", [coordinate_descent, coordinate_descent_cpu])
 def test_a_refitted_scale_is_the_least_squares_answer(way: ModuleType) -> None:
     """Codes (1, 2) under H: s = c^T H w / c^T H c = 12 / 14, rounded to what is stored."""
     columns, second = torch.tensor([[0.5], [2.0]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]])
@@ -76,7 +77,7 @@ def test_where_it_stops_no_single_code_could_do_better() -> None:
     columns, second = problem(12, 5, torch.float64)
     swept = rounded(columns, 12)
     for _ in range(50):
-        descent.descend(columns, second, swept, TOP, move=True, refit=False)
+        coordinate_descent.descend(columns, second, swept, TOP, move=True, refit=False)
     best = losses(columns, second, swept)
     for column in range(12):
         for code in range(TOP + 1):
@@ -85,7 +86,7 @@ def test_where_it_stops_no_single_code_could_do_better() -> None:
             assert bool((losses(columns, second, other) >= best * (1 - 1e-9)).all())
 
 
-@pytest.mark.parametrize("way", [descent, descent_cpu])
+@pytest.mark.parametrize("way", [coordinate_descent, coordinate_descent_cpu])
 @pytest.mark.parametrize("group", [32, 128, 256])
 def test_no_pass_makes_any_output_worse(way: ModuleType, group: int) -> None:
     columns, second = problem(256, 70)
@@ -103,8 +104,8 @@ def test_no_pass_makes_any_output_worse(way: ModuleType, group: int) -> None:
 def test_compiled_as_in_torch(inputs: int, group: int, refit: bool) -> None:
     columns, second = problem(inputs, 77)
     plain, fast = (rounded(columns, group) for _ in range(2))
-    descent.descend(columns, second, plain, TOP, True, refit)
-    descent_cpu.descend(columns, second, fast, TOP, True, refit)
+    coordinate_descent.descend(columns, second, plain, TOP, True, refit)
+    coordinate_descent_cpu.descend(columns, second, fast, TOP, True, refit)
     # what lies halfway between two codes goes either way, and others follow
     assert float((plain.codes != fast.codes).float().mean()) < 0.01
     assert float((plain.scales != fast.scales).float().mean()) < 0.05
@@ -132,7 +133,7 @@ def test_inputs_that_were_never_excited_keep_the_code_of_nothing() -> None:
 
 def test_the_reference_sweep_may_be_followed_too() -> None:
     columns, second = problem(64, 20, torch.float64)
-    swept = sweep.sweep(columns, moments.factor(second, 0.01), second.diagonal(), grid.Spec(4, 32))
+    swept = loop.sweep(columns, linear_algebra.factor(second, 0.01), second.diagonal(), grid.Spec(4, 32))
     before = losses(columns, second, swept).sum()
-    descent.descend(columns, second, swept, TOP, True, True)
+    coordinate_descent.descend(columns, second, swept, TOP, True, True)
     assert losses(columns, second, swept).sum() < before

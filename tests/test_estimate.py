@@ -11,10 +11,11 @@ import pico
 import pytest
 from plan_helpers import config_json
 
-from hubplugin import architecture, estimate, workload
-from hubplugin.estimate import Memory, Work
-from hubplugin.family import match
-from hubplugin.manifest import Manifest
+from hubplugin.manifest.schema import Manifest
+from hubplugin.model import architecture
+from hubplugin.model.families import match
+from hubplugin.plan import estimates, workload
+from hubplugin.plan.estimates import Memory, Work
 
 BENCH = Path(__file__).parents[1] / "bench"
 GPTQ, PRUNE = {"method": "gptq"}, {"method": "prune", "ffn": 0.25}
@@ -25,13 +26,13 @@ def memory(work: Work = WORK, model_type: str = "llama", resident: int = 0, **ch
     config = config_json(pico.config(model_type, **changes))
     row = match(config, "")
     dims = architecture.dimensions(config, row, "")
-    return estimate.memory(row, dims, architecture.linear_shapes(row, dims), work, resident)
+    return estimates.memory(row, dims, architecture.linear_shapes(row, dims), work, resident)
 
 
 @pytest.mark.parametrize("model_type", sorted(pico.BY_TYPE))
 def test_activations_in_files_leave_less_in_memory_than_they_took_there(model_type):
     found = memory(model_type=model_type)
-    assert estimate.RUNTIME_BYTES < found.spilled < found.peak
+    assert estimates.RUNTIME_BYTES < found.spilled < found.peak
     assert found.disk >= 64 * 512 * 3 * 64 * 2 * 2  # into a block, out of attention, into the last linear; both lanes
 
 

@@ -10,13 +10,20 @@ from safetensors.torch import load_file, save_file
 from test_pipeline_parts import NOTHING, make, planned
 from transformers import AutoModelForCausalLM
 
-from hubplugin import architecture, compress, declare, evaluate, experts, export, family, gate, inputs, plan
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.headers import Header
+from hubplugin.compress import blockwise, export
+from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.errors import FamilyError, PlanError
-from hubplugin.evaluate import open_model
-from hubplugin.generate import greedy
-from hubplugin.stream import Model
+from hubplugin.evaluation import gate, quality_metrics
+from hubplugin.evaluation.generate import greedy
+from hubplugin.evaluation.generation import generate_dequantized
+from hubplugin.evaluation.quality_metrics import open_model
+from hubplugin.model import architecture, experts, families, layer_inputs
+from hubplugin.model.block_runner import Model
+from hubplugin.plan import planner
 
-SPARSE = sorted(name for name, row in family.FAMILIES.items() if row.experts)
+SPARSE = sorted(name for name, row in families.FAMILIES.items() if row.experts)
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 ROUTER = {"mixtral": "block_sparse_moe.gate", "qwen3_moe": "mlp.gate"}
 DOWN = {"mixtral": "w2", "qwen3_moe": "down_proj"}
@@ -28,8 +35,8 @@ def base(request, tmp_path: Path) -> tuple[str, Path]:
 
 
 def opened(folder: Path) -> Model:
-    view = export.DenseView(folder)
-    return Model(view, view.config, family.match(view.config, "x"))
+    view = DenseView(folder)
+    return Model(view, view.config, families.match(view.config, "x"))
 
 
 def starve(folder: Path, model_type: str, expert: int) -> None:
@@ -51,13 +58,13 @@ def test_our_experts_give_what_transformers_own_give(model_type: str) -> None:
     weights = torch.rand(50, 2)
     with torch.no_grad():
         expected = block.mlp.experts(hidden, chosen, weights)
-        names = family.FAMILIES[model_type].experts
+        names = families.FAMILIES[model_type].experts
         assert names
         experts.install(block, names)
         made = block.get_submodule(names.name)(hidden, chosen, weights)
     torch.testing.assert_close(made, expected)
     found = {name for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert found == set(family.match(config_json(model.config), "x").linears())
+    assert found == set(families.match(config_json(model.config), "x").linears())
     assert set(block.state_dict()) == {
         name.removeprefix("model.layers.0.") for name in headers(model.config) if name.startswith("model.layers.0.")
     }
@@ -90,7 +97,7 @@ def test_every_tap_of_an_expert_sees_what_a_plain_pass_gives_its_linears(base, s
 
 
 def test_tokens_at_large_are_every_nth_of_all_batches(base, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("hubplugin.stream.MICRO_TOKENS", 50)
+    monkeypatch.setattr("hubplugin.model.block_runner.MICRO_TOKENS", 50)
     model = opened(base[1])
     batches = model.start(pico.tokens(3, 50), tmp_path)
     model.block(0)
@@ -117,15 +124,15 @@ def test_all_experts_are_quantized_whether_or_not_tokens_reach_them(base, tmp_pa
     assert None in warm
     for line in (gate.as_planned(tmp_path / "v", variant), gate.finite(tmp_path / "v")):
         assert line.passed, line.detail
-    reference = evaluate.reference(folder, row, pico.tokens(4, 48, seed=9), NOTHING)
-    assert 0 < (evaluate.measure(tmp_path / "v", row, reference, kl=True).variant.mean_kl or 0) < 0.5
+    reference = quality_metrics.reference(folder, row, pico.tokens(4, 48, seed=9), NOTHING)
+    assert 0 < (quality_metrics.measure(tmp_path / "v", row, reference, kl=True).variant.mean_kl or 0) < 0.5
 
 
 def test_cold_experts_are_better_off_than_with_their_own_few_tokens(base, tmp_path: Path, monkeypatch) -> None:
     """Judged where it counts: on tokens that calibration did not show it."""
     folder, losses = base[1], {}
     for cold in (4, 0):
-        monkeypatch.setattr(inputs, "COLD", cold)
+        monkeypatch.setattr(layer_inputs, "COLD", cold)
         out = tmp_path / f"v{cold}"
         make(folder, out, GPTQ, tokens=pico.tokens(1, 40))
         before, after = opened(folder), opened(out)
@@ -143,7 +150,7 @@ def test_cold_experts_are_better_off_than_with_their_own_few_tokens(base, tmp_pa
 
 def test_the_dequantized_folder_is_a_model_of_transformers_own_class(base, tmp_path: Path) -> None:
     make(base[1], tmp_path / "v", GPTQ)
-    view = export.DenseView(tmp_path / "v")
+    view = DenseView(tmp_path / "v")
     plain = {name: view.get(name) for name in view.names()}
     config = {key: value for key, value in view.config.items() if key != "quantization_config"}
     (tmp_path / "d").mkdir()
@@ -151,7 +158,7 @@ def test_the_dequantized_folder_is_a_model_of_transformers_own_class(base, tmp_p
     save_file(plain, tmp_path / "d" / "model.safetensors", metadata={"format": "pt"})
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "d", dtype=torch.float32)
     ids = pico.tokens(2, 40)
-    model = open_model(tmp_path / "v", family.match(config, "x"))
+    model = open_model(tmp_path / "v", families.match(config, "x"))
     with torch.no_grad():
         torch.testing.assert_close(model.logits(model.walk(ids)), whole(ids.long()).logits, atol=1e-4, rtol=1e-4)
 
@@ -160,9 +167,7 @@ def test_int8_inputs_of_experts_are_rounded_in_both_forward_passes(base, tmp_pat
     step = {"method": "gptq", "bits": 8, "group_size": -1, "activation_bits": 8}
     make(base[1], tmp_path / "v", step)
     variant, row, _ = planned(base[1], step)
-    line = gate.generation(
-        tmp_path / "v", variant, row, lambda *a: gate.generate_dequantized(*a[:3]), [[1, 2, 3], [5, 6]]
-    )
+    line = gate.generation(tmp_path / "v", variant, row, lambda *a: generate_dequantized(*a[:3]), [[1, 2, 3], [5, 6]])
     assert line.passed and "differ from float32 by 0.000" in line.detail, line.detail
 
 
@@ -186,7 +191,7 @@ def test_linears_of_experts_are_counted(base) -> None:
 )
 def test_what_vllm_runs_of_experts_on_a_cpu(change, why) -> None:
     config = pico.config("mixtral", hidden_size=128, num_attention_heads=4)
-    made = plan.make(document([{**GPTQ, **change}]), config_json(config), headers(config))
+    made = planner.make(document([{**GPTQ, **change}]), config_json(config), headers(config))
     verdict = made.variants[0].verdicts[0]
     assert verdict.why == why and verdict.loads is not bool(why)
     assert verdict.note == ("" if why else "an x86 CPU with AMX")
@@ -195,7 +200,7 @@ def test_what_vllm_runs_of_experts_on_a_cpu(change, why) -> None:
 def test_of_autogptqs_format_experts_need_whole_tiles_on_a_cpu() -> None:
     config = pico.config("mixtral", hidden_size=64)
     gptq, other = (
-        plan.make(document([{**GPTQ, "group_size": 64, "format": name}]), config_json(config), headers(config))
+        planner.make(document([{**GPTQ, "group_size": 64, "format": name}]), config_json(config), headers(config))
         for name in ("gptq", "compressed-tensors")
     )
     assert "hidden_size of whole 128s" in gptq.variants[0].verdicts[0].why
@@ -204,7 +209,7 @@ def test_of_autogptqs_format_experts_need_whole_tiles_on_a_cpu() -> None:
 
 def refused(config, *steps) -> PlanError:
     with pytest.raises(PlanError) as caught:
-        plan.make(document(list(steps)), config_json(config), headers(config))
+        planner.make(document(list(steps)), config_json(config), headers(config))
     return caught.value
 
 
@@ -218,8 +223,8 @@ def test_what_experts_exclude_is_refused_with_the_reason() -> None:
 
 def test_experts_left_dense_are_named_as_vllm_and_others_ask_for_them() -> None:
     config = pico.config("mixtral", hidden_size=128, num_attention_heads=4)
-    made = plan.make(document([{**GPTQ, "ignore": ["experts.*"]}]), config_json(config), headers(config))
-    quantization = declare.quantization_config(made.variants[0])
+    made = planner.make(document([{**GPTQ, "ignore": ["experts.*"]}]), config_json(config), headers(config))
+    quantization = quantization_config(made.variants[0])
     assert quantization is not None
     assert quantization["dynamic"] == {r"-:model\.layers\.(?:0|1)\.block_sparse_moe\.experts(?:\..+)?$": {}}
 
@@ -239,14 +244,14 @@ def test_a_config_that_counts_no_experts_is_refused(model_type, change, place) -
     if "num_experts" in change:
         raw.pop("num_local_experts", None)
     with pytest.raises(FamilyError) as caught:
-        family.match({**raw, **change}, "o/m/config.json")
+        families.match({**raw, **change}, "o/m/config.json")
     assert caught.value.where == f"o/m/config.json: {place}"
 
 
 def test_stacked_experts_on_disk_are_refused_with_the_way_out() -> None:
     config = pico.config("qwen3_moe")
-    row = family.match(config_json(config), "x")
-    stored = headers(config) | {"model.layers.0.mlp.experts.gate_up_proj": architecture.Header("BF16", (4, 192, 64))}
+    row = families.match(config_json(config), "x")
+    stored = headers(config) | {"model.layers.0.mlp.experts.gate_up_proj": Header("BF16", (4, 192, 64))}
     with pytest.raises(PlanError) as caught:
         architecture.check(stored, {name: each.shape for name, each in stored.items()}, row, "o/m")
     assert "save the model with transformers" in caught.value.fix
@@ -275,7 +280,7 @@ def test_vllm_loads_quantized_experts_and_agrees_with_our_forward(model_type, st
 def test_an_interrupted_run_goes_on_with_the_experts_it_finished(base, tmp_path: Path) -> None:
     folder = base[1]
     whole = make(folder, tmp_path / "v", GPTQ)
-    view = export.DenseView(tmp_path / "v")
+    view = DenseView(tmp_path / "v")
 
     class Finished:
         finished = 1
@@ -284,7 +289,7 @@ def test_an_interrupted_run_goes_on_with_the_experts_it_finished(base, tmp_path:
             return dict(view.below(f"model.layers.{index}"))
 
     variant, _, _ = planned(folder, GPTQ)
-    (second,) = compress.blocks(opened(folder), pico.tokens(), variant, torch.bfloat16, Finished())
+    (second,) = blockwise.blocks(opened(folder), pico.tokens(), variant, torch.bfloat16, Finished())
     assert second.index == 1 and second.encodings.keys() == whole[1].encodings.keys()
     for name, encoding in second.encodings.items():
         assert torch.equal(encoding.codes, whole[1].encodings[name].codes), name
@@ -312,7 +317,7 @@ def test_an_interrupted_run_goes_on_with_the_experts_it_finished(base, tmp_path:
     ],
 )  # fmt: skip
 def test_published_models_have_the_size_that_is_published(config, billions) -> None:
-    row = family.match(config, "x")
+    row = families.match(config, "x")
     dims = architecture.dimensions(config, row, "x")
-    count = sum(architecture.Header("BF16", shape).count for shape in architecture.expected(config, row, dims).values())
+    count = sum(Header("BF16", shape).count for shape in architecture.expected(config, row, dims).values())
     assert round(count / 1e9, 1) == billions

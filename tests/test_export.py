@@ -13,18 +13,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hubplugin import evaluate, export, family, gate, hub, plan
-from hubplugin.compress import Block
+from hubplugin.checkpoint import encodings
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.encodings import Dense, Encoding, Grid
+from hubplugin.compress import export
+from hubplugin.compress.blockwise import Block
 from hubplugin.errors import CheckpointError
-from hubplugin.generate import greedy
-from hubplugin.loadable import LinearPlan
-from hubplugin.manifest import Document, Manifest
-from hubplugin.methods import grid
-from hubplugin.methods.base import Dense, Encoding, Grid
-from hubplugin.plan import VariantPlan
+from hubplugin.evaluation import gate, quality_metrics
+from hubplugin.evaluation.generate import greedy
+from hubplugin.evaluation.generation import generate_dequantized, logprobs
+from hubplugin.hub import snapshots
+from hubplugin.manifest.schema import Document, Manifest
+from hubplugin.methods.gptq import grid
+from hubplugin.model import families, kl_divergence
+from hubplugin.plan import planner
+from hubplugin.plan.schemes import LinearPlan
+from hubplugin.plan.variant_plan import VariantPlan
 
 BENCH = Path(__file__).parents[1] / "bench"
-LLAMA = family.FAMILIES["llama"]
+LLAMA = families.FAMILIES["llama"]
 W8A8 = {"bits": 8, "group_size": -1, "activation_bits": 8}
 STEPS: dict[str, dict[str, Any]] = {
     "gptq": {"group_size": 32},
@@ -67,8 +74,8 @@ def planned(base: Path, step: dict[str, Any]) -> VariantPlan:
         "variants": {"V": [{"method": "gptq", **step}]},
     }
     document = Document(path=str(base / "m.yaml"), text="", sha256="", manifest=Manifest.model_validate(data))
-    peek = hub.peek(str(base), base)
-    return plan.make(document, peek.config, peek.tensors).variants[0]
+    peek = snapshots.peek(str(base), base)
+    return planner.make(document, peek.config, peek.tensors).variants[0]
 
 
 def rounded(weight: Tensor, linear: LinearPlan) -> tuple[Encoding, Tensor]:
@@ -86,12 +93,12 @@ def rounded(weight: Tensor, linear: LinearPlan) -> tuple[Encoding, Tensor]:
     made = Grid(
         codes.to(torch.uint8).reshape(outputs, inputs), scale.reshape(outputs, -1).half(), scheme.bits, group, zeros
     )
-    return made, grid.values(codes, scale, zero).reshape(outputs, inputs)
+    return made, encodings.values(codes, scale, zero).reshape(outputs, inputs)
 
 
 def write(base: Path, out: Path, step: dict[str, Any]) -> tuple[VariantPlan, dict[str, Tensor]]:
     """A folder of plainly rounded weights, and what each of its linears stands for."""
-    made, source = planned(base, step), export.DenseView(base)
+    made, source = planned(base, step), DenseView(base)
     out.mkdir(parents=True)
     target, dense = export.Folder(out, base, made, LLAMA), {}
     for index in range(3 if made.head else 2):
@@ -120,7 +127,7 @@ def test_every_format_is_written_as_planned_and_reads_back_as_it_was_meant(
         gate.as_compressed(tmp_path / "v", {linear: weight[:4].float() for linear, weight in dense.items()}),
     ):
         assert line.passed, line.detail
-    view = export.DenseView(tmp_path / "v")
+    view = DenseView(tmp_path / "v")
     for linear, weight in dense.items():
         assert torch.equal(view.get(f"{linear}.weight").float(), weight.float()), linear
     assert {f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")} <= {
@@ -134,8 +141,8 @@ def test_every_format_is_written_as_planned_and_reads_back_as_it_was_meant(
 def test_every_format_is_a_model_that_predicts(name: str, base: Path, tmp_path: Path) -> None:
     write(base, tmp_path / "v", STEPS[name])
     ids = pico.tokens(2, 24)
-    model, whole = (evaluate.open_model(folder, LLAMA) for folder in (tmp_path / "v", base))
-    kl = evaluate.divergence(*(each.logits(each.walk(ids)).flatten(0, 1) for each in (whole, model)))
+    model, whole = (quality_metrics.open_model(folder, LLAMA) for folder in (tmp_path / "v", base))
+    kl = kl_divergence.divergence(*(each.logits(each.walk(ids)).flatten(0, 1) for each in (whole, model)))
     assert 0 < float(kl.mean()) < (0.1 if "8" in name else 6)
 
 
@@ -148,26 +155,26 @@ def test_quantize_config_json_stands_beside_autogptqs_format_alone(base: Path, t
 
 def test_rounded_activations_are_part_of_what_is_measured(base: Path, tmp_path: Path) -> None:
     write(base, tmp_path / "v", W8A8)
-    view = export.DenseView(tmp_path / "v")
-    assert len(view.int8_inputs) == 14 and not export.DenseView(base).int8_inputs
+    view = DenseView(tmp_path / "v")
+    assert len(view.int8_inputs) == 14 and not DenseView(base).int8_inputs
     ids = pico.tokens(2, 24)
-    hidden = evaluate.open_model(tmp_path / "v", LLAMA).walk(ids)
+    hidden = quality_metrics.open_model(tmp_path / "v", LLAMA).walk(ids)
     config = json.loads((tmp_path / "v" / "config.json").read_text())
     config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = None
     (tmp_path / "v" / "config.json").write_text(json.dumps(config))
-    weights_alone = evaluate.open_model(tmp_path / "v", LLAMA).walk(ids)
+    weights_alone = quality_metrics.open_model(tmp_path / "v", LLAMA).walk(ids)
     change = float((hidden - weights_alone).norm() / weights_alone.norm())
     assert 0.001 < change < 0.1
-    made = gate.generate_dequantized(tmp_path / "v", [[1, 2, 3]], 4)
-    ours = gate.logprobs(tmp_path / "v", LLAMA, [[1, 2, 3]], made.token_ids)
+    made = generate_dequantized(tmp_path / "v", [[1, 2, 3]], 4)
+    ours = logprobs(tmp_path / "v", LLAMA, [[1, 2, 3]], made.token_ids)
     assert torch.allclose(ours, torch.tensor(made.logprobs[0]), atol=1e-4)
 
 
 def test_a_report_says_that_inputs_were_rounded(base: Path, tmp_path: Path) -> None:
     write(base, tmp_path / "v", W8A8)
-    description = evaluate.Tokens(source="test", sequences=2, tokens_per_sequence=24, seed=1, sha256="")
-    reference = evaluate.reference(base, LLAMA, pico.tokens(2, 24), description)
-    measured = evaluate.measure(tmp_path / "v", LLAMA, reference, kl=True)
+    description = quality_metrics.Tokens(source="test", sequences=2, tokens_per_sequence=24, seed=1, sha256="")
+    reference = quality_metrics.reference(base, LLAMA, pico.tokens(2, 24), description)
+    measured = quality_metrics.measure(tmp_path / "v", LLAMA, reference, kl=True)
     assert "inputs of 14 linears rounded to int8" in measured.protocol
 
 
@@ -177,7 +184,7 @@ def test_weights_quantized_in_another_way_are_an_error(base: Path, tmp_path: Pat
     config["quantization_config"]["quant_method"] = "awq"
     (tmp_path / "v" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="'awq' is no quantization that is read here"):
-        export.DenseView(tmp_path / "v")
+        DenseView(tmp_path / "v")
 
 
 def test_zeros_of_autogptqs_second_format_are_read_as_such(base: Path, tmp_path: Path) -> None:
@@ -190,7 +197,7 @@ def test_zeros_of_autogptqs_second_format_are_read_as_such(base: Path, tmp_path:
     config = json.loads((tmp_path / "v" / "config.json").read_text())
     config["quantization_config"]["checkpoint_format"] = "gptq_v2"
     (tmp_path / "v" / "config.json").write_text(json.dumps(config))
-    view = export.DenseView(tmp_path / "v")
+    view = DenseView(tmp_path / "v")
     assert all(torch.equal(view.get(f"{linear}.weight"), weight) for linear, weight in dense.items())
 
 
@@ -208,9 +215,9 @@ def test_transformers_and_compressed_tensors_decompress_the_same_weights(name: s
     state = theirs.state_dict()
     for linear, weight in dense.items():
         assert torch.equal(state[f"{linear}.weight"].float(), weight.float()), linear
-    model = evaluate.open_model(tmp_path / "v", LLAMA)
+    model = quality_metrics.open_model(tmp_path / "v", LLAMA)
     ours = model.logits(model.walk(ids))
-    if export.DenseView(tmp_path / "v").int8_inputs:  # it rounds activations too, to 255 levels where vLLM has 254
+    if DenseView(tmp_path / "v").int8_inputs:  # it rounds activations too, to 255 levels where vLLM has 254
         assert float((ours - logits).abs().mean()) < 0.05
     else:
         assert torch.allclose(ours, logits, atol=1e-4)
@@ -229,10 +236,10 @@ def test_the_rivals_own_loaders_read_our_folders(name: str, base: Path, tmp_path
     numpy.save(tmp_path / "ids.npy", ids.numpy())
     command = [python, BENCH / "read_back.py", tmp_path / "v", tmp_path / "ids.npy", tmp_path / "logits.npy"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
-    model = evaluate.open_model(tmp_path / "v", LLAMA)
+    model = quality_metrics.open_model(tmp_path / "v", LLAMA)
     ours, theirs = model.logits(model.walk(ids)), torch.from_numpy(numpy.load(tmp_path / "logits.npy"))
     half = rival == "gptqmodel"  # it computes in float16 alone
-    rounds = bool(export.DenseView(tmp_path / "v").int8_inputs)
+    rounds = bool(DenseView(tmp_path / "v").int8_inputs)
     assert float((ours - theirs).abs().mean()) < (0.05 if rounds else 0.01 if half else 1e-4)
 
 

@@ -10,9 +10,11 @@ from test_pipeline_parts import make, planned
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubplugin import family, gate
 from hubplugin.errors import FamilyError
-from hubplugin.evaluate import open_model
+from hubplugin.evaluation import gate
+from hubplugin.evaluation.generation import generate_dequantized
+from hubplugin.evaluation.quality_metrics import open_model
+from hubplugin.model import families
 
 
 @pytest.fixture(params=sorted(pico.BY_TYPE))
@@ -23,7 +25,7 @@ def model(request):
 
 
 def test_the_row_names_every_linear_of_a_block_and_nothing_else(model):
-    row = family.FAMILIES[model.config.model_type]
+    row = families.FAMILIES[model.config.model_type]
     block = model.get_submodule(row.block.format(i=1))
     found = {name for name, module in block.named_modules() if isinstance(module, nn.Linear)}
     assert found == set(row.linears())
@@ -31,14 +33,14 @@ def test_the_row_names_every_linear_of_a_block_and_nothing_else(model):
 
 
 def test_the_row_names_embedding_norm_and_head(model):
-    row = family.FAMILIES[model.config.model_type]
+    row = families.FAMILIES[model.config.model_type]
     assert model.get_submodule(row.embed) is model.get_input_embeddings()
     assert model.get_submodule(row.head) is model.get_output_embeddings()
     assert model.get_submodule(row.norm).weight.shape == (model.config.hidden_size,)
 
 
 def test_linears_of_one_tap_read_the_same_tensor_and_taps_stand_in_running_order(model):
-    row = family.FAMILIES[model.config.model_type]
+    row = families.FAMILIES[model.config.model_type]
     model = type(model)(model.config).eval()
     block = model.get_submodule(row.block.format(i=0))
     seen: list[tuple[str, int]] = []
@@ -62,7 +64,7 @@ def test_linears_of_one_tap_read_the_same_tensor_and_taps_stand_in_running_order
 
 def test_dropping_a_channel_from_consumer_and_producers_is_dropping_it_from_the_model(model):
     """Zeroing a channel of the consumer, and cutting it out of all coupled linears, give the same block output."""
-    row = family.FAMILIES[model.config.model_type]
+    row = families.FAMILIES[model.config.model_type]
     if row.experts:
         pytest.skip("experts have no width that all tokens pass")
     width = row.width("ffn")
@@ -90,7 +92,7 @@ def test_dropping_a_channel_from_consumer_and_producers_is_dropping_it_from_the_
 
 def test_an_unknown_architecture_is_refused_with_those_we_know():
     with pytest.raises(FamilyError) as caught:
-        family.match({"model_type": "mamba"}, "o/m/config.json")
+        families.match({"model_type": "mamba"}, "o/m/config.json")
     assert caught.value.where == "o/m/config.json: model_type"
     assert "'mamba'" in caught.value.what and "llama" in caught.value.fix
 
@@ -98,7 +100,7 @@ def test_an_unknown_architecture_is_refused_with_those_we_know():
 @pytest.mark.parametrize("config", [{}, {"model_type": None}, {"model_type": ["llama"]}, {"model_type": 3}])
 def test_a_config_without_a_usable_model_type_is_refused(config):
     with pytest.raises(FamilyError):
-        family.match(config, "config.json")
+        families.match(config, "config.json")
 
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
@@ -147,6 +149,6 @@ def test_what_a_config_asks_for_is_computed_quantized_and_read_back(model_type, 
         gate.as_planned(tmp_path / "v", variant),
         gate.as_compressed(tmp_path / "v", samples),
         gate.ties(tmp_path / "v", variant),
-        gate.generation(tmp_path / "v", variant, row, lambda *a: gate.generate_dequantized(*a[:3]), [ids[0].tolist()]),
+        gate.generation(tmp_path / "v", variant, row, lambda *a: generate_dequantized(*a[:3]), [ids[0].tolist()]),
     ):
         assert line.passed, line.detail

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from hubplugin import generate
-from hubplugin.loadable import Verdict
+from hubplugin.evaluation import generate
+from hubplugin.plan.vllm_support import Verdict
 from serve import settings, smoke
 
 PROMPTS = [[1, 2, 3]]

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from hubplugin import hessian
-from hubplugin.manifest import Gptq
-from hubplugin.methods import gptq, grid, refit, sweep
-from hubplugin.methods.base import Compressed, Grid
+from hubplugin.checkpoint import encodings
+from hubplugin.checkpoint.encodings import Grid
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.methods import linear_algebra, qep
+from hubplugin.methods.base import Compressed
+from hubplugin.methods.gptq import gptq, grid, loop
 
 INPUTS = 192
 
@@ -33,7 +35,7 @@ def textbook(weight: torch.Tensor, h: torch.Tensor, step: Gptq) -> torch.Tensor:
     group = spec.group_size
     order = gptq.visiting_order(h.diagonal(), group) if step.act_order else torch.arange(weight.shape[1])
     weight, h = weight[:, order].clone(), h[order][:, order]
-    inverse = torch.linalg.inv(hessian.damped(h, step.damp))
+    inverse = torch.linalg.inv(linear_algebra.damped(h, step.damp))
     upper = torch.linalg.cholesky(inverse, upper=True)
     found = torch.zeros_like(weight)
     for column in range(weight.shape[1]):
@@ -41,7 +43,7 @@ def textbook(weight: torch.Tensor, h: torch.Tensor, step: Gptq) -> torch.Tensor:
             inside = slice(column, column + group)
             scale, zero = grid.fit(weight[:, inside], h.diagonal()[inside], spec)
         found[:, column] = grid.codes(weight[:, column], scale, zero, spec.top)
-        error = (weight[:, column] - grid.values(found[:, column], scale, zero)) / upper[column, column]
+        error = (weight[:, column] - encodings.values(found[:, column], scale, zero)) / upper[column, column]
         weight[:, column:] -= torch.outer(error, upper[column, column:])
     return found[:, order.argsort()].to(torch.uint8)
 
@@ -59,8 +61,8 @@ def test_codes_equal_the_textbook_in_float64(group_size: int, act_order: bool, b
 def test_the_chunk_size_does_not_change_the_codes(chunk: int) -> None:
     weight, h = problem()
     spec = gptq.spec_of(settings(), INPUTS)
-    columns, factor, importance = weight.T.contiguous(), hessian.factor(h, 0.01), h.diagonal()
-    one, other = (sweep.sweep(columns, factor, importance, spec, size) for size in (chunk, sweep.CHUNK))
+    columns, factor, importance = weight.T.contiguous(), linear_algebra.factor(h, 0.01), h.diagonal()
+    one, other = (loop.sweep(columns, factor, importance, spec, size) for size in (chunk, loop.CHUNK))
     assert torch.equal(one.codes, other.codes)
 
 
@@ -95,7 +97,7 @@ def test_uncorrelated_inputs_give_plain_rounding() -> None:
 def test_error_feedback_loses_less_than_rounding() -> None:
     weight, h = problem()
     rounded = gptq.compress(weight, torch.eye(INPUTS, dtype=torch.float64), settings()).weight
-    assert gptq.compress(weight, h, settings()).loss < 0.7 * hessian.relative_loss(weight, rounded, h)
+    assert gptq.compress(weight, h, settings()).loss < 0.7 * linear_algebra.relative_loss(weight, rounded, h)
 
 
 def test_weight_is_what_codes_and_scales_say_and_the_caller_keeps_its_tensors() -> None:
@@ -161,7 +163,7 @@ def test_clip_search_never_fits_worse_than_the_full_range(symmetric: bool) -> No
     def error(shares: tuple[float, ...]) -> torch.Tensor:
         spec = grid.Spec(4, 64, symmetric, shares)
         scale, zero = (found[:, None] for found in grid.fit(weight, importance, spec))
-        back = grid.values(grid.codes(weight, scale, zero, spec.top), scale, zero)
+        back = encodings.values(grid.codes(weight, scale, zero, spec.top), scale, zero)
         return (back - weight).square() @ importance
 
     full, searched = error(()), error(grid.shrinking(4, 64))
@@ -185,13 +187,13 @@ def corrected(
     lost: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """The target and the share of it, with hardly any damping."""
-    drifts = [hessian.Drift(weight, ends) for _ in range(2)]
+    drifts = [qep.Drift(weight, ends) for _ in range(2)]
     for drift, pair in zip(drifts, (fit, check), strict=True):
         if pair is not None:
             drift.add(*pair, lost)
     x = torch.cat([pair[0] for pair in (fit, check) if pair is not None])
     ready = gptq.prepare(x.T @ x, settings(damp=1e-9, group_size=-1))
-    return refit.corrected(weight, ready, *drifts)
+    return qep.corrected(weight, ready, *drifts)
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -22,31 +22,40 @@ from plan_helpers import config_json, document, headers
 from safetensors.torch import load_file
 from serve_helpers import until
 
-from hubplugin import card, declare, export, family, gate, gptqmodel_engine, hub, pipeline, plan, report
-from hubplugin import gptqmodel_worker as worker
-from hubplugin.checkpoint import Reader
+from hubplugin import pipeline, report
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.compress.gptqmodel import backend
+from hubplugin.compress.gptqmodel import worker as worker
+from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.errors import CompressError, PlanError
-from hubplugin.manifest import GPTQMODEL, Document, Gptq, Manifest
+from hubplugin.evaluation import card, gate
+from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.hub import snapshots
+from hubplugin.manifest.gptq import GPTQMODEL, Gptq
+from hubplugin.manifest.schema import Document, Manifest
+from hubplugin.model import families
+from hubplugin.plan import planner, variant_plan
 
 THEIRS = {"method": "gptq", "engine": "gptqmodel", "bits": 4, "group_size": 32}
 DOUBLES = Path(__file__).parent / "doubles"
 library = pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is None, reason="make env-gptqmodel")
 
 
-def of_folder(base: Path, *steps: dict[str, Any]) -> plan.Plan:
+def of_folder(base: Path, *steps: dict[str, Any]) -> variant_plan.Plan:
     """A plan for a model folder, of one variant V."""
     data = {"model": str(base), "calibrate": {"self": True, "tokens": 48}, "variants": {"V": list(steps)}}
-    peek = hub.peek(str(base), base)
+    peek = snapshots.peek(str(base), base)
     asked = Document(path="m.yaml", text="", sha256="", manifest=Manifest.model_validate(data))
-    return plan.make(asked, peek.config, peek.tensors)
+    return planner.make(asked, peek.config, peek.tensors)
 
 
-def made_by(base: Path, out: Path, step: dict[str, Any], tokens: torch.Tensor) -> gptqmodel_engine.Made:
+def made_by(base: Path, out: Path, step: dict[str, Any], tokens: torch.Tensor) -> backend.Made:
     """What the engine makes of a base in a new folder."""
     planned = of_folder(base, step)
     out.mkdir(parents=True)
-    row = family.match(planned.config, "x")
-    return gptqmodel_engine.compress(base, out, tokens, planned.variants[0], row)
+    row = families.match(planned.config, "x")
+    return backend.compress(base, out, tokens, planned.variants[0], row)
 
 
 @pytest.fixture
@@ -78,7 +87,7 @@ def test_what_gptqmodel_does_not_take_is_refused_with_its_place(
 ) -> None:
     config = pico.config(intermediate_size=256, tie_word_embeddings=False)
     with pytest.raises(PlanError) as caught:
-        plan.make(document(steps), config_json(config), headers(config))
+        planner.make(document(steps), config_json(config), headers(config))
     assert caught.value.where == f"m.yaml: variants.{place}"
     assert what in caught.value.what and "remove engine: gptqmodel" in caught.value.fix
 
@@ -90,13 +99,13 @@ def test_every_setting_but_the_shared_ones_is_refused() -> None:
     for name in own:
         default = Gptq.model_fields[name].get_default(call_default_factory=True)
         with pytest.raises(PlanError, match=f"V.0..{name}: gptqmodel has no such setting"):
-            plan.make(document([THEIRS | {name: default}]), config_json(config), headers(config))
+            planner.make(document([THEIRS | {name: default}]), config_json(config), headers(config))
 
 
 def test_a_family_that_it_does_not_return_whole_is_refused() -> None:
     config = pico.config("phi3")
     with pytest.raises(PlanError, match="models of type phi3"):
-        plan.make(document([THEIRS]), config_json(config), headers(config))
+        planner.make(document([THEIRS]), config_json(config), headers(config))
 
 
 def test_switches_that_only_our_engine_has_are_recorded_as_off() -> None:
@@ -121,11 +130,11 @@ def test_without_that_release_installed_nothing_is_pulled(
         raise AssertionError("pulled")
 
     monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(hub, "pull", pull)
+    monkeypatch.setattr(snapshots, "pull", pull)
     data = {"model": str(pico_folder), "calibrate": {"self": True, "tokens": 48}, "variants": {"V": [THEIRS]}}
     asked = Document(path="m.yaml", text="", sha256="", manifest=Manifest.model_validate(data))
     with pytest.raises(PlanError) as caught:
-        pipeline.run(asked, of_folder(pico_folder, THEIRS), tmp_path, gate.generate_dequantized)  # type: ignore[arg-type]
+        pipeline.run(asked, of_folder(pico_folder, THEIRS), tmp_path, generate_dequantized)  # type: ignore[arg-type]
     assert (installed or "not installed") in caught.value.what and GPTQMODEL in caught.value.what
     assert "make env-gptqmodel" in caught.value.fix
 
@@ -176,7 +185,7 @@ def test_settings_and_tokens_reach_the_library_and_its_codes_our_folder(
     kept = [name for name in before.headers if name in after]
     assert any(name.endswith(".bias") for name in kept)
     assert all(before.get(name).equal(after.get(name)) for name in kept), "what is not quantized is the base's"
-    error = export.DenseView(out).get(f"{first.name}.weight") - before.get(f"{first.name}.weight").float()
+    error = DenseView(out).get(f"{first.name}.weight") - before.get(f"{first.name}.weight").float()
     assert 0 < error.abs().max() < 0.05, "and the codes are those of these weights"
 
 
@@ -188,7 +197,7 @@ def test_a_library_that_fails_is_three_parts_with_its_last_words(
         made_by(pico_folder, tmp_path / "V", THEIRS, pico.tokens())
     assert caught.value.where == "variants.V: engine"
     assert "it was not to be" in caught.value.what
-    log = tmp_path / "V" / gptqmodel_engine.WORK / worker.LOG
+    log = tmp_path / "V" / backend.WORK / worker.LOG
     assert str(log) in caught.value.fix and "the library talks" in log.read_text(encoding="utf-8")
 
 
@@ -216,17 +225,17 @@ def test_killing_us_kills_it(double: Path, pico_folder: Path, tmp_path: Path, mo
 def test_the_folder_names_the_engine_that_made_its_codes(pico_folder: Path) -> None:
     (theirs,) = of_folder(pico_folder, THEIRS).variants
     (ours,) = of_folder(pico_folder, THEIRS | {"engine": "hubplugin"}).variants
-    said = declare.quantization_config(theirs)
+    said = quantization_config(theirs)
     assert said is not None and said["meta"]["quantizer"] == [f"gptqmodel:{GPTQMODEL}"]
-    assert gptqmodel_engine.packages(theirs) == ("gptqmodel",) and gptqmodel_engine.packages(ours) == ()
-    assert gptqmodel_engine.step_of(ours) is None
+    assert backend.packages(theirs) == ("gptqmodel",) and backend.packages(ours) == ()
+    assert backend.step_of(ours) is None
 
 
 # the library itself
 
 
-def dequantized(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
-    return gate.generate_dequantized(folder, prompts, tokens)
+def dequantized(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
+    return generate_dequantized(folder, prompts, tokens)
 
 
 @pytest.mark.slow
@@ -242,8 +251,8 @@ def test_the_whole_arrow_with_both_engines_and_the_librarys_loader_reads_what_we
         "gate": {"perplexity_ratio": 3},
     }
     asked = Document(path=str(tmp_path / "m.yaml"), text="", sha256="x", manifest=Manifest.model_validate(data))
-    peek = hub.peek(str(pico_folder), pico_folder)
-    planned = plan.make(asked, peek.config, peek.tensors)
+    peek = snapshots.peek(str(pico_folder), pico_folder)
+    planned = planner.make(asked, peek.config, peek.tensors)
     by_us, by_them = pipeline.run(asked, planned, tmp_path, dequantized)
     assert by_us.passed and by_them.passed
     assert by_them.versions["gptqmodel"] == GPTQMODEL and "gptqmodel" not in by_us.versions
@@ -260,7 +269,7 @@ def test_the_whole_arrow_with_both_engines_and_the_librarys_loader_reads_what_we
     job = {"blocks": [names], "settings": {"bits": 4}}
     code = "import json, sys; from pathlib import Path; from hubplugin import gptqmodel_worker as worker;"
     code += "worker.unpack(json.loads(sys.argv[1]), Path(sys.argv[2]))"
-    environment = gptqmodel_engine.environment()
+    environment = backend.environment()
     subprocess.run([sys.executable, "-c", code, json.dumps(job), str(back)], check=True, env=environment)
     read = load_file(back / worker.block_file(0))
     samples = {name: read[f"{name}.sample"] for name in names}
@@ -274,16 +283,14 @@ def test_without_switches_both_engines_find_the_same_codes_where_they_see_the_sa
     step = {"method": "gptq", "bits": 4, "group_size": 128, "act_order": False, "clip_search": False}
     steps = {"Ours": [step], "Theirs": [step | {"engine": "gptqmodel"}]}
     asked = document(steps, model=str(base), calibrate={"self": True, "samples": 16, "tokens": 64, "seed": 0})
-    peek = hub.peek(str(base), base)
-    pipeline.run(asked, plan.make(asked, peek.config, peek.tensors), tmp_path, dequantized)
+    peek = snapshots.peek(str(base), base)
+    pipeline.run(asked, planner.make(asked, peek.config, peek.tensors), tmp_path, dequantized)
     for name in ("q_proj", "k_proj", "v_proj"):
         found = []
         for folder in (tmp_path / "Ours", tmp_path / "Theirs"):
             full = f"model.layers.0.self_attn.{name}"
             scales = Reader(folder).get(f"{full}.scales").T
-            found.append(
-                (worker.codes(name, export.DenseView(folder).get(f"{full}.weight"), scales, 4), scales.float())
-            )
+            found.append((worker.codes(name, DenseView(folder).get(f"{full}.weight"), scales, 4), scales.float()))
         (ours, our_scales), (theirs, their_scales) = found
         assert (ours == theirs).float().mean() > 0.9
         assert (our_scales[:, 0] / their_scales[:, 0] - 1).abs().max() < 0.005, "the first group has no errors to take"

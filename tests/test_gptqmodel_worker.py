@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hubplugin import gptqmodel_worker as worker
-from hubplugin.manifest import Gptq
+from hubplugin.compress.gptqmodel import worker as worker
+from hubplugin.manifest.gptq import Gptq
 
 
 @pytest.mark.parametrize("bits", [4, 8])

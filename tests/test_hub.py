@@ -18,10 +18,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import _http as client_http
 from safetensors.torch import save_file
 
-from hubplugin import folder as model_folder
-from hubplugin import hub
+from hubplugin.checkpoint import model_folder
 from hubplugin.errors import CheckpointError, HubError
-from hubplugin.localhub import Running, add_user, start
+from hubplugin.hub import client, publishing, snapshots
+from hubplugin.localhub.access import add_user
+from hubplugin.localhub.server import Running, start
 from hubplugin.report import Base
 
 
@@ -79,13 +80,13 @@ def commits_of(api: HfApi, repo: str) -> int:
 
 
 def test_a_local_folder_is_used_where_it_lies(model: Path) -> None:
-    found = hub.pull("./model", model.parent)
+    found = snapshots.pull("./model", model.parent)
     assert (found.path, found.repo, found.sha, found.on_hub) == (model, "model", None, False)
     assert (found.licence, found.languages, found.gated) == ("apache-2.0", ("en",), False)
 
 
 def test_a_path_that_is_no_folder_is_not_looked_up_on_a_hub(tmp_path: Path) -> None:
-    assert "there is no folder" in refused(lambda: hub.pull("./nowhere", tmp_path))
+    assert "there is no folder" in refused(lambda: snapshots.pull("./nowhere", tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -94,35 +95,35 @@ def test_a_path_that_is_no_folder_is_not_looked_up_on_a_hub(tmp_path: Path) -> N
 )
 def test_a_folder_without_one_of_its_parts_is_refused(model: Path, gone: str, said: str) -> None:
     (model / gone).unlink()
-    assert said in refused(lambda: hub.pull(str(model), Path()))
-    assert said in refused(lambda: hub.peek(str(model), Path()))
+    assert said in refused(lambda: snapshots.pull(str(model), Path()))
+    assert said in refused(lambda: snapshots.peek(str(model), Path()))
 
 
 def test_pickled_weights_are_refused(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    assert "pickles" in refused(lambda: hub.pull(str(model), Path()))
+    assert "pickles" in refused(lambda: snapshots.pull(str(model), Path()))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_a_model_that_needs_remote_code_is_refused(model: Path, name: str) -> None:
     values = json.loads((model / name).read_text())
     (model / name).write_text(json.dumps({**values, "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}))
-    assert "remote code" in refused(lambda: hub.pull(str(model), Path()))
-    assert "remote code" in refused(lambda: hub.peek(str(model), Path()))
+    assert "remote code" in refused(lambda: snapshots.pull(str(model), Path()))
+    assert "remote code" in refused(lambda: snapshots.peek(str(model), Path()))
 
 
 def test_code_that_transformers_ships_under_the_same_name_is_not_needed(model: Path) -> None:
     values = json.loads((model / "config.json").read_text())
     own = {"AutoConfig": "configuration_x.LlamaConfig", "AutoModelForCausalLM": "modeling_x.LlamaForCausalLM"}
     (model / "config.json").write_text(json.dumps({**values, "auto_map": own}))
-    assert hub.pull(str(model), Path()).path == model
-    assert hub.peek(str(model), Path()).config["auto_map"] == own
+    assert snapshots.pull(str(model), Path()).path == model
+    assert snapshots.peek(str(model), Path()).config["auto_map"] == own
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff\xfe"])
 def test_a_broken_config_is_refused(model: Path, content: str) -> None:
     (model / "config.json").write_bytes(content.encode("latin-1"))
-    assert "config.json" in refused(lambda: hub.pull(str(model), Path()))
+    assert "config.json" in refused(lambda: snapshots.pull(str(model), Path()))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_broken_config_is_refused(model: Path, content: str) -> None:
 )
 def test_a_card_without_usable_metadata_gives_no_licence(model: Path, card: str) -> None:
     (model / "README.md").write_text(card)
-    found = hub.pull(str(model), Path())
+    found = snapshots.pull(str(model), Path())
     assert (found.licence, found.languages) == (None, ())
 
 
@@ -147,7 +148,7 @@ def test_a_pull_brings_the_allowed_files_of_the_pinned_commit_and_nothing_else(
     repo = upload(api, "pull", model)
     first = api.model_info(repo).sha
     api.upload_file(path_or_fileobj=b"changed", path_in_repo="LICENSE", repo_id=repo)
-    old, new = hub.pull(f"{repo}@{first}", tmp_path), hub.pull(repo, tmp_path)
+    old, new = snapshots.pull(f"{repo}@{first}", tmp_path), snapshots.pull(repo, tmp_path)
     assert (old.sha, old.repo, old.on_hub, old.licence) == (first, repo, True, "apache-2.0")
     assert new.sha == api.model_info(repo).sha != first
     assert {path.name for path in old.path.iterdir()} == wanted
@@ -158,13 +159,13 @@ def test_a_pull_brings_the_allowed_files_of_the_pinned_commit_and_nothing_else(
 
 def test_a_missing_repo_and_a_missing_revision_are_told_apart(server: Running, api: HfApi, model: Path) -> None:
     repo = upload(api, "there", model)
-    assert "no such repo" in refused(lambda: hub.pull("local/nothing-here", Path()))
-    assert "no such repo" in refused(lambda: hub.peek("local/nothing-here", Path()))
-    assert "this revision of it does not" in refused(lambda: hub.pull(f"{repo}@v9", Path()))
+    assert "no such repo" in refused(lambda: snapshots.pull("local/nothing-here", Path()))
+    assert "no such repo" in refused(lambda: snapshots.peek("local/nothing-here", Path()))
+    assert "this revision of it does not" in refused(lambda: snapshots.pull(f"{repo}@v9", Path()))
 
 
 def test_an_impossible_repo_id_is_a_clear_error(server: Running) -> None:
-    assert "where: not/a/repo" in refused(lambda: hub.pull("not/a/repo", Path()))
+    assert "where: not/a/repo" in refused(lambda: snapshots.pull("not/a/repo", Path()))
 
 
 def test_a_wrong_token_is_named_and_never_shown(
@@ -172,7 +173,7 @@ def test_a_wrong_token_is_named_and_never_shown(
 ) -> None:
     repo = upload(api, "token", model)
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
-    said = refused(lambda: hub.pull(repo, Path()))
+    said = refused(lambda: snapshots.pull(repo, Path()))
     assert "does not accept this token" in said and "wrongwrong" not in said
 
 
@@ -181,7 +182,7 @@ def test_a_private_repo_looks_missing_to_others(
 ) -> None:
     repo = upload(api, "secret", model, private=True)
     monkeypatch.setenv("HF_TOKEN", "")
-    assert "private and this token cannot see it" in refused(lambda: hub.pull(repo, Path()))
+    assert "private and this token cannot see it" in refused(lambda: snapshots.pull(repo, Path()))
 
 
 def test_a_gated_repo_says_how_to_ask_for_access(
@@ -189,17 +190,17 @@ def test_a_gated_repo_says_how_to_ask_for_access(
 ) -> None:
     repo = upload(api, "gated", model)
     api.update_repo_settings(repo, gated="manual")
-    assert hub.pull(repo, Path()).gated
+    assert snapshots.pull(repo, Path()).gated
     monkeypatch.setenv("HF_TOKEN", add_user(server.root, "stranger"))
     monkeypatch.setenv("HF_HOME", str(model.parent / "elsewhere"))
-    for call in (hub.pull, hub.peek):
+    for call in (snapshots.pull, snapshots.peek):
         said = refused(lambda call=call: call(repo, Path()))
         assert "gated" in said and "ask for access" in said and f"{server.url}/{repo}" in said
 
 
 def test_a_card_that_asks_for_access_counts_as_gated_in_a_copy(model: Path) -> None:
     (model / "README.md").write_text("---\nextra_gated_prompt: agree\n---\n")
-    assert hub.pull(str(model), Path()).gated
+    assert snapshots.pull(str(model), Path()).gated
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_download(
@@ -208,7 +209,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_download(
     repo = upload(api, "space", model)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    said = refused(lambda: hub.pull(repo, Path()))
+    said = refused(lambda: snapshots.pull(repo, Path()))
     assert "MB free" in said and "HF_HOME" in said
     assert not (tmp_path / "hf" / "hub").exists()
 
@@ -222,7 +223,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(HfApi, "snapshot_download", full)
-    assert "is full" in refused(lambda: hub.pull(repo, Path()))
+    assert "is full" in refused(lambda: snapshots.pull(repo, Path()))
 
 
 def test_a_hub_that_does_not_answer_is_named(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +231,7 @@ def test_a_hub_that_does_not_answer_is_named(server: Running, monkeypatch: pytes
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", address)
-        said = refused(lambda: hub.pull("local/any", Path()))
+        said = refused(lambda: snapshots.pull("local/any", Path()))
     assert f"cannot reach {address}" in said and "HF_HUB_OFFLINE=1" in said
 
 
@@ -238,14 +239,14 @@ def test_offline_a_whole_cached_model_is_used_and_nothing_else(
     server: Running, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = upload(api, "offline", model)
-    online = hub.pull(repo, Path())
+    online = snapshots.pull(repo, Path())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.pull(f"{repo}@{online.sha}", Path()) == online
-    assert hub.peek(f"{repo}@{online.sha}", Path()).sha == online.sha
-    said = refused(lambda: hub.pull("local/never-pulled", Path()))
+    assert snapshots.pull(f"{repo}@{online.sha}", Path()) == online
+    assert snapshots.peek(f"{repo}@{online.sha}", Path()).sha == online.sha
+    said = refused(lambda: snapshots.pull("local/never-pulled", Path()))
     assert "HF_HUB_OFFLINE is set" in said
     (online.path / "model.safetensors").unlink()
-    refused(lambda: hub.pull(f"{repo}@{online.sha}", Path()))
+    refused(lambda: snapshots.pull(f"{repo}@{online.sha}", Path()))
 
 
 # -- peek
@@ -277,7 +278,7 @@ def test_a_peek_reads_headers_and_no_weights(
     save_file(large, model / "model.safetensors")
     repo = upload(api, "peek", model)
     traffic.clear()
-    seen = hub.peek(repo, Path())
+    seen = snapshots.peek(repo, Path())
     assert {name: (header.dtype, header.shape) for name, header in seen.tensors.items()} == {
         "a": ("F32", (4096, 1024)),
         "b": ("BF16", (7, 5)),
@@ -308,8 +309,8 @@ def test_a_peek_says_the_same_about_a_repo_and_a_folder(server: Running, api: Hf
     expected = {name: (dtype, tuple(shape)) for name, (dtype, shape) in pico.headers(model).items()}
     if shards:
         shard(model)
-    far = hub.peek(upload(api, f"peek-{shards}", model), Path())
-    near = hub.peek(str(model), Path())
+    far = snapshots.peek(upload(api, f"peek-{shards}", model), Path())
+    near = snapshots.peek(str(model), Path())
     assert far.tensors == near.tensors and far.config == near.config
     assert {name: (header.dtype, header.shape) for name, header in near.tensors.items()} == expected
 
@@ -319,17 +320,17 @@ def test_damaged_shards_are_noticed_from_their_headers(model: Path) -> None:
     whole = (model / first).read_bytes()
     for damage in (whole[:-1], whole[:4], whole + b"x", b"\xff" * 64, b""):
         (model / first).write_bytes(damage)
-        assert first in refused(lambda: hub.peek(str(model), Path()), CheckpointError)
+        assert first in refused(lambda: snapshots.peek(str(model), Path()), CheckpointError)
     (model / first).write_bytes(whole)
     (model / second).unlink()
-    assert "is missing" in refused(lambda: hub.peek(str(model), Path()), CheckpointError)
+    assert "is missing" in refused(lambda: snapshots.peek(str(model), Path()), CheckpointError)
 
 
 @pytest.mark.parametrize("index", ["{", '{"weight_map": {}}', '{"weight_map": {"a": "../../secret.safetensors"}}'])
 def test_an_index_that_is_broken_or_leads_elsewhere_is_refused(model: Path, index: str) -> None:
     shard(model)
     (model / model_folder.INDEX).write_text(index)
-    assert model_folder.INDEX in refused(lambda: hub.peek(str(model), Path()), CheckpointError)
+    assert model_folder.INDEX in refused(lambda: snapshots.peek(str(model), Path()), CheckpointError)
 
 
 # -- push
@@ -344,16 +345,16 @@ def made(model: Path) -> Path:
 
 
 def test_a_push_is_one_commit_and_a_second_one_is_none(server: Running, api: HfApi, made: Path) -> None:
-    done = hub.push(made, "local/push", private=True)
+    done = publishing.push(made, "local/push", private=True)
     before = commits_of(api, "local/push")
     assert done.changed and done.url == f"{server.url}/local/push"
     assert done.commit == api.model_info("local/push").sha
     assert files_of(api, "local/push") == {path.name for path in made.iterdir()}
     assert api.model_info("local/push").private
-    again = hub.push(made, "local/push", private=True)
+    again = publishing.push(made, "local/push", private=True)
     assert not again.changed and again.commit == done.commit
     assert commits_of(api, "local/push") == before
-    assert (hub.pull("local/push", Path()).path / "model.safetensors").read_bytes() == (
+    assert (snapshots.pull("local/push", Path()).path / "model.safetensors").read_bytes() == (
         made / "model.safetensors"
     ).read_bytes()
 
@@ -361,13 +362,13 @@ def test_a_push_is_one_commit_and_a_second_one_is_none(server: Running, api: HfA
 def test_stale_shards_go_in_the_same_commit_and_foreign_files_stay(server: Running, api: HfApi, made: Path) -> None:
     single = (made / "model.safetensors").read_bytes()
     shards = set(shard(made))
-    hub.push(made, "local/shards", private=True)
+    publishing.push(made, "local/shards", private=True)
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="picture.png", repo_id="local/shards")
     before = commits_of(api, "local/shards")
     for name in (*shards, model_folder.INDEX):
         (made / name).unlink()
     (made / "model.safetensors").write_bytes(single)
-    assert hub.push(made, "local/shards", private=True).changed
+    assert publishing.push(made, "local/shards", private=True).changed
     assert commits_of(api, "local/shards") == before + 1
     assert files_of(api, "local/shards") == {path.name for path in made.iterdir()} | {"picture.png"}
 
@@ -380,7 +381,7 @@ def test_nothing_outside_the_allow_list_is_ever_published(server: Running, api: 
         (made / name).symlink_to("/etc/hostname")
     else:
         (made / name).write_text("secret")
-    said = refused(lambda: hub.push(made, f"local/refused-{name.strip('.')}", private=True))
+    said = refused(lambda: publishing.push(made, f"local/refused-{name.strip('.')}", private=True))
     assert name in said and "nothing was published" in said
     assert not api.repo_exists(f"local/refused-{name.strip('.')}")
 
@@ -390,7 +391,7 @@ def test_a_read_only_token_publishes_nothing(
 ) -> None:
     reader = add_user(server.root, "reader", "read")
     monkeypatch.setenv("HF_TOKEN", reader)
-    said = refused(lambda: hub.push(made, "reader/new", private=True))
+    said = refused(lambda: publishing.push(made, "reader/new", private=True))
     assert "403" in said and reader not in said
     assert not api.repo_exists("reader/new")
 
@@ -401,8 +402,8 @@ def test_the_repo_of_somebody_else_stays_as_it_is(
     theirs = HfApi(endpoint=server.url, token=add_user(server.root, "owner"))
     theirs.create_repo("owner/theirs")
     before = theirs.model_info("owner/theirs").sha
-    assert "403" in refused(lambda: hub.push(made, "owner/theirs", private=False))
-    assert "403" in refused(lambda: hub.push(made, "owner/not-there", private=False))
+    assert "403" in refused(lambda: publishing.push(made, "owner/theirs", private=False))
+    assert "403" in refused(lambda: publishing.push(made, "owner/not-there", private=False))
     assert theirs.model_info("owner/theirs").sha == before
 
 
@@ -410,35 +411,35 @@ def test_without_a_token_nothing_is_published(
     server: Running, api: HfApi, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
-    assert "HF_TOKEN" in refused(lambda: hub.push(made, "local/anonymous", private=True))
+    assert "HF_TOKEN" in refused(lambda: publishing.push(made, "local/anonymous", private=True))
     assert not api.repo_exists("local/anonymous")
 
 
 def test_a_branch_that_moved_meanwhile_is_not_overwritten(
     server: Running, api: HfApi, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.push(made, "local/moved", private=True)
+    publishing.push(made, "local/moved", private=True)
     (made / "LICENSE").write_text("changed here")
 
     def somebody_is_faster(*_: Any, **__: Any) -> None:
         api.upload_file(path_or_fileobj=b"theirs", path_in_repo="NOTICE", repo_id="local/moved")
 
     monkeypatch.setattr(HfApi, "auth_check", somebody_is_faster)
-    assert "moved" in refused(lambda: hub.push(made, "local/moved", private=True))
+    assert "moved" in refused(lambda: publishing.push(made, "local/moved", private=True))
     assert "NOTICE" in files_of(api, "local/moved")
-    assert (hub.pull("local/moved", Path()).path / "LICENSE").read_text() != "changed here"
+    assert (snapshots.pull("local/moved", Path()).path / "LICENSE").read_text() != "changed here"
 
 
 def test_a_private_variant_does_not_go_into_a_public_repo(server: Running, api: HfApi, made: Path) -> None:
     api.create_repo("local/public", private=False)
-    assert "is public" in refused(lambda: hub.push(made, "local/public", private=True))
+    assert "is public" in refused(lambda: publishing.push(made, "local/public", private=True))
     assert files_of(api, "local/public") == set()
 
 
 def test_a_model_that_was_not_published_by_us_is_not_overwritten(server: Running, api: HfApi, made: Path) -> None:
     api.create_repo("local/precious")
     api.upload_file(path_or_fileobj=b"x", path_in_repo="model.safetensors", repo_id="local/precious")
-    assert "did not publish" in refused(lambda: hub.push(made, "local/precious", private=False))
+    assert "did not publish" in refused(lambda: publishing.push(made, "local/precious", private=False))
     assert files_of(api, "local/precious") == {"model.safetensors"}
 
 
@@ -454,7 +455,7 @@ def test_the_gate_of_the_base_is_closed_before_the_weights_arrive(
             return _original(self, *args, **more)
 
         monkeypatch.setattr(HfApi, name, noted)
-    hub.push(made, "local/closed", private=False, gated=True)
+    publishing.push(made, "local/closed", private=False, gated=True)
     assert order == ["update_repo_settings", "create_commit"]
     assert api.model_info("local/closed").gated == "auto"
 
@@ -464,14 +465,14 @@ def test_an_unprotected_endpoint_is_warned_about(
 ) -> None:
     for address, warned in (("http://hub.example.com", True), ("http://127.0.0.1:1", False), ("https://x.org", False)):
         monkeypatch.setenv("HF_ENDPOINT", address + "/")
-        hub._api()
+        client.connect()
         said = capsys.readouterr().err
         assert address in said and ("warning" in said) == warned
 
 
 def test_an_endpoint_with_a_password_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://me:geheim@hub.example.com")
-    assert "geheim" not in refused(lambda: hub.pull("a/b", Path()))
+    assert "geheim" not in refused(lambda: snapshots.pull("a/b", Path()))
 
 
 # -- collections and licences
@@ -481,8 +482,8 @@ def test_a_collection_grows_once_however_often_it_is_made(server: Running, api: 
     repos = ["local/collected-1", "local/collected-2"]
     for repo in repos:
         api.create_repo(repo)
-    first = hub.collect("Compressed", "local", {repos[0]: "2.60 times smaller"}, private=False)
-    second = hub.collect("Compressed", "local", dict.fromkeys(repos, "note"), private=False)
+    first = publishing.collect("Compressed", "local", {repos[0]: "2.60 times smaller"}, private=False)
+    second = publishing.collect("Compressed", "local", dict.fromkeys(repos, "note"), private=False)
     assert first == second and first.startswith(f"{server.url}/collections/")
     items = api.get_collection(first.removeprefix(f"{server.url}/collections/")).items
     assert [item.item_id for item in items] == repos
@@ -496,7 +497,7 @@ def base(licence: str | None, gated: bool = False) -> Base:
 
 @pytest.mark.parametrize("licence", ["apache-2.0", "mit", None, "cc-by-4.0", "bsd-3-clause"])
 def test_free_licences_need_no_acceptance(licence: str | None) -> None:
-    hub.licence_allows(base(licence), accept=False)
+    publishing.licence_allows(base(licence), accept=False)
 
 
 @pytest.mark.parametrize(
@@ -514,10 +515,10 @@ def test_free_licences_need_no_acceptance(licence: str | None) -> None:
     ],
 )
 def test_duties_and_gates_must_be_accepted_by_the_manifest(licence: str, gated: bool) -> None:
-    assert "accept_license" in refused(lambda: hub.licence_allows(base(licence, gated), accept=False))
-    hub.licence_allows(base(licence, gated), accept=True)
+    assert "accept_license" in refused(lambda: publishing.licence_allows(base(licence, gated), accept=False))
+    publishing.licence_allows(base(licence, gated), accept=True)
 
 
 @pytest.mark.parametrize("licence", ["cc-by-nd-4.0", "cc-by-nc-nd-4.0"])
 def test_no_derivatives_means_no_publishing_even_if_accepted(licence: str) -> None:
-    assert "no-derivatives" in refused(lambda: hub.licence_allows(base(licence), accept=True))
+    assert "no-derivatives" in refused(lambda: publishing.licence_allows(base(licence), accept=True))

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from hubplugin import knapsack
-from hubplugin.knapsack import Choice
+from hubplugin.plan.choices import knapsack
+from hubplugin.plan.choices.knapsack import Choice
 
 
 def toy(seed: int, items: int = 5, options: int = 4) -> list[list[Choice]]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubplugin import layout, pack
+from hubplugin.checkpoint import formats, packing
+from hubplugin.checkpoint.encodings import Grid
 from hubplugin.errors import CheckpointError
-from hubplugin.methods.base import Grid
 
 LAYOUTS = [("gptq", bits, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)] + [
     ("pack-quantized", bits, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)
@@ -45,66 +45,68 @@ def meaning(made: Grid) -> Tensor:
 
 
 def shelf(made: Grid, kind: str, dtype: torch.dtype = torch.bfloat16) -> Shelf:
-    return Shelf({f"a.{part}": tensor for part, tensor in layout.tensors(made, kind, dtype).items()})
+    return Shelf({f"a.{part}": tensor for part, tensor in formats.tensors(made, kind, dtype).items()})
 
 
 @pytest.mark.parametrize(("kind", "bits", "symmetric"), LAYOUTS)
 def test_every_layout_reads_back_what_was_written(kind: str, bits: int, symmetric: bool) -> None:
     made = grid(bits, symmetric)
-    assert torch.equal(layout.dense(shelf(made, kind), "a", {bits}, 1), meaning(made))
+    assert torch.equal(formats.dense(shelf(made, kind), "a", {bits}, 1), meaning(made))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_widths_are_told_apart_by_the_words_they_take(bits: int) -> None:
     for kind in ("gptq", "pack-quantized"):
-        assert torch.equal(layout.dense(shelf(grid(bits), kind), "a", {2, 3, 4, 8}, 1), meaning(grid(bits)))
+        assert torch.equal(formats.dense(shelf(grid(bits), kind), "a", {2, 3, 4, 8}, 1), meaning(grid(bits)))
 
 
 def test_int8_weights_hold_the_code_less_128_and_one_scale_per_output() -> None:
     made = grid(8, inputs=64, group=64)
-    tensors = layout.tensors(made, "int-quantized", torch.float32)
+    tensors = formats.tensors(made, "int-quantized", torch.float32)
     assert tensors["weight"].dtype == torch.int8 and tensors["weight_scale"].shape == (96, 1)
     assert torch.equal(tensors["weight"].int(), made.codes.int() - 128)
-    assert torch.equal(layout.dense(shelf(made, "int-quantized"), "a", {8}, 0), meaning(made))
+    assert torch.equal(formats.dense(shelf(made, "int-quantized"), "a", {8}, 0), meaning(made))
 
 
 @pytest.mark.parametrize("wrong", [grid(4, inputs=32), grid(8, False, inputs=32), grid(8)])
 def test_int8_weights_of_another_grid_are_refused(wrong: Grid) -> None:
     with pytest.raises(ValueError, match="one scale per output"):
-        layout.tensors(wrong, "int-quantized", torch.float32)
+        formats.tensors(wrong, "int-quantized", torch.float32)
 
 
 def test_autogptqs_tensors_by_hand() -> None:
     codes = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]] * 8, dtype=torch.uint8)
     made = Grid(codes, torch.full((8, 2), 0.5).half(), 4, 4, torch.tensor([[1, 16 - 1]] * 8, dtype=torch.uint8))
-    tensors = layout.tensors(made, "gptq", torch.bfloat16)
+    tensors = formats.tensors(made, "gptq", torch.bfloat16)
     assert [word & 0xFFFFFFFF for word in tensors["qweight"][0].tolist()] == [0x87654321] * 8
     assert [word & 0xFFFFFFFF for word in tensors["qzeros"].flatten().tolist()] == [0x00000000, 0xEEEEEEEE]
     assert tensors["g_idx"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert tensors["scales"].dtype == torch.float16 and tensors["scales"].shape == (2, 8)
-    symmetric = layout.tensors(Grid(codes, made.scales, 4, 4), "gptq", torch.bfloat16)["qzeros"]
+    symmetric = formats.tensors(Grid(codes, made.scales, 4, 4), "gptq", torch.bfloat16)["qzeros"]
     assert [word & 0xFFFFFFFF for word in symmetric.flatten().tolist()] == [0x77777777] * 2
 
 
 def test_compressed_tensors_by_hand() -> None:
     codes = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]] * 8, dtype=torch.uint8)
     zeros = torch.tensor([[row, 15 - row] for row in range(8)], dtype=torch.uint8)
-    tensors = layout.tensors(Grid(codes, torch.full((8, 2), 0.5).half(), 4, 4, zeros), "pack-quantized", torch.bfloat16)
+    tensors = formats.tensors(
+        Grid(codes, torch.full((8, 2), 0.5).half(), 4, 4, zeros), "pack-quantized", torch.bfloat16
+    )
     assert [word & 0xFFFFFFFF for word in tensors["weight_packed"].flatten().tolist()] == [0x87654321] * 8
     assert [word & 0xFFFFFFFF for word in tensors["weight_zero_point"].flatten().tolist()] == [0x76543210, 0x89ABCDEF]
     assert tensors["weight_shape"].tolist() == [8, 8] and tensors["weight_scale"].dtype == torch.bfloat16
 
 
 def test_three_bits_are_dense_in_both_directions() -> None:
-    tensors = layout.tensors(grid(3, False, outputs=64, inputs=96), "pack-quantized", torch.float16)
+    tensors = formats.tensors(grid(3, False, outputs=64, inputs=96), "pack-quantized", torch.float16)
     assert tensors["weight_packed"].shape == (64, 9) and tensors["weight_zero_point"].shape == (6, 3)
-    tensors = layout.tensors(grid(3, False, outputs=64, inputs=96), "gptq", torch.float16)
+    tensors = formats.tensors(grid(3, False, outputs=64, inputs=96), "gptq", torch.float16)
     assert tensors["qweight"].shape == (9, 64) and tensors["qzeros"].shape == (3, 6)
 
 
 def test_scales_of_a_grid_mean_the_same_in_every_dtype() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert torch.equal(layout.dense(shelf(grid(4), "pack-quantized", dtype), "a", {4}, 0), meaning(grid(4)))
+        assert torch.equal(formats.dense(shelf(grid(4), "pack-quantized", dtype), "a", {4}, 0), meaning(grid(4)))
 
 
 # other tools' files
@@ -114,8 +116,8 @@ def test_zeros_of_autogptqs_second_format_are_not_shifted() -> None:
     made = grid(4, False)
     stored = shelf(made, "gptq")
     assert made.zeros is not None
-    stored["a.qzeros"] = pack.pack(made.zeros.T, 4)
-    assert torch.equal(layout.dense(stored, "a", {4}, 0), meaning(made))
+    stored["a.qzeros"] = packing.pack(made.zeros.T, 4)
+    assert torch.equal(formats.dense(stored, "a", {4}, 0), meaning(made))
 
 
 def test_groups_that_a_stored_index_scatters_are_followed() -> None:
@@ -124,7 +126,7 @@ def test_groups_that_a_stored_index_scatters_are_followed() -> None:
         shuffled = Grid(made.codes[:, order], made.scales, 4, 32, made.zeros)
         stored = shelf(shuffled, kind)
         stored[f"a.{index}"] = (order // 32).to(torch.int32)
-        assert torch.equal(layout.dense(stored, "a", {4}, 1), meaning(made)[:, order]), kind
+        assert torch.equal(formats.dense(stored, "a", {4}, 1), meaning(made)[:, order]), kind
 
 
 def test_three_bits_with_ten_codes_per_word_are_read() -> None:
@@ -133,7 +135,7 @@ def test_three_bits_with_ten_codes_per_word_are_read() -> None:
     assert made.zeros is not None
     stored["a.weight_packed"], stored["a.weight_zero_point"] = padded(made.codes), padded(made.zeros.T).T
     assert stored["a.weight_packed"].shape == (60, 10)
-    assert torch.equal(layout.dense(stored, "a", {3}, 0), meaning(made))
+    assert torch.equal(formats.dense(stored, "a", {3}, 0), meaning(made))
 
 
 def padded(codes: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def padded(codes: Tensor) -> Tensor:
 def test_words_of_another_width_are_an_error() -> None:
     for kind in ("gptq", "pack-quantized"):
         with pytest.raises(CheckpointError, match=r"none of these widths: \[2, 3\]"):
-            layout.dense(shelf(grid(4), kind), "a", {2, 3}, 1)
+            formats.dense(shelf(grid(4), kind), "a", {2, 3}, 1)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -154,7 +156,7 @@ def test_words_of_another_width_are_an_error() -> None:
 def test_autogptq_packs_the_same_words_and_computes_the_same(bits: int, symmetric: bool) -> None:
     autogptq = pytest.importorskip("interop", reason="needs auto-gptq").quant_linear()
     made = grid(bits, symmetric)
-    dense, tensors = meaning(made), layout.tensors(made, "gptq", torch.bfloat16)
+    dense, tensors = meaning(made), formats.tensors(made, "gptq", torch.bfloat16)
     zeros = torch.full(made.scales.shape, 2.0 ** (bits - 1)) if made.zeros is None else made.zeros.float()
     theirs = autogptq(bits, 32, 160, 96, False, weight_dtype=torch.float32)
     linear = torch.nn.Linear(160, 96, bias=False)
@@ -186,7 +188,7 @@ def test_compressed_tensors_packs_the_same_words_and_reads_ours(bits: int, symme
     compressors = pytest.importorskip("compressed_tensors.compressors")
     packed = compressors.BaseCompressor.get_value_from_registry("pack-quantized")
     made = grid(bits, symmetric)
-    ours = layout.tensors(made, "pack-quantized", torch.float32)
+    ours = formats.tensors(made, "pack-quantized", torch.float32)
     assert torch.allclose(packed.decompress(dict(ours), scheme(made))["weight"], meaning(made), atol=1e-6)
     state = {"weight": meaning(made), "weight_scale": made.scales.float()}
     if made.zeros is not None:
@@ -200,7 +202,7 @@ def test_compressed_tensors_packs_the_same_words_and_reads_ours(bits: int, symme
 def test_compressed_tensors_reads_our_int8_weights() -> None:
     compressors = pytest.importorskip("compressed_tensors.compressors")
     made = grid(8, inputs=64, group=64)
-    ours = layout.tensors(made, "int-quantized", torch.float32)
+    ours = formats.tensors(made, "int-quantized", torch.float32)
     theirs = compressors.BaseCompressor.get_value_from_registry("int-quantized").decompress(
         dict(ours), scheme(made, num_bits=8, strategy="token", dynamic=True)
     )
@@ -210,4 +212,4 @@ def test_compressed_tensors_reads_our_int8_weights() -> None:
 def test_activations_are_rounded_token_by_token() -> None:
     x = torch.tensor([[127.0, -63.5, 0.4], [1.27, 0.014, -1.0], [0.0, 0.0, 0.0]])
     expected = torch.tensor([[127.0, -64.0, 0.0], [1.27, 0.01, -1.0], [0.0, 0.0, 0.0]])
-    assert torch.allclose(layout.int8_per_token(x), expected, atol=1e-6)
+    assert torch.allclose(formats.int8_per_token(x), expected, atol=1e-6)

@@ -6,8 +6,8 @@ import pico
 import pytest
 from plan_helpers import config_json, document, headers
 
-from hubplugin import loadable, plan
-from hubplugin.plan import VariantPlan
+from hubplugin.plan import planner, vllm_support
+from hubplugin.plan.variant_plan import VariantPlan
 
 WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 512}
 W8A8 = {"bits": 8, "group_size": -1, "activation_bits": 8}
@@ -15,7 +15,7 @@ W8A8 = {"bits": 8, "group_size": -1, "activation_bits": 8}
 
 def variant(config: Any = None, **step: Any) -> VariantPlan:
     config = config or pico.config(**WIDE)
-    return plan.make(
+    return planner.make(
         document([{"method": "gptq", "group_size": 32, **step}]), config_json(config), headers(config)
     ).variants[0]
 
@@ -80,6 +80,6 @@ def test_a_head_that_vllm_pads_splits_by_its_padded_rows() -> None:
 
 
 def test_stacks_are_found_block_by_block() -> None:
-    stacks = [tuple(linear.short for linear in members) for members in loadable.fused(variant().linears)]
+    stacks = [tuple(linear.short for linear in members) for members in vllm_support.fused(variant().linears)]
     one = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
     assert stacks == one * 2

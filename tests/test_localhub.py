@@ -19,8 +19,9 @@ from fastapi import HTTPException
 
 from hubplugin import localhub
 from hubplugin.errors import ServeError
-from hubplugin.localhub import Running, metadata, pulls, repos
+from hubplugin.localhub import metadata, pulls, repos
 from hubplugin.localhub.repos import Entry, Tree
+from hubplugin.localhub.server import Running
 from hubplugin.localhub.store import Store
 
 

@@ -7,7 +7,7 @@ import pytest
 from localhub_helpers import client, hf
 
 from hubplugin import localhub
-from hubplugin.localhub import Running
+from hubplugin.localhub.server import Running
 
 TRANSPORTS = pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from hubplugin import manifest
 from hubplugin.errors import ManifestError
-from hubplugin.yamlfile import MAX_ALIASES, MAX_BYTES
+from hubplugin.manifest import loading, schema
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.source import Source
+from hubplugin.manifest.yaml_file import MAX_ALIASES, MAX_BYTES
 
 GOOD: dict[str, Any] = {
     "model": "owner/base",
@@ -22,10 +24,10 @@ GOOD: dict[str, Any] = {
 }
 
 
-def load_text(folder: Path, text: str | bytes) -> manifest.Document:
+def load_text(folder: Path, text: str | bytes) -> schema.Document:
     path = folder / "m.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return manifest.load(path)
+    return loading.load(path)
 
 
 def refused(folder: Path, text: str | bytes) -> ManifestError:
@@ -61,7 +63,7 @@ def test_a_full_manifest_is_read_with_its_text_and_hash(tmp_path):
     assert document.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert document.folder == tmp_path.resolve()
     (step,) = document.manifest.variants["Int4"]
-    assert isinstance(step, manifest.Gptq) and (step.bits, step.group_size) == (4, 64)
+    assert isinstance(step, Gptq) and (step.bits, step.group_size) == (4, 64)
     assert document.manifest.calibrate.self_ and document.manifest.calibrate.tokens == 2048
 
 
@@ -69,9 +71,9 @@ def test_defaults_are_those_the_readme_promises(tmp_path):
     text = "model: a/b\ncalibrate: {self: true}\nvariants: {P: [{method: prune, ffn: 0.25}, {method: gptq}]}\n"
     read = load_text(tmp_path, text).manifest
     prune, gptq = read.variants["P"]
-    assert gptq == manifest.Gptq(method="gptq", bits=4, group_size=128, act_order=True, damp=0.01)
-    assert prune == manifest.Prune(method="prune", ffn=0.25, damp=0.01)
-    assert read.evaluate is None and read.publish is None and read.gate == manifest.Gate()
+    assert gptq == Gptq(method="gptq", bits=4, group_size=128, act_order=True, damp=0.01)
+    assert prune == schema.Prune(method="prune", ffn=0.25, damp=0.01)
+    assert read.evaluate is None and read.publish is None and read.gate == schema.Gate()
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path):
@@ -256,7 +258,7 @@ def test_a_huge_file_is_refused_without_being_read_to_its_end(tmp_path):
     assert "bytes" in refused(tmp_path, "#" * (MAX_BYTES + 1)).what
     if os.path.exists("/dev/zero"):
         with pytest.raises(ManifestError, match="bytes"):
-            manifest.load("/dev/zero")
+            loading.load("/dev/zero")
 
 
 def test_a_file_of_exactly_the_allowed_size_is_read(tmp_path):
@@ -288,7 +290,7 @@ def test_a_lone_surrogate_is_refused(tmp_path):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path, "nul\0.yaml"):
         with pytest.raises(ManifestError, match="cannot be read") as caught:
-            manifest.load(path)
+            loading.load(path)
         assert caught.value.fix == "give the path of a manifest"
 
 
@@ -306,11 +308,9 @@ def test_manifests_cannot_be_changed_after_loading(tmp_path):
 
 
 def test_a_variants_own_thresholds_override_the_general_ones_one_by_one():
-    gate = manifest.Gate(
-        perplexity_ratio=1.1, mean_kl=0.05, variants={"Small": manifest.Thresholds(perplexity_ratio=2)}
-    )
-    assert gate.of("Other") == manifest.Thresholds(perplexity_ratio=1.1, mean_kl=0.05)
-    assert gate.of("Small") == manifest.Thresholds(perplexity_ratio=2, mean_kl=0.05)
+    gate = schema.Gate(perplexity_ratio=1.1, mean_kl=0.05, variants={"Small": schema.Thresholds(perplexity_ratio=2)})
+    assert gate.of("Other") == schema.Thresholds(perplexity_ratio=1.1, mean_kl=0.05)
+    assert gate.of("Small") == schema.Thresholds(perplexity_ratio=2, mean_kl=0.05)
 
 
 def test_a_kl_threshold_needs_the_kl_to_be_measured(tmp_path):
@@ -346,4 +346,4 @@ def test_a_manifest_that_publishes_nothing_names_no_repo(tmp_path):
     ],
 )
 def test_a_source_describes_itself_in_one_line(source, words):
-    assert manifest.Source.model_validate(source).describe() == words
+    assert Source.model_validate(source).describe() == words

@@ -10,28 +10,22 @@ import torch
 from plan_helpers import GPTQ, PRUNE, config_json, document, headers
 from transformers import AutoModelForCausalLM
 
-from hubplugin import (
-    card,
-    cli,
-    compress,
-    export,
-    family,
-    gate,
-    hessian,
-    manifest,
-    masks,
-    plan,
-    report,
-    stream,
-    table,
-    zeros,
-)
-from hubplugin.checkpoint import Reader
+from hubplugin import cli, report
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.encodings import Masked
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.compress import blockwise
 from hubplugin.errors import ManifestError, PlanError
-from hubplugin.manifest import SparseGpt, Wanda
-from hubplugin.methods import sparsegpt, wanda
-from hubplugin.methods.base import Compressed, Masked
+from hubplugin.evaluation import card, gate, zeros
+from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.manifest import loading
+from hubplugin.manifest.masks import SparseGpt, Wanda
+from hubplugin.methods import linear_algebra, sparsegpt, wanda
+from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest
+from hubplugin.model import block_runner, families
+from hubplugin.plan import masks, planner, table, variant_plan
+from hubplugin.plan.variant_plan import VariantPlan
 
 INPUTS = 192  # one and a half blocks
 MEASURES: list[dict[str, Any]] = [{"sparsity": 0.5}, {"sparsity": 0.3}, {"pattern": "2:4"}, {"pattern": "1:3"}]
@@ -94,7 +88,7 @@ def test_costs_of_all_outputs_compete_in_a_block_of_sparsegpt_and_not_in_wanda()
 
 def textbook(weight: torch.Tensor, h: torch.Tensor, step: SparseGpt) -> torch.Tensor:
     """The paper's loop: upper Cholesky factor of the inverse, every column updates all later ones at once."""
-    upper = torch.linalg.cholesky(torch.linalg.inv(hessian.damped(h, step.damp)), upper=True)
+    upper = torch.linalg.cholesky(torch.linalg.inv(linear_algebra.damped(h, step.damp)), upper=True)
     weight = weight.clone()
     gone = torch.zeros_like(weight, dtype=torch.bool)
     every = step.kept[1] if step.kept else 128
@@ -205,7 +199,7 @@ def test_sparsegpt_loses_less_than_wanda(measure: dict[str, Any], seed: int) -> 
 def test_the_update_lowers_the_loss_of_the_same_mask() -> None:
     weight, h = problem()
     made = run("sparsegpt", weight, h, sparsity=0.5)
-    assert made.loss < 0.8 * hessian.relative_loss(weight, weight * kept(made), h)
+    assert made.loss < 0.8 * linear_algebra.relative_loss(weight, weight * kept(made), h)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -260,14 +254,14 @@ def test_what_the_manifest_refuses(step: str, where: str, what: str, tmp_path: P
     path = tmp_path / "m.yaml"
     path.write_text(f"model: a/b\ncalibrate: {{self: true}}\nvariants: {{V: [{step}]}}\n")
     with pytest.raises(ManifestError) as refusal:
-        manifest.load(path)
+        loading.load(path)
     assert refusal.value.where.endswith(f"variants.V{where}")
     assert what in refusal.value.what
 
 
-def planned(steps: list[dict[str, Any]], model_type: str = "llama", **changes: Any) -> plan.Plan:
+def planned(steps: list[dict[str, Any]], model_type: str = "llama", **changes: Any) -> variant_plan.Plan:
     config = pico.config(model_type, **changes)
-    return plan.make(document(steps), config_json(config), headers(config))
+    return planner.make(document(steps), config_json(config), headers(config))
 
 
 HALF = {"method": "wanda", "sparsity": 0.5}
@@ -324,7 +318,7 @@ def test_the_plan_counts_zeros_as_weights_and_says_so() -> None:
     assert "quantization_config" not in variant.config
     text = " ".join(table.render(made).split())
     assert "2:4 zeros" in text and "V: vLLM runs this at dense speed and size: 2 of every 4 weights are zero" in text
-    assert plan.as_json(made)["variants"][0]["notes"] == variant.notes
+    assert variant_plan.as_json(made)["variants"][0]["notes"] == variant.notes
     assert masks.NOTE not in table.render(planned([GPTQ]))
 
 
@@ -355,10 +349,10 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
     path, out = tmp_path / "pico.yaml", tmp_path / "out"
     path.write_text(MANIFEST.format(model=pico_folder))
 
-    def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
-        return gate.generate_dequantized(folder, prompts, tokens)
+    def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
+        return generate_dequantized(folder, prompts, tokens)
 
-    monkeypatch.setattr("hubplugin.generate.greedy", generate)
+    monkeypatch.setattr("hubplugin.evaluation.generate.greedy", generate)
     with pytest.raises(SystemExit) as done:
         cli.main(["run", str(path), "--out", str(out)])
     assert done.value.code == 0
@@ -376,7 +370,7 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
     assert report.read(out / "Wanda").sizes.sparsity == pytest.approx(0.5)
     assert report.read(out / "Pruned").sizes.sparsity == pytest.approx(0.3, abs=0.001)
     reader = Reader(out / "SparseGPT")
-    for name in family.FAMILIES["llama"].linears():
+    for name in families.FAMILIES["llama"].linears():
         weight = reader.get(f"model.layers.1.{name}.weight")
         groups = (weight != 0).unflatten(1, (-1, 4)).sum(dim=2)
         assert bool((groups == 2).all()) != name.endswith("o_proj"), name
@@ -386,7 +380,7 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_card_of_a_masked_model_of_the_hub_claims_no_relation(method: str) -> None:
-    step = manifest.METHODS[method].model_validate({"method": method, "pattern": "2:4"})
+    step = loading.METHODS[method].model_validate({"method": method, "pattern": "2:4"})
     notes = planned([{"method": method, "pattern": "2:4", "ignore": ["o_proj"]}]).variants[0].notes
     sizes = card_helpers.report().sizes.model_copy(update={"sparsity": 0.4321})
     made = card_helpers.report(steps=(step.model_dump(mode="json"),), widths={}, notes=notes, sizes=sizes)
@@ -416,17 +410,17 @@ def test_the_gate_sees_a_zero_too_few_and_too_many() -> None:
 
 def test_the_gate_reads_the_files(pico_folder: Path) -> None:
     config = pico.config()
-    made = plan.make(document([FEW]), config_json(config), headers(config)).variants[0]
+    made = planner.make(document([FEW]), config_json(config), headers(config)).variants[0]
     line = gate.as_masked(pico_folder, pico_folder, made)
     assert not line.passed and "q_proj" in line.detail and "hold more than 2" in line.detail
 
 
-def masked(folder: Path, step: dict[str, Any]) -> tuple[plan.VariantPlan, list[compress.Block]]:
+def masked(folder: Path, step: dict[str, Any]) -> tuple[VariantPlan, list[blockwise.Block]]:
     """The plan of a variant of one step, and its blocks."""
-    view = export.DenseView(folder)
-    made = plan.make(document([step]), view.config, Reader(folder).headers).variants[0]
-    model = stream.Model(view, view.config, family.match(view.config, "here"), torch.float32, "cpu")
-    return made, list(compress.blocks(model, pico.tokens(), made, torch.bfloat16))
+    view = DenseView(folder)
+    made = planner.make(document([step]), view.config, Reader(folder).headers).variants[0]
+    model = block_runner.Model(view, view.config, families.match(view.config, "here"), torch.float32, "cpu")
+    return made, list(blockwise.blocks(model, pico.tokens(), made, torch.bfloat16))
 
 
 def test_a_linear_is_masked_under_what_the_masked_ones_before_it_make(pico_folder: Path) -> None:

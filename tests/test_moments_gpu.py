@@ -16,7 +16,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def check(total: torch.Tensor, x: torch.Tensor) -> None:
     """total holds x^T x plus that of x's first half, on and below the diagonal."""
-    from hubplugin.moments_gpu import mirror
+    from hubplugin.kernels.xtx_cuda import mirror
 
     x, half = x.double(), x[: len(x) // 2].double()
     want = x.T @ x + half.T @ half
@@ -38,7 +38,7 @@ def test_a_product_of_different_activations_is_added_whole(answers: dict[str, An
 
 def test_full_precision_activations_are_added_in_full_precision() -> None:
     pytest.importorskip("triton")
-    from hubplugin.moments_gpu import add_lower
+    from hubplugin.kernels.xtx_cuda import add_lower
 
     x = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
     total = torch.zeros(24, 24)
@@ -52,7 +52,7 @@ def test_full_precision_activations_are_added_in_full_precision() -> None:
 )
 def test_a_total_of_another_kind_is_refused(total: torch.Tensor) -> None:
     pytest.importorskip("triton")
-    from hubplugin.moments_gpu import add_lower
+    from hubplugin.kernels.xtx_cuda import add_lower
 
     with pytest.raises(ValueError, match=r"float32 \[4, 4\]"):
         add_lower(total, torch.zeros(3, 4))
@@ -60,19 +60,19 @@ def test_a_total_of_another_kind_is_refused(total: torch.Tensor) -> None:
 
 def test_a_matrix_longer_than_a_strip_is_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from hubplugin import moments_gpu
+    from hubplugin.kernels import xtx_cuda
 
-    monkeypatch.setattr(moments_gpu, "STRIP", 4)
+    monkeypatch.setattr(xtx_cuda, "STRIP", 4)
     total = torch.arange(100.0).reshape(10, 10)
     want = total.tril() + total.tril(-1).T
-    moments_gpu.mirror(total)
+    xtx_cuda.mirror(total)
     assert torch.equal(total, want)
 
 
 @pytest.mark.parametrize("before", ["none", "ieee", "tf32"])
 def test_the_callers_precision_comes_back_even_after_a_failure(before: str) -> None:
     pytest.importorskip("triton")
-    from hubplugin.moments_gpu import ieee_products
+    from hubplugin.kernels.xtx_cuda import ieee_products
 
     settings = torch.backends.cuda.matmul
     found, settings.fp32_precision = settings.fp32_precision, before
@@ -88,13 +88,13 @@ def test_the_callers_precision_comes_back_even_after_a_failure(before: str) -> N
 @pytest.mark.slow
 def test_the_kernel_compiles_for_hoppers_tensor_cores_within_its_shared_memory() -> None:
     pytest.importorskip("triton")
-    from hubplugin import moments_gpu
+    from hubplugin.kernels import xtx_cuda
 
-    sizes = {"LOWER": True, "TALL": moments_gpu.TALL, "WIDE": moments_gpu.WIDE, "DEEP": moments_gpu.DEEP}
+    sizes = {"LOWER": True, "TALL": xtx_cuda.TALL, "WIDE": xtx_cuda.WIDE, "DEEP": xtx_cuda.DEEP}
     kinds = {"total": "*fp32", "left": "*bf16", "right": "*bf16"}
     options = {"num_warps": 8, "num_stages": 4}
     aligned = ("left", "right", "left_pitch", "right_pitch")
-    made = triton_cases.compiled_for_hopper(moments_gpu._add_tiles, kinds, sizes, options, aligned)
+    made = triton_cases.compiled_for_hopper(xtx_cuda._add_tiles, kinds, sizes, options, aligned)
     assert "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16" in made.asm["ptx"]
     assert made.metadata.shared <= 227 * 1024
 
@@ -103,7 +103,7 @@ def test_the_kernel_compiles_for_hoppers_tensor_cores_within_its_shared_memory()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(40000, 1000), (513, 2051), (17, 8)])
 def test_moments_on_the_device(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    from hubplugin.moments_gpu import add_lower, add_product
+    from hubplugin.kernels.xtx_cuda import add_lower, add_product
 
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     total = torch.zeros(shape[1], shape[1], device="cuda")

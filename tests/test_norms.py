@@ -11,7 +11,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from hubplugin import norms
+from hubplugin.kernels import rms_norm
 
 
 def filled(kind: type[nn.Module], width: int) -> nn.Module:
@@ -27,11 +27,11 @@ def test_a_norm_gives_what_its_class_gives_but_for_the_last_bit(kind: type[nn.Mo
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 20).bfloat16()
     norm = filled(kind, shape[-1])
     expected = norm(x)
-    norms.install(norm)
+    rms_norm.install(norm)
     assert type(norm) is not kind and isinstance(norm, kind)
     found = norm(x)
     assert found.dtype == torch.bfloat16 and found.shape == x.shape
-    assert torch.allclose(found.float(), expected.float(), rtol=norms.ONE_BIT, atol=0)
+    assert torch.allclose(found.float(), expected.float(), rtol=rms_norm.ONE_BIT, atol=0)
     assert float((found == expected).float().mean()) > 0.99
     assert torch.equal(copy.deepcopy(norm)(x), found), "a twin of a block norms as the block does"
 
@@ -39,24 +39,24 @@ def test_a_norm_gives_what_its_class_gives_but_for_the_last_bit(kind: type[nn.Mo
 def test_by_hand() -> None:
     x = torch.tensor([[3.0, 4.0, 0.0, 0.0]]).bfloat16()  # mean square 25 / 4
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0]).bfloat16()
-    assert norms.normalized(x, weight, 0.0).tolist() == [[1.203125, 3.203125, 0.0, 0.0]]  # 1.2 and 1.6, rounded
+    assert rms_norm.normalized(x, weight, 0.0).tolist() == [[1.203125, 3.203125, 0.0, 0.0]]  # 1.2 and 1.6, rounded
 
 
 def test_not_a_number_stays_one() -> None:
     x = torch.tensor([[1.0, float("nan")], [1.0, float("inf")], [1.0, 1.0]]).bfloat16()
-    found = norms.normalized(x, torch.ones(2).bfloat16(), 1e-6)
+    found = rms_norm.normalized(x, torch.ones(2).bfloat16(), 1e-6)
     assert found[0].isnan().all() and found[1, 1].isnan() and found[2].isfinite().all()
 
 
 def test_what_adds_one_to_its_weight_or_has_a_bias_keeps_its_class() -> None:
     for norm in (Gemma2RMSNorm(32), nn.LayerNorm(32), nn.LayerNorm(32, bias=False), nn.Linear(32, 32)):
         before = type(norm)
-        norms.install(norm)
+        rms_norm.install(norm)
         assert type(norm) is before
 
 
 def test_full_precision_goes_through_the_class_itself() -> None:
     norm, x = LlamaRMSNorm(32), torch.randn(4, 32)
     expected = norm(x)
-    norms.install(norm)
+    rms_norm.install(norm)
     assert torch.equal(norm(x), expected)

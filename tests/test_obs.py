@@ -3,11 +3,10 @@ import itertools
 import pytest
 import torch
 
-from hubplugin import hessian
+from hubplugin.checkpoint.encodings import Columns
 from hubplugin.errors import CompressError
-from hubplugin.manifest import Prune
-from hubplugin.methods import obs
-from hubplugin.methods.base import Columns
+from hubplugin.manifest.prune import Prune
+from hubplugin.methods import linear_algebra, obs
 
 STEP = Prune(method="prune", ffn=0.25, damp=1e-6)
 
@@ -35,7 +34,7 @@ def test_the_kept_weights_are_the_least_squares_solution() -> None:
     weight, h = problem()
     made = obs.compress(weight, h, STEP, [obs.Cut(1, 45)])
     keep = kept(made)
-    factor = torch.linalg.cholesky(hessian.damped(h, STEP.damp))  # X^T X = L L^T, so L^T stands for X
+    factor = torch.linalg.cholesky(linear_algebra.damped(h, STEP.damp))  # X^T X = L L^T, so L^T stands for X
     target, available = factor.T @ weight.T, factor.T[:, keep]
     assert torch.allclose(made.weight.T, torch.linalg.lstsq(available, target).solution, atol=1e-6)
 
@@ -45,10 +44,10 @@ def test_one_column_at_a_time_finds_the_cheapest_column() -> None:
     losses = {}
     for gone in range(12):
         keep = [column for column in range(12) if column != gone]
-        damped = hessian.damped(h, STEP.damp)
+        damped = linear_algebra.damped(h, STEP.damp)
         refit = torch.zeros_like(weight)
-        refit[:, keep] = hessian.solve(damped[keep][:, keep], weight @ damped[:, keep], "x")
-        losses[gone] = hessian.relative_loss(weight, refit, damped)
+        refit[:, keep] = linear_algebra.solve(damped[keep][:, keep], weight @ damped[:, keep], "x")
+        losses[gone] = linear_algebra.relative_loss(weight, refit, damped)
     made = obs.compress(weight, h, STEP, [obs.Cut(1, 11)])
     assert set(range(12)) - set(kept(made)) == {min(losses, key=losses.get)}
 
@@ -76,7 +75,7 @@ def test_refitted_pruning_beats_cutting_the_smallest_columns() -> None:
     smallest = (weight.square().sum(dim=0) * h.diagonal()).argsort()[:15]
     cut = weight.clone()
     cut[:, smallest] = 0
-    assert made.loss < 0.5 * hessian.relative_loss(weight, cut, h)
+    assert made.loss < 0.5 * linear_algebra.relative_loss(weight, cut, h)
 
 
 def test_shuffled_inputs_give_the_same_choice_shuffled() -> None:
@@ -90,13 +89,13 @@ def test_shuffled_inputs_give_the_same_choice_shuffled() -> None:
 
 def test_the_greedy_choice_is_close_to_the_best_of_all_choices() -> None:
     weight, h = problem(outputs=5, inputs=9)
-    damped = hessian.damped(h, STEP.damp)
+    damped = linear_algebra.damped(h, STEP.damp)
 
     def loss(keep: tuple[int, ...]) -> float:
         columns = list(keep)
         refit = torch.zeros_like(weight)
-        refit[:, columns] = hessian.solve(damped[columns][:, columns], weight @ damped[:, columns], "x")
-        return hessian.relative_loss(weight, refit, h)
+        refit[:, columns] = linear_algebra.solve(damped[columns][:, columns], weight @ damped[:, columns], "x")
+        return linear_algebra.relative_loss(weight, refit, h)
 
     best = min(loss(keep) for keep in itertools.combinations(range(9), 6))
     assert obs.compress(weight, h, STEP, [obs.Cut(1, 6)], batch=1).loss <= 1.3 * best
@@ -113,14 +112,14 @@ def test_an_impossible_count_is_refused(keep: int) -> None:
 
 
 def repaired(weight: torch.Tensor, h: torch.Tensor, keep: list[int]) -> torch.Tensor:
-    damped, made = hessian.damped(h, STEP.damp), torch.zeros_like(weight)
-    made[:, keep] = hessian.solve(damped[keep][:, keep], weight @ damped[:, keep], "x")
+    damped, made = linear_algebra.damped(h, STEP.damp), torch.zeros_like(weight)
+    made[:, keep] = linear_algebra.solve(damped[keep][:, keep], weight @ damped[:, keep], "x")
     return made
 
 
 def lost(weight: torch.Tensor, h: torch.Tensor, keep: list[int]) -> float:
     """The relative loss of the best repair, damping counted."""
-    return hessian.relative_loss(weight, repaired(weight, h, keep), hessian.damped(h, STEP.damp))
+    return linear_algebra.relative_loss(weight, repaired(weight, h, keep), linear_algebra.damped(h, STEP.damp))
 
 
 def without(units: set[int], columns: int, inputs: int) -> list[int]:

@@ -9,9 +9,14 @@ import pico
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from hubplugin import export, gate, manifest, pipeline, plan, publish, report
-from hubplugin import hub as hub_client
+from hubplugin import pipeline, report
+from hubplugin.compress import export
 from hubplugin.errors import CompressError, GateError, HubPluginError, PlanError
+from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.hub import publish
+from hubplugin.hub import snapshots as hub_client
+from hubplugin.manifest import loading, schema
+from hubplugin.plan import planner
 
 MANIFEST = """\
 # a pico model in two variants
@@ -29,19 +34,19 @@ publish: {repo: "local/{model}-{variant}", private: true, collection: "pico, com
 """
 
 
-def dequantized(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
-    return gate.generate_dequantized(folder, prompts, tokens)
+def dequantized(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
+    return generate_dequantized(folder, prompts, tokens)
 
 
-def document(tmp_path: Path, text: str = MANIFEST) -> manifest.Document:
+def document(tmp_path: Path, text: str = MANIFEST) -> schema.Document:
     path = tmp_path / "pico.yaml"
     path.write_text(text, encoding="utf-8")
-    return manifest.load(path)
+    return loading.load(path)
 
 
-def run(asked: manifest.Document, out: Path) -> list[report.Report]:
+def run(asked: schema.Document, out: Path) -> list[report.Report]:
     peek = hub_client.peek(asked.manifest.model, asked.folder)
-    planned = plan.make(asked, peek.config, peek.tensors, revision=peek.sha)
+    planned = planner.make(asked, peek.config, peek.tensors, revision=peek.sha)
     return pipeline.run(asked, planned, out, dequantized)
 
 

@@ -10,11 +10,14 @@ import pytest
 from plan_helpers import GPTQ, PRUNE, RECOVER, config_json, document, headers, published
 from transformers import AutoConfig
 
-from hubplugin import architecture, estimate, loadable, manifest, plan, sizes, table
+from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import FamilyError, PlanError
-from hubplugin.family import FAMILIES
-from hubplugin.plan import Header, Plan, VariantPlan
-from hubplugin.schemes import Scheme
+from hubplugin.manifest import loading
+from hubplugin.model import architecture
+from hubplugin.model.families import FAMILIES
+from hubplugin.plan import estimates, planner, sizes, table, variant_plan, vllm_support
+from hubplugin.plan.schemes import Scheme
+from hubplugin.plan.variant_plan import Plan, VariantPlan
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 REAL = ("smollm2-135m-instruct", "qwen3-0.6b", "llama-3.1-8b-instruct")
@@ -23,7 +26,7 @@ REAL = ("smollm2-135m-instruct", "qwen3-0.6b", "llama-3.1-8b-instruct")
 def planned(steps: Any, config: Any = None, dtype: str = "BF16", **changes: Any) -> Plan:
     """A plan for a pico model (of 256 FFN channels where none is given)."""
     config = config or pico.config(intermediate_size=256)
-    return plan.make(document(steps, **changes), config_json(config), headers(config, dtype))
+    return planner.make(document(steps, **changes), config_json(config), headers(config, dtype))
 
 
 def only(steps: Any, config: Any = None, dtype: str = "BF16") -> VariantPlan:
@@ -95,7 +98,7 @@ def test_dtypes_of_dense_tensors_are_those_of_the_base():
     config = pico.config()
     stored = headers(config)
     stored["model.norm.weight"] = Header("F32", (64,))
-    made = plan.make(document([GPTQ]), config_json(config), stored)
+    made = planner.make(document([GPTQ]), config_json(config), stored)
     assert made.variants[0].tensors["model.norm.weight"].dtype == "F32"
     assert made.variants[0].tensors["model.embed_tokens.weight"].dtype == "BF16"
 
@@ -103,9 +106,9 @@ def test_dtypes_of_dense_tensors_are_those_of_the_base():
 def test_a_tied_head_that_is_stored_counts_in_the_base_and_is_not_planned():
     config = pico.config(tie_word_embeddings=True)
     stored = headers(config)
-    without = plan.make(document([GPTQ]), config_json(config), stored)
+    without = planner.make(document([GPTQ]), config_json(config), stored)
     stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
-    made = plan.make(document([GPTQ]), config_json(config), stored)
+    made = planner.make(document([GPTQ]), config_json(config), stored)
     assert made.bytes == without.bytes + 2 * 288 * 64
     assert made.parameters == without.parameters
     assert made.variants == tuple(replace(one, memory=made.variants[0].memory) for one in without.variants)
@@ -115,7 +118,7 @@ def test_gemma_2_is_tied_where_its_config_json_does_not_say():
     config = pico.config("gemma2")
     raw = config_json(config)
     raw.pop("tie_word_embeddings", None)
-    made = plan.make(document([GPTQ]), raw, headers(config))
+    made = planner.make(document([GPTQ]), raw, headers(config))
     assert "lm_head.weight" not in made.variants[0].tensors
 
 
@@ -124,7 +127,7 @@ def test_a_head_dim_that_config_json_does_not_name_is_the_familys(model_type, he
     raw = {key: value for key, value in config_json(pico.config(model_type)).items() if key != "head_dim"}
     config = AutoConfig.for_model(**raw)
     assert architecture.dimensions(raw, FAMILIES[model_type], "").head_dim == head_dim
-    plan.make(document([GPTQ]), raw, headers(config))
+    planner.make(document([GPTQ]), raw, headers(config))
 
 
 def test_old_checkpoints_may_hold_rotary_tables_which_no_variant_holds():
@@ -132,13 +135,13 @@ def test_old_checkpoints_may_hold_rotary_tables_which_no_variant_holds():
     stored = headers(config)
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     stored[name] = Header("F32", (16,))
-    assert name not in plan.make(document([GPTQ]), config_json(config), stored).variants[0].tensors
+    assert name not in planner.make(document([GPTQ]), config_json(config), stored).variants[0].tensors
 
 
 def test_a_variants_config_names_no_remote_code():
     config = pico.config()
     raw = config_json(config) | {"auto_map": {"AutoConfig": "configuration_x.X"}}
-    made = plan.make(document([GPTQ]), raw, headers(config))
+    made = planner.make(document([GPTQ]), raw, headers(config))
     assert "auto_map" not in made.variants[0].config
     assert made.variants[0].config == config_json(config)
 
@@ -265,7 +268,7 @@ def test_text_for_recovery_is_checked_as_calibration_is():
     measured = {"perplexity": {"self": True, "tokens": 64, "seed": 4}}
     with pytest.raises(PlanError) as caught:
         config = pico.config()
-        plan.make(document([PRUNE, own, GPTQ], evaluate=measured), config_json(config), headers(config))
+        planner.make(document([PRUNE, own, GPTQ], evaluate=measured), config_json(config), headers(config))
     assert caught.value.where.endswith("evaluate.perplexity.seed") and caught.value.fix.endswith("such as 5")
 
 
@@ -320,7 +323,7 @@ def test_an_unknown_family_is_refused():
     config = pico.config()
     raw = config_json(config) | {"model_type": "rwkv"}
     with pytest.raises(FamilyError, match="rwkv"):
-        plan.make(document([GPTQ]), raw, headers(config))
+        planner.make(document([GPTQ]), raw, headers(config))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +344,7 @@ def test_an_unknown_family_is_refused():
 def test_a_config_json_no_model_can_have_is_refused_by_key(key, value, what):
     config = pico.config()
     with pytest.raises(PlanError) as caught:
-        plan.make(document([GPTQ]), config_json(config) | {key: value}, headers(config))
+        planner.make(document([GPTQ]), config_json(config) | {key: value}, headers(config))
     assert caught.value.where == f"o/base/config.json: {key}"
     assert what in caught.value.what
 
@@ -351,7 +354,7 @@ def test_a_hidden_size_its_heads_do_not_divide_is_refused_where_transformers_ref
     with pytest.raises(Exception, match="not a multiple"):
         AutoConfig.for_model(**raw)
     with pytest.raises(PlanError, match="transformers refuses a hidden_size of 64 with 3 heads"):
-        plan.make(document([GPTQ]), raw, headers(pico.config()))
+        planner.make(document([GPTQ]), raw, headers(pico.config()))
 
 
 def test_the_same_hidden_size_is_planned_where_transformers_accepts_it():
@@ -384,7 +387,7 @@ def test_headers_that_are_not_what_config_json_implies_are_refused_by_name(name,
     else:
         stored[name] = header
     with pytest.raises(PlanError) as caught:
-        plan.make(document([GPTQ]), config_json(config), stored)
+        planner.make(document([GPTQ]), config_json(config), stored)
     assert caught.value.where == f"o/base: {name}"
     assert what in caught.value.what
 
@@ -394,13 +397,13 @@ def test_a_model_without_its_head_is_refused():
     stored = headers(config)
     del stored["lm_head.weight"]
     with pytest.raises(PlanError, match=r"lm_head\.weight"):
-        plan.make(document([GPTQ]), config_json(config), stored)
+        planner.make(document([GPTQ]), config_json(config), stored)
 
 
 def test_an_empty_checkpoint_is_refused_and_says_how_much_is_missing():
     config = pico.config()
     with pytest.raises(PlanError, match=r"and 19 more"):
-        plan.make(document([GPTQ]), config_json(config), {})
+        planner.make(document([GPTQ]), config_json(config), {})
 
 
 def test_sequences_longer_than_the_models_context_are_refused():
@@ -515,11 +518,11 @@ def test_the_cpu_kernels_tiles_are_counted_over_fused_linears():
     config = pico.config("mistral", head_dim=40, num_attention_heads=4, num_key_value_heads=1)
     block = only([GPTQ], config).linears[:7]
     dims = architecture.dimensions(config_json(config), FAMILIES["mistral"], "")
-    why = loadable.verdicts("mistral", replace(dims, head_dim=64), block)[0].why
+    why = vllm_support.verdicts("mistral", replace(dims, head_dim=64), block)[0].why
     assert why == "the CPU kernel needs multiples of 32: q_proj+k_proj+v_proj has 240 outputs"
     even = tuple(replace(one, after=(56, 64)) if one.short in ("k_proj", "v_proj") else one for one in block)
     even = tuple(replace(one, after=(144, 64)) if one.short == "q_proj" else one for one in even)
-    assert loadable.verdicts("mistral", replace(dims, head_dim=64), even)[0].loads  # 144 + 56 + 56 = 256
+    assert vllm_support.verdicts("mistral", replace(dims, head_dim=64), even)[0].loads  # 144 + 56 + 56 = 256
 
 
 def test_a_variant_that_loads_nowhere_is_refused():
@@ -543,7 +546,7 @@ def test_memory_and_time_grow_with_the_tokens_and_are_never_nothing():
     )
     assert large.peak_memory - small.peak_memory >= 4095 * 64 * 64 * 2  # what enters blocks alone
     assert large.seconds > small.seconds > 0
-    assert small.peak_memory > estimate.RUNTIME_BYTES
+    assert small.peak_memory > estimates.RUNTIME_BYTES
 
 
 def test_the_table_says_where_activations_go_to_disk_and_where_even_that_is_too_much():
@@ -560,10 +563,10 @@ def test_time_of_quantizing_is_the_sum_of_its_parts_by_hand():
     config = pico.config(hidden_size=64, intermediate_size=256, num_hidden_layers=1)
     dims = architecture.dimensions(config_json(config), FAMILIES["llama"], "")
     shapes = architecture.linear_shapes(FAMILIES["llama"], dims)
-    work = estimate.Work(samples=2, tokens=32, quantizes=False, prunes=False)
+    work = estimates.Work(samples=2, tokens=32, quantizes=False, prunes=False)
     weights = sum(outputs * inputs for outputs, inputs in shapes.values())
     flops = 2 * 64 * weights + 4 * 64 * 16 * 64  # one forward pass: linears, then causal attention
-    assert estimate.seconds(FAMILIES["llama"], dims, shapes, work) == pytest.approx(flops / estimate.FLOPS)
+    assert estimates.seconds(FAMILIES["llama"], dims, shapes, work) == pytest.approx(flops / estimates.FLOPS)
 
 
 # the manifests that come with the project
@@ -574,7 +577,7 @@ def real(name: str) -> Plan:
     stored = headers(config)
     if name == "qwen3-0.6b":  # published with its tied head
         stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
-    return plan.make(manifest.load(MANIFESTS / f"{name}.yaml"), raw, stored, revision="a" * 40)
+    return planner.make(loading.load(MANIFESTS / f"{name}.yaml"), raw, stored, revision="a" * 40)
 
 
 @pytest.mark.parametrize(
@@ -597,10 +600,10 @@ def test_real_manifests_are_planned_from_published_configs_alone(name, parameter
 
 
 def test_the_demo_is_planned_from_the_model_that_comes_along():
-    folder = Path(plan.__file__).parent / "demo" / "docs-llama-12m"
+    folder = Path(planner.__file__).parent / "demo" / "docs-llama-12m"
     raw = json.loads((folder / "config.json").read_text())
     stored = {name: Header(dtype, tuple(shape)) for name, (dtype, shape) in pico.headers(folder).items()}
-    made = plan.make(manifest.load(MANIFESTS / "demo.yaml"), raw, stored)
+    made = planner.make(loading.load(MANIFESTS / "demo.yaml"), raw, stored)
     assert made.parameters == 12_096_384 and made.bytes == 2 * made.parameters
     assert {variant.name: [one.loads for one in variant.verdicts][:2] for variant in made.variants} == {
         "GPTQ-Int4-g64": [True, True],
@@ -622,7 +625,7 @@ def test_the_real_int4_sizes_are_those_of_published_checkpoints():
 def test_every_manifest_says_why_it_exists_and_loads():
     for path in sorted(MANIFESTS.glob("*.yaml")):
         assert path.read_text().startswith("# "), path
-        assert manifest.load(path).manifest.publish is not None
+        assert loading.load(path).manifest.publish is not None
     assert {path.stem for path in MANIFESTS.glob("*.yaml")} >= {"demo", *REAL}
 
 
@@ -662,7 +665,7 @@ def test_the_table_says_what_the_base_stores_in_vain():
 
 def test_the_json_holds_everything_and_survives_a_round_trip():
     made = planned({"Int4": [GPTQ], "Small": [PRUNE]})
-    read = json.loads(json.dumps(plan.as_json(made)))
+    read = json.loads(json.dumps(variant_plan.as_json(made)))
     assert read["parameters"] == made.parameters
     int4, small = read["variants"]
     assert int4["steps"][0].items() >= (GPTQ | {"act_order": True, "damp": 0.01, "format": "gptq"}).items()

@@ -6,12 +6,12 @@ import pico
 import pytest
 from plan_helpers import config_json, document, headers
 
-from hubplugin import plan
-from hubplugin.architecture import BlockShape, block_configs
 from hubplugin.errors import PlanError
-from hubplugin.loadable import PLUGIN
-from hubplugin.plan import Plan, VariantPlan
-from hubplugin.shaping import Measured, Shape
+from hubplugin.model.architecture import BlockShape, block_configs
+from hubplugin.plan import planner
+from hubplugin.plan.choices.pruning_space import Measured, Shape
+from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.plan.vllm_support import PLUGIN
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
@@ -24,7 +24,7 @@ def step(**keys: Any) -> dict[str, Any]:
 
 def planned(*steps: dict[str, Any], kind: str = "llama", **changes: Any) -> Plan:
     config = pico.config(kind, **{**WIDE, **changes})
-    return plan.make(document(list(steps)), config_json(config), headers(config))
+    return planner.make(document(list(steps)), config_json(config), headers(config))
 
 
 def variant(*steps: dict[str, Any], kind: str = "llama", **changes: Any) -> VariantPlan:
@@ -141,11 +141,13 @@ def test_blocks_that_differ_already_are_not_pruned_again() -> None:
     found = planned(step(mlp=1, layout="per-layer")).variants[0]
     for config in (found.config, {**found.config, "block_configs": block_configs(found.dims)}):
         with pytest.raises(PlanError) as caught:
-            plan.make(document([step(ffn=0.25)]), config, found.tensors)
+            planner.make(document([step(ffn=0.25)]), config, found.tensors)
         assert caught.value.where == "m.yaml: variants.V[0]"
         assert caught.value.what == "blocks of nemotron-nas already differ from one another"
         assert caught.value.fix == "prune the model it was made from, by as much as you want in all"
-    assert plan.make(document([GPTQ]), found.config, found.tensors).variants[0].config["model_type"] == "nemotron-nas"
+    assert (
+        planner.make(document([GPTQ]), found.config, found.tensors).variants[0].config["model_type"] == "nemotron-nas"
+    )
 
 
 def test_experts_are_not_pruned() -> None:
@@ -168,9 +170,9 @@ def test_counts_decide_sizes_and_measurements_only_which_layers() -> None:
 def test_a_decided_shape_replaces_the_guess() -> None:
     asked = document([step(layers=1), GPTQ])
     config = pico.config("llama", **WIDE)
-    made = plan.make(asked, config_json(config), headers(config))
+    made = planner.make(asked, config_json(config), headers(config))
     shape = Shape((0, 2, 3), (BlockShape(4, 2, 128),) * 3)
-    found = plan.decided(asked, made, "V", shape=shape)
+    found = planner.decided(asked, made, "V", shape=shape)
     assert made.variants[0].space is not None and found.space is None
     assert found.sources == (0, 2, 3) and found.tensors == made.variants[0].tensors
 
@@ -206,7 +208,7 @@ def test_a_number_of_parameters_counts_the_biases_that_are_new(kind: str, keys: 
     whole = planned(step(ffn=0.25), kind=kind)
     for params in range(whole.parameters - whole.linear_parameters // 2, whole.parameters, 7777):
         asked = document([step(params=params, **keys)])
-        made = plan.make(asked, whole.config, whole.tensors)
+        made = planner.make(asked, whole.config, whole.tensors)
         space = made.variants[0].space
         assert space is not None
         limit = space.limit(made.parameters - made.linear_parameters)
@@ -215,4 +217,4 @@ def test_a_number_of_parameters_counts_the_biases_that_are_new(kind: str, keys: 
         chosen = space.choose(measured, space.weights, limit)
         assert chosen is not None
         for shape in (chosen[0], space.before_measuring(made.parameters - made.linear_parameters)):
-            assert plan.decided(asked, made, "V", shape=shape).parameters <= params
+            assert planner.decided(asked, made, "V", shape=shape).parameters <= params

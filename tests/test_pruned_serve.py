@@ -10,11 +10,12 @@ import torch
 from prune_helpers import PER_LAYER, base, decided, make, planned, step
 from safetensors.torch import load_file, save_file
 
-from hubplugin import gate, generate, plan
-from hubplugin.architecture import BlockShape
 from hubplugin.errors import ServeError
-from hubplugin.plan import VariantPlan
-from hubplugin.shaping import Shape
+from hubplugin.evaluation import gate, generate
+from hubplugin.model.architecture import BlockShape
+from hubplugin.plan import planner
+from hubplugin.plan.choices.pruning_space import Shape
+from hubplugin.plan.variant_plan import VariantPlan
 from serve import smoke
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.serve
 def different(source: Path, *steps: dict[str, Any], shape: Shape = DIFFERENT) -> VariantPlan:
     """A variant whose blocks are narrower, without FFN and without attention, and one of the base's is gone."""
     document, made = planned(source, step(ratio=0.3, **PER_LAYER), *steps)
-    return plan.decided(document, made, "V", shape=shape)
+    return planner.decided(document, made, "V", shape=shape)
 
 
 def served(source: Path, out: Path, variant: VariantPlan) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from prune_helpers import (
     watched,
 )
 
-from hubplugin import gate
-from hubplugin.checkpoint import Reader
+from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import PlanError
-from hubplugin.plan import VariantPlan
+from hubplugin.evaluation import gate
+from hubplugin.plan.variant_plan import VariantPlan
 
 IDS = pico.tokens(3, 64, seed=7)  # longer than the pico sliding window
 KINDS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,9 @@ import pruning_speed
 import pruning_speed_page
 from pruning_rivals import RIVALS, parts
 
-from hubplugin import evaluate, family, report
+from hubplugin import disk, report
+from hubplugin.evaluation import quality_metrics
+from hubplugin.model import families
 
 IDS = pico.tokens(4, 24)
 
@@ -37,13 +39,13 @@ def test_a_folder_is_plain_where_all_layers_are_alike(tmp_path: Path) -> None:
     assert pruning.same_shapes(tmp_path / "alike") and not pruning.same_shapes(tmp_path / "unlike")
 
 
-def reference(folder: Path) -> evaluate.Reference:
+def reference(folder: Path) -> quality_metrics.Reference:
     described = report.Tokens(source="ids", sequences=6, tokens_per_sequence=40, seed=2, sha256="0" * 64)
-    return evaluate.reference(folder, family.FAMILIES["llama"], pico.tokens(6, 40, 2), described)
+    return quality_metrics.reference(folder, families.FAMILIES["llama"], pico.tokens(6, 40, 2), described)
 
 
 def test_a_module_and_its_folder_are_measured_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LOGITS", 5000)  # several pieces, which need not be the same in both ways
+    monkeypatch.setattr(quality_metrics, "LOGITS", 5000)  # several pieces, which need not be the same in both ways
     base = reference(pico.write(tmp_path / "base"))
     dense = pruning_quality.measure(pruning.load(tmp_path / "base"), base)
     assert dense.perplexity == pytest.approx(base.quality.perplexity, rel=1e-5)
@@ -53,7 +55,7 @@ def test_a_module_and_its_folder_are_measured_alike(tmp_path: Path, monkeypatch:
     model = pruning.load(moved)
     model.model.layers[1].mlp.down_proj.weight *= 0.5  # exact in bfloat16
     model.save_pretrained(moved)
-    expected = evaluate.measure(moved, family.FAMILIES["llama"], base, kl=True).variant.model_dump()
+    expected = quality_metrics.measure(moved, families.FAMILIES["llama"], base, kl=True).variant.model_dump()
     found = pruning_quality.measure(model, base).model_dump()
     assert expected["mean_kl"] > 1e-3
     assert found == pytest.approx(expected, rel=1e-3)
@@ -72,7 +74,7 @@ def test_a_rival_is_held_to_the_one_of_ours_that_is_like_it(tmp_path: Path) -> N
     made = bench(tmp_path)
     dense = pruning_ours.dense(made.base, tmp_path).linear_parameters
     for method, less in (("ours", 1), ("ours-per-layer", 2)):
-        report.put(pruning.path_of(made.results, method, 0.2), json.dumps({"linear_parameters": dense - less}))
+        disk.put(pruning.path_of(made.results, method, 0.2), json.dumps({"linear_parameters": dense - less}))
     for method, rival in RIVALS.items():
         assert pruning._asked(made, method, 0.2)["keep"] == dense - (1 if rival.alike else 2)
     assert {method for method, rival in RIVALS.items() if rival.alike} == {
@@ -84,7 +86,7 @@ def bench(folder: Path) -> pruning.Bench:
     base = pico.write(folder / "base", intermediate_size=512)
     described = report.Tokens(source="ids", sequences=4, tokens_per_sequence=24, seed=1, sha256="1" * 64)
     (folder / "results").mkdir()
-    row = family.FAMILIES["llama"]
+    row = families.FAMILIES["llama"]
     return pruning.Bench(base, folder, folder / "results", row, reference(base), IDS, described, {"self": True}, {})
 
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 from prune_helpers import WIDE, our_logits
 
-from hubplugin import cli, export, gate, latency, report
-from hubplugin.architecture import Dimensions
-from hubplugin.family import FAMILIES
-from hubplugin.manifest import Prune
-from hubplugin.shaping import Space
+from hubplugin import cli, report
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress.search import latency
+from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.manifest.prune import Prune
+from hubplugin.model.architecture import Dimensions
+from hubplugin.model.families import FAMILIES
+from hubplugin.plan.choices.pruning_space import Space
 
 MANIFEST = """\
 model: {model}
@@ -44,12 +47,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = pico.write(folder / "base", "llama", **WIDE, num_hidden_layers=4)
     (folder / "pico.yaml").write_text(MANIFEST.format(model=base))
 
-    def generate(made: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> gate.Generated:
-        return gate.generate_dequantized(made, prompts, tokens)
+    def generate(made: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
+        return generate_dequantized(made, prompts, tokens)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hubplugin.generate.greedy", generate)
-        patched.setattr("hubplugin.latency._time", lambda shapes: 1e-9 * weights(shapes))
+        patched.setattr("hubplugin.evaluation.generate.greedy", generate)
+        patched.setattr("hubplugin.compress.search.latency._time", lambda shapes: 1e-9 * weights(shapes))
         with pytest.raises(SystemExit) as done:
             cli.main(["run", str(folder / "pico.yaml"), "--out", str(folder / "out")])
     assert done.value.code == 0
@@ -157,7 +160,7 @@ def test_recovery_is_reported_with_both_sweeps_around_it(out: Path) -> None:
 def test_generation_by_transformers_is_our_own_forward(out: Path) -> None:
     prompt = pico.tokens(1, 12)[0].tolist()
     for name in PER_LAYER:
-        made = gate.generate_dequantized(out / name, [prompt], 4)
+        made = generate_dequantized(out / name, [prompt], 4)
         ids = torch.tensor([prompt + made.token_ids[0]])
         expected = our_logits(out / name, ids).log_softmax(-1)[0, len(prompt) - 1 : -1]
         assert expected.argmax(-1).tolist() == made.token_ids[0]
@@ -165,7 +168,7 @@ def test_generation_by_transformers_is_our_own_forward(out: Path) -> None:
 
 
 def test_a_block_that_lacks_a_part_has_no_tensor_of_it(out: Path) -> None:
-    view, config = export.DenseView(out / "Recovered"), config_of(out / "Recovered")
+    view, config = DenseView(out / "Recovered"), config_of(out / "Recovered")
     for index, block in enumerate(config["block_configs"]):
         names = {name.split(".")[3] for name in view.names() if name.startswith(f"model.layers.{index}.")}
         assert ("self_attn" in names) == ("input_layernorm" in names) == (not block["attention"]["no_op"])

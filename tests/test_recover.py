@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hubplugin import distill, identity, reconstruct, recover, resume
+from hubplugin.checkpoint import fingerprint, training_checkpoints
 from hubplugin.errors import CompressError
-from hubplugin.manifest import Recover
+from hubplugin.manifest.recover import Recover
+from hubplugin.model.block_runner import Model
+from hubplugin.recovery import block_training, distillation, recover
 from hubplugin.report import Recovery
-from hubplugin.stream import Model
 
 KEPT = 96  # of pico's 128 FFN channels
 KILLS = 6
@@ -88,10 +89,10 @@ def measured(student: Path, base: Path) -> float:
 def test_the_loss_by_hand_on_five_tokens() -> None:
     base = torch.tensor([0.4, 0.06, 0.3, 0.04, 0.2]).log()
     student = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2]).log() + 3.0  # logits, not log-probabilities
-    ids, logs, rest = distill.shortlist(base, 2)
+    ids, logs, rest = distillation.shortlist(base, 2)
     assert ids.tolist() == [0, 2] and float(rest.exp()) == pytest.approx(0.3)
     by_hand = 0.4 * math.log(0.4 / 0.5) + 0.3 * math.log(0.3 / 0.1) + 0.3 * math.log(0.3 / 0.4)
-    assert float(distill.shortlist_divergence(student, ids, logs, rest)) == pytest.approx(by_hand, abs=1e-6)
+    assert float(distillation.shortlist_divergence(student, ids, logs, rest)) == pytest.approx(by_hand, abs=1e-6)
 
 
 def naive(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
@@ -107,10 +108,10 @@ def naive(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
 @pytest.mark.parametrize("count", [1, 3, 10, 11, 64])
 def test_the_gradient_is_autograds_and_the_whole_vocabulary_is_the_full_divergence(count: int) -> None:
     base, logits = torch.randn(2, 7, 11, dtype=torch.float64) * 3, torch.randn(2, 7, 11, dtype=torch.float64) * 2
-    known = distill.shortlist(base, count)
+    known = distillation.shortlist(base, count)
     upstream = torch.randn(2, 7, dtype=torch.float64)
     one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ours, theirs = distill.shortlist_divergence(one, *known), naive(other, *known)
+    ours, theirs = distillation.shortlist_divergence(one, *known), naive(other, *known)
     torch.testing.assert_close(ours, theirs)
     ours.backward(upstream)
     theirs.backward(upstream)
@@ -127,7 +128,7 @@ def test_the_loss_stays_finite_where_both_are_certain() -> None:
     base[0, 3] = 200.0
     with torch.no_grad():
         logits[0, 3] = 200.0
-    distill.shortlist_divergence(logits, *distill.shortlist(base, 2)).sum().backward()
+    distillation.shortlist_divergence(logits, *distillation.shortlist(base, 2)).sum().backward()
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
 
 
@@ -204,15 +205,15 @@ def test_blocks_of_a_shorter_student_match_the_blocks_that_are_named(tmp_path: P
 def test_a_block_that_gains_nothing_is_tried_again_with_smaller_steps_and_so_are_those_behind_it(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, rates = reconstruct._train, []
+    train, rates = block_training._train, []
 
     def watched(*given: Any) -> tuple[float, float]:
         rates.append(given[-1])
         return train(*given)
 
-    monkeypatch.setattr(reconstruct, "_train", watched)
-    monkeypatch.setattr(reconstruct, "RATE", 0.64)
-    monkeypatch.setattr(reconstruct, "SLOWER", 64)
+    monkeypatch.setattr(block_training, "_train", watched)
+    monkeypatch.setattr(block_training, "RATE", 0.64)
+    monkeypatch.setattr(block_training, "SLOWER", 64)
     done = run(pruned, pico_folder, tmp_path / "out", step(distill=0))
     assert rates == [0.64, 0.01, 0.01] or rates == [0.64, 0.01, 0.01, 0.01 / 64]
     assert done.blocks[0].loss_after < done.blocks[0].loss_before
@@ -224,23 +225,23 @@ def test_a_block_that_gains_nothing_is_tried_again_with_smaller_steps_and_so_are
 def test_merged_adapters_answer_as_unmerged_ones_did(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids, seen, ask = pico.tokens(2, 32, seed=5).long(), [], distill.held_out
+    ids, seen, ask = pico.tokens(2, 32, seed=5).long(), [], distillation.held_out
 
     def watched(student: Any, *others: Any) -> float:
         with torch.no_grad():
             seen.append(student(input_ids=ids).logits)
         return ask(student, *others)
 
-    monkeypatch.setattr(distill, "held_out", watched)
+    monkeypatch.setattr(distillation, "held_out", watched)
     work = recover._Work(
         pruned, pico_folder, *recover.split(pico.tokens(33, 48)), recover.Reader(pruned).headers, "cpu"
     )
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
-    training = distill.Distillation(
+    training = distillation.Distillation(
         student.whole(), base.whole(), student.family, (work.train, work.held), settings, math.inf, None
     )
-    done = training.run(resume.Marks(tmp_path, {}))
+    done = training.run(training_checkpoints.Marks(tmp_path, {}))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
     with torch.no_grad():
@@ -278,11 +279,11 @@ STEPS = {"all weights": step(distill=12), "adapters": step(distill=12, lora=4)}
 @pytest.mark.parametrize(
     ("place", "name", "calls"),
     [
-        (reconstruct, "_train", 1),
-        (reconstruct, "_loss", 3),
-        (distill.Distillation, "_learn", 0),
-        (distill.Distillation, "_learn", 4),
-        (distill.Distillation, "_judge", 5),
+        (block_training, "_train", 1),
+        (block_training, "_loss", 3),
+        (distillation.Distillation, "_learn", 0),
+        (distillation.Distillation, "_learn", 4),
+        (distillation.Distillation, "_judge", 5),
         (recover, "_write", 0),
     ],
 )
@@ -306,17 +307,17 @@ def test_what_was_trained_is_not_trained_again(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        stop_after(5, distill.Distillation, "_learn", patched)
+        stop_after(5, distillation.Distillation, "_learn", patched)
         with pytest.raises(_Stop):
             run(pruned, pico_folder, out, STEPS["all weights"])
-    made_from = json.loads((out / resume.FOLDER / identity.FILE_NAME).read_text())
-    assert resume.Marks(out, made_from).notes("distillation")["step"] == 5
+    made_from = json.loads((out / training_checkpoints.FOLDER / fingerprint.FILE_NAME).read_text())
+    assert training_checkpoints.Marks(out, made_from).notes("distillation")["step"] == 5
     with monkeypatch.context() as patched:
-        stop_after(0, reconstruct, "_train", patched)
-        stop_after(3, distill.Distillation, "_learn", patched)
+        stop_after(0, block_training, "_train", patched)
+        stop_after(3, distillation.Distillation, "_learn", patched)
         done = run(pruned, pico_folder, out, STEPS["all weights"])
         assert run(pruned, pico_folder, out, STEPS["all weights"]) == done, "a finished folder is kept"
-    assert [path.name for path in (out / resume.FOLDER).glob("*.safetensors")] == ["done.safetensors"]
+    assert [path.name for path in (out / training_checkpoints.FOLDER).glob("*.safetensors")] == ["done.safetensors"]
 
 
 @pytest.mark.parametrize("named", ["base", "student", "tokens", "steps"])
@@ -332,15 +333,15 @@ def test_another_base_student_or_step_does_not_resume(
         "steps": step(top_k=5),
     }
     with monkeypatch.context() as patched:
-        stop_after(1, reconstruct, "_train", patched)
+        stop_after(1, block_training, "_train", patched)
         with pytest.raises(_Stop):
             recover.run(out=tmp_path / "out", **given)
-    kept = contents(tmp_path / "out" / resume.FOLDER)
+    kept = contents(tmp_path / "out" / training_checkpoints.FOLDER)
     given["step" if named == "steps" else named] = changed[named]
     with pytest.raises(CompressError) as refusal:
         recover.run(out=tmp_path / "out", **given)
     assert f"another {named}," in refusal.value.what and "remove that folder" in refusal.value.fix
-    assert contents(tmp_path / "out" / resume.FOLDER) == kept, "nothing is lost by asking"
+    assert contents(tmp_path / "out" / training_checkpoints.FOLDER) == kept, "nothing is lost by asking"
 
 
 def run_when_ready(ready: Any, student: Path, base: Path, out: Path) -> None:
@@ -355,7 +356,7 @@ def test_kills_at_any_moment_end_in_the_same_bytes(pruned: Path, pico_folder: Pa
     run(pruned, pico_folder, tmp_path / "whole", STEPS["all weights"])
     took = time.monotonic() - begun
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["hubplugin.recover"])
+    processes.set_forkserver_preload(["hubplugin.recovery.recover"])
     chance, kills = random.Random(5), 0
     while kills < KILLS:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
@@ -389,7 +390,7 @@ def test_held_out_sequences_are_one_in_eight_and_never_trained_on() -> None:
 def test_the_tokens_that_are_reported_are_those_that_were_seen(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "STEP_TOKENS", 2 * 48)
+    monkeypatch.setattr(distillation, "STEP_TOKENS", 2 * 48)
     monkeypatch.setattr(recover, "BLOCK_TOKENS", 5 * 48)
     assert run(pruned, pico_folder, tmp_path / "blocks", step(distill=0)).tokens == 5 * 48
     part = run(pruned, pico_folder, tmp_path / "part", step(blocks=0, distill=0.5))

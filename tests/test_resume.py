@@ -13,30 +13,36 @@ import pico
 import pytest
 import torch
 
-from hubplugin import compress, export, family, hub, identity, journal, plan
+from hubplugin.checkpoint import fingerprint, journal
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress import blockwise, export
 from hubplugin.errors import CompressError
-from hubplugin.manifest import Document, Manifest
-from hubplugin.stream import Model
+from hubplugin.hub import snapshots
+from hubplugin.manifest.schema import Document, Manifest
+from hubplugin.model import families
+from hubplugin.model.block_runner import Model
+from hubplugin.plan import planner
+from hubplugin.plan.variant_plan import VariantPlan
 
 KILLS = 24
 STEPS = ({"method": "prune", "ffn": 0.25}, {"method": "gptq", "bits": 4, "group_size": 32})
 
 
-def planned(base: Path, *steps: dict[str, object]) -> plan.VariantPlan:
+def planned(base: Path, *steps: dict[str, object]) -> VariantPlan:
     entries = {"model": str(base), "calibrate": {"self": True, "samples": 9, "tokens": 48}, "variants": {"V": steps}}
     document = Document(path=str(base / "m.yaml"), text="", sha256="", manifest=Manifest.model_validate(entries))
-    peek = hub.peek(str(base), base)
-    return plan.make(document, peek.config, peek.tensors).variants[0]
+    peek = snapshots.peek(str(base), base)
+    return planner.make(document, peek.config, peek.tensors).variants[0]
 
 
 def make(base: Path, out: Path, pause: float = 0.0, identity: dict[str, str] | None = None) -> int:
     """Write a variant's folder, waiting `pause` seconds here and there so that kills can fall anywhere; blocks made."""
-    variant, row = planned(base, *STEPS), family.FAMILIES["llama"]
+    variant, row = planned(base, *STEPS), families.FAMILIES["llama"]
     out.mkdir(exist_ok=True)
     target = export.Folder(out, base, variant, row, identity or {"base": "b", "calibration tokens": "t"})
-    view = export.DenseView(base)
+    view = DenseView(base)
     model, made = Model(view, view.config, row), 0
-    for block in compress.blocks(model, pico.tokens(9, 48), variant, torch.bfloat16, target):
+    for block in blockwise.blocks(model, pico.tokens(9, 48), variant, torch.bfloat16, target):
         time.sleep(pause)
         target.add(block)
         time.sleep(pause)
@@ -64,7 +70,9 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(deep: Path, tmp_path: Path) -> None:
     assert make(deep, tmp_path / "undisturbed") == 6
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["hubplugin.export"])  # libraries are loaded once, for all that are killed
+    processes.set_forkserver_preload(
+        ["hubplugin.compress.export"]
+    )  # libraries are loaded once, for all that are killed
     chance, kills, blocks = random.Random(5), 0, []
     while kills < KILLS:
         out = tmp_path / "killed"
@@ -109,4 +117,4 @@ def test_blocks_of_another_base_or_other_tokens_are_refused(deep: Path, tmp_path
 def test_an_identity_without_blocks_gives_way(tmp_path: Path) -> None:
     journal.Journal(tmp_path, {"base": "old"})
     journal.Journal(tmp_path, {"base": "new"})
-    assert json.loads((tmp_path / journal.FOLDER / identity.FILE_NAME).read_text()) == {"base": "new"}
+    assert json.loads((tmp_path / journal.FOLDER / fingerprint.FILE_NAME).read_text()) == {"base": "new"}

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from hubplugin import schemes
-from hubplugin.manifest import Gptq
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.plan import schemes
 
 NAMES = [
     f"model.layers.{layer}.{name}"

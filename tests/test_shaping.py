@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hubplugin import shaping
-from hubplugin.architecture import BlockShape, Dimensions
-from hubplugin.family import FAMILIES
-from hubplugin.manifest import Prune
-from hubplugin.shaping import Cost, Measured, Shape, Space
+from hubplugin.manifest.prune import Prune
+from hubplugin.model.architecture import BlockShape, Dimensions
+from hubplugin.model.families import FAMILIES
+from hubplugin.plan.choices import pruning_space
+from hubplugin.plan.choices.pruning_space import Cost, Measured, Shape, Space
 
 BASE = Dimensions(
     layers=4, hidden=64, ffn=256, heads=4, kv_heads=2, head_dim=32, vocab=100, context=None, tied=True
@@ -154,7 +154,7 @@ def test_nothing_is_chosen_where_nothing_fits() -> None:
 
 def test_blocks_without_anything_are_left_out() -> None:
     blocks = [BlockShape(4, 2, 64), BlockShape(0, 0, 0), BlockShape(0, 0, 64), BlockShape(4, 2, 0)]
-    assert shaping.whole(blocks) == Shape((0, 2, 3), (blocks[0], blocks[2], blocks[3]))
+    assert pruning_space.whole(blocks) == Shape((0, 2, 3), (blocks[0], blocks[2], blocks[3]))
 
 
 def test_sizes_of_blocks_that_differ_are_those_of_the_widest() -> None:
@@ -164,7 +164,7 @@ def test_sizes_of_blocks_that_differ_are_those_of_the_widest() -> None:
     blocks = (BlockShape(2, 1, 64), BlockShape(0, 0, 192))
     found = Shape((0, 3), blocks).dimensions(BASE)
     assert found == replace(BASE, layers=2, heads=2, kv_heads=1, ffn=192, blocks=blocks)
-    assert shaping.unchanged(BASE).dimensions(BASE) == BASE
+    assert pruning_space.unchanged(BASE).dimensions(BASE) == BASE
 
 
 def test_before_measuring_counts_are_taken_from_the_end() -> None:
@@ -214,12 +214,14 @@ def test_before_measuring_a_target_is_met_by_widths_and_then_by_layers(step: dic
     ],
 )
 def test_widths_are_multiples_of_tiles_and_groups(before: int, group: int | None, per_layer: bool, step: int) -> None:
-    found = shaping.widths(before, group, per_layer)
+    found = pruning_space.widths(before, group, per_layer)
     assert found == (*range(step, before, step), before)
 
 
 def test_heads_go_by_groups_or_equally_from_every_group() -> None:
     base = replace(BASE, heads=12, kv_heads=3)
-    assert shaping.heads(base, None) == ((4, 1), (8, 2), (3, 3), (6, 3), (9, 3), (12, 3))
-    assert shaping.heads(base, 128) == ((4, 1), (8, 2), (12, 3)), "32 * 3, 6 or 9 inputs are no whole groups of 128"
-    assert shaping.heads(replace(BASE, heads=1, kv_heads=1), None) == ((1, 1),)
+    assert pruning_space.heads(base, None) == ((4, 1), (8, 2), (3, 3), (6, 3), (9, 3), (12, 3))
+    assert pruning_space.heads(base, 128) == ((4, 1), (8, 2), (12, 3)), (
+        "32 * 3, 6 or 9 inputs are no whole groups of 128"
+    )
+    assert pruning_space.heads(replace(BASE, heads=1, kv_heads=1), None) == ((1, 1),)

@@ -6,10 +6,10 @@ import pico
 import pytest
 import torch
 
-from hubplugin.activations import Batch
-from hubplugin.export import DenseView
-from hubplugin.family import Tap, match
-from hubplugin.stream import Model
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.model.activations import Batch
+from hubplugin.model.block_runner import Model
+from hubplugin.model.families import Tap, match
 
 
 def opened(folder: Path, model_type: str) -> Model:

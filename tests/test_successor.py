@@ -6,11 +6,11 @@ from typing import Any
 import pico
 import pytest
 
-from hubplugin import successor
-from hubplugin.architecture import BlockShape, Dimensions, dimensions
 from hubplugin.errors import PlanError
-from hubplugin.family import FAMILIES
-from hubplugin.manifest import Prune
+from hubplugin.manifest.prune import Prune
+from hubplugin.model import pruned_config
+from hubplugin.model.architecture import BlockShape, Dimensions, dimensions
+from hubplugin.model.families import FAMILIES
 
 SIZES: dict[str, Any] = {
     "hidden_size": 66, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 6,
@@ -26,7 +26,7 @@ def made(source: dict[str, Any], sources: tuple[int, ...] = (0, 1, 2, 3), **chan
     row = FAMILIES[source["model_type"]]
     before = dimensions(source, row, "x")
     after = replace(before, **{"layers": len(sources), **changes})
-    return successor.config(source, row, before, after, sources, "V[0]")
+    return pruned_config.config(source, row, before, after, sources, "V[0]")
 
 
 def refused(source: dict[str, Any], sources: tuple[int, ...] = (0, 1, 2, 3), **changes: Any) -> PlanError:
@@ -64,7 +64,7 @@ def test_fewer_heads_name_their_size_where_the_class_takes_them(kind: str) -> No
     source.pop("head_dim")
     row = FAMILIES[kind]
     before = replace(dimensions({**source, "head_dim": 16}, row, "x"), head_dim=16)
-    found = successor.config(source, row, before, replace(before, heads=2, kv_heads=1), (0, 1, 2, 3), "V[0]")
+    found = pruned_config.config(source, row, before, replace(before, heads=2, kv_heads=1), (0, 1, 2, 3), "V[0]")
     assert changed(source, found) == {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
 
 
@@ -183,7 +183,7 @@ def test_blocks_that_differ_are_refused_where_decilm_does_not_compute_them(sourc
     target = Prune.model_validate({"method": "prune", "ratio": 0.3, "layout": "per-layer"})
     row = FAMILIES[source["model_type"]]
     with pytest.raises(PlanError) as caught:  # before anything is measured
-        successor.taken(target, source, row, dimensions(source, row, "x"), [(6, 3)], "V[0]")
+        pruned_config.taken(target, source, row, dimensions(source, row, "x"), [(6, 3)], "V[0]")
     assert caught.value.where == "V[0].layout"
 
 
@@ -209,4 +209,4 @@ def test_targets_choose_among_heads_that_some_class_takes(
     target = Prune.model_validate({"method": "prune", "ratio": 0.3, "bias": bias})
     row = FAMILIES[source["model_type"]]
     sizes: Dimensions = dimensions(source, row, "x")
-    assert successor.taken(target, source, row, sizes, [(2, 1), (4, 2), (3, 3), (6, 3)], "V[0]") == expected
+    assert pruned_config.taken(target, source, row, sizes, [(2, 1), (4, 2), (3, 3), (6, 3)], "V[0]") == expected

@@ -8,8 +8,9 @@ import triton_cases
 from torch import Tensor
 from triton_cases import SWEEPS, Case
 
-from hubplugin.methods import grid, sweep
-from hubplugin.methods.sweep import Swept
+from hubplugin.checkpoint import encodings
+from hubplugin.methods.gptq import grid, loop
+from hubplugin.methods.gptq.loop import Swept
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def unexplained(case: Case, got: Swept, want: Swept) -> list[str]:
     columns, factor, importance = triton_cases.problem(case)
     group, upper = case.spec.group_size, factor.unit_upper.double()
     scales, zeros = (found.repeat_interleave(group, dim=0) for found in (want.scales, want.zeros))
-    errors = columns.double() - grid.values(want.codes, scales, zeros).double()
+    errors = columns.double() - encodings.values(want.codes, scales, zeros).double()
     wrong = []
     for row in range(case.outputs):
         column = first(got.codes[:, row] != want.codes[:, row], case.inputs)
@@ -36,7 +37,7 @@ def unexplained(case: Case, got: Swept, want: Swept) -> list[str]:
         if start <= column and start < case.inputs:
             inside = slice(start, start + group)
             owed = upper[:start, inside].T @ errors[:start, row]
-            updated = sweep.fully_updated(columns[inside, row : row + 1].double(), owed[:, None], upper[inside, inside])
+            updated = loop.fully_updated(columns[inside, row : row + 1].double(), owed[:, None], upper[inside, inside])
             at = start // group, row
             pair = [(found.scales[at].double()[None], found.zeros[at].double()[None]) for found in (got, want)]
             costs = [grid._error(updated.T, *each, importance[inside].double(), case.spec) for each in pair]
@@ -74,7 +75,7 @@ def borderline(weight: Tensor, pair: list[tuple[Tensor, Tensor]], spec: grid.Spe
 def check(case: Case, found: tuple[Tensor, Tensor, Tensor]) -> None:
     got = Swept(*found)
     columns, factor, importance = triton_cases.problem(case)
-    want = sweep.sweep(columns, factor, importance, case.spec)
+    want = loop.sweep(columns, factor, importance, case.spec)
     assert got.codes.dtype == torch.uint8 and got.scales.dtype == torch.float32
     assert unexplained(case, got, want) == []
     same = (got.codes == want.codes).all(dim=0).float().mean()
@@ -88,7 +89,7 @@ def test_codes_scales_and_zeros_are_the_references(name: str, answers: dict[str,
 
 def test_a_wrong_code_is_not_taken_for_a_tie() -> None:
     case = SWEEPS["2-bit, groups of 32, signed"]
-    want = sweep.sweep(*triton_cases.problem(case), case.spec)
+    want = loop.sweep(*triton_cases.problem(case), case.spec)
     codes, scales = want.codes.clone(), want.scales.clone()
     codes[70, 5] = (codes[70, 5] + 1) % 4
     assert unexplained(case, Swept(codes, want.scales, want.zeros), want) == ["row 5: column 70"]
@@ -115,13 +116,13 @@ def test_scales_are_rounded_as_the_checkpoint_stores_them(sign: float, answers: 
 @pytest.mark.parametrize("group", [32, 128])
 def test_the_row_kernel_compiles_for_hopper_within_its_shared_memory(group: int) -> None:
     pytest.importorskip("triton")
-    from hubplugin.methods import sweep_gpu, sweep_triton
+    from hubplugin.methods.gptq import loop_cuda, loop_triton
 
-    fixed = {"GROUP": group, "FIT": True, "SYMMETRIC": True, "TOP": 15, "ROWS": sweep_gpu.ROWS}
+    fixed = {"GROUP": group, "FIT": True, "SYMMETRIC": True, "TOP": 15, "ROWS": loop_cuda.ROWS}
     pointers = ("columns", "owed", "upper", "transfer", "importance", "shares", "scales", "zeros", "errors")
     kinds = dict.fromkeys(pointers, "*fp32") | {"codes": "*u8"}
-    options = {"num_warps": sweep_gpu.WARPS, "num_stages": 1}
-    made = triton_cases.compiled_for_hopper(sweep_triton.block_rows, kinds, fixed, options)
+    options = {"num_warps": loop_cuda.WARPS, "num_stages": 1}
+    made = triton_cases.compiled_for_hopper(loop_triton.block_rows, kinds, fixed, options)
     assert made.metadata.shared <= 227 * 1024 // 2  # two programs on a multiprocessor
 
 
@@ -148,10 +149,10 @@ def test_feedback_is_in_full_precision_whatever_the_caller_set() -> None:
 
 
 def on_device(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    from hubplugin.hessian import Factor
-    from hubplugin.methods import sweep_gpu
+    from hubplugin.methods.gptq import loop_cuda
+    from hubplugin.methods.linear_algebra import Factor
 
     columns, factor, importance = triton_cases.problem(case)
     factor = Factor(factor.unit_upper.cuda(), factor.diagonal.cuda(), factor.damp, factor.fallback)
-    found = sweep_gpu.sweep(columns.cuda(), factor, importance.cuda(), case.spec)
+    found = loop_cuda.sweep(columns.cuda(), factor, importance.cuda(), case.spec)
     return found.codes.cpu(), found.scales.cpu(), found.zeros.cpu()

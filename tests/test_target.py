@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hubplugin import target
 from hubplugin.errors import CheckpointError, HubPluginError, ServeError
+from hubplugin.hub import resolve
 
 MANIFEST = """\
 model: ./base
@@ -23,15 +23,15 @@ def manifest(tmp_path: Path, pico_folder: Path) -> Path:
 
 
 def test_a_folder_is_served_under_its_own_name(pico_folder: Path) -> None:
-    assert target.find(str(pico_folder), None, None) == (pico_folder, "pico-llama")
+    assert resolve.find(str(pico_folder), None, None) == (pico_folder, "pico-llama")
 
 
 def test_a_manifest_without_a_variant_means_its_base(manifest: Path, pico_folder: Path) -> None:
-    assert target.find(str(manifest), None, None) == (pico_folder, "./base")
+    assert resolve.find(str(manifest), None, None) == (pico_folder, "./base")
 
 
 def test_a_repo_is_pulled_from_the_hub_first(hub: HfApi, pico_folder: Path) -> None:
-    folder, name = target.find("local/pico@main", None, None)
+    folder, name = resolve.find("local/pico@main", None, None)
     assert name == "local/pico"
     assert (folder / "model.safetensors").read_bytes() == (pico_folder / "model.safetensors").read_bytes()
 
@@ -44,15 +44,15 @@ def test_a_variant_that_is_not_there_says_what_to_do(
     manifest: Path, variant: str, kind: type[HubPluginError], said: str
 ) -> None:
     with pytest.raises(kind, match=said) as caught:
-        target.find(str(manifest), variant, manifest.parent / "out")
+        resolve.find(str(manifest), variant, manifest.parent / "out")
     assert "Int4" in caught.value.fix or "hubplugin run" in caught.value.fix
 
 
 def test_a_variant_of_something_that_is_no_manifest_is_refused(pico_folder: Path) -> None:
     with pytest.raises(ServeError, match="is no manifest"):
-        target.find(str(pico_folder), "Int4", None)
+        resolve.find(str(pico_folder), "Int4", None)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"config\.json"):
-        target.find(str(tmp_path), None, None)
+        resolve.find(str(tmp_path), None, None)

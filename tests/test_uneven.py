@@ -11,10 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from hubplugin import architecture, sizes, uneven
-from hubplugin.architecture import BlockShape, Dimensions, Header
+from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
-from hubplugin.family import FAMILIES, FUSED, SEPARATE
+from hubplugin.model import architecture, heterogeneous
+from hubplugin.model.architecture import BlockShape, Dimensions
+from hubplugin.model.families import FAMILIES, FUSED, SEPARATE
+from hubplugin.plan import sizes
 from serve import plugin
 from serve.decilm import BlocksConfig
 
@@ -24,7 +26,7 @@ LLAMA, DECILM = FAMILIES["llama"], FAMILIES["nemotron-nas"]
 
 
 def rows(family: Any, width: str, kept: list[int]) -> dict[str, list[int]]:
-    found = uneven.kept_rows(family.width(width), SMALL, torch.tensor(kept))
+    found = heterogeneous.kept_rows(family.width(width), SMALL, torch.tensor(kept))
     return {name: wanted.tolist() for name, wanted in found.items()}
 
 
@@ -139,7 +141,7 @@ def test_blocks_that_cannot_be_understood_are_refused(blocks: Any, what: str) ->
 
 
 def test_absent_parts_add_nothing_and_hand_on_what_came_in() -> None:
-    attention, mlp = (uneven.Absent(part) for part in LLAMA.parts)
+    attention, mlp = (heterogeneous.Absent(part) for part in LLAMA.parts)
     x = torch.randn(2, 3, 8)
     out, nothing = attention(hidden_states=x, position_ids=None)
     assert nothing is None and torch.equal(out, torch.zeros(2, 3, 8))
@@ -149,12 +151,14 @@ def test_absent_parts_add_nothing_and_hand_on_what_came_in() -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_class_of_transformers_is_found_for_blocks_that_differ(biased: bool) -> None:
     asked = config(attention_bias=biased, num_attention_heads=3, num_key_value_heads=3)
-    found = uneven.transformers_config(asked)
+    found = heterogeneous.transformers_config(asked)
     assert (found.model_type, found.head_dim, found.hidden_size) == ("llama" if biased else "mistral", 3, 8)
 
 
 def test_a_config_that_transformers_knows_is_taken_as_it_is_but_for_what_it_would_load() -> None:
-    found = uneven.transformers_config({"model_type": "qwen3", "hidden_size": 24, "quantization_config": {"bits": 4}})
+    found = heterogeneous.transformers_config(
+        {"model_type": "qwen3", "hidden_size": 24, "quantization_config": {"bits": 4}}
+    )
     assert (found.model_type, found.hidden_size) == ("qwen3", 24) and not hasattr(found, "quantization_config")
 
 
@@ -197,10 +201,10 @@ def test_fitted_blocks_have_their_own_heads() -> None:
         block = type(pico.model("llama").model.layers[0])(pico.config("llama", num_attention_heads=4), 0)
     own = replace(SMALL, hidden=64, heads=4, kv_heads=4, head_dim=32, ffn=96)
     shared = block.self_attn.config
-    uneven.fit(block, LLAMA, own)
+    heterogeneous.fit(block, LLAMA, own)
     assert tuple(block.mlp.down_proj.weight.shape) == (64, 96) and block.mlp.down_proj.weight.is_meta
     assert tuple(block.self_attn.k_proj.weight.shape) == (128, 64)
     assert block.self_attn.num_key_value_groups == 1
-    uneven.fit(block, LLAMA, replace(own, heads=2, kv_heads=1))
+    heterogeneous.fit(block, LLAMA, replace(own, heads=2, kv_heads=1))
     assert block.self_attn.num_key_value_groups == 2 and block.self_attn.config is not shared
     assert shared.num_attention_heads == 4, "all blocks share one configuration"

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from hubplugin import hessian
-from hubplugin.methods import grid
-from hubplugin.methods.grid import Spec
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.gptq import grid
+from hubplugin.methods.gptq.grid import Spec
 
 SHARES = grid.shrinking(2, 128)[::6]
 SIGNED = (*SHARES, *(-share for share in SHARES))
@@ -45,16 +45,16 @@ SWEEPS = {
 SHAPES = ((130, 261), (64, 32), (7, 100))  # tokens, inputs
 
 
-def problem(case: Case) -> tuple[torch.Tensor, hessian.Factor, torch.Tensor]:
+def problem(case: Case) -> tuple[torch.Tensor, linear_algebra.Factor, torch.Tensor]:
     """Columns, factor and importance, in float32, of strongly correlated inputs; one of them is never excited."""
     generator = torch.Generator().manual_seed(case.inputs * 1000 + case.outputs)
     mix = torch.randn(case.inputs, case.inputs, generator=generator, dtype=torch.float64)
     x = torch.randn(2 * case.inputs, case.inputs, generator=generator, dtype=torch.float64) @ mix
     x[:, 3] = 0
-    alive, _ = hessian.without_dead((x.T @ x).float())
+    alive, _ = linear_algebra.without_dead((x.T @ x).float())
     columns = torch.randn(case.inputs, case.outputs, generator=generator)
     columns[3] = 0
-    return columns, hessian.factor(alive, 0.01), alive.diagonal()
+    return columns, linear_algebra.factor(alive, 0.01), alive.diagonal()
 
 
 def activations(tokens: int, inputs: int) -> torch.Tensor:
@@ -99,36 +99,36 @@ def compiled_for_hopper(
 
 def sweeps() -> dict[str, Any]:
     """Codes, scales and zeros by case; awkward scales, fitted to groups of one weight, by sign."""
-    from hubplugin.methods import sweep_gpu, sweep_triton
+    from hubplugin.methods.gptq import loop_cuda, loop_triton
 
     answers: dict[str, Any] = {}
     for name, case in SWEEPS.items():
-        sweep_gpu.BLOCK, sweep_gpu.PANEL = case.width, case.panel
-        swept = sweep_gpu.sweep(*problem(case), case.spec)
+        loop_cuda.BLOCK, loop_cuda.PANEL = case.width, case.panel
+        swept = loop_cuda.sweep(*problem(case), case.spec)
         answers[name] = (swept.codes, swept.scales, swept.zeros)
     for sign in (1.0, -1.0):
         weight = awkward_weights()
         scale, zero = torch.empty_like(weight), torch.empty_like(weight)
         sizes = {"outputs": len(weight), "count": 1, "tried": 1, "SYMMETRIC": True, "TOP": 15, "ROWS": 128}
         grid = (-(-len(weight) // 128),)
-        sweep_triton.fit_rows[grid](weight, torch.ones(1), torch.tensor([sign]), scale, zero, **sizes)
+        loop_triton.fit_rows[grid](weight, torch.ones(1), torch.tensor([sign]), scale, zero, **sizes)
         answers[f"scales {sign}"] = scale
     return answers
 
 
 def moments() -> dict[str, Any]:
     """The second moments of activations and once more of their first half, by shape, in small tiles; one product."""
-    from hubplugin import moments_gpu
+    from hubplugin.kernels import xtx_cuda
 
-    moments_gpu.TALL, moments_gpu.WIDE, moments_gpu.DEEP, moments_gpu.SPAN = 32, 64, 16, 48
+    xtx_cuda.TALL, xtx_cuda.WIDE, xtx_cuda.DEEP, xtx_cuda.SPAN = 32, 64, 16, 48
     answers = {}
     for shape in SHAPES:
         x = activations(*shape)
         answers[f"moments {shape}"] = total = torch.zeros(shape[1], shape[1])
-        moments_gpu.add_lower(total, x)
-        moments_gpu.add_lower(total, x[: shape[0] // 2])
+        xtx_cuda.add_lower(total, x)
+        xtx_cuda.add_lower(total, x[: shape[0] // 2])
     answers["product"] = torch.ones(37, 261)
-    moments_gpu.add_product(answers["product"], activations(130, 37), activations(130, 261))
+    xtx_cuda.add_product(answers["product"], activations(130, 37), activations(130, 261))
     return answers
 
 

@@ -25,7 +25,7 @@ from hubplugin.localhub import access, api, people, refs, transfer, uploads
 from hubplugin.localhub.access import Access
 from hubplugin.localhub.call import SLASH, Hub
 from hubplugin.localhub.store import Store
-from hubplugin.report import progress
+from hubplugin.progress import progress
 
 PART_BYTES = 512 * 2**20
 Scope = MutableMapping[str, Any]

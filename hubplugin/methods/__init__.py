@@ -1,1 +1,4 @@
-"""Compression methods: one file, one pure function each. Weight and second moments in, `Compressed` out."""
+"""Compression methods: (weight, second moments, settings) -> `Compressed`. One method, one file.
+
+Knows the mathematics of docs/maths.md. Knows no module, no model and no file.
+"""

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hubplugin import hessian as moments
+from hubplugin.checkpoint.encodings import Columns
 from hubplugin.errors import CompressError
-from hubplugin.manifest import Prune
-from hubplugin.methods.base import Columns, Compressed
+from hubplugin.manifest.prune import Prune
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.base import Compressed
 
 BATCH = 32  # columns removed between two re-scorings
 PROTECTED = 0.001  # share of columns that never go alone: those with most energy carry outliers and attention sinks
@@ -38,15 +39,15 @@ def compress(weight: Tensor, hessian: Tensor, settings: Prune, cuts: Sequence[Cu
     kept = torch.arange(work.shape[1], device=work.device)
     for cut in cuts:
         _check(cut, len(kept))
-    alive, dead = moments.without_dead(hessian.to(work.dtype))
+    alive, dead = linear_algebra.without_dead(hessian.to(work.dtype))
     work = torch.where(dead, 0, work)
-    damped = moments.damped(alive, settings.damp)
+    damped = linear_algebra.damped(alive, settings.damp)
     left = work
     for cut in cuts:  # each is scored on what the ones before it have left, repaired
         state = _State.of(left, damped[kept][:, kept])
         *_, (stays, _) = path(state, cut, [cut.keep], batch)
         kept, left = kept[stays], state.weight
-    refit = moments.solve(damped[kept][:, kept], work @ damped[:, kept], "prune")
+    refit = linear_algebra.solve(damped[kept][:, kept], work @ damped[:, kept], "prune")
     return Compressed(
         weight=refit,
         encoding=Columns(kept),
@@ -65,19 +66,19 @@ def curve(
     One walk down to the last stop; what stays at a stop is part of what stayed at those before it.
     """
     work = weight if weight.dtype == torch.float64 else weight.float()
-    alive, dead = moments.without_dead(hessian.to(work.dtype))
+    alive, dead = linear_algebra.without_dead(hessian.to(work.dtype))
     work = torch.where(dead, 0, work)
-    damped = moments.damped(alive, settings.damp)
-    whole = moments.inner(work @ damped, work)
+    damped = linear_algebra.damped(alive, settings.damp)
+    whole = linear_algebra.inner(work @ damped, work)
     state = _State.of(work, damped)
     return [(kept, error / whole if whole > 0 else 0.0) for kept, error in path(state, cut, stops, batch)]
 
 
 def repaired(weight: Tensor, hessian: Tensor, settings: Prune, kept: Tensor) -> Tensor:
     """The weight [outputs, inputs] that makes the best of the kept columns, with zeros in the others."""
-    damped = moments.damped(moments.without_dead(hessian)[0], settings.damp)
+    damped = linear_algebra.damped(linear_algebra.without_dead(hessian)[0], settings.damp)
     out = torch.zeros_like(weight)
-    out[:, kept] = moments.solve(damped[kept][:, kept], weight @ damped[:, kept], "prune")
+    out[:, kept] = linear_algebra.solve(damped[kept][:, kept], weight @ damped[:, kept], "prune")
     return out
 
 
@@ -100,7 +101,7 @@ class _State:
     @staticmethod
     def of(weight: Tensor, damped: Tensor) -> "_State":
         kept = torch.arange(weight.shape[1], device=weight.device)
-        return _State(kept, weight, moments.inverse(damped, "prune"), damped.diagonal())
+        return _State(kept, weight, linear_algebra.inverse(damped, "prune"), damped.diagonal())
 
     def costs(self, columns: int) -> Tensor:
         """tr(W_P [(H^-1)_PP]^-1 W_P^T) for every unit P of so many columns: what its best repair still loses."""
@@ -157,4 +158,4 @@ def loss(before: Tensor, after: Tensor, kept: Tensor, hessian: Tensor) -> float:
     """Relative loss of a weight [outputs, kept] that stands for one of [outputs, inputs]."""
     widened = torch.zeros_like(before)
     widened[:, kept] = after
-    return moments.relative_loss(before, widened, hessian)
+    return linear_algebra.relative_loss(before, widened, hessian)

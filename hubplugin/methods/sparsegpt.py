@@ -7,19 +7,20 @@ Weight in, weight out: knows no module, no file and no device.
 import torch
 from torch import Tensor
 
-from hubplugin import hessian as moments
-from hubplugin.hessian import Factor
-from hubplugin.manifest import SparseGpt
-from hubplugin.methods.base import Compressed, Masked
+from hubplugin.checkpoint.encodings import Masked
+from hubplugin.manifest.masks import SparseGpt
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.base import Compressed
+from hubplugin.methods.gptq.loop import fully_updated
+from hubplugin.methods.linear_algebra import Factor
 from hubplugin.methods.selection import lowest
-from hubplugin.methods.sweep import fully_updated
 
 BLOCK = 128  # columns whose zeros are chosen together, and that feed each other one by one
 
 
 def prepare(hessian: Tensor, settings: SparseGpt) -> Factor:
     """Factor second moments [inputs, inputs] of the dtype to compute in; linears that share an input share it."""
-    return moments.factor(moments.without_dead(hessian)[0], settings.damp)
+    return linear_algebra.factor(linear_algebra.without_dead(hessian)[0], settings.damp)
 
 
 def compress(weight: Tensor, hessian: Tensor, settings: SparseGpt, prepared: Factor | None = None) -> Compressed:
@@ -39,7 +40,7 @@ def compress(weight: Tensor, hessian: Tensor, settings: SparseGpt, prepared: Fac
     return Compressed(
         weight=dense,
         encoding=Masked(~gone.T),
-        loss=moments.relative_loss(work, dense, matrix),
+        loss=linear_algebra.relative_loss(work, dense, matrix),
         damp=factor.damp,
         fallback=factor.fallback,
         dead_inputs=int(dead.sum()),

@@ -6,9 +6,10 @@ No factor, no update: what is kept stays as it is. Weight in, weight out: knows 
 import torch
 from torch import Tensor
 
-from hubplugin import hessian as moments
-from hubplugin.manifest import Wanda
-from hubplugin.methods.base import Compressed, Masked
+from hubplugin.checkpoint.encodings import Masked
+from hubplugin.manifest.masks import Wanda
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest
 
 
@@ -29,7 +30,7 @@ def compress(weight: Tensor, hessian: Tensor, settings: Wanda) -> Compressed:
     return Compressed(
         weight=dense,
         encoding=Masked(keep),
-        loss=moments.relative_loss(work, dense, matrix),
+        loss=linear_algebra.relative_loss(work, dense, matrix),
         damp=0.0,
         fallback=None,
         dead_inputs=int((matrix.diagonal() <= 0).sum()),

@@ -1,0 +1,79 @@
+"""A model folder as if it were dense, whatever its quantized weights are stored as. Knows formats; no family."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hubplugin.checkpoint import formats
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.checkpoint.model_folder import read_json
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.errors import CheckpointError
+
+
+class DenseView:
+    """A model folder as if it were dense: quantized linears are dequantized on the way out. A `WeightSource`.
+
+    Reads what `layout` names, from whatever tool: AutoGPTQ's format with zeros of its first or second version and any
+    g_idx, compressed-tensors' packed and int8 weights. Raises CheckpointError for weights quantized in another way.
+    """
+
+    def __init__(self, folder: Path, reader: Reader | None = None, quantization: dict[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.config = {} if reader else read_json(self.folder / "config.json", str(folder))
+        self._reader = reader or Reader(folder)
+        self._quantization = self.config.get("quantization_config") or {} if quantization is None else quantization
+        self._bits, self._zero_shift = _grids(self._quantization, str(folder))
+
+    @property
+    def int8_inputs(self) -> tuple[str, ...]:
+        """The linears whose inputs an engine rounds to int8, token by token, before it multiplies."""
+        groups = self._quantization.get("config_groups", {}).values()
+        if not any((group.get("input_activations") or {}).get("strategy") == "token" for group in groups):
+            return ()
+        int8 = (name for name, header in self._reader.headers.items() if header.dtype == "I8")
+        return tuple(name.removesuffix(".weight") for name in int8 if name.endswith(".weight"))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._reader or self._is_quantized(name)
+
+    def _is_quantized(self, name: str) -> bool:
+        return name.endswith(".weight") and formats.is_quantized(self._reader.headers, name.removesuffix(".weight"))
+
+    def get(self, name: str) -> Tensor:
+        """A dense tensor; float32 where it was dequantized, else as stored."""
+        if not self._is_quantized(name):
+            return self._reader.get(name)
+        return formats.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_shift)
+
+    def names(self) -> Iterator[str]:
+        """The names of all dense tensors."""
+        for name in self._reader.headers:
+            module, _, part = name.rpartition(".")
+            if part not in formats.BESIDE:
+                yield f"{module}.weight" if part in formats.CODES else name
+
+    def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """All dense tensors under a prefix, by the rest of their name."""
+        for name in self.names():
+            if name.startswith(prefix + "."):
+                yield name[len(prefix) + 1 :], self.get(name)
+
+
+def _grids(quantization: dict[str, Any], where: str) -> tuple[frozenset[int], int]:
+    """The widths of codes that a quantization_config names, and what its zeros are stored less by."""
+    method = quantization.get("quant_method")
+    if method == COMPRESSED_TENSORS:
+        groups = quantization.get("config_groups", {}).values()
+        return frozenset(group["weights"]["num_bits"] for group in groups if group.get("weights")), 0
+    if method in (None, GPTQ):
+        rules = [quantization, *(quantization.get("dynamic") or {}).values()]
+        second = quantization.get("checkpoint_format") == "gptq_v2"
+        return frozenset(rule["bits"] for rule in rules if "bits" in rule), 0 if second else 1
+    raise CheckpointError(
+        f"{where}/config.json: quantization_config",
+        f"{method!r} is no quantization that is read here",
+        "name a dense model, or one in AutoGPTQ's or compressed-tensors' format",
+    )

@@ -1,0 +1,62 @@
+"""How a compressed linear is stored: dense, on a grid, with zeros, or with fewer columns. Knows tensors; no file."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Stored as it is."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Uniform grid: weight = scale * (code - zero). The one form that every file format is written from."""
+
+    codes: Tensor  # uint8 [outputs, inputs], 0 .. 2^bits - 1
+    scales: Tensor  # float16 [outputs, groups]; negative ones are allowed
+    bits: int
+    group_size: int  # inputs per group; never -1 here
+    zeros: Tensor | None = None  # uint8 [outputs, groups]; None: symmetric, every zero is 2^(bits-1)
+
+    def rows(self, part: slice | Tensor) -> "Grid":
+        """The grid of some of the outputs."""
+        zeros = None if self.zeros is None else self.zeros[part]
+        return Grid(self.codes[part], self.scales[part], self.bits, self.group_size, zeros)
+
+    def dense(self) -> Tensor:
+        """The weights [outputs, inputs] that the codes stand for, float32."""
+        zeros = torch.full_like(self.scales, 2 ** (self.bits - 1)) if self.zeros is None else self.zeros
+        return expanded(self.codes, self.scales.float(), zeros.float())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some input columns are gone; the producers drop the same rows."""
+
+    keep: Tensor  # int64 [kept], ascending
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Some weights are zero, anywhere; stored dense, zeros and all."""
+
+    keep: Tensor  # bool [outputs, inputs]
+
+
+Encoding = Dense | Grid | Columns | Masked
+
+
+def values(code: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:
+    """The weights that codes stand for."""
+    return scale * (code - zero)
+
+
+def expanded(code: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The weights [outputs, inputs] of integer codes [outputs, inputs], scales and zeros [outputs, groups]."""
+    dense = code.to(scale.dtype)
+    grouped = dense.view(*scale.shape, -1)
+    grouped.sub_(zero[..., None]).mul_(scale[..., None])
+    return dense

@@ -1,0 +1,6 @@
+"""The names of file formats for quantized weights, as they stand in config.json. Words only, no torch."""
+
+GPTQ = "gptq"  # AutoGPTQ's tensors
+PACK_QUANTIZED = "pack-quantized"  # compressed-tensors': codes of any width in 32-bit words
+INT_QUANTIZED = "int-quantized"  # compressed-tensors': int8 weights, for int8 activations
+COMPRESSED_TENSORS = "compressed-tensors"  # the format that knows the last two

@@ -1,0 +1,146 @@
+"""What a model folder holds: which files are pulled, which are published, and what makes a folder unusable.
+
+Reads names, config.json, a card's metadata and safetensors headers; never a weight, never the network.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hubplugin import report
+from hubplugin.checkpoint.headers import Header
+from hubplugin.errors import CheckpointError, HubError
+from hubplugin.progress import progress
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = (SINGLE, "model-*.safetensors", INDEX)
+CONFIGS = ("config.json", "generation_config.json")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+TEMPLATES = ("*.jinja", "chat_template*")
+PAPERS = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
+PULLED = WEIGHTS + CONFIGS + TOKENIZER + TEMPLATES + PAPERS
+PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+
+def allowed(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file of the top folder matches an allow-list; nothing in a subfolder ever does."""
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Raise HubError where the list of files alone says that the model cannot be used."""
+    names = set(names)
+    if "config.json" not in names:
+        raise HubError(where, "has no config.json", "name a repo or folder of a transformers model")
+    if SINGLE not in names and INDEX not in names:
+        pickled = any(fnmatchcase(name, pattern) for name in names for pattern in PICKLES)
+        what = "its weights are pickles, which can run code" if pickled else f"has no {SINGLE}"
+        raise HubError(where, f"{what}; only safetensors are read", "use a repo converted to safetensors")
+    whole = names & {"tokenizer.json", "tokenizer.model", "spiece.model"}
+    if not whole and not {"vocab.json", "merges.txt"} <= names:
+        raise HubError(where, "has no tokenizer", "add tokenizer.json and tokenizer_config.json to it")
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """A JSON file that holds a mapping. Raises HubError where it cannot be read or holds something else."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubError(f"{where}: {path.name}", f"cannot be read: {error}", "repair or replace it") from error
+    if not isinstance(values, dict):
+        raise HubError(f"{where}: {path.name}", "holds no mapping", "repair or replace it")
+    return values
+
+
+def card_metadata(path: Path) -> dict[str, Any]:
+    """The YAML front matter of README.md; empty where there is none or it is broken."""
+    card = path / "README.md"
+    try:
+        lines = [line.rstrip() for line in card.read_text("utf-8-sig").splitlines()] if card.exists() else []
+        if lines[:1] != ["---"] or "---" not in lines[1:]:
+            return {}
+        values = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+    except (OSError, ValueError, yaml.YAMLError):
+        progress(f"pull   warning: the metadata of {card} cannot be read, so no licence is known")
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def shards(path: Path) -> list[str]:
+    """The weight files of a folder that holds model.safetensors or its index.
+
+    Raises CheckpointError where the index is broken or names files outside the allow-list.
+    """
+    if (path / SINGLE).exists():
+        return [SINGLE]
+    index = path / INDEX
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(str(index), "is not a safetensors index", "replace it by a whole one") from error
+    if not names or not all(isinstance(name, str) and allowed(name, WEIGHTS) for name in names):
+        raise CheckpointError(str(index), "names files other than model-*.safetensors", "replace it")
+    return names
+
+
+def headers(path: Path) -> dict[str, Header]:
+    """The headers of a folder's safetensors. Raises CheckpointError for a missing or damaged shard."""
+    tensors: dict[str, Header] = {}
+    for name in shards(path):
+        tensors.update(_header(path / name))
+    return tensors
+
+
+def _header(file: Path) -> dict[str, Header]:
+    """One file: 8 bytes of length, the JSON header; the tensors' offsets must reach the file's very end."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            entries: dict[str, Any] = json.loads(stream.read(min(length, MAX_HEADER)))
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        tensors = {name: Header(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(str(file), "is missing", "copy or pull it again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointError(str(file), "has no readable safetensors header", "copy or pull it again") from error
+    if 8 + length + end != size:
+        raise CheckpointError(
+            str(file), f"has {size} bytes, its header promises {8 + length + end}", "copy or pull it again"
+        )
+    return tensors
+
+
+def publishable(path: Path, files: tuple[str, ...]) -> list[str]:
+    """The folder's file names. Raises HubError for anything that a published folder must not hold."""
+    names = []
+    for entry in sorted(path.iterdir()):
+        if entry.is_symlink():
+            why = "is a link, and links can lead anywhere"
+        elif entry.name.startswith("."):
+            why = "is hidden"
+        elif not entry.is_file() or not allowed(entry.name, files):
+            why = "is not among the files that may be published"
+        else:
+            names.append(entry.name)
+            continue
+        raise HubError(str(entry), f"{why}; nothing was published", "move it out of the folder")
+    if not names:
+        raise HubError(str(path), "is empty", "run `hubplugin run` first")
+    return names
+
+
+def companions(base: Path) -> list[Path]:
+    """The tokenizer, template, generation and licence files of a model folder: copied byte for byte."""
+    own = ("config.json", "README.md", *WEIGHTS)
+    return sorted(
+        file for file in base.iterdir() if file.is_file() and allowed(file.name, PULLED) and not allowed(file.name, own)
+    )

@@ -1,0 +1,153 @@
+"""What config.json says about quantized weights, for loaders: AutoGPTQ's dictionary, or compressed-tensors'.
+
+Linears that differ from the commonest are listed so that both vLLM, which stacks q, k, v and gate, up under names of
+its own, and loaders that know the names of the checkpoint find them. Knows plans; no tensors and no files.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import hubplugin
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.manifest.gptq import GPTQMODEL, Gptq
+from hubplugin.plan import schemes, vllm_support
+from hubplugin.plan.schemes import LinearPlan, Scheme
+from hubplugin.plan.variant_plan import VariantPlan
+
+# vLLM's names of what it stacks, by the first linear of the stack
+STACKED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
+NO_LINEARS = ("embed_tokens",)  # modules with a weight matrix that no loader takes for a linear
+
+
+def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
+    """The dictionary for config.json (and quantize_config.json); None for a variant without quantization."""
+    if not plan.quantized:
+        return None
+    step = next(step for step in plan.steps if isinstance(step, Gptq))
+    found = schemes.distinct(linear.scheme for linear in plan.quantized)
+    return _gptq(plan, step, found) if found[0].layout == GPTQ else _compressed_tensors(plan, found)
+
+
+def _gptq(plan: VariantPlan, step: Gptq, found: Sequence[Scheme]) -> dict[str, Any]:
+    usual = found[0]
+    made = {
+        "quant_method": "gptq",
+        "bits": usual.bits,
+        "group_size": usual.group_size,
+        "sym": usual.symmetric,
+        "desc_act": False,  # columns went back to their places: g_idx is trivial and loaders may ignore it
+        "static_groups": False,
+        "true_sequential": True,
+        "lm_head": plan.head is not None,
+        "checkpoint_format": "gptq",
+        "pack_dtype": "int32",
+        "damp_percent": step.damp,
+        "model_name_or_path": None,
+        "model_file_base_name": "model",
+        "meta": {
+            "quantizer": [
+                f"gptqmodel:{GPTQMODEL}" if step.engine == "gptqmodel" else f"hubplugin:{hubplugin.__version__}"
+            ],
+            "act_group_aware": step.act_order,
+            "clip_search": step.clip_search,
+            "damp_percent": step.damp,
+            "report": "report.json",
+        },
+    }
+    if dynamic := _dynamic(plan, found[1:]):
+        made["dynamic"] = dynamic
+    return made
+
+
+def _dynamic(plan: VariantPlan, others: Sequence[Scheme]) -> dict[str, dict[str, Any]]:
+    """GPTQModel's rules for linears unlike the rest: regular expressions on module paths, "-:" to leave one dense."""
+    everything = (*plan.linears, *([plan.head] if plan.head else []))
+    rules: dict[str, dict[str, Any]] = {}
+    for scheme in (None, *others):
+        alike = [linear for linear in everything if linear.scheme == scheme]
+        own = {} if scheme is None else {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
+        sign = "-" if scheme is None else "+"
+        rules |= {f"{sign}:{pattern}": own for pattern in _expressions(alike)}
+    return rules
+
+
+def _expressions(linears: Sequence[LinearPlan]) -> list[str]:
+    """Regular expressions that match exactly these linears and vLLM's stacks of them, one for each place in a block."""
+    layers: dict[tuple[str, str, str], list[str]] = {}
+    for members in vllm_support.fused(linears):
+        shorts = [linear.short for linear in members]
+        if len(shorts) > 1 and not members[0].experts:
+            shorts.append(STACKED[shorts[0]])
+        path = f"{members[0].experts}." if members[0].experts else members[0].name.removesuffix(shorts[0])
+        numbered = re.fullmatch(r"(.*?\.)(\d+)(\..*\.)", path)
+        before, number, after = numbered.groups() if numbered else (path, "", "")
+        end = re.escape(shorts[0]) if len(shorts) == 1 else f"(?:{'|'.join(map(re.escape, shorts))})"
+        if members[0].experts:  # vLLM asks for all of them at once, other loaders for each linear
+            after, end = after.removesuffix("."), r"(?:\..+)?"
+        layers.setdefault((before, after, end), []).append(number)
+    return [
+        f"{re.escape(before)}{_either(numbers)}{re.escape(after)}{end}$"
+        for (before, after, end), numbers in layers.items()
+    ]
+
+
+def _either(numbers: Sequence[str]) -> str:
+    return numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
+
+
+def _compressed_tensors(plan: VariantPlan, found: Sequence[Scheme]) -> dict[str, Any]:
+    layouts = {scheme.layout for scheme in found}
+    groups = {}
+    for index, scheme in enumerate(found):
+        names = [linear.name for linear in plan.quantized if linear.scheme == scheme]
+        if index == 0:  # "Linear" is every linear that is neither ignored nor named by another group, but vLLM's head
+            names = ["Linear", *(name for name in names if plan.head and name == plan.head.name)]
+        groups[f"group_{index}"] = _group(scheme, names)
+    return {
+        "quant_method": COMPRESSED_TENSORS,
+        "format": found[0].layout if len(layouts) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "ignore": _dense(plan),
+        "config_groups": groups,
+    }
+
+
+def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+    whole = scheme.group_size == -1
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if whole else "group",
+        "group_size": None if whole else scheme.group_size,
+        "dynamic": False,
+        "actorder": None,  # columns went back to their places
+    }
+    activations = {
+        "num_bits": scheme.activation_bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "group_size": None,
+        "dynamic": True,
+        "observer": None,
+    }
+    return {
+        "targets": targets,
+        "format": scheme.layout,
+        "weights": weights,
+        "input_activations": None if scheme.weight_only else activations,
+        "output_activations": None,
+    }
+
+
+def _dense(plan: VariantPlan) -> list[str]:
+    """Modules that loaders would take for linears of the first group and that are stored dense, the head included."""
+    quantized = {linear.name for linear in plan.quantized}
+    matrices = [name.removesuffix(".weight") for name, header in plan.tensors.items() if len(header.shape) == 2]
+    ends = [name for name in matrices if f"{name}.weight" in plan.tensors and not name.endswith(NO_LINEARS)]
+    dense = [name for name in ends if name not in quantized]
+    return dense + (["lm_head"] if "lm_head" not in {*dense, *quantized} else [])  # a tied head is a module too

@@ -1,0 +1,100 @@
+"""Token sequences sampled from the base model itself: calibration without data. Knows a folder; no method."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hubplugin.compress.calibration_data import read_tokenizer
+from hubplugin.errors import CalibrationError
+from hubplugin.progress import progress
+
+ROWS = 32  # sequences sampled together; bounds the KV cache
+SMALL = 50_000_000  # parameters, under which one decoding step is too short to be shared between threads
+
+
+# -- the base model's own samples
+
+
+def sample_self(folder: Path, count: int, tokens: int, seed: int) -> Tensor:
+    """int32 [count, tokens] drawn from a model by ancestral sampling at temperature 1, nothing cut from the tail.
+
+    Rows start with BOS where the tokenizer or the config has one, else with a random ordinary token each. EOS is a
+    token like any other: what the model says after it is as much its own distribution as what it says before.
+    The answer depends on the seed alone. Raises CalibrationError for more tokens than the model's context.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = read_tokenizer(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model = model.to(device).eval()
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context and tokens > context:
+        raise CalibrationError("self: tokens", f"{tokens} exceeds the context of {context}", f"use at most {context}")
+    generator = torch.Generator().manual_seed(seed)
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else model.config.bos_token_id
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ordinary = torch.tensor([token for token in range(len(tokenizer)) if token not in special])
+    picks = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
+    first = picks if bos is None else torch.full((count,), bos)
+    # all randomness is drawn here, so how rows are shared out below cannot change the answer
+    luck = torch.rand(count, tokens, generator=generator, dtype=torch.float64)
+
+    def rows(start: int) -> Tensor:
+        stop = min(start + ROWS, count)
+        drawn = _sample_rows(model, first[start:stop].to(device), luck[start:stop].to(device))
+        progress(f"sample rows {start + 1}-{stop} of {count}, {tokens} tokens each, from the base itself")
+        return drawn
+
+    small = device.type == "cpu" and model.num_parameters() < SMALL
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if small else threads)
+    try:
+        with ThreadPoolExecutor(threads if small else 1) as pool:
+            return torch.cat(list(pool.map(rows, range(0, count, ROWS))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def _sample_rows(model: Any, first: Tensor, luck: Tensor) -> Tensor:
+    """int32 [rows, tokens] on the CPU, from each row's first token and uniform draws [rows, tokens]."""
+    cache = _buffered_cache(model.config, luck.shape[1])
+    ids = torch.empty(luck.shape, dtype=torch.long, device=luck.device)
+    ids[:, 0] = first
+    for position in range(luck.shape[1] - 1):
+        step = model(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+        # where the draw falls in the cumulated probabilities [rows, vocabulary]; float64, or the tail would be lost
+        cumulated = step.logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
+        draw = luck[:, position : position + 1] * cumulated[:, -1:]
+        ids[:, position + 1] = torch.searchsorted(cumulated, draw, right=True)[:, 0]
+    return ids.to("cpu", torch.int32)
+
+
+def _buffered_cache(config: Any, capacity: int) -> Any:
+    """transformers' growing cache, whose full-attention layers write into one buffer.
+
+    The original concatenates, and so copies all keys and values at every step: more than half of the time.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class Buffered(DynamicLayer):
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            new = (key_states, value_states)
+            if not self.is_initialized:
+                self.lazy_initialization(*new)
+                self.buffers = [part.new_empty(*part.shape[:2], capacity, part.shape[3]) for part in new]
+            start = self.get_seq_length()
+            stop = start + key_states.shape[2]
+            for buffer, part in zip(self.buffers, new, strict=True):
+                buffer[:, :, start:stop] = part
+            self.keys, self.values = (buffer[:, :, :stop] for buffer in self.buffers)
+            return self.keys, self.values
+
+    cache = DynamicCache(config=config)
+    cache.layers = [Buffered() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

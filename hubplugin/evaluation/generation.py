@@ -1,0 +1,102 @@
+"""A few greedy tokens of a finished folder, and the probabilities our own forward pass gives to such tokens.
+
+Knows folders and transformers; starts no process.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from hubplugin.checkpoint import formats
+from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.errors import ServeError
+from hubplugin.evaluation.quality_metrics import open_model
+from hubplugin.model import block_runner, experts, heterogeneous
+from hubplugin.model.families import Family, match
+from hubplugin.plan.vllm_support import Verdict
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What an engine generated greedily: token ids and their log-probabilities, by prompt."""
+
+    engine: str
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
+
+
+Generate = Callable[[Path, list[list[int]], int, Sequence[Verdict]], Generated]
+
+
+def served_dtype(folder: Path) -> torch.dtype:
+    """The half precision an engine computes a folder in: the model's own, float16 for one in float32."""
+    config = DenseView(folder).config
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return torch.bfloat16 if stored == "bfloat16" else torch.float16
+
+
+def logprobs(
+    folder: Path,
+    family: Family,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Log-probability [all answer tokens] our own forward gives each answer token, in order."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # causal: what follows changes nothing
+    model = open_model(folder, family, dtype)
+    hidden = model.walk(padded)
+    found = []
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        predicted = model.logits(hidden[index, places]).log_softmax(-1)
+        found.append(predicted.gather(1, torch.tensor(answer)[:, None]).squeeze(1))
+    return torch.cat(found)
+
+
+def _loaded(view: DenseView, family: Family) -> Any:
+    """A folder's model as transformers itself loads it, whose linears round their inputs where the format does."""
+    config = heterogeneous.transformers_config(view.config)
+    own: Any = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
+    state = {name: view.get(name) for name in view.names()}
+    model, found = own.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := found["missing_keys"]:
+        raise ServeError(str(view.folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
+    if family.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
+        for block in model.model.layers:
+            experts.install(block, family.experts)
+    block_runner.on_inputs(model, view.int8_inputs, formats.int8_per_token)
+    return model
+
+
+@torch.inference_mode()
+def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) -> Generated:
+    """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
+    view = DenseView(folder)
+    row = match(view.config, str(folder))
+    # transformers' own loading knows no blocks that differ
+    model: Any = open_model(folder, row).whole() if view.config.get("block_configs") else _loaded(view, row)
+    made = Generated("transformers, from the dequantized folder", [], [])
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
+        answer = out.sequences[0, len(prompt) :]
+        scores = torch.stack([logits[0] for logits in out.logits]).log_softmax(-1)
+        made.token_ids.append(answer.tolist())
+        made.logprobs.append(scores.gather(1, answer[:, None]).squeeze(1).tolist())
+    return made

@@ -1,0 +1,115 @@
+"""The Hub client: address, cache, and every error of huggingface_hub in words that say what to do.
+
+HF_ENDPOINT, HF_TOKEN and HF_HOME are respected; the token is never read here, the client takes it from the environment
+or the stored login by itself. Knows no model files.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import (
+    HfApi,
+    constants,
+    errors,
+)
+
+from hubplugin.errors import CheckpointError, HubError
+from hubplugin.progress import progress
+
+
+def endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT, else the public one. Raises HubError for one that carries a password,
+    which would be shown wherever the address is."""
+    address = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if "@" in urlsplit(address).netloc:
+        raise HubError("HF_ENDPOINT", "carries a user name or password", "remove them; access is what HF_TOKEN is for")
+    return address
+
+
+def connect() -> HfApi:
+    """A client for the endpoint of this moment."""
+    _announce(endpoint())
+    return HfApi(endpoint=endpoint(), library_name="hubplugin")
+
+
+@cache
+def _announce(address: str) -> None:
+    """Say once where requests go, since the token goes there too."""
+    progress(f"hub    {address}")
+    parts = urlsplit(address)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        progress("hub    warning: this is not https; whoever listens on the way can read your token")
+
+
+def cache_folder() -> Path:
+    """The folder the client caches in, by the environment of this moment."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    if os.environ.get("HF_HOME"):
+        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+    return Path(constants.HF_HUB_CACHE)
+
+
+@contextmanager
+def clear_errors(where: str) -> Iterator[None]:
+    """Turn whatever the client raises into a HubError that says what to do."""
+    try:
+        yield
+    except errors.SafetensorsParsingError as error:
+        raise CheckpointError(where, _line(error), "the upload is damaged; ask its owner to repeat it") from error
+    except (OSError, httpx2.HTTPError, errors.EntryNotFoundError, errors.XetDownloadError) as error:
+        raise _translated(error, where) from error
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # refused ids and card metadata; failures inside the Xet transfer
+        raise HubError(where, _line(error), "mend what the Hub names here, then try again") from error
+
+
+def _translated(error: Exception, where: str) -> HubError:
+    """What goes wrong, in the user's words. LocalEntryNotFoundError wraps some causes: look inside."""
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    page = f"{endpoint()}/{where.partition('@')[0]}"
+    if isinstance(error, errors.GatedRepoError):
+        what = "the model is gated and this token has no access to it"
+        fix = f"open {page}, ask for access, then set HF_TOKEN to a token of that account"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        what = "there is no such repo, or it is private and this token cannot see it"
+        fix = "check the spelling; for a private repo set HF_TOKEN"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        what = "the repo exists, this revision of it does not"
+        fix = f"use a branch, a tag or a commit of {page}"
+    elif isinstance(error, errors.OfflineModeIsEnabled) or (
+        isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    ):
+        what = "HF_HUB_OFFLINE is set and the cache does not hold the whole model"
+        fix = "unset HF_HUB_OFFLINE and pull once with a network"
+    elif status == 401:
+        what, fix = "the Hub does not accept this token (401)", "set HF_TOKEN to a valid token, or unset it"
+    elif status == 403:
+        what = f"this token may not do that (403): {_line(error)}"
+        fix = "use a token with write access to this owner, or another `publish.repo`"
+    elif status == 412:
+        what, fix = "the branch moved while we were publishing; nothing was published", "publish again"
+    elif status:
+        what, fix = f"the Hub answered {status}: {_line(error)}", "try again later"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what, fix = f"the disk of {cache_folder()} is full", "free some space, or set HF_HOME to a larger disk"
+    elif isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
+        what = f"cannot reach {endpoint()}: {_line(error)}"
+        fix = "check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is cached"
+    else:
+        what, fix = _line(error), f"check the space and the rights of {cache_folder()}"
+    return HubError(where, what, fix)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:240] or type(error).__name__

@@ -1,0 +1,110 @@
+"""Push a folder as one commit, group repos in a collection. Moves files, never their meaning; knows no torch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+)
+
+from hubplugin import report
+from hubplugin.checkpoint import model_folder
+from hubplugin.checkpoint.model_folder import PUSHED, allowed
+from hubplugin.errors import HubError
+from hubplugin.hub.client import clear_errors, connect, endpoint
+from hubplugin.progress import progress
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a folder was published."""
+
+    url: str
+    commit: str
+    changed: bool  # False: the repo already held exactly these files, no commit was made
+
+
+def push(folder: Path, repo: str, *, private: bool, gated: bool = False, files: tuple[str, ...] = PUSHED) -> Pushed:
+    """Publish a folder as exactly one commit on main, or as none where nothing changed.
+
+    Files of the allow-list that stand upstream but not in the folder (shards of an earlier version) are
+    deleted by the same commit; other files upstream are left alone. `gated` closes the repo to readers who did
+    not ask, before a byte is uploaded. Raises HubError, and then no file was published.
+    """
+    names = model_folder.publishable(folder, files)
+    api = connect()
+    with clear_errors(repo):
+        if not api.repo_exists(repo):
+            api.create_repo(repo, private=private, exist_ok=True)
+        info = api.model_info(repo)
+        upstream = [sibling.rfilename for sibling in info.siblings or ()]
+        _check_target(repo, upstream, private=private, is_private=bool(info.private))
+        if info.private and not private:
+            progress(f"push   {repo} is private already and stays so")
+        api.auth_check(repo, write=True)
+        if gated and not info.gated:
+            api.update_repo_settings(repo, gated="auto")
+        stale = [name for name in upstream if name not in names and allowed(name, files)]
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(name, str(folder / name)) for name in names),
+                *(CommitOperationDelete(name, is_folder=False) for name in stale),
+            ],
+            commit_message="Publish with hubplugin",
+            parent_commit=info.sha,
+        )
+    return Pushed(f"{endpoint()}/{repo}", commit.oid, commit.oid != info.sha)
+
+
+def collect(title: str, namespace: str, items: Mapping[str, str], private: bool) -> str:
+    """Group repos (`items`: repo id -> note) in a collection; what is there already stays. Returns its URL."""
+    api = connect()
+    with clear_errors(f"collection {title!r} of {namespace}"):
+        group = api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
+        for repo, note in items.items():
+            api.add_collection_item(group.slug, repo, "model", note=note[:500] or None, exists_ok=True)
+    return f"{endpoint()}/collections/{group.slug}"
+
+
+def licence_allows(base: report.Base, accept: bool) -> None:
+    """Pure. Raise HubError where a derivative of `base` may not be published.
+
+    No-derivatives licences: never. Gated bases and licences that put duties on derivatives: only where the
+    manifest accepts them.
+    """
+    licence = (base.licence or "").lower()
+    words = licence.replace(",", "-").replace(" ", "-").split("-")
+    if "nd" in words:
+        raise HubError(
+            f"{base.repo}: licence {licence}",
+            "a no-derivatives licence forbids publishing a compressed model",
+            "remove `publish:` and keep the variants on this machine",
+        )
+    duties = "nc" in words or any(word.startswith(("llama", "gemma", "other")) or "rail" in word for word in words)
+    if (duties or base.gated) and not accept:
+        why = f"its licence ({base.licence_name or licence}) puts duties on derivatives" if duties else "is gated"
+        raise HubError(
+            f"{base.repo}: licence",
+            f"{why}, and the manifest does not accept that",
+            "read the licence, then set publish.accept_license: true",
+        )
+
+
+def _check_target(repo: str, upstream: Iterable[str], *, private: bool, is_private: bool) -> None:
+    """Raise HubError where publishing would disclose or overwrite something."""
+    if private and not is_private:
+        raise HubError(
+            repo,
+            "the repo is public and the manifest says private; nothing was published",
+            "set publish.private: false, make the repo private, or use another name",
+        )
+    weights = any(allowed(name, ("*.safetensors", *model_folder.PICKLES)) for name in upstream)
+    if weights and report.FILE_NAME not in upstream:
+        raise HubError(
+            repo,
+            "the repo holds a model that hubplugin did not publish; nothing was published",
+            "use another `publish.repo`, or delete that repo first",
+        )

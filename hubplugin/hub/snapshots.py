@@ -1,0 +1,183 @@
+"""The Hub: pull a base at a pinned commit, peek at its headers, push a folder as one commit, group repos.
+
+The only importer of huggingface_hub. This file knows no torch and nothing about compression; it moves files,
+never their meaning. HF_ENDPOINT, HF_TOKEN and HF_HOME are respected; the token is never read here, the client
+takes it from the environment or the stored login by itself.
+"""
+
+import hashlib
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    constants,
+    try_to_load_from_cache,
+)
+
+from hubplugin.checkpoint import model_folder
+from hubplugin.checkpoint.headers import Header
+from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
+from hubplugin.errors import HubError
+from hubplugin.hub.client import cache_folder, clear_errors, connect
+from hubplugin.model import configs
+from hubplugin.progress import progress
+
+ALLOW = list(PULLED)
+IGNORE = ["*/*"]  # the client's patterns cross slashes: without this, original/tokenizer.model would come along
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A base model on this disk. Read-only: files of a pulled snapshot are links into the shared cache."""
+
+    path: Path
+    repo: str  # Hub id, or the local folder's name
+    sha: str | None  # commit; None for a local folder
+    on_hub: bool
+    licence: str | None
+    licence_name: str | None
+    licence_link: str | None
+    languages: tuple[str, ...]
+    gated: bool
+
+
+def fingerprint(snapshot: Snapshot) -> str:
+    """What tells one state of a base from another: its commit; for a local folder, its files' sizes and times."""
+    if snapshot.sha is not None:
+        return f"{snapshot.repo}@{snapshot.sha}"
+    files = sorted(file for file in snapshot.path.iterdir() if file.is_file())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What config.json and the safetensors headers say. No weight was read."""
+
+    repo: str
+    sha: str | None
+    on_hub: bool
+    config: dict[str, Any]
+    tensors: dict[str, Header]
+
+
+def pull(model: str, folder: Path) -> Snapshot:
+    """Bring a base onto this disk: "owner/name[@revision]", or a local folder relative to `folder`.
+
+    Raises HubError for each thing that can be wrong: a missing or gated repo, the token, the revision, the
+    disk, the network, remote code, no safetensors, no config.json, no tokenizer.
+    """
+    local = _local(model, folder)
+    if local:
+        path, repo, sha, gated = local, local.name, None, False
+        model_folder.check_names((entry.name for entry in local.iterdir()), model)
+    else:
+        repo, _, revision = model.partition("@")
+        path, sha, gated = _download(repo, revision or "main", model)
+    configs.read_config(path, model)
+    card = model_folder.card_metadata(path)
+    return Snapshot(
+        path=path,
+        repo=repo,
+        sha=sha,
+        on_hub=local is None,
+        licence=", ".join(_texts(card.get("license"))) or None,
+        licence_name=", ".join(_texts(card.get("license_name"))) or None,
+        licence_link=", ".join(_texts(card.get("license_link"))) or None,
+        languages=_texts(card.get("language")),
+        # a card that asks readers for something shows the gate also offline and in a copied folder
+        gated=gated or any(str(key).startswith("extra_gated_") for key in card),
+    )
+
+
+def peek(model: str, folder: Path) -> Peek:
+    """Read config.json and the safetensors headers only, by ranged requests where the model is on a Hub.
+
+    Raises HubError as `pull` does, and CheckpointError for a damaged header or a missing shard.
+    """
+    local = _local(model, folder)
+    if local:
+        model_folder.check_names((entry.name for entry in local.iterdir()), model)
+        config = configs.read_config(local, model)
+        return Peek(local.name, None, False, config, model_folder.headers(local))
+    repo, _, revision = model.partition("@")
+    if constants.HF_HUB_OFFLINE:
+        path, sha, _ = _download(repo, revision or "main", model)
+        return Peek(repo, sha, True, configs.read_config(path, model), model_folder.headers(path))
+    api = connect()
+    with clear_errors(model):
+        info = api.model_info(repo, revision=revision or "main")
+        sha = str(info.sha)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        model_folder.check_names(names, model)
+        small = [name for name in ("config.json", "tokenizer_config.json", INDEX) if name in names]
+        copies = [api.hf_hub_download(repo, name, revision=sha, cache_dir=cache_folder()) for name in small]
+        path = Path(copies[0]).parent
+        config = configs.read_config(path, model)
+        files = [SINGLE] if SINGLE in names else model_folder.shards(path)
+        with ThreadPoolExecutor(8) as pool:
+            parsed = pool.map(lambda file: api.parse_safetensors_file_metadata(repo, file, revision=sha), files)
+            tensors = {
+                name: Header(dtype=str(info.dtype), shape=tuple(info.shape))
+                for file in parsed
+                for name, info in file.tensors.items()
+            }
+    return Peek(repo, sha, True, config, tensors)
+
+
+def _local(model: str, folder: Path) -> Path | None:
+    """The local folder that a manifest means, or None where it means a repo."""
+    path = folder / Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if model.startswith(("./", "../", "/", "~")):
+        raise HubError(model, f"there is no folder {path}", "give a path relative to the manifest, or a Hub id")
+    return None
+
+
+def _download(repo: str, revision: str, where: str) -> tuple[Path, str, bool]:
+    """Pin the revision to a commit, then fetch the allow-list. Returns folder, commit, whether it is gated."""
+    api, cache = connect(), cache_folder()
+    with clear_errors(where):
+        if constants.HF_HUB_OFFLINE:
+            cached = api.snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=ALLOW,
+                ignore_patterns=IGNORE,
+                local_files_only=True,
+            )
+            model_folder.check_names((entry.name for entry in Path(cached).iterdir()), where)
+            return Path(cached), Path(cached).name, False
+        info = api.model_info(repo, revision=revision, files_metadata=True)
+        sha = str(info.sha)
+        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+        model_folder.check_names(sizes, where)
+        missing = [
+            name
+            for name in sizes
+            if allowed(name, PULLED) and not isinstance(try_to_load_from_cache(repo, name, cache, sha), str)
+        ]
+        _check_disk(cache, sum(sizes[name] for name in missing), where)
+        progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
+        path = api.snapshot_download(repo, revision=sha, cache_dir=cache, allow_patterns=ALLOW, ignore_patterns=IGNORE)
+    return Path(path), sha, bool(info.gated)
+
+
+def _check_disk(cache: Path, needed: int, where: str) -> None:
+    """Raise HubError before a download that cannot end well."""
+    place = next(parent for parent in (cache.absolute(), *cache.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        what = f"needs {needed / 1e6:.1f} MB, and the disk of {cache} has {free / 1e6:.1f} MB free"
+        raise HubError(where, what, "free some space, or set HF_HOME to a larger disk")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A metadata field that may be a string or a list of strings. Anything else is no answer."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(item for item in values if isinstance(item, str))

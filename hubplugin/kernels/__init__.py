@@ -1,0 +1,4 @@
+"""Arrays in, arrays out: second moments on CPU, AMX and CUDA, RMSNorm, transposed copies, threads.
+
+Knows dtypes and instruction sets. Knows no linear, no method and no file.
+"""

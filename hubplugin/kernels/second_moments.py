@@ -1,0 +1,170 @@
+"""Second moments of a linear's inputs, their damping and their one factorisation. The only Cholesky in the house.
+
+Conventions: X is [tokens, inputs], H = X^T X (the 2/N of the papers cancels everywhere: damping is relative).
+Knows no bits, no masks and no modules.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from hubplugin.errors import CompressError
+from hubplugin.kernels import xtx_cpu
+from hubplugin.kernels.xtx_cpu import Tiles
+
+PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
+
+
+class Seen:
+    """Inputs of a linear, made ready once for all the sums they go into; `take` replaces them and keeps the memory.
+
+    Half precisions are widened, or stay as they are where a matrix unit multiplies them: products are exact either way.
+    """
+
+    def __init__(self) -> None:
+        self.rows = torch.empty(0, 0)  # [tokens, inputs]
+        self._stored = self.rows.dtype
+        self._tiles, self._left, self._tiled = Tiles(), Tiles(), False
+
+    def take(self, x: Tensor) -> Self:
+        """Inputs [..., inputs]."""
+        rows = x.reshape(-1, x.shape[-1])
+        self._stored, self._tiled = x.dtype, xtx_cpu.fits(rows)
+        self.rows = rows if self._tiled or rows.is_cuda else _wide(rows)
+        if self._tiled:
+            self._tiles.fill(rows)
+        return self
+
+    def part(self, first: int, last: int) -> Self:
+        """Tokens first .. last."""
+        found = copy.copy(self)
+        found.rows = self.rows[first:last]
+        if self._tiled:
+            found._tiles = self._tiles.part(first, last) or Tiles().fill(found.rows)
+        return found
+
+    def add_square(self, total: Tensor) -> None:
+        """total += x^T x over all tokens, at least on and below the diagonal; see `Moment.matrix`."""
+        rows = self.rows
+        if self._tiled:
+            xtx_cpu.add_lower(total, self._tiles)
+        elif _triton(rows):
+            from hubplugin.kernels import xtx_cuda  # Triton is there where CUDA is
+
+            xtx_cuda.add_lower(total, rows)
+        else:
+            with products_of(self._stored):
+                for first in range(0, len(total), PANEL):
+                    last = first + PANEL
+                    total[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
+
+    def add_product(self, total: Tensor, y: Tensor) -> None:
+        """total += y^T x over all tokens, for y [tokens, outputs] of the dtype of `rows`."""
+        if self._tiled and xtx_cpu.fits(y):
+            xtx_cpu.add_product(total, self._left.fill(y, both=False), self._tiles)
+        elif _triton(y):
+            from hubplugin.kernels import xtx_cuda
+
+            xtx_cuda.add_product(total, y, self.rows)
+        else:
+            with products_of(self._stored):
+                total.addmm_(_wide(y).T, _wide(self.rows))
+
+
+class Moment:
+    """Accumulates H = sum over tokens of x x^T in float32 (float64 for float64 inputs)."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._sum: Tensor | None = None
+        self._seen = Seen()
+
+    def add(self, x: Tensor | Seen) -> None:
+        """Add inputs [..., inputs]."""
+        seen = x if isinstance(x, Seen) else self._seen.take(x)
+        if self._sum is None:
+            self._sum = zero_sum(seen.rows, seen.rows.shape[1])
+        self.tokens += len(seen.rows)
+        seen.add_square(self._sum)
+
+    def matrix(self, where: str) -> Tensor:
+        """H [inputs, inputs], the sum itself and no copy: change it only where nothing is added any more.
+
+        Raises CompressError where activations were not finite or nothing was seen.
+        """
+        found = self._sum
+        if found is None:
+            raise CompressError(where, "no calibration token reached this layer", "calibrate with more samples")
+        for first in range(0, len(found), PANEL):
+            last = first + PANEL
+            inside = found[first:last, first:last].tril()
+            found[first:last, first:last] = inside + inside.tril(-1).T
+            found[:first, first:last] = found[first:last, :first].T
+        if not bool(torch.isfinite(found.diagonal()).all()):  # no entry is larger than the largest of these
+            raise CompressError(
+                where,
+                "activations are NaN or infinite",
+                "the base model overflows on these tokens; check its weights",
+            )
+        return found
+
+
+def half_precision(weight: Tensor) -> torch.dtype:
+    """The precision in which sums over float32 weights may be taken where three digits are enough."""
+    return torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _triton(rows: Tensor) -> bool:
+    return rows.is_cuda and rows.dtype != torch.float64
+
+
+def token_sum(rows: Tensor) -> Tensor:
+    return rows.sum(dim=0, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
+
+
+def zero_sum(rows: Tensor, outputs: int) -> Tensor:
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return torch.zeros(outputs, rows.shape[1], dtype=dtype, device=rows.device)
+
+
+@contextmanager
+def products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, float32 products of numbers that came from `dtype` run at the rate of bfloat16, if that loses nothing.
+
+    The product of two bfloat16 numbers fits float32 exactly; what a CPU's matrix unit does with the sums is tried out
+    once per process, and float32 products are used where it loses accuracy.
+    """
+    if dtype != torch.bfloat16 or not lossless():
+        yield
+        return
+    with _fast():
+        yield
+
+
+@contextmanager
+def _fast() -> Iterator[None]:
+    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = cpu.fp32_precision, cuda.fp32_precision
+    cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
+    try:
+        yield
+    finally:
+        cpu.fp32_precision, cuda.fp32_precision = before
+
+
+@cache
+def lossless() -> bool:
+    """Whether float32 products through bfloat16 units are as exact as float32's own, for bfloat16 inputs."""
+    x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with _fast():
+        found = x.float().T @ x.float()
+    return xtx_cpu.lossless(found, x)

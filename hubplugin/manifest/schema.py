@@ -1,0 +1,144 @@
+"""The manifest schema: what a user may write, and nothing else. What masks take stands in mask_settings.py.
+
+Unknown keys are refused, values are checked as far as they can be without the model (`plan` does the rest).
+This file knows no torch, no network and no model.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    field_validator,
+    model_validator,
+)
+
+from hubplugin.errors import ManifestError
+from hubplugin.manifest.base import Real, Settings, Text
+from hubplugin.manifest.base import fault as _fault
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.masks import Mask
+from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.source import Source
+
+Step = Annotated[Gptq | Prune | Recover | Mask, Field(discriminator="method")]
+
+
+class Evaluate(Settings):
+    """What is measured on each finished folder, base and variant in one run."""
+
+    perplexity: Source
+    kl: StrictBool = True  # mean and 99th percentile of KL(base || variant), and top-1 agreement
+
+
+class Thresholds(Settings):
+    """The quality a variant must keep to be published."""
+
+    perplexity_ratio: Real | None = Field(default=None, ge=1)  # variant / base
+    mean_kl: Real | None = Field(default=None, gt=0)  # nats per token
+
+
+class Gate(Thresholds):
+    """Thresholds for all variants; what a variant's own entry in `variants` names, it sets differently."""
+
+    variants: dict[str, Thresholds] = Field(default_factory=dict)
+
+    def of(self, variant: str) -> Thresholds:
+        """The thresholds that hold for one variant: its own, and the general ones where it names none."""
+        own = self.variants.get(variant, Thresholds())
+        return Thresholds(
+            perplexity_ratio=self.perplexity_ratio if own.perplexity_ratio is None else own.perplexity_ratio,
+            mean_kl=self.mean_kl if own.mean_kl is None else own.mean_kl,
+        )
+
+
+class Publish(Settings):
+    """Where variants go. `{model}` and `{variant}` are filled in."""
+
+    repo: str
+    private: StrictBool = True
+    collection: Text | None = Field(default=None, max_length=59)
+    accept_license: StrictBool = False  # the base is gated, or its licence puts duties on derivatives
+
+    @field_validator("repo")
+    @classmethod
+    def _is_repo(cls, value: str) -> str:
+        filled = value.replace("{model}", "m").replace("{variant}", "v")
+        shape = 'write it as "owner/{model}-{variant}"'
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", filled, re.ASCII):
+            raise _fault(f"{value!r} is no repo on the Hub", shape)
+        if "{variant}" not in value.split("/")[1]:
+            raise _fault("without {variant} every variant would go to the same repo", shape)
+        return value
+
+
+class Manifest(Settings):
+    """One base model and all of its variants."""
+
+    model: Text  # Hub id, optionally @revision; or a local folder
+    calibrate: Source
+    variants: dict[str, tuple[Step, ...]] = Field(min_length=1)
+    evaluate: Evaluate | None = None
+    gate: Gate = Gate()
+    publish: Publish | None = None
+
+    @field_validator("variants")
+    @classmethod
+    def _variant_names(cls, value: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:
+        for name, steps in value.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or ".." in name:
+                raise _fault(
+                    f"{name!r} is not a name",
+                    "use letters, digits and single '.', '_', '-', at most 64 characters",
+                )
+            if not steps:
+                raise _fault("has no steps", "add one, such as - {method: gptq, bits: 4}", name)
+        return value
+
+    @model_validator(mode="after")
+    def _gate_fits(self) -> "Manifest":
+        for name, thresholds in {"": self.gate, **self.gate.variants}.items():
+            place = f"gate.variants.{name}" if name else "gate"
+            if name and name not in self.variants:
+                near = difflib.get_close_matches(name, list(self.variants), n=1) or list(self.variants)[:1]
+                raise _fault("no variant of this manifest has this name", f"did you mean `{near[0]}`?", place)
+            if thresholds.perplexity_ratio is not None and self.evaluate is None:
+                raise _fault(
+                    "nothing measures a perplexity",
+                    "add evaluate: {perplexity: ...}",
+                    f"{place}.perplexity_ratio",
+                )
+            if thresholds.mean_kl is not None and not (self.evaluate and self.evaluate.kl):
+                raise _fault("nothing measures a KL", "add evaluate: with kl: true", f"{place}.mean_kl")
+        return self
+
+    def repo_of(self, variant: str) -> str:
+        """The repo id a variant is published to. Raises ManifestError where nothing is published."""
+        if self.publish is None:
+            raise ManifestError(
+                "publish", "this manifest names no repo", 'add publish: {repo: "you/{model}-{variant}"}'
+            )
+        model = self.model.split("@")[0].rstrip("/").split("/")[-1]
+        return self.publish.repo.replace("{model}", model).replace("{variant}", variant)
+
+
+class Document(BaseModel):
+    """A manifest together with the text it was read from, which travels into report and card."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    text: str
+    sha256: str
+    manifest: Manifest
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths in the manifest start from."""
+        return Path(self.path).resolve().parent

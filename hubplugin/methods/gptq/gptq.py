@@ -1,0 +1,128 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): quantize column by column, each feeding its error to the ones not yet done.
+
+Written in the form that needs one Cholesky factor and no inverse (docs/maths.md, GPTQ). Weight in, codes out: knows no
+module, no file and no device.
+"""
+
+import torch
+from torch import Tensor
+
+from hubplugin.checkpoint import encodings
+from hubplugin.checkpoint.encodings import Grid
+from hubplugin.kernels import transposes
+from hubplugin.manifest.gptq import Gptq
+from hubplugin.methods import linear_algebra
+from hubplugin.methods.base import Compressed
+from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, grid, loop, loop_cpu
+from hubplugin.methods.gptq.loop import Swept
+from hubplugin.methods.linear_algebra import Prepared
+
+
+def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
+    """Order and factor second moments [inputs, inputs] of the dtype to compute in."""
+    inputs = len(hessian)
+    group = spec_of(settings, inputs).group_size
+    alive, dead = linear_algebra.without_dead(hessian)
+    order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=alive.device)
+    return Prepared(alive, dead, order, linear_algebra.factor(alive, settings.damp, order))
+
+
+def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared | None = None) -> Compressed:
+    """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
+
+    Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
+    group size, order and damping, where there is one already.
+    With `act_order`, columns are visited by falling second moment inside their group, and groups by their largest one
+    (group-aware reordering); columns return to their places, so g_idx stays trivial.
+    """
+    work = weight if weight.dtype == torch.float64 else weight.float()
+    spec = spec_of(settings, work.shape[1])
+    group = spec.group_size
+    ready = prepared or prepare(hessian.to(work.dtype), settings)
+    order, factor = ready.order, ready.factor
+    if bool(ready.dead.any()):
+        work = work.masked_fill(ready.dead, 0)
+    columns = _to_columns(work, order)
+    swept = _sweep(columns, factor, ready.alive.diagonal()[order], spec)
+    if settings.passes:
+        _descend(columns, swept, ready, settings, spec.top)
+    del columns
+    groups = (order[::group] // group).argsort()
+    codes, scales, zeros = _to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
+    del swept
+    dense = encodings.expanded(codes, scales, zeros)
+    return Compressed(
+        weight=dense,
+        encoding=Grid(
+            codes,
+            scales.to(torch.float16),
+            spec.bits,
+            group,
+            None if spec.symmetric else zeros.to(torch.uint8),
+        ),
+        loss=linear_algebra.relative_loss(work, dense, hessian.to(work.dtype)),
+        damp=factor.damp,
+        fallback=factor.fallback,
+        dead_inputs=int(ready.dead.sum()),
+    )
+
+
+def _sweep(columns: Tensor, factor: linear_algebra.Factor, importance: Tensor, spec: grid.Spec) -> Swept:
+    """The fastest sweep there is for these columns."""
+    if columns.is_cuda and columns.dtype == torch.float32:
+        from hubplugin.methods.gptq import loop_cuda  # Triton is there where CUDA is
+
+        return loop_cuda.sweep(columns, factor, importance, spec)
+    way = loop_cpu if _compiled(columns) else loop
+    return way.sweep(columns, factor, importance, spec)
+
+
+def _compiled(columns: Tensor) -> bool:
+    """Whether the kernels for CPUs take these columns; else plain torch does."""
+    return columns.device.type == "cpu" and columns.dtype == torch.float32
+
+
+def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Gptq, top: int) -> None:
+    """Improve what a sweep found, in place, as often as the settings say."""
+    damped = linear_algebra.damped(ready.alive, ready.factor.damp)
+    hessian = damped.index_select(0, ready.order).index_select(1, ready.order)
+    del damped
+    way = coordinate_descent_cpu if _compiled(columns) else coordinate_descent
+    for _ in range(settings.passes):
+        way.descend(columns, hessian, swept, top, settings.descent > 0, settings.scale_refit)
+
+
+def _to_columns(weight: Tensor, order: Tensor) -> Tensor:
+    """Columns [inputs, outputs] of weight [outputs, inputs] in the order in which they are visited."""
+    if weight.device.type == "cpu":
+        return transposes.to_columns(weight.contiguous(), order)
+    return weight.T[order]
+
+
+def _to_rows(columns: Tensor, order: Tensor) -> Tensor:
+    """What undoes `_to_columns`, contiguous."""
+    if columns.device.type == "cpu":
+        return transposes.to_rows(columns, order)
+    return columns[order.argsort()].T.contiguous()
+
+
+def spec_of(settings: Gptq, inputs: int) -> grid.Spec:
+    """The grid that settings ask for."""
+    group = inputs if settings.group_size == -1 else settings.group_size
+    return grid.Spec(settings.bits, group, settings.symmetric, _shares(settings, group))
+
+
+def _shares(settings: Gptq, group: int) -> tuple[float, ...]:
+    if not settings.clip_search:
+        return ()
+    shares = grid.shrinking(settings.bits, group)
+    mirrored = settings.signed_scales and settings.symmetric
+    return shares + (tuple(-share for share in shares) if mirrored else ())
+
+
+def visiting_order(diagonal: Tensor, group: int) -> Tensor:
+    """Column order [inputs]: groups by falling largest entry of `diagonal`, columns falling inside each group."""
+    by_group = diagonal.reshape(-1, group)
+    inside = by_group.argsort(dim=1, descending=True, stable=True)
+    groups = by_group.amax(dim=1).argsort(descending=True, stable=True)
+    return (inside + torch.arange(len(by_group), device=diagonal.device)[:, None] * group)[groups].reshape(-1)

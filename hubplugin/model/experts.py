@@ -1,0 +1,67 @@
+"""The experts of a Mixture-of-Experts block as plain linears with the names that checkpoints give them.
+
+transformers keeps all experts of a block in two tensors of three dimensions; a method changes one linear at a time, and
+checkpoints hold one tensor per linear. Same inputs, same outputs. Knows no method, no token count and no file.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hubplugin.model import families
+
+
+class Expert(nn.Module):
+    """down(act(gate(x)) * up(x)), each linear under its checkpoint name."""
+
+    def __init__(self, names: families.Experts, gate: Tensor, up: Tensor, down: Tensor, act: nn.Module) -> None:
+        super().__init__()
+        self._names, self._act = names, (act,)  # in a tuple: no submodule of its own
+        for name, weight in ((names.gate, gate), (names.up, up), (names.down, down)):
+            outputs, inputs = weight.shape
+            linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+            linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+            self.add_module(name, linear)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What goes into the last linear: [tokens, width] for x [tokens, hidden]."""
+        gate, up = self.get_submodule(self._names.gate), self.get_submodule(self._names.up)
+        return cast(Tensor, self._act[0](gate(x)) * up(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden]."""
+        return cast(Tensor, self.get_submodule(self._names.down)(self.inner(x)))
+
+
+class Experts(nn.ModuleList):
+    """All experts of a block. Called as transformers' own: tokens, the experts each goes to, and their weights."""
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Sum over the chosen experts [tokens, k] of weight * expert(x), for x in `hidden` [tokens, hidden]."""
+        out = torch.zeros_like(hidden)
+        for index, expert in enumerate(self):
+            tokens, place = torch.where(chosen == index)
+            if len(tokens):
+                made = expert(hidden[tokens]) * weights[tokens, place, None]
+                out.index_add_(0, tokens, made.to(out.dtype))
+        return out
+
+
+def install(block: nn.Module, names: families.Experts) -> None:
+    """Put plain linears in the place of a block's fused experts, and name their parent as checkpoints do.
+
+    The block goes on finding its part under the attribute `mlp`; as a submodule it has the checkpoint's name alone.
+    """
+    part: Any = block.get_submodule("mlp")
+    fused = part.experts
+    parent, _, last = names.name.rpartition(".")
+    made = []
+    for both, down in zip(fused.gate_up_proj, fused.down_proj, strict=True):
+        gate, up = both.chunk(2)
+        made.append(Expert(names, gate, up, down, fused.act_fn))
+    setattr(part, last, Experts(made))
+    if parent != "mlp":
+        del block.mlp
+        block.add_module(parent, part)
+        object.__setattr__(block, "mlp", part)

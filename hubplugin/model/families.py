@@ -1,0 +1,273 @@
+"""Model families as rows of data: which linears read the same input, and which widths are coupled.
+
+Data only: no tensors, no modules, no forward pass (those are transformers' own).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hubplugin.errors import FamilyError
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Linears of a block that read the same input, and so share one matrix of second moments."""
+
+    name: str
+    linears: tuple[str, ...]  # module paths inside the block
+    expert: int | None = None  # whose linears these are, where only the tokens that a router sends pass them
+    share: float = 1.0  # of all tokens, that pass if the router is even
+
+
+@dataclass(frozen=True)
+class Part:
+    """A submodule of a block that ends in one linear: what goes into that linear is all that must be kept of it."""
+
+    name: str
+    end: str  # its last linear; the part's output is that linear's. Empty: it ends in a sum over experts
+    norm: str  # the norm whose output only this part reads
+    pair: bool = False  # returns (output, something nobody reads)
+
+    @property
+    def input(self) -> str:
+        """The name under which the last linear's input is kept."""
+        return f"into.{self.end}"
+
+    @property
+    def output(self) -> str:
+        """The name under which the part's output is kept."""
+        return f"out.{self.name}"
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A linear that loses the rows whose outputs nobody reads any more."""
+
+    name: str
+    rows: tuple[str, ...]  # what its rows are, stacked: CHANNELS, QUERIES, KEYS (as many as values)
+
+
+CHANNELS, QUERIES, KEYS = "channels", "queries", "keys"
+
+
+@dataclass(frozen=True)
+class Width:
+    """A dimension inside a block that can shrink: columns of the consumer, rows of the producers."""
+
+    name: str
+    consumer: str  # the linear that loses input columns
+    producers: tuple[Producer, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the producers."""
+        return tuple(producer.name for producer in self.producers)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts that stand in for a block's MLP, by the names of checkpoints."""
+
+    name: str  # their path inside the block; each one's number follows
+    gate: str
+    up: str
+    down: str
+    width: str  # the config.json key of an expert's channels
+    counts: tuple[str, ...] = ("num_experts", "num_local_experts")  # config.json keys of how many there are
+    chosen: str = "num_experts_per_tok"  # config.json key of how many a token goes to
+
+    @property
+    def router(self) -> str:
+        """The matrix [experts, hidden] that sends tokens to experts. It is small, and it stays dense."""
+        return f"{self.name.rpartition('.')[0]}.gate"
+
+
+_ATTENTION_PART = Part("self_attn", "self_attn.o_proj", "input_layernorm", pair=True)
+_MLP_PART = Part("mlp", "mlp.down_proj", "post_attention_layernorm")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row. Taps stand in the order in which the block runs them."""
+
+    taps: tuple[Tap, ...]
+    widths: tuple[Width, ...]
+    native: str = ""  # transformers' own class; a repo whose auto_map names one of that name needs no code of its own
+    parts: tuple[Part, ...] = (_ATTENTION_PART, _MLP_PART)
+    block: str = "model.layers.{i}"
+    embed: str = "model.embed_tokens"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # weights of [hidden]
+    residual: bool = True  # a part's output is added to the stream as it is, with no norm in between
+    head_norms: tuple[str, ...] = ()  # weights of [head_dim]
+    biased: tuple[str, ...] = ()  # linears that always have a bias
+    bias_keys: tuple[tuple[str, tuple[str, ...]], ...] = ()  # config.json key -> linears it gives a bias to
+    head_dim: int | None = None  # where config.json names none; None: hidden_size / num_attention_heads
+    tied: bool = False  # whether embeddings are tied where config.json does not say
+    experts: Experts | None = None  # `match` gives the row their taps
+    whole_heads: bool = False  # transformers refuses a hidden_size that heads do not divide, head_dim or not
+
+    def linears(self) -> tuple[str, ...]:
+        """All linears of a block, in order."""
+        return tuple(name for tap in self.taps for name in tap.linears)
+
+    def tap_of(self, linear: str) -> Tap:
+        """The tap whose input a linear reads."""
+        return next(tap for tap in self.taps if linear in tap.linears)
+
+    def width(self, name: str) -> Width:
+        """A width by its name."""
+        return next(width for width in self.widths if width.name == name)
+
+    def part_of(self, linear: str) -> Part:
+        """The part of a block that a linear belongs to."""
+        return next(part for part in self.parts if linear.startswith(part.name + "."))
+
+
+_ATTENTION_OUT = Tap("attn_out", ("self_attn.o_proj",))
+_MLP_OUT = Tap("mlp_out", ("mlp.down_proj",))
+
+SEPARATE = Family(
+    taps=(
+        Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        _ATTENTION_OUT,
+        Tap("mlp_in", ("mlp.gate_proj", "mlp.up_proj")),
+        _MLP_OUT,
+    ),
+    widths=(
+        Width(
+            "heads",
+            "self_attn.o_proj",
+            (
+                Producer("self_attn.q_proj", (QUERIES,)),
+                Producer("self_attn.k_proj", (KEYS,)),
+                Producer("self_attn.v_proj", (KEYS,)),
+            ),
+        ),
+        Width("ffn", "mlp.down_proj", (Producer("mlp.gate_proj", (CHANNELS,)), Producer("mlp.up_proj", (CHANNELS,)))),
+    ),
+)
+
+FUSED = Family(
+    taps=(
+        Tap("attn_in", ("self_attn.qkv_proj",)),
+        _ATTENTION_OUT,
+        Tap("mlp_in", ("mlp.gate_up_proj",)),
+        _MLP_OUT,
+    ),
+    widths=(
+        Width("heads", "self_attn.o_proj", (Producer("self_attn.qkv_proj", (QUERIES, KEYS, KEYS)),)),
+        Width("ffn", "mlp.down_proj", (Producer("mlp.gate_up_proj", (CHANNELS, CHANNELS)),)),
+    ),
+)
+
+SPARSE = Family(
+    taps=(Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), _ATTENTION_OUT), widths=()
+)
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+# by config.json's model_type
+FAMILIES: dict[str, Family] = {
+    "llama": replace(
+        SEPARATE,
+        native="LlamaForCausalLM",
+        bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)),
+        whole_heads=True,
+    ),
+    "mistral": replace(SEPARATE, native="MistralForCausalLM"),
+    "qwen2": replace(
+        SEPARATE, native="Qwen2ForCausalLM", biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    ),
+    "qwen3": replace(
+        SEPARATE,
+        native="Qwen3ForCausalLM",
+        head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+        bias_keys=(("attention_bias", _ATTENTION),),
+        head_dim=128,
+    ),
+    "gemma2": replace(
+        SEPARATE,
+        native="Gemma2ForCausalLM",
+        parts=(_ATTENTION_PART, replace(_MLP_PART, norm="pre_feedforward_layernorm")),
+        residual=False,
+        norms=(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ),
+        bias_keys=(("attention_bias", _ATTENTION),),
+        head_dim=256,
+        tied=True,
+        whole_heads=True,
+    ),
+    "phi3": replace(FUSED, native="Phi3ForCausalLM"),
+    # what our own pruning makes of a llama where blocks differ; pruned once more, from the base
+    "nemotron-nas": replace(
+        SEPARATE,
+        native="DeciLMForCausalLM",
+        widths=(),
+        bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)),
+    ),
+    "mixtral": replace(
+        SPARSE,
+        native="MixtralForCausalLM",
+        parts=(_ATTENTION_PART, replace(_MLP_PART, name="block_sparse_moe", end="")),
+        experts=Experts("block_sparse_moe.experts", "w1", "w3", "w2", width="intermediate_size"),
+    ),
+    "qwen3_moe": replace(
+        SPARSE,
+        native="Qwen3MoeForCausalLM",
+        parts=(_ATTENTION_PART, replace(_MLP_PART, end="")),
+        experts=Experts("mlp.experts", "gate_proj", "up_proj", "down_proj", width="moe_intermediate_size"),
+        head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+        bias_keys=(("attention_bias", _ATTENTION),),
+    ),
+}
+MOST_EXPERTS = 4096  # each one becomes names; a file from elsewhere must not ask for 10^9
+
+
+def match(config: dict[str, Any], where: str) -> Family:
+    """The row for a config.json, with the taps of as many experts as it names.
+
+    Raises FamilyError for an architecture that is not in the table.
+    """
+    model_type = config.get("model_type")
+    row = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if row is None:
+        raise FamilyError(
+            f"{where}: model_type",
+            f"{model_type!r} is not a family we know",
+            f"use a model of type {', '.join(FAMILIES)}",
+        )
+    return _with_experts(row, row.experts, config, where) if row.experts else row
+
+
+def _with_experts(row: Family, names: Experts, config: dict[str, Any], where: str) -> Family:
+    """The row with two taps for each expert: gate and up, then down. Raises FamilyError where none are counted."""
+    key = next((key for key in names.counts if config.get(key) is not None), names.counts[0])
+    count = _number(config, key, MOST_EXPERTS, where)
+    share = _number(config, names.chosen, count, where) / count
+    for key, usual in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
+        if config.get(key) not in (None, usual):
+            raise FamilyError(f"{where}: {key}", "some blocks have experts and some have none", "use another model")
+    taps = list(row.taps)
+    for expert in range(count):
+        gate, up, down = (f"{names.name}.{expert}.{name}" for name in (names.gate, names.up, names.down))
+        taps.append(Tap(f"expert_{expert}_in", (gate, up), expert, share))
+        taps.append(Tap(f"expert_{expert}_out", (down,), expert, share))
+    return replace(row, taps=tuple(taps))
+
+
+def _number(config: dict[str, Any], key: str, most: int, where: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        fix = "give the config.json the model was saved with"
+        raise FamilyError(f"{where}: {key}", f"{value!r} is not a number of experts", fix)
+    return value
+
+
+PER_LAYER = "nemotron-nas"  # the model_type of vLLM's DeciLMForCausalLM, whose blocks may differ

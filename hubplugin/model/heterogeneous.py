@@ -1,0 +1,96 @@
+"""Blocks that differ in width or lack a part, inside transformers' own classes, which know neither.
+
+Knows modules and sizes; no weights, no method and no file.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
+
+from hubplugin.model import architecture
+from hubplugin.model.architecture import Dimensions
+from hubplugin.model.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Part, Width
+from hubplugin.model.pruned_config import BIASES
+
+NOT_FOR_THEM = ("quantization_config", "auto_map")  # transformers would load itself what we read
+
+
+class Absent(nn.Module):
+    """A part that adds nothing to the stream."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self._pair = part.pair
+
+    def forward(self, *inputs: Tensor, **keywords: Any) -> Any:
+        """Zeros of the shape of what came in, as the part would return them."""
+        hidden = inputs[0] if inputs else keywords["hidden_states"]
+        return (torch.zeros_like(hidden), None) if self._pair else torch.zeros_like(hidden)
+
+
+def transformers_config(config: dict[str, Any]) -> PretrainedConfig:
+    """A config.json as transformers' own, of a class with the same blocks; `fit` gives these their sizes."""
+    return AutoConfig.for_model(**_known({key: value for key, value in config.items() if key not in NOT_FOR_THEM}))
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") != PER_LAYER:
+        return config
+    plain = {key: value for key, value in config.items() if key not in ("block_configs", "architectures")}
+    if not any(config.get(key) for key in BIASES):
+        return {**plain, "model_type": "mistral", "sliding_window": None}
+    # of the classes with the same blocks llama has biases, but not any number of heads: `fit` gives each block its own
+    return {**plain, "model_type": "llama", "num_attention_heads": 1, "num_key_value_heads": 1}
+
+
+def fit(block: nn.Module, family: Family, sizes: Dimensions) -> None:
+    """Give an empty block linears of these sizes, and take away the parts that it lacks."""
+    for name, (outputs, inputs) in architecture.linear_shapes(family, sizes).items():
+        old = cast(nn.Linear, block.get_submodule(name))
+        if (old.out_features, old.in_features) != (outputs, inputs):
+            made = nn.Linear(inputs, outputs, old.bias is not None, device="meta", dtype=old.weight.dtype)
+            parent, _, last = name.rpartition(".")
+            setattr(block.get_submodule(parent), last, made)
+    for part in architecture.absent(family, sizes):
+        remove(block, part)
+    share_heads(block, family, sizes)
+
+
+def remove(block: nn.Module, part: Part) -> None:
+    """Let a part of a block add nothing, and be given what came in as it is."""
+    setattr(block, part.name, Absent(part))
+    setattr(block, part.norm, nn.Identity())
+
+
+def share_heads(block: nn.Module, family: Family, sizes: Dimensions) -> None:
+    """Tell attention how many heads it has, where transformers does not take it from the weights."""
+    if not sizes.heads:
+        return
+    attention = cast(Any, block.get_submodule(family.parts[0].name))
+    attention.num_key_value_groups = sizes.heads // sizes.kv_heads
+    if hasattr(attention, "num_key_value_heads"):
+        attention.num_key_value_heads = sizes.kv_heads
+    if attention.config.num_attention_heads != sizes.heads:  # all blocks share one config
+        attention.config = copy.copy(attention.config)
+        attention.config.num_attention_heads = sizes.heads
+        attention.config.num_key_value_heads = sizes.kv_heads
+
+
+def kept_rows(width: Width, before: Dimensions, kept: Tensor) -> dict[str, Tensor]:
+    """By producer: the rows that somebody still reads where columns `kept` of their consumer stay."""
+    each, size = before.heads // before.kv_heads, before.head_dim
+    pairs = (kept // size // each).unique()  # KV heads that some kept query head reads
+    keys = (pairs[:, None] * size + torch.arange(size, device=kept.device)).reshape(-1)
+    wanted = {CHANNELS: kept, QUERIES: kept, KEYS: keys}
+    heights = {CHANNELS: before.ffn, QUERIES: before.heads * size, KEYS: before.kv_heads * size}
+    found = {}
+    for producer in width.producers:
+        first, rows = 0, []
+        for kind in producer.rows:
+            rows.append(wanted[kind] + first)
+            first += heights[kind]
+        found[producer.name] = torch.cat(rows)
+    return found

@@ -1,0 +1,200 @@
+"""What compressing one variant will cost, roughly: peak memory and seconds, from shapes alone.
+
+Memory is counted tensor by tensor, as the engine holds them, and is good to some 15 % (docs/memory.md); seconds are
+those of a few cores, good to a factor of about two. Reports hold what was measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hubplugin.limits import DEVICE_MICRO_TOKENS, LOGITS_BYTES, MICRO_TOKENS, PROBE_TOKENS
+from hubplugin.model.architecture import Dimensions
+from hubplugin.model.families import Family, Tap
+
+FLOPS = 7e11  # floating-point operations per second of two cores that multiply bfloat16 in AMX units
+TRAINING_FLOPS = 2.5e11  # the same where half of the work is between products
+STUDENT_COPIES, TEACHER_COPIES = 4, 1  # in float32: weights, gradients, what the optimizer keeps; and the base
+WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
+COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
+RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
+DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their workspaces
+HOLES_BYTES = 84 * 2**20  # between tensors below 32 MB, which lie in the allocator's heaps ...
+SLACK, MOST_SLACK = 0.3, 320 * 2**20  # ... and more by what a block needs
+POOL_SLACK = 0.05  # of activations, which lie apart
+FP32 = 4  # bytes per number: second moments and the weights that a method works on
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one pass over the calibration tokens must hold and do."""
+
+    samples: int
+    tokens: int  # per sample
+    quantizes: bool
+    prunes: bool
+    units: int = 0  # that a budget chooses options for
+    corrected: int = 0  # tokens that pass through the base too, to correct targets: a second set of activations
+    skips: bool = False  # parts of the model: the base's hidden states behind them are held too
+    descends: int = 0  # passes over codes or scales that follow GPTQ's own
+    head: bool = False  # the output head is quantized too
+    number: int = FP32  # bytes of one that the forward pass computes in
+    masks: bool = False  # single weights are set to zero
+    trained: int = 0  # weights that recovery trains ...
+    blocks_tokens: int = 0  # ... on so many tokens block by block
+    distilled_tokens: int = 0  # ... and on so many all together
+    evaluated: int = 0  # tokens whose hidden states are held in float32 to compare variants with
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes."""
+
+    peak: int  # of the process, with activations in memory
+    spilled: int  # of the process, with activations in files
+    disk: int  # what these files take
+    device: int  # of an accelerator that does the work: the same arithmetic, not measured
+
+
+def memory(
+    family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work, resident: int = 0
+) -> Memory:
+    """Peak memory of compressing one variant.
+
+    `resident` is a whole model in bytes, where calibration text is sampled from it before.
+    """
+    host = _Pass(family, dims, shapes, work, MICRO_TOKENS)
+    device = _Pass(family, dims, shapes, work, DEVICE_MICRO_TOKENS)
+    kept = RUNTIME_BYTES + (work.evaluated * dims.hidden + bool(work.evaluated) * dims.vocab * dims.hidden) * FP32
+    sampling = RUNTIME_BYTES + LOGITS_BYTES + resident if resident else 0
+    training = kept + work.trained * FP32 * (STUDENT_COPIES + TEACHER_COPIES) + LOGITS_BYTES if work.trained else 0
+    return Memory(
+        peak=max(kept + host.peak(host.activations()) + host.slack(), sampling, training),
+        spilled=max(kept + host.peak(host.passing()), sampling, training),
+        disk=host.activations(),
+        device=DEVICE_BYTES + device.peak(device.activations()),
+    )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The pass over all blocks, as it stands in memory. All in bytes."""
+
+    family: Family
+    dims: Dimensions
+    shapes: Mapping[str, tuple[int, int]]
+    work: Work
+    micro: int  # tokens of one forward call
+
+    @property
+    def corrects(self) -> bool:
+        return self.work.corrected > 0
+
+    def peak(self, activations: int) -> int:
+        """The embedding table while tokens are looked up or written; else a block and its worst moment."""
+        table = self.dims.vocab * self.dims.hidden * self.work.number
+        return max(table + activations, self._block() + activations + self._worst(), self._head() + activations)
+
+    def activations(self) -> int:
+        """Of all samples: what enters a block, what attention made of it, and the input of the last linear."""
+        return self._kept(self.work.samples * self.work.tokens) + self._probes()
+
+    def slack(self) -> int:
+        """What the allocator does not give back at once (not while it spares), beside what is needed."""
+        pooled = self.activations() - self._probes()
+        rest = self.peak(self.activations()) - pooled
+        return HOLES_BYTES + min(int(SLACK * rest), MOST_SLACK) + int(POOL_SLACK * pooled)
+
+    def passing(self) -> int:
+        """The activations of one forward call, where the others are in files."""
+        return self._kept(self._micro())
+
+    def _kept(self, tokens: int) -> int:
+        widest = self.dims.hidden if self.family.experts else self.dims.ffn
+        base, ahead = min(tokens, self.work.corrected), self.dims.hidden * self.work.skips
+        return ((2 * self.dims.hidden + widest) * (tokens + base) + ahead * base) * self.work.number
+
+    def _probes(self) -> int:
+        count = min(self.work.samples * self.work.tokens, max(self.work.tokens, PROBE_TOKENS))
+        return self.work.units * count * self.dims.hidden * FP32
+
+    def _micro(self) -> int:
+        return min(self.work.samples * self.work.tokens, max(self.work.tokens, self.micro))
+
+    def _block(self) -> int:
+        """A block as it is stored, and what it becomes: the weights that are computed with, and their codes."""
+        weights = sum(outputs * inputs for outputs, inputs in self.shapes.values())
+        becomes = self.work.number * self.corrects + self.work.quantizes
+        return int(weights * (self.work.number + becomes))
+
+    def _worst(self) -> int:
+        """What the largest tap takes at its worst moment, or the forward pass that hands hidden states on."""
+        forward = self._micro() * 3 * max(self.dims.ffn, self.dims.hidden) * self.work.number
+        return max(forward, *(self._tap(tap) for tap in self.family.taps))
+
+    def _tap(self, tap: Tap) -> int:
+        """Second moments are summed, a target corrected, a factor made, a loss computed: one after the other."""
+        outputs = sum(self.shapes[name][0] for name in tap.linears)
+        inputs = self.shapes[tap.linears[0]][1]
+        square, stack = inputs**2 * FP32, outputs * inputs * FP32
+        owed = stack if self._ends(tap) else square  # summed by tokens that fit, and by those that check
+        corrects = self.corrects and tap.expert is None
+        sums = square + 2 * owed if corrects else square * (1 if tap.expert is None else 3)
+        rows = self._micro() * inputs * (2 * FP32 + 2 * self.work.number)
+        moments = [sums + rows]
+        if corrects:
+            part = square * (self.work.corrected < self.work.samples * self.work.tokens)  # has moments of its own
+            sums += part
+            moments = [sums + rows, sums + 3 * square + 4 * stack]
+        if self.work.quantizes or self.work.masks:
+            moments += [4 * square + stack, 2 * square + 4 * stack]
+        if self.work.descends:
+            moments += [4 * square + 3 * stack, 3 * square + 4 * stack]
+        if self.work.prunes and any(width.consumer in tap.linears for width in self.family.widths):
+            moments.append(6 * square + 4 * stack)
+        return max(moments)
+
+    def _ends(self, tap: Tap) -> bool:
+        return self.family.residual and any(part.end in tap.linears for part in self.family.parts)
+
+    def _head(self) -> int:
+        if not self.work.head:
+            return 0
+        weights = self.dims.vocab * self.dims.hidden
+        return weights * (self.work.number + 4 * FP32 + 1) + 3 * self.dims.hidden**2 * FP32
+
+
+def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work) -> float:
+    """Time of the compression itself on a CPU; pulling, sampling calibration text and evaluation come on top.
+
+    Per block: one full forward pass to hand the compressed output on, and for each tap that is measured the
+    pass up to it, its second moments, and its method: a factor and the column loop for GPTQ, an inverse and
+    the refit of the consumer for pruning.
+    """
+    count = work.samples * work.tokens
+    twice = min(work.corrected / count, 1)  # of the tokens
+    size = {name: outputs * inputs for name, (outputs, inputs) in shapes.items()}
+    attention = 4 * count * (work.tokens / 2) * dims.heads * dims.head_dim  # causal: half of all pairs
+    consumers = {width.consumer for width in family.widths}
+    total = passed = steps = 0.0  # `passed`: one forward pass up to the tap
+    for index, tap in enumerate(family.taps):
+        inputs = shapes[tap.linears[0]][1]
+        stacked = sum(size[name] for name in tap.linears)
+        if index == 1:
+            passed += attention
+        reaching = count * tap.share
+        # tokens are brought to the experts of a block once
+        measured = (1 + 2 * twice) * reaching * inputs**2
+        if work.masks:
+            total += measured + inputs**3 / 3 + stacked * inputs
+            steps += inputs * COLUMN_SECONDS * len(tap.linears)
+        if work.quantizes:
+            total += measured + inputs**3 / 3 + stacked * inputs
+            total += work.descends * 2 * stacked * inputs
+            steps += stacked * WEIGHT_SECONDS * (1 + work.descends / 2) + inputs * COLUMN_SECONDS
+        if work.prunes and consumers & set(tap.linears):
+            total += measured + 2 * inputs**3 + 2 * stacked * inputs
+        passed += 2 * reaching * stacked
+    probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
+    # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token
+    training = 8 * work.trained * (work.blocks_tokens + work.distilled_tokens) / TRAINING_FLOPS
+    return dims.layers * ((total + passed * (1 + twice + probes)) / FLOPS + steps) + training

@@ -1,0 +1,137 @@
+"""How each linear is quantized: the step's own settings, its overrides and its ignored list, resolved name by name.
+
+A pattern names linears as a shell does files: it must match the whole module path, or the end of it that begins after
+a dot. `down_proj` is every block's, `layers.0.*` all of the first block, `model.layers.3.mlp.up_proj` one linear. The
+first pattern that matches counts, and `ignore` counts before `overrides`. No shapes, no torch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
+from hubplugin.manifest.gptq import Gptq, Override
+from hubplugin.manifest.masks import Mask
+
+GPTQ_BITS = (4, 8)  # of symmetric grids: what stock vLLM reads of AutoGPTQ's format
+HEAD_TILE = 64  # vLLM pads the vocabulary to multiples of it, and cannot pad AutoGPTQ's tensors
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one linear is quantized and stored."""
+
+    bits: int
+    group_size: int  # inputs that share a scale; -1: a whole row
+    symmetric: bool
+    activation_bits: int | None
+    layout: str  # GPTQ, PACK_QUANTIZED or INT_QUANTIZED
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay as they are at run time."""
+        return self.activation_bits is None
+
+    def __str__(self) -> str:
+        group = "row" if self.group_size == -1 else f"g{self.group_size}"
+        return f"int{self.bits} {group}{'' if self.symmetric else ' zeros'}{'' if self.weight_only else ' A8'}"
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of the manifest names a module."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def is_ignored(step: Gptq | Mask, name: str) -> bool:
+    """Whether a linear stays as it is."""
+    return any(matches(pattern, name) for pattern in step.ignore)
+
+
+def override_of(step: Gptq, name: str) -> str | None:
+    """The pattern of the override that holds for a linear that is not ignored; None: the step's own settings."""
+    return next((pattern for pattern in step.overrides if matches(pattern, name)), None)
+
+
+def resolve(step: Gptq, names: Sequence[str], vocabulary: int) -> dict[str, Scheme | None]:
+    """Every linear's scheme, None where it stays dense.
+
+    Without a `format:` it is AutoGPTQ's where stock vLLM reads all of it there (4 or 8 bits, symmetric, weights alone;
+    and a quantized head only where `vocabulary`, its rows, is whole tiles), else compressed-tensors.
+    """
+    found = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
+    kept = [scheme for scheme in found.values() if scheme] + _options(step)
+    plain = all(each.bits in GPTQ_BITS and each.symmetric and each.weight_only for each in kept)
+    usual = GPTQ if plain and not (step.lm_head and vocabulary % HEAD_TILE) else COMPRESSED_TENSORS
+    chosen = step.format or usual
+    return {name: scheme and replace(scheme, layout=_layout(chosen, scheme)) for name, scheme in found.items()}
+
+
+def _options(step: Gptq) -> list[Scheme]:
+    """What a budget may choose, as far as the manifest says it."""
+    options = step.budget.options if step.budget else ()
+    return [Scheme(one.bits, one.group_size, one.symmetric, None, GPTQ) for one in options]
+
+
+def _layout(chosen: str, scheme: Scheme) -> str:
+    if chosen == GPTQ:
+        return GPTQ
+    return PACK_QUANTIZED if scheme.weight_only else INT_QUANTIZED
+
+
+def _settings(step: Gptq, name: str) -> Scheme:
+    pattern = override_of(step, name)
+    over = step.overrides[pattern] if pattern else Override()
+    return Scheme(
+        bits=step.bits if over.bits is None else over.bits,
+        group_size=step.group_size if over.group_size is None else over.group_size,
+        symmetric=step.symmetric if over.symmetric is None else over.symmetric,
+        activation_bits=step.activation_bits if over.activation_bits is None else over.activation_bits,
+        layout=GPTQ,
+    )
+
+
+def format_of(found: Iterable[Scheme | None]) -> Literal["gptq", "compressed-tensors"]:
+    """The file format that resolved schemes are in."""
+    return "gptq" if any(scheme and scheme.layout == GPTQ for scheme in found) else "compressed-tensors"
+
+
+def distinct(schemes: Iterable[Scheme | None]) -> list[Scheme]:
+    """The different schemes among these, the commonest first, else in their order."""
+    kept = [scheme for scheme in schemes if scheme]
+    return sorted(dict.fromkeys(kept), key=lambda scheme: -kept.count(scheme))
+
+
+EXPERTS = ".experts."  # stands in the path of every expert's linears, before its number
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear of one block. Shapes are [outputs, inputs]."""
+
+    name: str  # full module path, e.g. model.layers.0.mlp.down_proj
+    tap: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+    scheme: Scheme | None  # None: stays dense
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a code; None where it stays dense."""
+        return self.scheme.bits if self.scheme else None
+
+    @property
+    def group_size(self) -> int | None:
+        """Inputs that share a scale, -1 for a whole row; None where it stays dense."""
+        return self.scheme.group_size if self.scheme else None
+
+    @property
+    def short(self) -> str:
+        """The last part of the path."""
+        return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def experts(self) -> str:
+        """The path of the experts that it belongs to; empty for a linear that every token passes."""
+        before, found, _ = self.name.rpartition(EXPERTS)
+        return before + found.rstrip(".")

@@ -1,0 +1,200 @@
+"""A plan as text for a terminal. It computes ratios for the eye and decides nothing."""
+
+from collections.abc import Sequence
+
+from hubplugin.plan import masks, schemes, vllm_support
+from hubplugin.plan.variant_plan import Plan, VariantPlan
+
+_COLUMNS = (
+    *("variant", "weights", "parameters", "MB", "ratio", "bits/weight", "of base", "whole model"),
+    *("memory", "time", *(target.removeprefix("cuda ") for target in vllm_support.TARGETS)),
+)
+_LEGEND = (
+    "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
+    "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
+    "over all parameters; memory and time: of compressing on a CPU, within some 15 % and a factor of about two;",
+    "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it",
+)
+
+
+def render(plan: Plan, free: int | None = None) -> str:
+    """Aligned lines for a terminal: sizes, then shapes, then what stock vLLM refuses and why.
+
+    `free`: bytes of memory that compressing may take here, where they are known.
+    """
+    revision = f" @ {plan.revision[:12]}" if plan.revision else ""
+    blocks = plan.config["num_hidden_layers"]
+    head = f"{plan.model}{revision}: {plan.model_type}, {blocks} blocks, {_millions(plan.parameters)} parameters"
+    rows = [_COLUMNS, _base_row(plan), *(_row(plan, variant) for variant in plan.variants)]
+    parts = [
+        [head],
+        _aligned(rows),
+        list(_LEGEND),
+        ["shapes in each block, outputs x inputs:", *_shapes(plan)],
+    ]
+    if spare := _spare(plan):
+        parts[1].append(f"(base: {spare / 1e6:.1f} MB are stored that no variant needs, such as a tied head)")
+    most = max(variant.memory.device for variant in plan.variants)
+    parts[2].append(f"on a GPU, compressing would take {most / 1e9:.1f} GB of its memory at most (not measured)")
+    if short := _short(plan, free):
+        parts.append(["memory is short here", *short])
+    if refusals := _refusals(plan):
+        parts.append(["stock vLLM does not load", *refusals])
+    if needs := _needs(plan):
+        parts.append(["quantized variants need", *needs])
+    if notes := _notes(plan):
+        parts.append(["what these numbers do not say", *notes])
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _base_row(plan: Plan) -> tuple[str, ...]:
+    dtypes = "+".join(sorted({header.dtype for header in plan.tensors.values()})).lower()
+    bits, whole = f"{plan.linear_bits_per_weight:.2f}", f"{8 * plan.bytes / plan.parameters:.2f}"
+    numbers = (_millions(plan.parameters), f"{plan.bytes / 1e6:.1f}", "1.00", bits, bits, whole)
+    return ("base", dtypes, *numbers, *("" for _ in _COLUMNS[len(numbers) + 2 :]))
+
+
+def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
+    found = schemes.distinct(linear.scheme for linear in variant.quantized)
+    weights = [shape(plan, variant)] if variant.prune else []
+    if variant.budget:  # which of them is known once losses are measured
+        options = schemes.distinct(one for unit in variant.budget.units for one in unit.options)
+        weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
+    else:
+        weights += [str(scheme) for scheme in found]
+    if mask := masks.step_of(variant.steps):
+        weights.append(masks.label(mask))
+    if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
+        weights.append(f"{dense} dense")
+    of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
+    return (
+        variant.name,
+        ", ".join(weights),
+        _millions(variant.parameters),
+        f"{variant.bytes / 1e6:.1f}",
+        f"{plan.bytes / variant.bytes:.2f}",
+        f"{variant.linear_bits_per_weight:.2f}",
+        f"{of_base:.2f}",
+        f"{variant.model_bits_per_weight:.2f}",
+        f"{variant.peak_memory / 1e9:.1f} GB",
+        _duration(variant.seconds),
+        *("yes" if verdict.loads else "no" for verdict in variant.verdicts),
+    )
+
+
+SHORT = {
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv heads",
+    "intermediate_size": "ffn",
+}
+
+
+def shape(plan: Plan, variant: VariantPlan) -> str:
+    """What pruning leaves of the blocks."""
+    named = [f"{SHORT[key]} {before}>{after}" for key, (before, after) in variant.widths.items()]
+    if variant.dims.blocks:
+        widths = [one.ffn for one in variant.dims.blocks]
+        bare = sum(not one.heads for one in variant.dims.blocks)
+        named = [one for one in named if not one.startswith("ffn")]
+        named += [f"ffn {min(widths)} to {max(widths)}", *([f"{bare} without attention"] if bare else [])]
+    return ", ".join(named) + (" (a guess, measured by run)" if variant.space else "")
+
+
+def _spare(plan: Plan) -> int:
+    """Bytes the base stores and no variant needs: they flatter the ratio, so they are said."""
+    first = plan.variants[0]
+    kept = first.tensors.keys() | {f"{linear.name}.weight" for linear in first.quantized}
+    return sum(header.bytes for name, header in plan.tensors.items() if name not in kept)
+
+
+def _short(plan: Plan, free: int | None) -> list[str]:
+    """One line per variant whose activations go to disk, or which does not fit even so."""
+    found = []
+    for variant in plan.variants:
+        need = variant.memory
+        if free is None or need.peak <= free:
+            continue
+        line = f"  {variant.name}: {free / 1e9:.1f} GB are free, so activations go to disk: "
+        line += f"{need.disk / 1e9:.1f} GB there, {need.spilled / 1e9:.1f} GB in memory"
+        found.append(line + (", which is still too much" if need.spilled > free else ""))
+    return found
+
+
+def _shapes(plan: Plan) -> list[str]:
+    """One line per linear of a block: its shape, and each other shape with the variants that have it."""
+    first, rows = plan.variants[0].linears[0].name, []
+    block = first.removesuffix(next(name for name in plan.variants[0].family.linears() if first.endswith(name)))
+    for linear in (one for one in plan.variants[0].linears if one.name.startswith(block)):
+        changed: dict[str, dict[str, None]] = {}
+        for variant in plan.variants:
+            for other in variant.linears:
+                if other.short == linear.short and other.tap == linear.tap and other.after != linear.before:
+                    changed.setdefault(_shape(other.after), {})[variant.name] = None
+        after = "; ".join(f"> {shape} in {', '.join(names)}" for shape, names in changed.items())
+        rows.append((f"  {linear.short}", _shape(linear.before), after))
+    return _aligned(rows, left=3)
+
+
+def _refusals(plan: Plan) -> list[str]:
+    """One line per machine and reason, with the variants it concerns."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for variant in plan.variants:
+        for verdict in variant.verdicts:
+            if not verdict.loads:
+                found.setdefault((verdict.target, verdict.why), []).append(variant.name)
+    every = len(plan.variants)
+    return [
+        f"  on {target}, {'any variant' if len(names) == every else ', '.join(names)}: {why}"
+        for (target, why), names in found.items()
+    ]
+
+
+def _needs(plan: Plan) -> list[str]:
+    """One line per kind of machine and what it must have, with the variants it concerns where not all do."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for variant in plan.variants:
+        for verdict in variant.verdicts:
+            if verdict.note:
+                found.setdefault((verdict.target.split()[0], verdict.note), {})[variant.name] = None
+    several = {target for target, _ in found if sum(target == other for other, _ in found) > 1}
+    return [
+        f"  on {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
+        for (target, note), names in found.items()
+    ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """One line for each thing that the numbers alone would not tell, with the variants it concerns."""
+    found: dict[str, list[str]] = {}
+    for variant in plan.variants:
+        for note in variant.notes:
+            found.setdefault(note, []).append(variant.name)
+    return [f"  {', '.join(names)}: {note}" for note, names in found.items()]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: int = 2) -> list[str]:
+    """Columns of equal width; the first `left` are text, the others numbers."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,0 +1,215 @@
+"""Which variants stock vLLM loads, and why not: the rules of vLLM 0.32, one function per kind of machine.
+
+It knows shapes and schemes; it starts no vLLM and imports none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
+from hubplugin.model.architecture import Dimensions
+from hubplugin.model.families import PER_LAYER
+from hubplugin.plan.schemes import GPTQ_BITS, HEAD_TILE, LinearPlan, Scheme
+
+CPU = "cpu"
+TENSOR_PARALLEL = (1, 2, 4)
+TARGETS = (CPU, *(f"cuda tp={tp}" for tp in TENSOR_PARALLEL))
+
+CPU_BITS = (4,)  # the kernel for packed weights reads 4-bit codes; int8 weights with int8 activations have their own
+CPU_TILE = 32  # the packed kernel's step along inputs and along outputs
+CPU_EXPERT_GROUPS = (-1, 64, 128)  # of the kernel for 4-bit experts
+EXPERT_TILE = 128  # hidden sizes outside its multiples go to a loader of AutoGPTQ's experts that has no CPU kernel
+CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+CUDA_HEAD_DIM_STEP, CUDA_HEAD_DIM_MAX = 8, 256  # FlashAttention's rule
+# linears that vLLM stacks into one matrix before it picks a kernel
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+ROW_PARALLEL = ("o_proj", "down_proj", "w2")  # split along inputs; all others along outputs
+HEAD = "lm_head"
+WORD = 32  # bits of the words that codes are packed into
+HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not tried on a GPU
+PLUGIN = (
+    "vLLM serves it with hubplugin installed beside it: layers differ in width, and a plugin of ours brings the class "
+    "for that (no remote code); transformers alone cannot load it"
+)
+# vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
+COMPUTED_HEAD_DIM = ("qwen2",)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether stock vLLM loads the variant on one kind of machine."""
+
+    target: str  # one of TARGETS
+    loads: bool
+    why: str  # empty where it loads
+    note: str = ""  # what the machine must have, where it loads
+
+
+def notes(model_type: str, may_differ: bool) -> tuple[str, ...]:
+    """What a user must know of the class that a variant leaves as, or may leave as once its shape is decided."""
+    return (PLUGIN,) if may_differ or model_type == PER_LAYER else ()
+
+
+def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:
+    """Linears as vLLM stacks them: q, k and v of a block together, gate and up together, all others alone.
+
+    All experts of a block are one stack: one kernel runs them all.
+    """
+    return _grouped(linears, lambda linear: (linear.experts, "") if linear.experts else _place(linear))
+
+
+def _place(linear: LinearPlan) -> tuple[str, str]:
+    """What a linear shares with those it is stacked with: their parent's path, and the first of them."""
+    return linear.name.removesuffix(linear.short), next((one[0] for one in FUSED if linear.short in one), linear.short)
+
+
+def _grouped(
+    linears: Sequence[LinearPlan], key: Callable[[LinearPlan], tuple[str, str]]
+) -> list[tuple[LinearPlan, ...]]:
+    found: dict[tuple[str, str], list[LinearPlan]] = {}
+    for linear in linears:
+        found.setdefault(key(linear), []).append(linear)
+    return [tuple(members) for members in found.values()]
+
+
+def whole_words(scheme: Scheme) -> int:
+    """The fewest codes that fill whole 32-bit words, in both directions; 1 where codes are not packed."""
+    return 1 if scheme.layout == INT_QUANTIZED else WORD // gcd(scheme.bits, WORD)
+
+
+def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) -> tuple[Verdict, ...]:
+    """One verdict per target for a variant of these (pruned) sizes and linears, its head among them if quantized."""
+    units = _units(linears)
+    general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
+    packed = any(unit.scheme.weight_only for unit in units)
+    tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
+    note = f"an x86 CPU with {'AMX' if tiles else 'AVX-512'}" if packed or tiles else ""
+    found = [_verdict(CPU, general or cpu, note)]
+    for tp in TENSOR_PARALLEL:
+        found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
+    return tuple(found)
+
+
+def _verdict(target: str, why: str, note: str) -> Verdict:
+    return Verdict(target, not why, why, "" if why else note)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Quantized linears that one kernel sees as one matrix."""
+
+    shorts: tuple[str, ...]
+    outputs: tuple[int, ...]
+    inputs: int
+    scheme: Scheme
+    experts: bool  # of every expert of a block
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.shorts)
+
+
+def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
+    """The different units of all blocks."""
+    found: dict[_Unit, None] = {}
+    for members in _grouped([linear for linear in linears if linear.scheme], _place):
+        scheme = members[0].scheme
+        assert scheme is not None
+        shorts, outputs = tuple(one.short for one in members), tuple(one.after[0] for one in members)
+        found[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
+    return list(found)
+
+
+def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
+    if model_type in COMPUTED_HEAD_DIM and sizes.head_dim * sizes.heads != sizes.hidden:
+        return (
+            f"vLLM's {model_type} takes head_dim to be hidden_size / num_attention_heads = "
+            f"{sizes.hidden / sizes.heads:g}, this model has {sizes.head_dim}"
+        )
+    for unit in units:
+        scheme = unit.scheme
+        if scheme.layout == GPTQ and not (scheme.bits in GPTQ_BITS and scheme.symmetric):
+            return "of AutoGPTQ's format it reads 4 and 8 bits and symmetric grids alone"
+        if scheme.layout == GPTQ and unit.name == HEAD and unit.outputs[0] % HEAD_TILE:
+            rows = unit.outputs[0]
+            return f"of AutoGPTQ's format it reads a head of whole {HEAD_TILE}s alone, this one has {rows} rows"
+    return ""
+
+
+def _on_cpu(sizes: Dimensions, units: Sequence[_Unit]) -> str:
+    if sizes.head_dim not in CPU_HEAD_DIMS:
+        return f"no CPU attention kernel for head_dim {sizes.head_dim}"
+    packed = [unit for unit in units if unit.scheme.weight_only]
+    for unit in packed:
+        if unit.scheme.bits not in CPU_BITS:
+            return f"no CPU kernel for {unit.scheme.bits}-bit weights"
+        if unit.experts and (why := _experts_on_cpu(sizes, unit.scheme)):
+            return why
+    for unit in packed:
+        if unit.inputs % CPU_TILE:
+            return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {unit.inputs} inputs"
+        if sum(unit.outputs) % CPU_TILE and unit.name != HEAD:  # vLLM pads the head's
+            return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {sum(unit.outputs)} outputs"
+    return ""
+
+
+def _experts_on_cpu(sizes: Dimensions, scheme: Scheme) -> str:
+    if not scheme.symmetric:
+        return "no CPU kernel for experts with zeros"
+    if scheme.group_size not in CPU_EXPERT_GROUPS:
+        return f"the CPU kernel for experts has groups of 64, 128 or a row, not of {scheme.group_size}"
+    if scheme.layout == GPTQ and sizes.hidden % EXPERT_TILE:
+        return f"of AutoGPTQ's format its CPU kernel for experts needs a hidden_size of whole {EXPERT_TILE}s"
+    return ""
+
+
+def _on_cuda(sizes: Dimensions, units: Sequence[_Unit], tp: int) -> str:
+    if sizes.head_dim % CUDA_HEAD_DIM_STEP or sizes.head_dim > CUDA_HEAD_DIM_MAX:
+        return f"no CUDA attention kernel for head_dim {sizes.head_dim}"
+    for block in dict.fromkeys(sizes.shapes()):
+        if block.heads % tp:
+            return f"{block.heads} attention heads do not split over {tp} GPUs"
+        if block.heads and block.kv_heads % tp and tp % block.kv_heads:
+            return f"{block.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
+        if block.ffn % tp:
+            return f"{block.ffn} FFN channels do not split over {tp} GPUs"
+    for unit in units:
+        if unit.scheme.layout != INT_QUANTIZED and (why := _split(unit, tp, sizes.kv_heads)):
+            return why
+    return ""
+
+
+def _cuda_note(units: Sequence[_Unit]) -> str:
+    """What a GPU must be and have, for all units to run on it."""
+    if not units:
+        return ""
+    newest = " to 9.0" if any(not unit.scheme.weight_only for unit in units) else " or newer"  # later ones dropped int8
+    rare = any(_needs_humming(unit.scheme) for unit in units)
+    return f"compute capability 7.5{newest}{HUMMING if rare else ''}"
+
+
+def _needs_humming(scheme: Scheme) -> bool:
+    """Whether none of vLLM's own CUDA kernels knows this grid, and those of the humming-kernels package do."""
+    return scheme.weight_only and (scheme.bits not in GPTQ_BITS or (scheme.bits == 8 and not scheme.symmetric))
+
+
+def _split(unit: _Unit, tp: int, kv_heads: int) -> str:
+    """Why one GPU's share of a packed unit cannot be loaded; empty where it can.
+
+    Packed along inputs are the codes; along outputs only the zeros of asymmetric grids (those of AutoGPTQ's symmetric
+    ones are never read). Key and value heads are repeated where there are more GPUs than heads.
+    """
+    scheme, whole = unit.scheme, whole_words(unit.scheme)
+    inputs = unit.inputs // tp if unit.name in ROW_PARALLEL else unit.inputs
+    if inputs % whole:
+        return f"{unit.name}: {inputs} inputs per GPU do not fill whole words of {whole} codes"
+    if scheme.group_size > 0 and inputs % scheme.group_size:
+        return f"{unit.name}: group_size {scheme.group_size} does not divide {inputs} inputs per GPU"
+    if not scheme.symmetric and unit.name not in ROW_PARALLEL:
+        for short, outputs in zip(unit.shorts, unit.outputs, strict=True):
+            padded = -(-outputs // HEAD_TILE) * HEAD_TILE if short == HEAD else outputs
+            share = padded // (min(tp, kv_heads) if short in ("k_proj", "v_proj") else tp)
+            if share % whole:
+                return f"{short}: zeros of {share} outputs per GPU do not fill whole words of {whole}"
+    return ""
