@@ -31,7 +31,7 @@ from pruning_page import SPEED
 
 from hubplugin import disk, report
 from hubplugin.progress import progress
-from serve import engine, settings
+from serve import engine, vllm_settings
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "pruning_speed"
@@ -78,10 +78,10 @@ def weights(folder: Path, base: Path) -> int:
 def serving(folder: Path, options: argparse.Namespace) -> Iterator[engine.Engine]:
     """vLLM for one folder; ended, with all it started, when this lets go."""
     length, most = options.prompt + options.output, max(options.concurrency)
-    config = settings.read_config(folder) or {}
+    config = vllm_settings.read_config(folder) or {}
     extra = ["--no-enable-prefix-caching", "--max-num-seqs", str(most)]
-    if settings.find_device() == "cpu":  # room for all of them at once, where `hubplugin serve` plans for four
-        extra += ["--kv-cache-memory-bytes", str(settings.kv_cache_bytes(config, length, most))]
+    if vllm_settings.find_device() == "cpu":  # room for all of them at once, where `hubplugin serve` plans for four
+        extra += ["--kv-cache-memory-bytes", str(vllm_settings.kv_cache_bytes(config, length, most))]
     with engine.start(folder, name="model", max_model_len=length, extra=tuple(extra)) as running:
         yield running
 

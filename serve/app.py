@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, foreground, ports, style
+from serve import client, ports, signals, style
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
@@ -75,10 +75,10 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
 
         def names() -> tuple[Any, str]:
             try:
-                found = client.models(url, api_key=api_key)
+                served = client.models(url, api_key=api_key)
             except ServeError as error:
                 return gr.skip(), _one_line(error)
-            return gr.update(choices=found, value=model if model in found else next(iter(found), None)), ""
+            return gr.update(choices=served, value=model if model in served else next(iter(served), None)), ""
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         asked = box.submit(
@@ -295,14 +295,14 @@ def run_forever(base_url: str, *, ready: Callable[[Page], None], **options: Any)
 
     `ready` is called once with the page; `options` are those of `launch`. Raises what `launch` raises.
     """
-    with foreground.interruptible() as caught:
+    with signals.interruptible() as caught:
         try:
             with launch(base_url, **options) as page:
                 ready(page)
                 Event().wait()
         except KeyboardInterrupt:
             pass
-    return foreground.exit_code(caught)
+    return signals.exit_code(caught)
 
 
 class _Headers:

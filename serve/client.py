@@ -1,6 +1,9 @@
 """Plain streaming from any OpenAI-compatible URL, with an error where the other side dies, stalls or refuses.
 
 It knows HTTP and server-sent events; it knows nothing about vLLM's processes or about pages.
+
+Not over the `openai` package, which was tried: it collects a line without an end for ever, may send OPENAI_API_KEY to
+any URL, and needs as many lines around it as this file has (docs/log.md, 2026-11-28).
 """
 
 import contextlib

@@ -9,10 +9,11 @@ from typing import Any
 from transformers import MistralConfig
 
 MODEL_TYPE = "nemotron-nas"
-UNEVEN_HEADS = "UnevenHeadsForCausalLM"  # the class for layers that differ in query heads, in `uneven_heads`
+# The class for layers that differ in query heads, in `heterogeneous_heads`; published folders name it.
+HETEROGENEOUS_HEADS = "UnevenHeadsForCausalLM"
 
 
-class Named(dict[str, Any]):
+class AttrDict(dict[str, Any]):
     """A mapping whose keys can be read as attributes, as DeciLM's code does; in JSON it is a mapping again."""
 
     def __getattr__(self, name: str) -> Any:
@@ -30,7 +31,7 @@ class BlocksConfig(MistralConfig):
     def __post_init__(self, block_configs: Any = None, **others: Any) -> None:
         super().__post_init__(**others)
         self.block_configs = [
-            Named({part: Named(_without_none(values)) for part, values in block.items()})
+            AttrDict({part: AttrDict(_without_none(values)) for part, values in block.items()})
             for block in block_configs or ()
         ]
 

@@ -1,8 +1,8 @@
 """A folder or a repo id becomes a running vLLM: start, wait for health, stop, say why where it does not.
 
-vLLM is a process here, never an import. It runs under `keeper`, which ends the whole tree of processes when
-this one lets go or dies. How vLLM is set up for a CPU or a GPU is known to `settings`, what its log means to
-`causes`.
+vLLM is a process here, never an import. It runs under `supervisor`, which ends the whole tree of processes
+when this one lets go or dies. How vLLM is set up for a CPU or a GPU is known to `vllm_settings`, what its log
+means to `vllm_errors`.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ import httpx
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import causes, foreground, ports, settings
+from serve import ports, signals, vllm_errors, vllm_settings
 
-KEEPER = Path(__file__).with_name("keeper.py")
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
-# Seconds vLLM gets for each rung of the ladder down. It needs one to stop in good order; and where an answer is still
-# being streamed its HTTP server waits for ever for the connection to close, so that more would only be waited.
-PATIENCE = 5.0
+# Seconds vLLM gets after each signal before the next one. It needs one to stop in good order; and where an answer is
+# still being streamed its HTTP server waits for ever for the connection to close, so that more would only be waited.
+GRACE = 5.0
 DEADLINE = 900.0  # seconds from start to the first 200 of /health
 
 Progress = Callable[[str], None]
@@ -47,7 +47,7 @@ MILESTONES = (
 class Engine:
     """A server that answers at `url` (no /v1) under the model name `name`.
 
-    `process` is the keeper: it ends when, and only when, nothing of vLLM is left.
+    `process` is the supervisor: it ends when, and only when, nothing of vLLM is left.
     """
 
     url: str
@@ -55,7 +55,7 @@ class Engine:
     process: subprocess.Popen[bytes]
     log: Path
     temporary_log: bool = False
-    patience: float = PATIENCE
+    grace: float = GRACE
     stopping: bool = field(default=False, init=False)
 
     def __enter__(self) -> "Engine":
@@ -71,10 +71,10 @@ class Engine:
         died = self.process.poll() is not None and not self.stopping
         self.stopping = True
         if self.process.stdin is not None:
-            self.process.stdin.close()  # the lifeline: the keeper begins its ladder
+            self.process.stdin.close()  # the supervisor's lifeline: it now terminates vLLM
         self.process.terminate()  # and where a forked child of ours still holds a copy of the lifeline
         try:
-            self.process.wait(timeout=4 * self.patience)
+            self.process.wait(timeout=4 * self.grace)
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.wait()
@@ -84,8 +84,8 @@ class Engine:
     def wait(self) -> int:
         """Wait until vLLM has ended; its exit status, 128 + n where signal n ended it."""
         status = self.process.wait()
-        if status < 0:  # the keeper itself was killed: what it kept is ours to end
-            _sweep_session(self.process.pid)
+        if status < 0:  # the supervisor itself was killed: what it ran is ours to end
+            _kill_session(self.process.pid)
             status = 128 - status
         return status
 
@@ -115,10 +115,10 @@ def start(
     Raises ServeError with the first cause found in the log where vLLM does not get ready.
     """
     progress = on_progress or (lambda _line: None)
-    config = settings.read_config(model)
-    device = settings.find_device()
+    config = vllm_settings.read_config(model)
+    device = vllm_settings.find_device()
     port = ports.choose(host, port)
-    arguments = settings.arguments(device, config, max_model_len)
+    arguments = vllm_settings.arguments(device, config, max_model_len)
     command = [sys.executable, "-m", MODULE, "--model", str(model), "--served-model-name", name]
     command += ["--host", host, "--port", str(port), *arguments, *extra]
     progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
@@ -128,7 +128,7 @@ def start(
         command,
         url=ports.url(host, port),
         name=name,
-        environment=settings.environment(device, local=config is not None, deadline=deadline),
+        environment=vllm_settings.environment(device, local=config is not None, deadline=deadline),
         log=log,
         progress=progress,
         deadline=deadline,
@@ -144,19 +144,19 @@ def launch(
     log: Path | None = None,
     progress: Progress = lambda _line: None,
     deadline: float = DEADLINE,
-    patience: float = PATIENCE,
+    grace: float = GRACE,
 ) -> Engine:
-    """Run `command` under a keeper and return when `url`/health answers 200; raises ServeError where it never
+    """Run `command` under a supervisor and return when `url`/health answers 200; raises ServeError where it never
     does.
     """
     temporary = log is None
     if log is None:
-        handle, made = tempfile.mkstemp(prefix="hubplugin-vllm-", suffix=".log")  # readable by its owner only
+        handle, path = tempfile.mkstemp(prefix="hubplugin-vllm-", suffix=".log")  # readable by its owner only
         os.close(handle)
-        log = Path(made)
+        log = Path(path)
     with log.open("wb") as sink:
-        process = spawn(command, environment, stdout=sink, stderr=sink, patience=patience)
-    engine = Engine(url, name, process, log, temporary_log=temporary, patience=patience)
+        process = spawn(command, environment, stdout=sink, stderr=sink, grace=grace)
+    engine = Engine(url, name, process, log, temporary_log=temporary, grace=grace)
     began = time.monotonic()
     try:
         _wait_until_healthy(engine, progress, began + deadline)
@@ -168,12 +168,12 @@ def launch(
 
 
 def spawn(
-    command: list[str], environment: dict[str, str], *, stdout: Any, stderr: Any, patience: float = PATIENCE
+    command: list[str], environment: dict[str, str], *, stdout: Any, stderr: Any, grace: float = GRACE
 ) -> subprocess.Popen[bytes]:
-    """`command` under a keeper in a session of its own, so that ctrl-C in the terminal reaches only us."""
-    keeper = [sys.executable, "-I", "-S", str(KEEPER), str(patience), *command]
+    """`command` under a supervisor in a session of its own, so that ctrl-C in the terminal reaches only us."""
+    supervised = [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), *command]
     return subprocess.Popen(
-        keeper, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+        supervised, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
     )
 
 
@@ -183,14 +183,14 @@ def run_forever(model: str | Path, *, name: str, ready: Callable[[Engine], None]
     `ready` is called once with the running engine; `options` are those of `start`.
     Raises ServeError where vLLM does not start, or ends without having been asked to.
     """
-    with foreground.interruptible() as caught:
+    with signals.interruptible() as caught:
         try:
             with start(model, name=name, **options) as engine:
                 ready(engine)
                 status = engine.wait()
                 raise _unasked_end(engine, status)
         except KeyboardInterrupt:
-            return foreground.exit_code(caught)
+            return signals.exit_code(caught)
 
 
 def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float) -> None:
@@ -214,7 +214,7 @@ def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float) -> 
 
 def _start_error(engine: Engine, otherwise: str) -> ServeError:
     engine.temporary_log = False  # the evidence stays
-    cause = causes.find(engine.log.read_text("utf-8", "replace"))
+    cause = vllm_errors.find_cause(engine.log.read_text("utf-8", "replace"))
     if cause is None:
         return ServeError(engine.name, otherwise, f"read {engine.log}")
     return ServeError(engine.name, cause.what, cause.fix or f"read {engine.log}")
@@ -224,7 +224,7 @@ def _unasked_end(engine: Engine, status: int) -> ServeError:
     return _start_error(engine, f"vLLM ended by itself with status {status}")
 
 
-def _sweep_session(session: int) -> None:
+def _kill_session(session: int) -> None:
     """SIGKILL to every process of a session."""
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):

@@ -1,4 +1,5 @@
-"""What vLLM runs in each of its processes as general plugins. Each is idempotent.
+"""What vLLM runs in each of its processes as general plugins. Each is idempotent, and knows nothing of the others or of
+how vLLM was started.
 
 Asking the kernel for AMX before a 4-bit kernel uses it: vLLM's 16-bit-activation kernel for 4-bit weights executes AMX
 instructions without asking; where nothing else in the process has asked (a model so small that no dense layer goes
@@ -22,8 +23,8 @@ def know_blocks() -> None:
     from transformers import AutoConfig
     from vllm import ModelRegistry
 
-    from serve.decilm import MODEL_TYPE, UNEVEN_HEADS, BlocksConfig
+    from serve.decilm import HETEROGENEOUS_HEADS, MODEL_TYPE, BlocksConfig
 
     AutoConfig.register(MODEL_TYPE, BlocksConfig, exist_ok=True)
-    if UNEVEN_HEADS not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(UNEVEN_HEADS, f"serve.uneven_heads:{UNEVEN_HEADS}")
+    if HETEROGENEOUS_HEADS not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(HETEROGENEOUS_HEADS, f"serve.heterogeneous_heads:{HETEROGENEOUS_HEADS}")

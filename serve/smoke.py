@@ -3,7 +3,7 @@
     python -m serve.smoke FOLDER [--tokens 8] [--prompt-ids '[1, 2, 3]' ...]
 
 Prompts are token ids, so no chat template is needed. `generate` is the caller's side: it runs the child under
-a keeper and reads its line; the process that calls it never imports vLLM. What the tokens mean is not judged
+a supervisor and reads its line; the process that calls it never imports vLLM. What the tokens mean is not judged
 here.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import causes, engine, settings
+from serve import engine, vllm_errors, vllm_settings
 
 SEQUENCES = 4  # at the same time
 DEFAULT_PROMPT = [1, 2, 3, 4]
@@ -42,14 +42,14 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, timeout: float
     Takes about ten seconds for a small model on a CPU. Nothing is left running, whatever happens. Raises
     ServeError with vLLM's own cause where it cannot load the folder, or is not done after `timeout` seconds.
     """
-    config = settings.read_config(folder)
-    device = settings.find_device()
+    config = vllm_settings.read_config(folder)
+    device = vllm_settings.find_device()
     if config is None or not prompts or not all(prompts):
         raise ServeError(str(folder), "needs a folder and prompts of at least one token", "give both")
     command = [sys.executable, "-m", "serve.smoke", str(folder.resolve()), "--tokens", str(tokens)]
     for prompt in prompts:
         command += ["--prompt-ids", json.dumps(prompt)]
-    environment = settings.environment(device, local=True, deadline=timeout)
+    environment = vllm_settings.environment(device, local=True, deadline=timeout)
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as log:
         process = engine.spawn(command, environment, stdout=output, stderr=log)
         try:
@@ -59,7 +59,7 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, timeout: float
             late = True
         finally:
             if process.stdin is not None:
-                process.stdin.close()  # the lifeline: whatever is left of the child ends now
+                process.stdin.close()  # the supervisor's lifeline: whatever is left of the child ends now
             status = process.wait()
         output.seek(0)
         log.seek(0)
@@ -73,7 +73,7 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, timeout: float
 
 
 def _error(folder: Path, log: str, otherwise: str) -> ServeError:
-    cause = causes.find(log) or causes.Cause(otherwise, "")
+    cause = vllm_errors.find_cause(log) or vllm_errors.Cause(otherwise, "")
     return ServeError(str(folder), cause.what, cause.fix or f"python -m serve.smoke {folder} shows vLLM's whole log")
 
 
@@ -81,14 +81,14 @@ def _run(folder: str, prompts: Sequence[list[int]], tokens: int) -> Smoke:
     """In the child: the only place in the project that imports vLLM."""
     vllm: Any = importlib.import_module("vllm")
 
-    config = settings.read_config(Path(folder)) or {}
+    config = vllm_settings.read_config(Path(folder)) or {}
     length = max(len(prompt) for prompt in prompts) + tokens
     options: dict[str, Any] = {
         "enforce_eager": True,
         "max_model_len": length,
         "max_num_seqs": SEQUENCES,
         "max_num_batched_tokens": max(length, 256),
-        "kv_cache_memory_bytes": settings.kv_cache_bytes(config, length, SEQUENCES),
+        "kv_cache_memory_bytes": vllm_settings.kv_cache_bytes(config, length, SEQUENCES),
         "disable_log_stats": True,
         "seed": 0,
     }

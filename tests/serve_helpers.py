@@ -159,14 +159,14 @@ def fake(port: int = 0, **settings: Any) -> Iterator[Fake]:
 
 def session_of(pid: int) -> list[psutil.Process]:
     """The living processes of the session that `pid` leads or led."""
-    found = []
+    living = []
     for process in psutil.process_iter(["status"]):
         try:
             if os.getsid(process.pid) == pid and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                living.append(process)
         except (ProcessLookupError, PermissionError):
             continue
-    return found
+    return living
 
 
 def chromium() -> str:

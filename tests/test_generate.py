@@ -4,7 +4,7 @@ import pytest
 
 from hubplugin.evaluation import generate
 from hubplugin.plan.vllm_support import Verdict
-from serve import settings, smoke
+from serve import smoke, vllm_settings
 
 PROMPTS = [[1, 2, 3]]
 
@@ -22,7 +22,7 @@ def test_vllm_generates_where_it_loads_the_format(pico_folder: Path, monkeypatch
 
     monkeypatch.setattr(smoke, "generate", answer)
     for device, name in (("cpu", "vLLM on cpu"), ("cuda", "vLLM on cuda tp=1")):
-        monkeypatch.setattr(settings, "find_device", lambda device=device: device)
+        monkeypatch.setattr(vllm_settings, "find_device", lambda device=device: device)
         made = generate.greedy(pico_folder, PROMPTS, 1, verdicts(""))
         assert (made.engine, made.token_ids, made.logprobs) == (name, [[7]], [[-0.5]])
     assert asked == [(pico_folder, PROMPTS, 1)] * 2
@@ -31,7 +31,7 @@ def test_vllm_generates_where_it_loads_the_format(pico_folder: Path, monkeypatch
 def test_transformers_generates_where_vllm_cannot_and_the_reason_is_kept(
     pico_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
     made = generate.greedy(pico_folder, PROMPTS, 2, verdicts("no CPU kernel for 8-bit GPTQ"))
     assert "transformers" in made.engine and "no CPU kernel for 8-bit GPTQ" in made.engine

@@ -1,4 +1,4 @@
-"""Starting and stopping: stand-ins for vLLM's processes show the ladder, and vLLM itself the rest."""
+"""Starting and stopping: stand-ins for vLLM's processes show SIGTERM to SIGKILL, and vLLM itself the rest."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from serve_helpers import DEMO, fake, session_of, until
 
 from hubplugin.errors import ServeError
-from serve import client, engine, ports, settings
+from serve import client, engine, ports, vllm_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,8 +42,8 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
-def stub(tmp_path: Path, manner: str, patience: float = 30.0) -> engine.Engine:
-    """A running stand-in, two processes under a keeper."""
+def stub(tmp_path: Path, manner: str, grace: float = 30.0) -> engine.Engine:
+    """A running stand-in, two processes under a supervisor."""
     port = ports.choose(ports.LOOPBACK, None)
     command = [sys.executable, "-c", STUB, str(port), manner, str(tmp_path / "marks")]
     return engine.launch(
@@ -53,7 +53,7 @@ def stub(tmp_path: Path, manner: str, patience: float = 30.0) -> engine.Engine:
         environment=dict(os.environ),
         log=tmp_path / "log",
         deadline=30,
-        patience=patience,
+        grace=grace,
     )
 
 
@@ -67,15 +67,15 @@ def fails_with(command: list[str], tmp_path: Path, deadline: float = 30.0) -> Se
             environment=dict(os.environ),
             log=tmp_path / "log",
             deadline=deadline,
-            patience=1,
+            grace=1,
         )
     return caught.value
 
 
 @pytest.mark.parametrize(("manner", "terms"), [("polite", 1), ("second", 2), ("deaf", 2)])
-def test_stop_climbs_down_the_ladder_and_leaves_nothing(tmp_path: Path, manner: str, terms: int) -> None:
-    running = stub(tmp_path, manner, patience=30.0 if manner == "polite" else 1.0)
-    assert len(session_of(running.process.pid)) == 3  # keeper, server, the server's child
+def test_stop_escalates_from_sigterm_to_sigkill_and_leaves_nothing(tmp_path: Path, manner: str, terms: int) -> None:
+    running = stub(tmp_path, manner, grace=30.0 if manner == "polite" else 1.0)
+    assert len(session_of(running.process.pid)) == 3  # supervisor, server, the server's child
     running.stop()
     assert (tmp_path / "marks").read_text().count("term") == terms
     assert session_of(running.process.pid) == []
@@ -102,20 +102,20 @@ def test_a_parent_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "from pathlib import Path; from test_serve_engine import stub\n"
-        f"running = stub(Path({str(tmp_path)!r}), 'deaf', patience=0.5)\n"
+        f"running = stub(Path({str(tmp_path)!r}), 'deaf', grace=0.5)\n"
         "print(running.process.pid, flush=True)\n"
         "running.wait()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    keeper = int(parent.stdout.readline())
-    assert len(session_of(keeper)) == 3
+    supervisor = int(parent.stdout.readline())
+    assert len(session_of(supervisor)) == 3
     parent.kill()
     parent.wait()
-    until(lambda: not session_of(keeper))
+    until(lambda: not session_of(supervisor))
 
 
-def test_a_keeper_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
+def test_a_supervisor_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
     running = stub(tmp_path, "deaf")
     running.process.kill()
     assert running.wait() == 128 + signal.SIGKILL
@@ -181,10 +181,10 @@ def test_serving_in_the_foreground_ends_with_a_signal(tmp_path: Path, number: in
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    keeper = int(process.stdout.readline())
+    supervisor = int(process.stdout.readline())
     process.send_signal(number)
     assert process.wait(60) == code
-    assert session_of(keeper) == []
+    assert session_of(supervisor) == []
 
 
 def test_an_engine_that_ends_by_itself_is_an_error_even_with_status_0(
@@ -201,7 +201,7 @@ def test_an_engine_that_ends_by_itself_is_an_error_even_with_status_0(
 
 def test_a_port_in_use_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "launch", lambda *_, **__: pytest.fail("started"))
-    monkeypatch.setattr(settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     with fake() as server, pytest.raises(ServeError) as caught:
         engine.start(DEMO, name="x", port=server.server_address[1])
     assert caught.value.what == "the port is in use"
@@ -232,16 +232,16 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str | Non
 
 def test_a_folder_that_is_not_there_is_refused_and_a_repo_id_is_not(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="no such folder"):
-        settings.read_config(tmp_path / "nothing")
+        vllm_settings.read_config(tmp_path / "nothing")
     with pytest.raises(ServeError, match="no such folder"):
-        settings.read_config("./nothing/here")
-    assert settings.read_config("owner/name") is None
+        vllm_settings.read_config("./nothing/here")
+    assert vllm_settings.read_config("owner/name") is None
 
 
 def started(monkeypatch: pytest.MonkeyPatch, device: str, **options: Any) -> tuple[list[str], dict[str, str]]:
     """The command and the environment that `start` would run."""
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(settings, "find_device", lambda: device)
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: device)
     monkeypatch.setattr(engine, "launch", lambda command, **rest: seen.update(rest, command=command))
     engine.start(DEMO, name="demo", **options)
     return seen["command"], seen["environment"]
@@ -260,10 +260,10 @@ def test_on_a_cpu_activations_keep_their_precision_unless_the_user_says_otherwis
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_INT4_W4A8", raising=False)
-    assert settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "0"
-    assert "VLLM_CPU_INT4_W4A8" not in settings.environment("cuda", local=True, deadline=1)
+    assert vllm_settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "0"
+    assert "VLLM_CPU_INT4_W4A8" not in vllm_settings.environment("cuda", local=True, deadline=1)
     monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "1")
-    assert settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "1"
+    assert vllm_settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "1"
 
 
 def test_on_a_gpu_vllm_keeps_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,11 +291,11 @@ def test_an_open_host_without_a_key_is_said_aloud(monkeypatch: pytest.MonkeyPatc
 def test_the_kv_cache_holds_what_was_asked_for() -> None:
     config = json.loads((DEMO / "config.json").read_text())
     per_token = 2 * 6 * 3 * 64 * 2  # keys and values, layers, heads, width, bytes
-    assert settings.kv_cache_bytes(config, 100_000, 1) == per_token * (782 + 1) * 128
-    assert settings.kv_cache_bytes(config, 16, 1) == 32 * 2**20
-    assert settings.kv_cache_bytes(config, 500_000, 64) == 4096 * 2**20
-    assert settings.kv_cache_bytes({"text_config": config}, 100_000, 1) == per_token * 783 * 128
-    assert settings.kv_cache_bytes({}, 1024, 4) == 2**30
+    assert vllm_settings.kv_cache_bytes(config, 100_000, 1) == per_token * (782 + 1) * 128
+    assert vllm_settings.kv_cache_bytes(config, 16, 1) == 32 * 2**20
+    assert vllm_settings.kv_cache_bytes(config, 500_000, 64) == 4096 * 2**20
+    assert vllm_settings.kv_cache_bytes({"text_config": config}, 100_000, 1) == per_token * 783 * 128
+    assert vllm_settings.kv_cache_bytes({}, 1024, 4) == 2**30
 
 
 @pytest.mark.parametrize(
@@ -311,13 +311,13 @@ def test_the_kv_cache_holds_what_was_asked_for() -> None:
 def test_the_device_is_what_the_installed_vllm_runs_on(
     monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpu: bool, device: str
 ) -> None:
-    monkeypatch.setattr(settings, "_version", installed.get)
-    monkeypatch.setattr(settings, "_sees_gpu", lambda: gpu)
+    monkeypatch.setattr(vllm_settings, "_version", installed.get)
+    monkeypatch.setattr(vllm_settings, "_sees_gpu", lambda: gpu)
     if " " in device:
         with pytest.raises(ServeError, match=device):
-            settings.find_device()
+            vllm_settings.find_device()
     else:
-        assert settings.find_device() == device
+        assert vllm_settings.find_device() == device
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_gpu_is_seen_through_the_drivers_tool(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert settings._sees_gpu() is expected
+    assert vllm_settings._sees_gpu() is expected
 
 
 @pytest.mark.serve
@@ -371,13 +371,13 @@ def test_a_parent_that_is_killed_takes_vllm_along(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    keeper = int(parent.stdout.readline())
+    supervisor = int(parent.stdout.readline())
     assert any(
-        "EngineCore" in process.name() or "VLLM" in " ".join(process.cmdline()) for process in session_of(keeper)
+        "EngineCore" in process.name() or "VLLM" in " ".join(process.cmdline()) for process in session_of(supervisor)
     )
     parent.kill()
     parent.wait()
-    until(lambda: not session_of(keeper), 60)
+    until(lambda: not session_of(supervisor), 60)
 
 
 @pytest.mark.serve
@@ -390,15 +390,15 @@ def test_vllm_is_stopped_while_it_is_still_starting(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     until(lambda: log.exists() and "EngineCore" in log.read_text("utf-8", "replace"), 90)
-    keepers = psutil.Process(process.pid).children()
+    supervisors = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
     process.wait(60)
-    assert [session_of(keeper.pid) for keeper in keepers] == [[]]
+    assert [session_of(supervisor.pid) for supervisor in supervisors] == [[]]
 
 
 @pytest.mark.serve
 def test_a_format_that_this_vllm_cannot_load_is_said_in_three_parts(tmp_path: Path) -> None:
-    if settings.find_device() != "cpu":
+    if vllm_settings.find_device() != "cpu":
         pytest.skip("vLLM loads 8-bit GPTQ on a GPU")
     folder = tmp_path / "int8"
     shutil.copytree(DEMO, folder)

@@ -10,11 +10,11 @@ import pytest
 from serve_helpers import DEMO, session_of
 
 from hubplugin.errors import ServeError
-from serve import engine, settings, smoke
+from serve import engine, smoke, vllm_settings
 
 
 def replace_child(monkeypatch: pytest.MonkeyPatch, code: str) -> list[Any]:
-    """Run `code` where vLLM would be; returns the list that the keeper's process is put into."""
+    """Run `code` where vLLM would be; returns the list that the supervisor's process is put into."""
     spawned: list[Any] = []
     spawn = engine.spawn
 
@@ -22,7 +22,7 @@ def replace_child(monkeypatch: pytest.MonkeyPatch, code: str) -> list[Any]:
         spawned.append(spawn([sys.executable, "-c", code], environment, **files))
         return spawned[0]
 
-    monkeypatch.setattr(settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     monkeypatch.setattr(engine, "spawn", stand_in)
     return spawned
 
@@ -55,7 +55,7 @@ def test_a_child_that_hangs_is_stopped_and_told(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
 def test_a_prompt_without_tokens_is_refused(prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     with pytest.raises(ServeError, match="prompts of at least one token"):
         smoke.generate(DEMO, prompts, 1, 30)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.plan.vllm_support import Verdict
-from serve import settings, smoke
+from serve import smoke, vllm_settings
 
 
 def greedy(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequence[Verdict]) -> Generated:
     """Generate after each prompt. Raises ServeError where the engine that should load the folder does not."""
-    target = "cuda tp=1" if settings.find_device() == "cuda" else "cpu"
+    target = "cuda tp=1" if vllm_settings.find_device() == "cuda" else "cpu"
     verdict = next(verdict for verdict in verdicts if verdict.target == target)
     if not verdict.loads:
         made = generate_dequantized(folder, prompts, tokens)

@@ -1,18 +1,19 @@
 """Runs one command exactly as long as its parent wants it, and leaves nothing of it behind.
 
-    python keeper.py PATIENCE COMMAND [ARGUMENT ...]
+    python supervisor.py GRACE COMMAND [ARGUMENT ...]
+
+It knows processes, signals and pipes, Linux only and with the standard library alone; it knows nothing about vLLM.
 
 A server such as vLLM is a tree of processes, and no single system call ends a tree when its owner is killed
 with SIGKILL: a death signal reaches direct children only, and the grandchildren live on. This small process
 stands between owner and server. Its standard input is the lifeline, a pipe whose other end only the owner
-holds: when the owner closes it, or dies in whatever way, the kernel closes it, and the ladder begins:
-SIGTERM, SIGTERM, SIGKILL to the whole group, PATIENCE seconds apart. (The second SIGTERM is for vLLM, which
-swallows one that arrives while its engine core is starting.) SIGTERM, SIGINT or SIGHUP to the keeper itself
-begin the same ladder. If the keeper is the one that is killed, its child gets SIGTERM from the kernel, and
-`Engine` sweeps the session.
+holds: when the owner closes it, or dies in whatever way, the kernel closes it, and the command is terminated:
+SIGTERM, SIGTERM again, then SIGKILL to its whole process group, GRACE seconds apart. (The second SIGTERM is for
+vLLM, which swallows one that arrives while its engine core is starting.) SIGTERM, SIGINT or SIGHUP to the
+supervisor itself do the same. If the supervisor is the one that is killed, its child gets SIGTERM from the kernel,
+and `Engine` kills the rest of the session.
 
-Standard library only and Linux only; it knows nothing about vLLM. The exit status is the command's, 128 + n
-where signal n ended it.
+The exit status is the command's, 128 + n where signal n ended it.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ PR_SET_CHILD_SUBREAPER = 36
 POLL = 0.2  # seconds between looks at the child; a closed lifeline is seen at once
 
 
-def keep(command: list[str], patience: float) -> int:
+def supervise(command: list[str], grace: float) -> int:
     """Run `command` until it ends or the lifeline does; its exit status, when the whole group is gone."""
     parent = os.getppid()
     asked = _note_signals()
@@ -52,13 +53,13 @@ def keep(command: list[str], patience: float) -> int:
 
     while not _ended(child.pid):
         if unwanted():
-            _ladder(child.pid, patience)
+            _terminate(child.pid, grace)
             break
     # The leader is dead but not yet reaped, so its group id cannot have been given to anybody else.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     status = child.wait()
-    _reap_others(time.monotonic() + patience)
+    _reap_others(time.monotonic() + grace)
     return 128 - status if status < 0 else status
 
 
@@ -80,16 +81,16 @@ def _ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _ladder(pid: int, patience: float) -> None:
-    """SIGTERM to the leader, again after `patience` seconds, then SIGKILL to its group."""
-    rungs: tuple[Callable[[], None], ...] = (
+def _terminate(pid: int, grace: float) -> None:
+    """SIGTERM to the leader, again after `grace` seconds, then SIGKILL to its group."""
+    attempts: tuple[Callable[[], None], ...] = (
         lambda: os.kill(pid, signal.SIGTERM),
         lambda: os.kill(pid, signal.SIGTERM),
         lambda: os.killpg(pid, signal.SIGKILL),
     )
-    for rung in rungs:
-        rung()
-        deadline = time.monotonic() + patience
+    for attempt in attempts:
+        attempt()
+        deadline = time.monotonic() + grace
         while time.monotonic() < deadline:
             if _ended(pid):
                 return
@@ -97,7 +98,7 @@ def _ladder(pid: int, patience: float) -> None:
 
 
 def _reap_others(deadline: float) -> None:
-    """Collect what the group left, so that nothing of it exists any more when the keeper ends."""
+    """Collect what the group left, so that nothing of it exists any more when the supervisor ends."""
     with contextlib.suppress(ChildProcessError):  # none left
         while time.monotonic() < deadline:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
@@ -105,4 +106,4 @@ def _reap_others(deadline: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(keep(sys.argv[2:], float(sys.argv[1])))
+    sys.exit(supervise(sys.argv[2:], float(sys.argv[1])))

@@ -1,7 +1,7 @@
 """vLLM's DeciLM, whose layers may also differ in how many query heads they have. Imported by vLLM alone, at need.
 
 DeciLM takes the number of query heads from the whole model's configuration. Here each layer is given a configuration
-of its own, in which that number is the layer's; all else is DeciLM's.
+of its own, in which that number is the layer's; all else is DeciLM's. How a model came by them is not known here.
 """
 
 import copy
@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.nemotron_nas import DeciLMDecoderLayer, DeciLMForCausalLM, DeciModel
 
 
-class UnevenLayer(DeciLMDecoderLayer):
+class HeterogeneousLayer(DeciLMDecoderLayer):
     """A layer with as many query heads as its entry in `block_configs` says."""
 
     def __init__(self, config: Any, layer_idx: int, *others: Any, **named: Any) -> None:
@@ -22,7 +22,7 @@ class UnevenLayer(DeciLMDecoderLayer):
 
 
 class UnevenHeadsForCausalLM(DeciLMForCausalLM):
-    """DeciLM of such layers."""
+    """DeciLM of such layers. Published folders name this class in config.json, so its name stays as it is."""
 
     def _init_model(self, vllm_config: VllmConfig, prefix: str = "") -> DeciModel:
-        return DeciModel(vllm_config=vllm_config, prefix=prefix, layer_type=UnevenLayer)
+        return DeciModel(vllm_config=vllm_config, prefix=prefix, layer_type=HeterogeneousLayer)

@@ -2,8 +2,8 @@
 known.
 
 vLLM prints the same failure several times, by several processes, under prefixes, and ends with an error that
-says only "see root cause above". This file is the table of what is known about those lines; it starts
-nothing.
+says only "see root cause above". This file is the table of what is known about those lines; it knows nothing
+about processes and starts none.
 """
 
 import re
@@ -175,7 +175,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def find(log: str) -> Cause | None:
+def find_cause(log: str) -> Cause | None:
     """The first cause in a log of vLLM; None where no line looks like one.
 
     A known cause anywhere in the log wins over an unknown one before it, for vLLM also logs exceptions it
@@ -184,9 +184,9 @@ def find(log: str) -> Cause | None:
     messages = list(_messages(log))
     for message in messages:
         for pattern, what, fix in _KNOWN:
-            found = re.search(pattern, message)
-            if found:
-                return Cause(_shorten(found.expand(what) if what else message), fix)
+            match = re.search(pattern, message)
+            if match:
+                return Cause(_shorten(match.expand(what) if what else message), fix)
     return Cause(_shorten(messages[0]), "") if messages else None
 
 
@@ -197,10 +197,10 @@ def _messages(log: str) -> list[str]:
     for index, line in enumerate(lines):
         if _COMPLAINT.match(line):
             messages.append(line)
-        found = _EXCEPTION.match(line)
-        if not found:
+        exception = _EXCEPTION.match(line)
+        if not exception:
             continue
-        kind, text = found[1], found[2] or ""
+        kind, text = exception[1], exception[2] or ""
         if kind == "ValidationError":  # pydantic's second line carries the message
             following = lines[index + 1].strip() if index + 1 < len(lines) else ""
             text = following.removeprefix("Value error, ") or text

