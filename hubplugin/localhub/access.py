@@ -1,8 +1,8 @@
 """Who may do what: owners of namespaces, private repos, gated repos.
 
 A namespace belongs to the user of that name. A namespace without such a user belongs to the first user who created
-something in it. A private repo looks like a missing one to everybody but its owner. This module knows no HTTP request;
-`users` has found out who sent it.
+something in it. A private repo looks like a missing one to everybody but its owner. This module knows no HTTP
+request; `users` authenticates its sender.
 """
 
 import sqlite3

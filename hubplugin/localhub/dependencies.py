@@ -68,8 +68,8 @@ class RequestContext:
     def repo_for_commit(self, db: sqlite3.Connection, create_pr: bool) -> Repo:
         """The repo in the URL path, where the sender may commit to the path's revision. Raises 401, 403, 404.
 
-        Everybody who sees the repo may commit to a new pull request, its author to an open one, and the owner of the
-        repo to anything.
+        Every user who sees the repo may commit to a new pull request, its author to an open one, and the owner of
+        the repo to every branch and pull request.
         """
         repo = self.repo(db, "contribute")
         if create_pr:

@@ -18,7 +18,7 @@ from hubplugin.localhub.validation import check_repo_id
 
 router = APIRouter()
 
-MAX_POSITION = 10**6
+MAX_POSITION = 10**6  # means the end of the list
 
 
 def _load(context: RequestContext, db: sqlite3.Connection) -> dict[str, Any]:
@@ -166,7 +166,8 @@ def update_or_delete_item(context: Context, body: JsonBody, item_id: str) -> dic
         if context.request.method == "PATCH":
             item["note"] = string_field(body, "note", item["note"])
             position = body.get("position")
-            valid = isinstance(position, int) and position >= 0
-            items.insert(min(position, MAX_POSITION) if valid else MAX_POSITION, item)
+            if not isinstance(position, int) or position < 0:
+                position = MAX_POSITION
+            items.insert(min(position, MAX_POSITION), item)
         _save(db, collection)
     return {"success": True}

@@ -42,7 +42,7 @@ def create_repo(context: Context, body: JsonBody) -> JSONResponse:
         context.hub.access.claim_namespace(db, user, repo_id.split("/")[0])
         existing = repos.find(db, kind, repo_id)
         repo = existing or repos.create(db, kind, repo_id, _private_field(body), user.name)
-    response = {"url": context.repo_url(repo), "name": repo.name, "id": repo.name}
+    response: dict[str, Any] = {"url": context.repo_url(repo), "name": repo.name, "id": repo.name}
     if existing:  # with exist_ok, clients read the URL from the error
         message = f"You already created this {TYPE_OF_KIND[kind]} repo: {repo.name}"
         raise http_error(409, "Conflict", message, **response)
