@@ -1,4 +1,4 @@
-"""A running hub for tests, and official clients that talk to it from processes and homes of their own."""
+"""Official clients for tests, each in its own process with its own home folder."""
 
 import os
 import subprocess
@@ -12,9 +12,10 @@ BIN = Path(sys.executable).parent
 
 
 def client_env(home: Path, url: str, token: str | None, xet: bool = True) -> dict[str, str]:
-    """An environment in which official clients know one hub, one token and an empty home."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-    return kept | {
+    """Environment variables that point an official client to a hub, a token and a home folder."""
+    prefixes = ("HF_", "HUGGING", "TRANSFORMERS_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    return inherited | {
         "HOME": str(home),
         "HF_HOME": str(home / "hf"),
         "HF_ENDPOINT": url,
@@ -36,21 +37,21 @@ from huggingface_hub import *
 from huggingface_hub.errors import *
 api = HfApi()
 
-def refused(status, kind, call, *args, **more):
+def refused(status, error_type, method, *args, **kwargs):
     try:
-        call(*args, **more)
-    except kind as error:
+        method(*args, **kwargs)
+    except error_type as error:
         assert error.response.status_code == status, error
         assert error.response.headers["x-error-code"], error
         return error
-    raise AssertionError(f"{call.__name__} was not refused")
+    raise AssertionError(f"{method.__name__} was not refused")
 """
 
 
 def client(hub: Running, home: Path, script: str, token: str | None = "", xet: bool = True) -> str:
-    """Run a script in a process of its own, as the hub's own user unless a token is given; what it printed."""
+    """Run a script in a new process; return its stdout. An empty token means that of the hub's first user."""
     env = client_env(home, hub.url, hub.token if token == "" else token, xet)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(script)],
         env=env,
         cwd=home,
@@ -58,19 +59,19 @@ def client(hub: Running, home: Path, script: str, token: str | None = "", xet: b
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout
+    assert process.returncode == 0, process.stderr[-6000:]
+    return process.stdout
 
 
-def hf(hub: Running, home: Path, *words: str) -> str:
-    """Run the `hf` command; its stdout."""
-    done = subprocess.run(
-        [BIN / "hf", *words],
+def hf(hub: Running, home: Path, *arguments: str) -> str:
+    """Run the `hf` command; return its stdout."""
+    process = subprocess.run(
+        [BIN / "hf", *arguments],
         env=client_env(home, hub.url, hub.token),
         cwd=home,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, f"hf {' '.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout
+    assert process.returncode == 0, f"hf {' '.join(arguments)}\n{process.stdout[-3000:]}{process.stderr[-3000:]}"
+    return process.stdout

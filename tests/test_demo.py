@@ -1,4 +1,4 @@
-"""The main job as a newcomer starts it."""
+"""`hubplugin demo`, as a new user runs it."""
 
 import re
 import subprocess
@@ -15,11 +15,12 @@ from hubplugin import report
 @pytest.mark.serve
 @pytest.mark.timeout(1200)
 def test_the_demo_goes_from_an_empty_folder_to_an_answer_in_the_chat_page(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "hubplugin", "demo", "--once", "--out", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"Answer: +\w+", done.stdout), done.stdout[-500:]
+    command = [sys.executable, "-m", "hubplugin", "demo", "--once", "--out", str(tmp_path)]
+    demo = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert demo.returncode == 0, demo.stderr[-2000:]
+    assert re.search(r"Answer: +\w+", demo.stdout), demo.stdout[-500:]
     variants = [report.read(path.parent) for path in (tmp_path / "variants").glob("*/report.json")]
-    assert len(variants) == 5 and all(made.passed for made in variants)
-    left = [child.info["cmdline"] for child in psutil.process_iter(["cmdline"])]
-    assert not [words for words in left if str(tmp_path) in " ".join(words or [])], "something was left running"
+    assert len(variants) == 5 and all(variant.passed for variant in variants)
+    command_lines = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+    still_running = [words for words in command_lines if str(tmp_path) in " ".join(words or [])]
+    assert not still_running

@@ -1,9 +1,10 @@
-"""The embedded hub without an official client: bad input, rights that no client tests, and what lies on disk."""
+"""The embedded hub over plain HTTP and below: invalid input, permissions, and what is on disk."""
 
 import base64
 import hashlib
 import json
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -19,15 +20,20 @@ from fastapi import HTTPException
 
 from hubplugin import localhub
 from hubplugin.errors import ServeError
-from hubplugin.localhub import metadata, pulls, repos
-from hubplugin.localhub.repos import Entry, Tree
 from hubplugin.localhub.server import Running
+from hubplugin.localhub import git
+from hubplugin.localhub import metadata
+from hubplugin.localhub import pull_requests
+from hubplugin.localhub import repos
+from hubplugin.localhub.git import Commit, CommitDetails, Tree, TreeEntry
+from hubplugin.localhub.pull_requests import NewDiscussion
+from hubplugin.localhub.repos import Repo
 from hubplugin.localhub.store import Store
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """One hub with a repo local/m that holds a.txt; tests leave that as it is."""
+    """One hub for all tests, with a repo local/m that has a.txt. Tests do not change that file."""
     with localhub.start(tmp_path_factory.mktemp("hub")) as running:
         with client(running) as http:
             http.post("/api/repos/create", json={"name": "m"})
@@ -45,7 +51,7 @@ def client(hub: Running, token: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=hub.url, headers={"authorization": f"Bearer {token or hub.token}"}, trust_env=False)
 
 
-def body(files: dict[str, bytes], **header: str) -> bytes:
+def commit_body(files: dict[str, bytes], **header: str) -> bytes:
     lines: list[dict[str, Any]] = [{"key": "header", "value": {"summary": "s", **header}}]
     for path, data in files.items():
         value = {"path": path, "encoding": "base64", "content": base64.b64encode(data).decode()}
@@ -54,7 +60,7 @@ def body(files: dict[str, bytes], **header: str) -> bytes:
 
 
 def commit(http: httpx.Client, repo: str, files: dict[str, bytes], **header: str) -> httpx.Response:
-    return http.post(f"/api/models/{repo}/commit/main", content=body(files, **header))
+    return http.post(f"/api/models/{repo}/commit/main", content=commit_body(files, **header))
 
 
 PATHS = [
@@ -85,12 +91,12 @@ def test_a_path_that_could_leave_a_folder_is_refused(http: httpx.Client, path: s
         {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": "0" * 64}},
     ):
         raw = b'{"key": "header", "value": {"summary": "s"}}\n' + json.dumps(operation).encode()
-        answer = http.post("/api/models/local/m/commit/main", content=raw)
-        assert (answer.status_code, answer.headers["x-error-code"]) == (422, "InvalidPath")
-    answer = http.post(
+        response = http.post("/api/models/local/m/commit/main", content=raw)
+        assert (response.status_code, response.headers["x-error-code"]) == (422, "InvalidPath")
+    response = http.post(
         "/api/models/local/m/preupload/main", content=json.dumps({"files": [{"path": path, "size": 1, "sample": ""}]})
     )
-    assert answer.status_code == 422
+    assert response.status_code == 422
     assert http.get("/api/models/local/m").json()["sha"] == head
 
 
@@ -141,18 +147,22 @@ MALFORMED = [
     (
         "POST",
         "/api/models/local/m/commit/main",
-        body({}).replace(b"}}", b"}}\n")
+        commit_body({}).replace(b"}}", b"}}\n")
         + b'{"key": "file", "value": {"path": "a", "content": 5, "encoding": "base64"}}',
     ),
     (
         "POST",
         "/api/models/local/m/commit/main",
-        body({}) + b'\n{"key": "file", "value": {"path": "a", "content": "!", "encoding": "base64"}}',
+        commit_body({}) + b'\n{"key": "file", "value": {"path": "a", "content": "!", "encoding": "base64"}}',
     ),
-    ("POST", "/api/models/local/m/commit/main", body({}) + b'\n{"key": "deletedFile", "value": {"path": "no"}}'),
-    ("POST", "/api/models/local/m/commit/main", body({}) + b'\n{"key": "lfsFile", "value": {"path": "a", "oid": 5}}'),
-    ("POST", "/api/models/local/m/commit/no", body({"a": b""})),
-    ("POST", "/api/models/local/m/commit/None", body({"a": b""})),
+    ("POST", "/api/models/local/m/commit/main", commit_body({}) + b'\n{"key": "deletedFile", "value": {"path": "no"}}'),
+    (
+        "POST",
+        "/api/models/local/m/commit/main",
+        commit_body({}) + b'\n{"key": "lfsFile", "value": {"path": "a", "oid": 5}}',
+    ),
+    ("POST", "/api/models/local/m/commit/no", commit_body({"a": b""})),
+    ("POST", "/api/models/local/m/commit/None", commit_body({"a": b""})),
     ("POST", "/api/models/local/m/preupload/main", {"files": [5]}),
     ("POST", "/api/models/local/m/preupload/no", {"files": []}),
     ("POST", "/local/m.git/info/lfs/objects/batch", {"operation": "download", "objects": []}),
@@ -187,18 +197,18 @@ MALFORMED = [
 @pytest.mark.parametrize(("method", "url", "content"), MALFORMED)
 def test_what_makes_no_sense_is_the_clients_mistake(http: httpx.Client, method: str, url: str, content: Any) -> None:
     raw = json.dumps(content).encode() if isinstance(content, dict) else content
-    answer = http.request(method, url, content=raw)
-    assert 400 <= answer.status_code < 500
-    assert answer.headers["x-error-code"]
+    response = http.request(method, url, content=raw)
+    assert 400 <= response.status_code < 500
+    assert response.headers["x-error-code"]
 
 
 def test_every_door_is_shut_without_a_token(hub: Running) -> None:
-    with httpx.Client(base_url=hub.url, trust_env=False) as nobody:
+    with httpx.Client(base_url=hub.url, trust_env=False) as anonymous:
         for method, url, content in MALFORMED:
             if method != "GET" and not url.startswith(("/lfs", "/xet", "/api/validate-yaml")):
                 raw = json.dumps(content).encode() if isinstance(content, dict) else content
-                assert 400 <= nobody.request(method, url, content=raw).status_code < 500, url
-        good = [
+                assert 400 <= anonymous.request(method, url, content=raw).status_code < 500, url
+        valid_requests = [
             ("POST", "/api/repos/create", {"name": "x"}),
             ("DELETE", "/api/repos/delete", {"name": "m", "organization": "local"}),
             ("PUT", "/api/models/local/m/settings", {"private": True}),
@@ -210,110 +220,110 @@ def test_every_door_is_shut_without_a_token(hub: Running) -> None:
             ("POST", "/local/m.git/info/lfs/objects/batch", {"operation": "upload", "objects": []}),
             ("POST", "/api/collections", {"title": "t", "namespace": "local"}),
         ]
-        for method, url, content in good:
-            assert nobody.request(method, url, json=content).status_code == 401, url
-        assert nobody.post("/api/models/local/m/commit/main", content=body({"b": b""})).status_code == 401
+        for method, url, content in valid_requests:
+            assert anonymous.request(method, url, json=content).status_code == 401, url
+        assert anonymous.post("/api/models/local/m/commit/main", content=commit_body({"b": b""})).status_code == 401
 
 
 def test_ranges_are_served_and_refused(http: httpx.Client) -> None:
     url = "/local/m/resolve/main/a.txt"
-    for asked, status, content in (
+    for byte_range, status, content in (
         ("bytes=0-3", 206, b"0123"),
         ("bytes=7-", 206, b"789"),
         ("bytes=-2", 206, b"89"),
         ("bytes=0-100000", 206, b"0123456789"),
     ):
-        answer = http.get(url, headers={"range": asked})
-        assert (answer.status_code, answer.content) == (status, content)
-        assert answer.headers["content-range"].endswith("/10")
-    answer = http.get(url, headers={"range": "bytes=10-"})
-    assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */10")
-    assert answer.headers["x-error-code"]
+        response = http.get(url, headers={"range": byte_range})
+        assert (response.status_code, response.content) == (status, content)
+        assert response.headers["content-range"].endswith("/10")
+    response = http.get(url, headers={"range": "bytes=10-"})
+    assert (response.status_code, response.headers["content-range"]) == (416, "bytes */10")
+    assert response.headers["x-error-code"]
     head = http.head(url)
     assert (head.headers["content-length"], head.content) == ("10", b"")
     assert head.headers["etag"] == '"' + hashlib.sha1(b"blob 10\x000123456789").hexdigest() + '"'
     assert len(head.headers["x-repo-commit"]) == 40
 
 
-def lfs_address(http: httpx.Client, repo: str, data: bytes) -> dict[str, Any]:
+def lfs_batch(http: httpx.Client, repo: str, data: bytes) -> dict[str, Any]:
     objects = [{"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}]
-    answer = http.post(f"/{repo}.git/info/lfs/objects/batch", json={"operation": "upload", "objects": objects})
-    return answer.json()["objects"][0]
+    response = http.post(f"/{repo}.git/info/lfs/objects/batch", json={"operation": "upload", "objects": objects})
+    return response.json()["objects"][0]
 
 
-def link(http: httpx.Client, repo: str, data: bytes, path: str = "w.bin") -> httpx.Response:
+def commit_lfs_file(http: httpx.Client, repo: str, data: bytes, path: str = "w.bin") -> httpx.Response:
     value = {"path": path, "algo": "sha256", "oid": hashlib.sha256(data).hexdigest(), "size": len(data)}
     return http.post(
         f"/api/models/{repo}/commit/main",
-        content=body({}) + b"\n" + json.dumps({"key": "lfsFile", "value": value}).encode(),
+        content=commit_body({}) + b"\n" + json.dumps({"key": "lfsFile", "value": value}).encode(),
     )
 
 
 def test_an_upload_address_is_good_for_one_object_only(http: httpx.Client) -> None:
     data = b"weights" * 100
-    href = lfs_address(http, "local/m", data)["actions"]["upload"]["href"]
-    with httpx.Client(trust_env=False) as nobody:
-        for wrong, status in (
+    href = lfs_batch(http, "local/m", data)["actions"]["upload"]["href"]
+    with httpx.Client(trust_env=False) as anonymous:
+        for changed_href, status in (
             (href.replace("repo=1", "repo=2"), 403),
             (href.replace("expires=1", "expires=9"), 403),
             (href.replace(f"size={len(data)}", f"size={len(data) + 1}"), 403),
             (href[:-1] + ("0" if href[-1] != "0" else "1"), 403),
         ):
-            assert wrong != href
-            assert nobody.put(wrong, content=data).status_code == status
-        assert nobody.put(href, content=data[:-1]).status_code == 400
-        assert nobody.put(href, content=b"x" + data[1:]).status_code == 400
-        assert nobody.put(href, content=data + b"x").status_code == 413
-        assert link(http, "local/m", data).status_code == 400
-        assert nobody.put(href, content=data).status_code == 200
-    assert "actions" not in lfs_address(http, "local/m", data)
+            assert changed_href != href
+            assert anonymous.put(changed_href, content=data).status_code == status
+        assert anonymous.put(href, content=data[:-1]).status_code == 400
+        assert anonymous.put(href, content=b"x" + data[1:]).status_code == 400
+        assert anonymous.put(href, content=data + b"x").status_code == 413
+        assert commit_lfs_file(http, "local/m", data).status_code == 400
+        assert anonymous.put(href, content=data).status_code == 200
+    assert "actions" not in lfs_batch(http, "local/m", data)
 
 
 def test_a_full_disk_is_said_and_commits_nothing(
     hub: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(store: Store, part: Path, sha256: str) -> None:
+    def no_space_left(store: Store, path: Path, sha256: str) -> None:
         raise OSError(28, "No space left on device")
 
     head = http.get("/api/models/local/m").json()["sha"]
-    monkeypatch.setattr(Store, "adopt", full)
-    answer = commit(http, "local/m", {"b.txt": b"never stored before"})
-    assert (answer.status_code, answer.headers["x-error-code"]) == (507, "Storage")
+    monkeypatch.setattr(Store, "add_file", no_space_left)
+    response = commit(http, "local/m", {"b.txt": b"never stored before"})
+    assert (response.status_code, response.headers["x-error-code"]) == (507, "Storage")
     assert list((hub.root / "incoming").iterdir()) == []
     assert http.get("/api/models/local/m").json()["sha"] == head
 
 
 def test_a_body_without_end_is_cut_off(http: httpx.Client) -> None:
-    answer = http.post("/api/repos/create", content=b" " * (16 * 2**20 + 1))
-    assert (answer.status_code, answer.headers["x-error-code"]) == (413, "TooLarge")
+    response = http.post("/api/repos/create", content=b" " * (16 * 2**20 + 1))
+    assert (response.status_code, response.headers["x-error-code"]) == (413, "TooLarge")
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(hub: Running, http: httpx.Client) -> None:
     data = b"never whole" * 1000
-    address = httpx.URL(lfs_address(http, "local/m", data)["actions"]["upload"]["href"])
-    with socket.create_connection((address.host, address.port or 80)) as wire:
-        head = f"PUT {address.raw_path.decode()} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
-        wire.sendall(head.encode() + data[:5000])
-        waiting = hub.root / "incoming"
-        while not any(waiting.iterdir()):  # the hub has begun to write; the test's own time limit ends this
+    address = httpx.URL(lfs_batch(http, "local/m", data)["actions"]["upload"]["href"])
+    with socket.create_connection((address.host, address.port or 80)) as connection:
+        request_head = f"PUT {address.raw_path.decode()} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(request_head.encode() + data[:5000])
+        incoming = hub.root / "incoming"
+        while not any(incoming.iterdir()):  # until the hub has begun to write; the test's time limit ends this
             time.sleep(0.01)
-    while any(waiting.iterdir()):
+    while any(incoming.iterdir()):
         time.sleep(0.01)
-    assert link(http, "local/m", data).status_code == 400
+    assert commit_lfs_file(http, "local/m", data).status_code == 400
 
 
 def test_of_commits_on_one_parent_one_wins_and_without_parent_all_land(hub: Running, http: httpx.Client) -> None:
     http.post("/api/repos/create", json={"name": "busy"})
     head = http.get("/api/models/local/busy").json()["sha"]
 
-    def one(number: int, **header: str) -> int:
+    def status_of_commit(number: int, **header: str) -> int:
         with client(hub) as session:
             return commit(session, "local/busy", {f"{number}{len(header)}.txt": b"x"}, **header).status_code
 
     with ThreadPoolExecutor(8) as pool:
-        raced = list(pool.map(lambda number: one(number, parentCommit=head), range(8)))
-        assert sorted(raced) == [200] + [412] * 7
-        assert list(pool.map(one, range(8))) == [200] * 8
+        statuses = list(pool.map(lambda number: status_of_commit(number, parentCommit=head), range(8)))
+        assert sorted(statuses) == [200] + [412] * 7
+        assert list(pool.map(status_of_commit, range(8))) == [200] * 8
     assert len(http.get("/api/models/local/busy").json()["siblings"]) == 9
     assert len(http.get("/api/models/local/busy/commits/main").json()) == 10
 
@@ -321,17 +331,17 @@ def test_of_commits_on_one_parent_one_wins_and_without_parent_all_land(hub: Runn
 def test_knowing_the_hash_of_a_private_file_does_not_open_it(hub: Running, http: httpx.Client) -> None:
     data = b"secret" * 50
     http.post("/api/repos/create", json={"name": "hidden", "private": True})
-    http.put(lfs_address(http, "local/hidden", data)["actions"]["upload"]["href"], content=data)
-    assert link(http, "local/hidden", data).status_code == 200
-    with client(hub, localhub.add_user(hub.root, "thief")) as thief:
-        thief.post("/api/repos/create", json={"name": "mine"})
-        assert link(thief, "thief/mine", data).status_code == 400
-        assert "actions" in lfs_address(thief, "thief/mine", data)
+    http.put(lfs_batch(http, "local/hidden", data)["actions"]["upload"]["href"], content=data)
+    assert commit_lfs_file(http, "local/hidden", data).status_code == 200
+    with client(hub, localhub.add_user(hub.root, "thief")) as other:
+        other.post("/api/repos/create", json={"name": "mine"})
+        assert commit_lfs_file(other, "thief/mine", data).status_code == 400
+        assert "actions" in lfs_batch(other, "thief/mine", data)
 
 
 def test_a_card_that_the_hub_would_refuse_is_refused(http: httpx.Client) -> None:
-    answer = commit(http, "local/m", {"README.md": b"---\nlicense: [MIT License!]\n---\n"})
-    assert (answer.status_code, answer.headers["x-error-code"]) == (400, "BadMetadata")
+    response = commit(http, "local/m", {"README.md": b"---\nlicense: [MIT License!]\n---\n"})
+    assert (response.status_code, response.headers["x-error-code"]) == (400, "BadMetadata")
     assert http.post("/api/validate-yaml", json={"content": "# no metadata"}).json()["warnings"]
 
 
@@ -355,7 +365,7 @@ def test_a_card_that_the_hub_would_refuse_is_refused(http: httpx.Client) -> None
     ],
 )
 def test_bad_metadata_is_found(yaml_text: str) -> None:
-    data, errors = metadata.front_matter(f"---\n{yaml_text}\n---\ntext")
+    data, errors = metadata.parse_card(f"---\n{yaml_text}\n---\ntext")
     assert errors
     json.dumps(data)
 
@@ -365,7 +375,7 @@ def test_good_metadata_becomes_tags() -> None:
     text += "base_model: a/b\nbase_model_relation: quantized\n"
     result = "task: {type: t}, dataset: {type: d, name: D}, metrics: [{type: x, value: 1}]"
     text += f"model-index: [{{name: m, results: [{{{result}}}]}}]"
-    data, errors = metadata.front_matter(f"---\r\n{text}\r\n---\r\n")
+    data, errors = metadata.parse_card(f"---\r\n{text}\r\n---\r\n")
     assert errors == [] and data["day"] == "2025-01-02"
     assert metadata.tags(data) == ["gptq", "en", "de", "license:mit", "base_model:a/b", "base_model:quantized:a/b"]
 
@@ -377,23 +387,23 @@ def test_tokens_are_kept_private_and_given_ones_are_not_kept(tmp_path: Path, mon
     with localhub.start(tmp_path / "a") as hub:
         assert (hub.root / "token").read_text().strip() == hub.token
         assert stat.S_IMODE((hub.root / "token").stat().st_mode) == 0o600
-        first = hub.token
+        first_token = hub.token
     with localhub.start(tmp_path / "a") as hub:
-        assert hub.token == first
+        assert hub.token == first_token
     monkeypatch.setenv("HUBPLUGIN_HUB_TOKEN", "from-the-environment")
     with localhub.start(tmp_path / "b") as hub:
         assert hub.token == "from-the-environment"
         assert client(hub).get("/api/whoami-v2").status_code == 200
-    everything = b"".join(path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file())
-    assert b"from-the-environment" not in everything
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert b"from-the-environment" not in stored
 
 
 def test_a_broken_list_of_users_is_an_error_at_the_start_and_ignored_later(tmp_path: Path) -> None:
     with localhub.start(tmp_path) as hub:
         (tmp_path / "users.json").write_text("{")
         assert client(hub).get("/api/whoami-v2").status_code == 200
-    for wrong in ("{", "[]", '{"a": {}}', '{"a": {"role": "king", "token_sha256": "' + "0" * 64 + '"}}'):
-        (tmp_path / "users.json").write_text(wrong)
+    for invalid in ("{", "[]", '{"a": {}}', '{"a": {"role": "king", "token_sha256": "' + "0" * 64 + '"}}'):
+        (tmp_path / "users.json").write_text(invalid)
         with pytest.raises(ServeError, match="users"), localhub.start(tmp_path):
             pass
     (tmp_path / "users.json").unlink()
@@ -412,9 +422,9 @@ def test_a_user_who_cannot_be_is_refused(tmp_path: Path, name: str, role: str) -
 def test_a_port_or_a_root_in_use_is_an_error_in_three_parts(tmp_path: Path) -> None:
     with localhub.start(tmp_path) as hub:
         port = int(hub.url.rsplit(":", 1)[1])
-        with pytest.raises(ServeError) as taken:
+        with pytest.raises(ServeError) as error:
             localhub.serve(tmp_path / "other", port=port)
-        assert (taken.value.where, taken.value.fix) == (f"127.0.0.1:{port}", "free the port or give another")
+        assert (error.value.where, error.value.fix) == (f"127.0.0.1:{port}", "free the port or give another")
         with pytest.raises(ServeError, match="held by another hub"), localhub.start(tmp_path):
             pass
     (tmp_path / "file").write_text("")
@@ -442,8 +452,8 @@ except KeyboardInterrupt:
     assert token not in line
     httpx.get(line.split()[1] + "/api/models", trust_env=False).raise_for_status()
     process.send_signal(2)
-    rest = process.communicate(timeout=30)[1]
-    assert (process.returncode, rest) == (130, "")
+    remaining_stderr = process.communicate(timeout=30)[1]
+    assert (process.returncode, remaining_stderr) == (130, "")
 
 
 def free_port() -> int:
@@ -457,25 +467,31 @@ def free_port() -> int:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "store")
-    yield opened
-    opened.close()
+    store = Store(tmp_path / "store")
+    yield store
+    store.close()
 
 
-def adds(**texts: str | None) -> Any:
-    """A change of a tree: files to set, or to remove where the text is None."""
+def commit_texts(
+    db: sqlite3.Connection, repo: Repo, title: str, texts: dict[str, str | None], ref: str = "refs/heads/main"
+) -> Commit:
+    """Commit files with these texts. A file whose text is None is deleted."""
 
-    def change(tree: Tree) -> Tree:
+    def change_tree(tree: Tree) -> Tree:
         for path, text in texts.items():
             tree.pop(path, None)
             if text is not None:
-                tree[path] = Entry(text, text, len(text), lfs=False)
+                tree[path] = TreeEntry(text, text, len(text), lfs=False)
         return tree
 
-    return change
+    return git.create_commit(db, repo.id, ref, change_tree, CommitDetails(title, "", "a"))
 
 
-def texts(tree: Tree) -> dict[str, str]:
+def open_pull_request(db: sqlite3.Connection, repo: Repo) -> int:
+    return pull_requests.open_discussion(db, repo, NewDiscussion("t", "", "b", is_pull_request=True, status="open"))
+
+
+def texts_of(tree: Tree) -> dict[str, str]:
     return {path: entry.sha256 for path, entry in tree.items()}
 
 
@@ -487,49 +503,49 @@ def test_a_commit_that_fails_leaves_nothing(store: Store) -> None:
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError), store.write() as db:
-        repos.commit(db, repo, "refs/heads/main", adds(x="1"), "first", "", "a")
-        repos.commit(db, repo, "refs/heads/main", fail, "second", "", "a")
+        commit_texts(db, repo, "first", {"x": "1"})
+        git.create_commit(db, repo.id, "refs/heads/main", fail, CommitDetails("second", "", "a"))
     with store.read() as db:
-        assert [c.title for c in repos.history(db, repo, repos.resolve(db, repo, "main"))] == ["initial commit"]
+        commits = git.history(db, repo.id, git.resolve(db, repo.id, "main"))
+        assert [commit.title for commit in commits] == ["initial commit"]
 
 
 def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.part().write_bytes(b"half")
-    sha256 = store.put(b"whole")
+    store.temporary_path().write_bytes(b"half")
+    sha256 = store.add_bytes(b"whole")
     store.close()
     store = Store(tmp_path)
     assert list(store.incoming.iterdir()) == []
-    assert store.blob(sha256).read_bytes() == b"whole"
+    assert store.blob_path(sha256).read_bytes() == b"whole"
     store.close()
 
 
 def test_a_merge_keeps_both_sides_and_tells_conflicts(store: Store) -> None:
     with store.write() as db:
         repo = repos.create(db, "models", "a/b", False, "a")
-        repos.commit(
-            db, repo, "refs/heads/main", adds(same="0", ours="0", theirs="0", gone="0", both="0"), "base", "", "a"
-        )
-        num = pulls.discuss(db, repo, "t", "", "b", "main", pull=True, status="open")
-        repos.commit(db, repo, f"refs/pr/{num}", adds(theirs="1", gone=None, new="1", both="2"), "theirs", "", "b")
-        repos.commit(db, repo, "refs/heads/main", adds(ours="1", also="1", both="2"), "ours", "", "a")
-        merged = pulls.merge(db, repo, num, "a")
-        assert texts(merged.tree) == {"same": "0", "ours": "1", "theirs": "1", "new": "1", "also": "1", "both": "2"}
+        commit_texts(db, repo, "base", dict.fromkeys(("same", "ours", "theirs", "gone", "both"), "0"))
+        num = open_pull_request(db, repo)
+        theirs = {"theirs": "1", "gone": None, "new": "1", "both": "2"}
+        commit_texts(db, repo, "theirs", theirs, f"refs/pr/{num}")
+        commit_texts(db, repo, "ours", {"ours": "1", "also": "1", "both": "2"})
+        merged = pull_requests.merge(db, repo, num, "a")
+        assert texts_of(merged.tree) == {"same": "0", "ours": "1", "theirs": "1", "new": "1", "also": "1", "both": "2"}
 
-        num = pulls.discuss(db, repo, "t", "", "b", "main", pull=True, status="open")
-        repos.commit(db, repo, f"refs/pr/{num}", adds(same=None), "theirs", "", "b")
-        repos.commit(db, repo, "refs/heads/main", adds(same="1"), "ours", "", "a")
+        num = open_pull_request(db, repo)
+        commit_texts(db, repo, "theirs", {"same": None}, f"refs/pr/{num}")
+        commit_texts(db, repo, "ours", {"same": "1"})
         with pytest.raises(HTTPException, match="409"):
-            pulls.merge(db, repo, num, "a")
+            pull_requests.merge(db, repo, num, "a")
 
 
 def test_the_last_change_of_files_and_folders_is_found(store: Store) -> None:
     with store.write() as db:
         repo = repos.create(db, "models", "a/b", False, "a")
-        first = repos.commit(db, repo, "refs/heads/main", adds(**{"d/x": "1", "d/y": "1", "z": "1"}), "1", "", "a")
-        second = repos.commit(db, repo, "refs/heads/main", adds(**{"d/y": "2"}), "2", "", "a")
-        found = repos.last_changes(db, repo, second, {"d", "d/x", "d/y", "z"})
-    assert {path: c.oid for path, c in found.items()} == {
+        first = commit_texts(db, repo, "1", {"d/x": "1", "d/y": "1", "z": "1"})
+        second = commit_texts(db, repo, "2", {"d/y": "2"})
+        last_commits = git.last_commits(db, repo.id, second, {"d", "d/x", "d/y", "z"})
+    assert {path: commit.oid for path, commit in last_commits.items()} == {
         "d": second.oid,
         "d/y": second.oid,
         "d/x": first.oid,
@@ -540,8 +556,8 @@ def test_the_last_change_of_files_and_folders_is_found(store: Store) -> None:
 def test_short_hashes_must_be_clear_and_long_enough(store: Store) -> None:
     with store.write() as db:
         repo = repos.create(db, "models", "a/b", False, "a")
-        head = repos.resolve(db, repo, "main").oid
-        assert repos.resolve(db, repo, head[:7]).oid == head
-        for wrong in (head[:6], "0" * 40, head.upper(), ""):
+        head = git.resolve(db, repo.id, "main").oid
+        assert git.resolve(db, repo.id, head[:7]).oid == head
+        for revision in (head[:6], "0" * 40, head.upper(), ""):
             with pytest.raises(HTTPException, match="404"):
-                repos.resolve(db, repo, wrong)
+                git.resolve(db, repo.id, revision)

@@ -14,7 +14,7 @@ TRANSPORTS = pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Running]:
-    """A hub where large files come in several parts where they come by LFS."""
+    """A hub that takes LFS files in several parts."""
     with localhub.start(tmp_path / "hub", part_bytes=400_000) as running:
         yield running
 
@@ -38,22 +38,22 @@ def test_a_commit_comes_back_as_it_went(hub: Running, tmp_path: Path, xet: bool)
         api.create_repo("my-org/m", exist_ok=True)
         before = api.model_info("my-org/m")
         assert before.private and api.list_repo_files("my-org/m") == []
-        adds = [CommitOperationAdd(path, data) for path, data in files.items()]
-        done = api.create_commit("my-org/m", adds, commit_message="all", parent_commit=before.sha)
+        operations = [CommitOperationAdd(path, data) for path, data in files.items()]
+        commit = api.create_commit("my-org/m", operations, commit_message="all", parent_commit=before.sha)
         assert api.whoami()["orgs"][0]["name"] == "my-org"
 
         folder = Path(snapshot_download("my-org/m"))
         assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
-        assert Path(hf_hub_download("my-org/m", "config.json", revision=done.oid[:10])).read_bytes() == b"{}"
+        assert Path(hf_hub_download("my-org/m", "config.json", revision=commit.oid[:10])).read_bytes() == b"{}"
         assert api.verify_repo_checksums("my-org/m").mismatches == []
 
         info = api.model_info("my-org/m", files_metadata=True)
-        assert info.sha == done.oid and info.card_data.license == "mit"
+        assert info.sha == commit.oid and info.card_data.license == "mit"
         assert {"gptq", "license:mit", "base_model:a/b"} <= set(info.tags)
         assert {s.rfilename: s.size for s in info.siblings} == {path: len(data) for path, data in files.items()}
         tree = {item.path: item for item in api.list_repo_tree("my-org/m", recursive=True, expand=True)}
         assert set(tree) == set(files) | {"deep", "deep/er"}
-        assert all(item.last_commit.oid == done.oid for item in tree.values())
+        assert all(item.last_commit.oid == commit.oid for item in tree.values())
         assert [item.path for item in api.list_repo_tree("my-org/m", "deep/er")] == ["deep/er/weights.bin"]
         assert api.file_exists("my-org/m", "config.json") and not api.file_exists("my-org/m", "no.json")
         refused(404, RemoteEntryNotFoundError, lambda: list(api.list_repo_tree("my-org/m", "no")))
@@ -73,15 +73,15 @@ def test_the_same_files_again_make_no_commit_and_a_stale_parent_is_told(
         tmp_path,
         """
         api.create_repo("local/m")
-        adds = lambda: [CommitOperationAdd("a.txt", b"one"), CommitOperationAdd("w.bin", b"\\0" * 900_000)]
+        operations = lambda: [CommitOperationAdd("a.txt", b"one"), CommitOperationAdd("w.bin", b"\\0" * 900_000)]
         first = api.model_info("local/m").sha
-        second = api.create_commit("local/m", adds(), commit_message="m").oid
-        assert api.create_commit("local/m", adds(), commit_message="again").oid == second
-        more = [CommitOperationAdd("b.txt", b"two")]
-        late = dict(commit_message="m", parent_commit=first)
-        error = refused(412, HfHubHTTPError, api.create_commit, "local/m", more, **late)
+        second = api.create_commit("local/m", operations(), commit_message="m").oid
+        assert api.create_commit("local/m", operations(), commit_message="again").oid == second
+        new_file = [CommitOperationAdd("b.txt", b"two")]
+        stale = dict(commit_message="m", parent_commit=first)
+        error = refused(412, HfHubHTTPError, api.create_commit, "local/m", new_file, **stale)
         assert "The branch was updated" in str(error)
-        api.create_commit("local/m", more, commit_message="m", parent_commit=second[:8])
+        api.create_commit("local/m", new_file, commit_message="m", parent_commit=second[:8])
         swap = [CommitOperationAdd("a.txt", b"other"), CommitOperationDelete("a.txt")]
         swap += [CommitOperationCopy("w.bin", "c/w.bin")]
         api.create_commit("local/m", swap, commit_message="m")
@@ -151,9 +151,9 @@ def test_pull_requests_of_strangers_are_merged_by_the_owner(hub: Running, tmp_pa
         """
         refused(403, HfHubHTTPError, api.upload_file, path_or_fileobj=b"2", path_in_repo="a.txt", repo_id="local/m")
         weights = os.urandom(900_000)
-        adds = [CommitOperationAdd("w.bin", weights), CommitOperationAdd("b.txt", b"b")]
-        made = api.create_commit("local/m", adds, commit_message="weights", create_pr=True)
-        assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
+        operations = [CommitOperationAdd("w.bin", weights), CommitOperationAdd("b.txt", b"b")]
+        pr = api.create_commit("local/m", operations, commit_message="weights", create_pr=True)
+        assert (pr.pr_num, pr.pr_revision) == (1, "refs/pr/1")
         assert Path(hf_hub_download("local/m", "w.bin", revision="refs/pr/1")).read_bytes() == weights
         api.upload_file(path_or_fileobj=b"c", path_in_repo="b.txt", repo_id="local/m", revision="refs/pr/1")
         assert "w.bin" not in api.list_repo_files("local/m")
@@ -193,32 +193,32 @@ def test_collections_group_repos(hub: Running, tmp_path: Path) -> None:
         """
         for name in ("a", "b"):
             api.create_repo(f"local/{name}", private=name == "b")
-        made = api.create_collection("Small & good", namespace="local", description="d")
-        assert api.create_collection("Small & good", namespace="local", exists_ok=True).slug == made.slug
-        api.add_collection_item(made.slug, "local/a", "model", note="3.2x smaller")
-        api.add_collection_item(made.slug, "local/b", "model")
-        refused(409, HfHubHTTPError, api.add_collection_item, made.slug, "local/a", "model")
-        assert len(api.add_collection_item(made.slug, "local/a", "model", exists_ok=True).items) == 2
-        refused(404, HfHubHTTPError, api.add_collection_item, made.slug, "local/no", "model")
-        first, second = api.get_collection(made.slug).items
+        collection = api.create_collection("Small & good", namespace="local", description="d")
+        assert api.create_collection("Small & good", namespace="local", exists_ok=True).slug == collection.slug
+        api.add_collection_item(collection.slug, "local/a", "model", note="3.2x smaller")
+        api.add_collection_item(collection.slug, "local/b", "model")
+        refused(409, HfHubHTTPError, api.add_collection_item, collection.slug, "local/a", "model")
+        assert len(api.add_collection_item(collection.slug, "local/a", "model", exists_ok=True).items) == 2
+        refused(404, HfHubHTTPError, api.add_collection_item, collection.slug, "local/no", "model")
+        first, second = api.get_collection(collection.slug).items
         assert (first.item_id, first.note, second.note) == ("local/a", "3.2x smaller", None)
-        api.update_collection_item(made.slug, first.item_object_id, note="new", position=1)
-        found = [(i.item_id, i.note) for i in api.get_collection(made.slug).items]
-        assert found == [("local/b", None), ("local/a", "new")]
-        anonymous = HfApi(token=False).get_collection(made.slug)
+        api.update_collection_item(collection.slug, first.item_object_id, note="new", position=1)
+        notes = [(i.item_id, i.note) for i in api.get_collection(collection.slug).items]
+        assert notes == [("local/b", None), ("local/a", "new")]
+        anonymous = HfApi(token=False).get_collection(collection.slug)
         assert [i.item_id for i in anonymous.items] == ["local/a"]
-        api.delete_collection_item(made.slug, second.item_object_id)
-        api.update_collection_metadata(made.slug, private=True)
-        assert [c.slug for c in api.list_collections(owner="local")] == [made.slug]
+        api.delete_collection_item(collection.slug, second.item_object_id)
+        api.update_collection_metadata(collection.slug, private=True)
+        assert [c.slug for c in api.list_collections(owner="local")] == [collection.slug]
         assert list(HfApi(token=False).list_collections(owner="local")) == []
-        api.delete_collection(made.slug)
-        refused(404, HfHubHTTPError, api.get_collection, made.slug)
+        api.delete_collection(collection.slug)
+        refused(404, HfHubHTTPError, api.get_collection, collection.slug)
         """,
     )
 
 
 def test_rights_are_what_the_real_hub_would_say(hub: Running, tmp_path: Path) -> None:
-    """Private, gated, somebody else's, read-only, wrong and no token: each its own named exception."""
+    """Private and gated repos, other users' repos, and read-only, invalid or missing tokens: each has its exception."""
     other = localhub.add_user(hub.root, "other")
     reader = localhub.add_user(hub.root, "reader", role="read")
     client(
@@ -230,11 +230,11 @@ def test_rights_are_what_the_real_hub_would_say(hub: Running, tmp_path: Path) ->
             api.create_repo(f"local/{{name}}", private=name == "secret")
             api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=f"local/{{name}}")
         api.update_repo_settings("local/gated", gated="manual")
-        nobody, other, reader = HfApi(token=False), HfApi(token=OTHER), HfApi(token=READER)
+        anonymous, other, reader = HfApi(token=False), HfApi(token=OTHER), HfApi(token=READER)
 
-        refused(401, RepositoryNotFoundError, nobody.model_info, "local/secret")
+        refused(401, RepositoryNotFoundError, anonymous.model_info, "local/secret")
         refused(404, RepositoryNotFoundError, other.model_info, "local/secret")
-        refused(401, RepositoryNotFoundError, nobody.model_info, "local/no")
+        refused(401, RepositoryNotFoundError, anonymous.model_info, "local/no")
         refused(404, RepositoryNotFoundError, other.model_info, "local/no")
         refused(404, RepositoryNotFoundError, api.model_info, "gpt2")
         refused(404, RepositoryNotFoundError, other.hf_hub_download, "local/secret", "a.txt")
@@ -242,8 +242,8 @@ def test_rights_are_what_the_real_hub_would_say(hub: Running, tmp_path: Path) ->
         refused(404, RepositoryNotFoundError, other.upload_file, repo_id="local/secret", **file)
         assert [m.id for m in other.list_models()] == ["local/gated"]
 
-        assert nobody.model_info("local/gated").gated == "manual"
-        refused(401, GatedRepoError, nobody.hf_hub_download, "local/gated", "a.txt")
+        assert anonymous.model_info("local/gated").gated == "manual"
+        refused(401, GatedRepoError, anonymous.hf_hub_download, "local/gated", "a.txt")
         refused(403, GatedRepoError, other.hf_hub_download, "local/gated", "a.txt")
         refused(403, GatedRepoError, other.auth_check, "local/gated")
         api.hf_hub_download("local/gated", "a.txt")
@@ -278,8 +278,8 @@ def test_headers_of_safetensors_are_read_by_ranges(hub: Running, tmp_path: Path,
         f"""
         api.create_repo("local/m")
         api.upload_folder(repo_id="local/m", folder_path={str(pico_folder)!r})
-        found = api.get_safetensors_metadata("local/m")
-        assert sum(found.parameter_count.values()) > 0
+        safetensors = api.get_safetensors_metadata("local/m")
+        assert sum(safetensors.parameter_count.values()) > 0
         from huggingface_hub import HfFileSystem
         with HfFileSystem().open("local/m/config.json") as file:
             assert json.load(file)["model_type"] == "llama"

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of uploads by the official client: no answered commit is lost, none is there by half."""
+"""kill -9 during uploads by the official client: no confirmed commit is lost, and no commit is incomplete."""
 
 import hashlib
 import random
@@ -18,7 +18,7 @@ from pathlib import Path
 from hubplugin import localhub
 localhub.serve(Path(sys.argv[1]), port=0)
 """
-# Every commit replaces all three files, so a whole one holds the same number three times.
+# Every commit replaces all three files, so a complete commit has the same number in all of them.
 UPLOADER = """
 import hashlib, random, sys
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -47,8 +47,8 @@ def start_server(root: Path, env: dict[str, str]) -> tuple[subprocess.Popen[str]
     return server, server.stderr.readline().split()[1]
 
 
-def kill_in_the_middle(root: Path, home: Path, first: int, xet: bool, chance: random.Random) -> dict[int, str]:
-    """Upload from `first` on, kill the hub at some moment after some answers; number -> commit of what was answered."""
+def kill_in_the_middle(root: Path, home: Path, first: int, xet: bool, rng: random.Random) -> dict[int, str]:
+    """Upload from number `first` on and kill the hub after some commits; number -> oid of each confirmed commit."""
     server, url = start_server(root, client_env(home, "", None))
     uploader = subprocess.Popen(
         [sys.executable, "-c", UPLOADER, str(first)],
@@ -59,8 +59,8 @@ def kill_in_the_middle(root: Path, home: Path, first: int, xet: bool, chance: ra
     )
     try:
         assert uploader.stdout is not None
-        lines = [uploader.stdout.readline() for _ in range(chance.randint(1, 4))]
-        time.sleep(chance.uniform(0, 0.15))  # the moment is the input of this test
+        lines = [uploader.stdout.readline() for _ in range(rng.randint(1, 4))]
+        time.sleep(rng.uniform(0, 0.15))  # this moment is what the test varies
         server.kill()
         server.wait()
         uploader.kill()
@@ -72,9 +72,9 @@ def kill_in_the_middle(root: Path, home: Path, first: int, xet: bool, chance: ra
     return {int(line.split()[0]): line.split()[1] for line in lines if len(line.split()) == 2}
 
 
-def numbers_of_whole_commits(http: httpx.Client) -> dict[str, int]:
-    """Commit -> number, for every commit of main; each is read back and must be whole."""
-    found = {}
+def numbers_of_complete_commits(http: httpx.Client) -> dict[str, int]:
+    """oid -> number of every commit of main. Reads each one back and checks that it is complete."""
+    numbers = {}
     for commit in http.get("/api/models/local/m/commits/main").raise_for_status().json()[:-1]:
         tree = http.get(f"/api/models/local/m/tree/{commit['id']}?recursive=true").raise_for_status().json()
         files = {item["path"]: item for item in tree if item["type"] == "file"}
@@ -87,27 +87,27 @@ def numbers_of_whole_commits(http: httpx.Client) -> dict[str, int]:
         }
         for path, item in files.items():
             assert item.get("lfs", {"oid": ""})["oid"] in ("", hashlib.sha256(data[path]).hexdigest())
-        found[commit["id"]] = number
-    return found
+        numbers[commit["id"]] = number
+    return numbers
 
 
 def survive(tmp_path: Path, rounds: int) -> None:
-    chance = random.Random(0)
-    answered: dict[int, str] = {}
+    rng = random.Random(0)
+    confirmed: dict[int, str] = {}
     for round_ in range(rounds):
         first = 100 * round_
-        answered |= kill_in_the_middle(tmp_path / "hub", tmp_path, first, xet=round_ % 2 == 0, chance=chance)
-    assert len(answered) >= rounds
+        confirmed |= kill_in_the_middle(tmp_path / "hub", tmp_path, first, xet=round_ % 2 == 0, rng=rng)
+    assert len(confirmed) >= rounds
     server, url = start_server(tmp_path / "hub", client_env(tmp_path, "", None))
     try:
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
-            found = numbers_of_whole_commits(http)
+            numbers = numbers_of_complete_commits(http)
             head = http.get("/api/models/local/m").json()["sha"]
     finally:
         server.kill()
         server.wait()
-    assert {number: oid for oid, number in found.items() if number in answered} == answered
-    assert next(iter(found)) == head
+    assert {number: oid for oid, number in numbers.items() if number in confirmed} == confirmed
+    assert next(iter(numbers)) == head
 
 
 def test_no_answered_commit_is_lost_and_none_is_half_after_two_kills(tmp_path: Path) -> None:

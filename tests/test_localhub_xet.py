@@ -1,4 +1,4 @@
-"""The Xet write side: chunks and shards by hand, and files that the real client took apart."""
+"""Xet uploads: chunks and shards written by hand, and uploads by the official client."""
 
 import hashlib
 import struct
@@ -11,15 +11,16 @@ from localhub_helpers import client
 
 from hubplugin import localhub
 from hubplugin.localhub import xet
+from hubplugin.localhub.xet import Compression
 
 
-def chunk(data: bytes, scheme: int, size: int | None = None) -> bytes:
+def chunk(data: bytes, compression: int, size: int | None = None) -> bytes:
     body = data
-    if scheme == xet.GROUPED_LZ4:
+    if compression == Compression.BYTE_GROUPING_4_LZ4:
         body = b"".join(data[phase::4] for phase in range(4))
-    if scheme in (xet.LZ4, xet.GROUPED_LZ4):
+    if compression in (Compression.LZ4, Compression.BYTE_GROUPING_4_LZ4):
         body = lz4.frame.compress(body)
-    sizes = len(body).to_bytes(3, "little") + bytes([scheme])
+    sizes = len(body).to_bytes(3, "little") + bytes([compression])
     return b"\0" + sizes + (len(data) if size is None else size).to_bytes(3, "little") + body
 
 
@@ -28,7 +29,7 @@ def raw_hash(text: str) -> bytes:
 
 
 def shard(sha256: str, segments: list[tuple[str, int, int, int]], flags: int = xet.HAS_SHA256) -> bytes:
-    out = xet.TAG.ljust(32, b"\0") + struct.pack("<QQ", 2, 0)
+    out = xet.SHARD_TAG.ljust(32, b"\0") + struct.pack("<QQ", 2, 0)
     out += b"\1" * 32 + struct.pack("<IIQ", flags, len(segments), 0)
     for xorb, size, start, stop in segments:
         out += raw_hash(xorb) + struct.pack("<4I", 0, size, start, stop)
@@ -36,50 +37,50 @@ def shard(sha256: str, segments: list[tuple[str, int, int, int]], flags: int = x
         out += b"\2" * 48 * len(segments)
     if flags & xet.HAS_SHA256:
         out += raw_hash(sha256) + bytes(16)
-    return out + xet.END + bytes(16)
+    return out + xet.END_OF_FILES + bytes(16)
 
 
-@pytest.mark.parametrize("scheme", [xet.RAW, xet.LZ4, xet.GROUPED_LZ4])
+@pytest.mark.parametrize("compression", [Compression.NONE, Compression.LZ4, Compression.BYTE_GROUPING_4_LZ4])
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 1023, 65537])
-def test_a_chunk_is_read_as_it_was_written(scheme: int, size: int) -> None:
+def test_a_chunk_is_read_as_it_was_written(compression: int, size: int) -> None:
     data = bytes(at * 7 % 251 for at in range(size))
-    assert xet.chunk(chunk(data, scheme), 0) == data
+    assert xet.read_chunk(chunk(data, compression), 0) == data
 
 
 def test_ungroup_puts_bytes_back_in_order() -> None:
-    assert xet.ungroup(b"aebfcgdh") == b"abcdefgh"
-    assert xet.ungroup(b"aebfcd") == b"abcdef"
+    assert xet.ungroup_bytes(b"aebfcgdh") == b"abcdefgh"
+    assert xet.ungroup_bytes(b"aebfcd") == b"abcdef"
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        chunk(b"abcd" * 100, xet.LZ4, size=399),
-        chunk(b"abcd" * 100, xet.LZ4, size=401),
-        chunk(bytes(2**20), xet.LZ4, size=16),  # would unpack to more than it says
-        chunk(b"abcd", xet.RAW, size=5),
+        chunk(b"abcd" * 100, Compression.LZ4, size=399),
+        chunk(b"abcd" * 100, Compression.LZ4, size=401),
+        chunk(bytes(2**20), Compression.LZ4, size=16),  # would decompress to more than its header says
+        chunk(b"abcd", Compression.NONE, size=5),
         chunk(b"abcd", 3),
         b"\0\4\0\0\1\4\0\0" + b"nope",
     ],
 )
 def test_a_broken_chunk_is_refused(broken: bytes) -> None:
-    with pytest.raises(HTTPException) as refusal:
-        xet.chunk(broken, 0)
-    assert refusal.value.status_code == 400
+    with pytest.raises(HTTPException) as error:
+        xet.read_chunk(broken, 0)
+    assert error.value.status_code == 400
 
 
 def test_a_file_is_assembled_from_runs_of_chunks_of_several_xorbs(tmp_path: Path) -> None:
     parts = [bytes([number]) * (1000 + number) for number in range(5)]
     first, second = "a" * 64, "0123456789abcdef" * 4
-    (tmp_path / first).write_bytes(b"".join(chunk(part, xet.LZ4) for part in parts[:3]) + b"XETBLOB footer")
-    (tmp_path / second).write_bytes(b"".join(chunk(part, xet.RAW) for part in parts[3:]))
+    (tmp_path / first).write_bytes(b"".join(chunk(part, Compression.LZ4) for part in parts[:3]) + b"XETBLOB footer")
+    (tmp_path / second).write_bytes(b"".join(chunk(part, Compression.NONE) for part in parts[3:]))
     whole = parts[1] + parts[2] + parts[3] + parts[0]
     segments = [(first, 2003, 1, 3), (second, 1003, 0, 1), (first, 1000, 0, 1)]
     sha256 = hashlib.sha256(whole).hexdigest()
     for flags in (xet.HAS_SHA256, xet.HAS_SHA256 | xet.HAS_VERIFICATION):
-        (file,) = xet.files(shard(sha256, segments, flags))
+        (file,) = xet.parse_shard(shard(sha256, segments, flags))
         assert (file.sha256, file.size) == (sha256, len(whole))
-        xet.assemble(file, tmp_path, tmp_path / "part")
+        xet.reconstruct(file, tmp_path, tmp_path / "part")
         assert (tmp_path / "part").read_bytes() == whole
 
 
@@ -95,23 +96,23 @@ def test_a_file_is_assembled_from_runs_of_chunks_of_several_xorbs(tmp_path: Path
 )
 def test_a_file_that_does_not_add_up_is_refused(tmp_path: Path, sha256: str | None, segment: tuple) -> None:
     data = bytes(1000)
-    (tmp_path / ("a" * 64)).write_bytes(chunk(data, xet.LZ4))
-    (file,) = xet.files(shard(sha256 or hashlib.sha256(data).hexdigest(), [segment]))
-    with pytest.raises(HTTPException) as refusal:
-        xet.assemble(file, tmp_path, tmp_path / "part")
-    assert refusal.value.status_code == 400
+    (tmp_path / ("a" * 64)).write_bytes(chunk(data, Compression.LZ4))
+    (file,) = xet.parse_shard(shard(sha256 or hashlib.sha256(data).hexdigest(), [segment]))
+    with pytest.raises(HTTPException) as error:
+        xet.reconstruct(file, tmp_path, tmp_path / "part")
+    assert error.value.status_code == 400
 
 
 def test_a_shard_cut_anywhere_is_refused() -> None:
     whole = shard("0" * 64, [("a" * 64, 10, 0, 1)], xet.HAS_SHA256 | xet.HAS_VERIFICATION)
     for size in range(len(whole) - 48):
         with pytest.raises(HTTPException):
-            xet.files(whole[:size])
+            xet.parse_shard(whole[:size])
 
 
 def test_a_shard_without_a_sha256_is_refused() -> None:
     with pytest.raises(HTTPException, match="400"):
-        xet.files(shard("0" * 64, [("a" * 64, 10, 0, 1)], flags=0))
+        xet.parse_shard(shard("0" * 64, [("a" * 64, 10, 0, 1)], flags=0))
 
 
 CONTENTS = """
@@ -147,7 +148,7 @@ for name, data in files.items():
 
 
 def test_chunks_known_from_one_repo_are_sent_again_to_another(tmp_path: Path) -> None:
-    """The client remembers what it sent; a repo must not depend on what went to another."""
+    """The client remembers which chunks it has uploaded. A repo must not depend on chunks of another repo."""
     with localhub.start(tmp_path / "hub") as hub:
         client(
             hub,
@@ -163,7 +164,7 @@ def test_chunks_known_from_one_repo_are_sent_again_to_another(tmp_path: Path) ->
 
 
 def test_a_hub_that_forgot_everything_takes_the_same_upload_again(tmp_path: Path) -> None:
-    """Same address, same client cache, empty hub: chunks that the client believes to be here are not."""
+    """Same URL and same client cache, but an empty hub: it does not have the chunks that the client remembers."""
     script = """
     data = bytes(range(256)) * 2000
     api.create_repo("local/m")

@@ -1,7 +1,7 @@
-"""The whole way on this machine: an embedded Hub, a model that comes along, and the same commands a user would type.
+"""`hubplugin demo`: the whole pipeline on this machine, with an embedded Hub and a small model that is included.
 
-Every step is a command in a process of its own, printed before it runs. Needs no network. A second run finds what the
-first one made.
+Every step is a command that a user would type, printed before it runs. It needs no network. A second run reuses the
+results of the first. This module only starts commands; it knows nothing about what they do.
 """
 
 import os
@@ -18,41 +18,43 @@ from hubplugin.errors import HubPluginError, ServeError
 MODEL = Path(__file__).parent / "docs-llama-12m"
 MANIFEST = Path(__file__).parents[2] / "manifests" / "demo.yaml"
 USER = "local"
-SERVED = "Pruned-25-GPTQ-Int4"
+SERVED_VARIANT = "Pruned-25-GPTQ-Int4"
 QUESTION = "What does os.path.join do?"
 
 
 def run(out: Path, once: bool) -> int:
-    """Walk the way; then stay up until ctrl-C, or with `once` end after the chat page has answered a question."""
+    """Run the pipeline, then serve until ctrl-C; with `once` end after the chat page has answered a question."""
     if not MANIFEST.is_file():
         raise HubPluginError(str(MANIFEST), "the demo's manifest is missing", "run the demo from a checkout")
-    manifest = _short(MANIFEST)
+    manifest = _relative_path(MANIFEST)
     with ExitStack() as stack:
         hub = stack.enter_context(localhub.start(out / "hub", user=USER))
         environment = _environment(out, hub)
-        _say(f"A Hub is running at {hub.url}; it stores under {out / 'hub'}.")
+        _print_step(f"A Hub is running at {hub.url}. Its data is in {out / 'hub'}.")
         base = f"{USER}/{MODEL.name}"
-        _do(environment, "hf", "upload", base, _short(MODEL), "--commit-message", "The demo's base model")
-        _say("What would the manifest make? No weight is read for this.")
-        _do(environment, "hubplugin", "plan", manifest)
-        _say("Pull, calibrate, compress, export, evaluate, gate, write the cards.")
-        _do(environment, "hubplugin", "run", manifest, "--out", str(out / "variants"))
-        _say("One commit per variant, and a collection.")
-        _do(environment, "hubplugin", "publish", manifest, "--out", str(out / "variants"))
-        _say("The pruned and quantized variant, pulled back from the Hub, on vLLM.")
-        served = f"{base}-{SERVED}"
-        api = stack.enter_context(_running(environment, "hubplugin", "serve", served, "--port", _free_port()))
-        page = stack.enter_context(_running(environment, "hubplugin", "chat", api, "--port", _free_port()))
+        _run_command(
+            environment, "hf", "upload", base, _relative_path(MODEL), "--commit-message", "The demo's base model"
+        )
+        _print_step("What the manifest would produce. This reads no weights.")
+        _run_command(environment, "hubplugin", "plan", manifest)
+        _print_step("Pull, calibrate, compress, export, evaluate, gate, write the cards.")
+        _run_command(environment, "hubplugin", "run", manifest, "--out", str(out / "variants"))
+        _print_step("One commit per variant, and a collection.")
+        _run_command(environment, "hubplugin", "publish", manifest, "--out", str(out / "variants"))
+        _print_step("The pruned and quantized variant, pulled back from the Hub, on vLLM.")
+        served = f"{base}-{SERVED_VARIANT}"
+        api = stack.enter_context(_server(environment, "hubplugin", "serve", served, "--port", _free_port()))
+        page = stack.enter_context(_server(environment, "hubplugin", "chat", api, "--port", _free_port()))
         if once:
-            _ask(page)
+            _ask_chat_page(page)
             return 0
-        _say(f"Chat at {page}   API at {api}   Hub at {hub.url}   ctrl-C ends all of it.\nTry: {QUESTION}")
-        _wait()
+        _print_step(f"Chat at {page}   API at {api}   Hub at {hub.url}   ctrl-C ends all of it.\nTry: {QUESTION}")
+        _wait_for_ctrl_c()
     return 0
 
 
 def _environment(out: Path, hub: localhub.Running) -> dict[str, str]:
-    """What the official clients read: the embedded Hub, its token, and a cache of the demo's own."""
+    """Variables that point Hub clients to the embedded Hub, its token and a cache only for the demo."""
     return {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -64,32 +66,32 @@ def _environment(out: Path, hub: localhub.Running) -> dict[str, str]:
     }
 
 
-def _command(words: tuple[str, ...]) -> list[str]:
-    """`hubplugin` and `hf` as installed beside this Python, whether or not they are on PATH."""
-    print(f"\n$ {shlex.join(words)}", flush=True)
-    if words[0] == "hubplugin":
-        return [sys.executable, "-m", "hubplugin", *words[1:]]
-    return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+def _command(arguments: tuple[str, ...]) -> list[str]:
+    """The command with the `hubplugin` or `hf` of this Python, which need not be on PATH."""
+    print(f"\n$ {shlex.join(arguments)}", flush=True)
+    if arguments[0] == "hubplugin":
+        return [sys.executable, "-m", "hubplugin", *arguments[1:]]
+    return [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]]
 
 
-def _do(environment: dict[str, str], *words: str) -> None:
-    status = subprocess.run(_command(words), env=environment, check=False).returncode
+def _run_command(environment: dict[str, str], *arguments: str) -> None:
+    status = subprocess.run(_command(arguments), env=environment, check=False).returncode
     if status in (130, -2):
         raise KeyboardInterrupt
     if status:
-        raise HubPluginError(shlex.join(words), f"ended with status {status}", "its own message stands above")
+        raise HubPluginError(shlex.join(arguments), f"ended with status {status}", "see its message above")
 
 
 @contextmanager
-def _running(environment: dict[str, str], *words: str) -> Iterator[str]:
-    """A command that stays up; yields the URL it prints first. It is ended with the block."""
-    process = subprocess.Popen(_command(words), env=environment, stdout=subprocess.PIPE, text=True)
+def _server(environment: dict[str, str], *arguments: str) -> Iterator[str]:
+    """Run a server command while the block runs; yield the URL that it prints first."""
+    process = subprocess.Popen(_command(arguments), env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
             status = process.wait()
-            raise ServeError(shlex.join(words), f"ended with status {status}", "its own message stands above")
+            raise ServeError(shlex.join(arguments), f"ended with status {status}", "see its message above")
         print(url, flush=True)
         yield url
     finally:
@@ -97,11 +99,11 @@ def _running(environment: dict[str, str], *words: str) -> Iterator[str]:
         process.wait()
 
 
-def _ask(page: str) -> None:
-    """One question through the chat page's own backend, as the page in a browser would ask it."""
+def _ask_chat_page(page: str) -> None:
+    """Ask the chat page's backend one question, as a browser would."""
     from serve import app
 
-    _say(f"Question: {QUESTION}\nAnswer:   {app.ask(page, QUESTION)}")
+    _print_step(f"Question: {QUESTION}\nAnswer:   {app.ask(page, QUESTION)}")
 
 
 def _free_port() -> str:
@@ -110,18 +112,18 @@ def _free_port() -> str:
     return str(ports.choose(ports.LOOPBACK, None))
 
 
-def _short(path: Path) -> str:
+def _relative_path(path: Path) -> str:
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
 
 
-def _say(text: str) -> None:
+def _print_step(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def _wait() -> None:
+def _wait_for_ctrl_c() -> None:
     from threading import Event
 
     Event().wait()

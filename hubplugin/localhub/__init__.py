@@ -1,11 +1,12 @@
-"""A small Hub on this machine, for demos, tests and air gaps: official clients talk to it unmodified.
+"""A small Hugging Face Hub on this machine, for demos, tests and networks without internet.
 
-It keeps everything in one folder, listens on loopback unless told otherwise, and leaves out what
-publishing models does not need: git itself, comments on discussions, web pages, the read side of Xet,
-garbage collection of blobs.
+Unmodified clients (huggingface_hub, hf, transformers, datasets) work with it through HF_ENDPOINT. It keeps everything
+in one folder and listens on loopback by default. It does not have the git protocol, comments on discussions, web
+pages, downloads by Xet (files are downloaded over HTTP) or garbage collection of blobs.
 """
 
-from hubplugin.localhub.access import TOKEN_ENV, add_user
-from hubplugin.localhub.server import Running, create_app, serve, start
+from hubplugin.localhub.app import create_app
+from hubplugin.localhub.server import Running, serve, start
+from hubplugin.localhub.users import TOKEN_ENV, add_user
 
 __all__ = ["TOKEN_ENV", "Running", "add_user", "create_app", "serve", "start"]

@@ -1,6 +1,6 @@
-"""What a README.md says about its repo in its front matter, and whether the Hub would take it.
+"""The YAML metadata of a repo card (README.md): parse it, validate it, derive the repo's tags from it.
 
-A subset of the Hub's own check, made offline. It knows no repo and no request.
+The rules are a subset of the Hub's own. This module knows no repo, no database and no HTTP request.
 """
 
 import json
@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-MAX_FRONT_MATTER = 64 * 1024
-MAX_ALIASES = 8
+MAX_METADATA_LENGTH = 64 * 1024  # characters
+MAX_ALIASES = 8  # a few lines of nested aliases can expand to gigabytes
 FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 REPO_ID = r"[\w.-]+(/[\w.-]+)?"
-ITEMS = {  # keys that hold one text or a list of them, and how each must look
+STRING_OR_LIST = {  # keys that hold a string or a list of strings, and the pattern of each string
     "license": r"[a-z0-9][a-z0-9.+-]*",
     "language": r"[a-z]{2,3}([-_][A-Za-z0-9-]+)?|multilingual|code",
     "base_model": REPO_ID,
@@ -21,65 +21,72 @@ ITEMS = {  # keys that hold one text or a list of them, and how each must look
     "tags": r".+",
     "metrics": r".+",
 }
-LISTS = ("tags", "datasets")
-TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link", "base_model_relation")
+LIST_KEYS = ("tags", "datasets")
+STRING_KEYS = ("library_name", "pipeline_tag", "license_name", "license_link", "base_model_relation")
 
 
-def front_matter(readme: str) -> tuple[dict[str, Any], list[str]]:
-    """The metadata at the top of a card, as plain JSON, and what is wrong with it. None is no error."""
+def parse_card(readme: str) -> tuple[dict[str, Any], list[str]]:
+    """A card's metadata as plain JSON, and a list of errors. A card without metadata is valid."""
     match = FRONT_MATTER.match(readme)
     if match is None:
         return {}, []
     text = match.group(1)
-    if len(text) > MAX_FRONT_MATTER:
+    if len(text) > MAX_METADATA_LENGTH:
         return {}, ["the metadata is too long"]
     try:
         if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > MAX_ALIASES:
             return {}, ["the metadata has too many aliases"]
-        # Dates become text. What JSON cannot hold (NaN, half a surrogate pair, a cycle) would break answers.
-        plain = json.dumps(yaml.safe_load(text), allow_nan=False, ensure_ascii=False, default=str)
-        plain.encode()
+        # Dates become strings. What JSON cannot represent (NaN, a lone surrogate, a cycle) is an error, since the API
+        # returns the metadata as JSON.
+        as_json = json.dumps(yaml.safe_load(text), allow_nan=False, ensure_ascii=False, default=str)
+        as_json.encode()
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         return {}, [f"not valid YAML: {' '.join(str(error).split())[:300]}"]
-    data = json.loads(plain)
+    data = json.loads(as_json)
     if not isinstance(data, dict | None):
         return {}, ["the metadata must be a mapping"]
-    return data or {}, _errors(data or {})
+    return data or {}, _validate(data or {})
 
 
-def _items(data: dict[str, Any], key: str) -> list[Any]:
+def _as_list(data: dict[str, Any], key: str) -> list[Any]:
+    """The value of a key that holds one item or a list of them."""
     value = data.get(key)
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _errors(data: dict[str, Any]) -> list[str]:
+def _validate(data: dict[str, Any]) -> list[str]:
     errors = [
         f'"{key}" holds {str(item)[:80]!r}, which is not allowed'
-        for key, rule in ITEMS.items()
-        for item in _items(data, key)
-        if not isinstance(item, str) or not re.fullmatch(rule, item)
+        for key, pattern in STRING_OR_LIST.items()
+        for item in _as_list(data, key)
+        if not isinstance(item, str) or not re.fullmatch(pattern, item)
     ]
-    errors += [f'"{key}" must be a list' for key in LISTS if not isinstance(data.get(key), list | None)]
-    errors += [f'"{key}" must be a text' for key in TEXTS if not isinstance(data.get(key), str | None)]
+    errors += [f'"{key}" must be a list' for key in LIST_KEYS if not isinstance(data.get(key), list | None)]
+    errors += [f'"{key}" must be a string' for key in STRING_KEYS if not isinstance(data.get(key), str | None)]
+    return errors + _validate_model_index(data.get("model-index"))
+
+
+def _validate_model_index(model_index: Any) -> list[str]:
+    """Evaluation results: names and types must be strings, and every metric needs a value."""
     try:
-        for model in data.get("model-index") or []:
-            texts = [model["name"]]
+        for model in model_index or []:
+            strings = [model["name"]]
             for result in model["results"]:
-                texts += [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
-                texts += [metric["type"] for metric in result["metrics"] if metric["value"] is not None]
-            if not all(isinstance(text, str) for text in texts):
-                errors.append('"model-index" has a name or type that is no text')
+                strings += [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
+                strings += [metric["type"] for metric in result["metrics"] if metric["value"] is not None]
+            if not all(isinstance(string, str) for string in strings):
+                return ['"model-index" has a name or type that is not a string']
     except (KeyError, TypeError) as error:
-        errors.append(f'"model-index" is not well formed: {error!r}')
-    return errors
+        return [f'"model-index" is not well formed: {error!r}']
+    return []
 
 
 def tags(data: dict[str, Any]) -> list[str]:
-    """The tags the Hub would show: the card's own, and those that follow from other keys."""
-    found = [*_items(data, "tags"), *_items(data, "library_name"), *_items(data, "pipeline_tag")]
-    found += _items(data, "language")
+    """The repo's tags as the Hub shows them: those of the card, and those that follow from its other keys."""
+    repo_tags = [*_as_list(data, "tags"), *_as_list(data, "library_name"), *_as_list(data, "pipeline_tag")]
+    repo_tags += _as_list(data, "language")
     for key, prefix in (("license", "license"), ("datasets", "dataset"), ("base_model", "base_model")):
-        found += [f"{prefix}:{item}" for item in _items(data, key)]
+        repo_tags += [f"{prefix}:{item}" for item in _as_list(data, key)]
     if data.get("base_model_relation"):
-        found += [f"base_model:{data['base_model_relation']}:{item}" for item in _items(data, "base_model")]
-    return list(dict.fromkeys(tag for tag in found if isinstance(tag, str)))
+        repo_tags += [f"base_model:{data['base_model_relation']}:{item}" for item in _as_list(data, "base_model")]
+    return list(dict.fromkeys(tag for tag in repo_tags if isinstance(tag, str)))

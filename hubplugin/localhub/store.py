@@ -1,9 +1,9 @@
-"""What is on disk: files named by their own hash, and one SQLite database of everything else.
+"""What is on disk: blobs named by their sha256, and one SQLite database for everything else.
 
-A blob is written under a temporary name, flushed, and renamed; only then may a transaction name it. A
-transaction is on disk before it is answered (WAL, synchronous FULL). So a killed process leaves whole
-commits and, at worst, blobs that nobody names. Blobs are never deleted. This file knows no HTTP and no
-access rules, and never joins a path of a repo to a path of this machine.
+A blob is written under a temporary name, synced to disk and renamed; only then does a transaction refer to it. A
+transaction is on disk before the request is answered (WAL, synchronous FULL). So after a crash every commit is either
+whole or missing, and at worst there are blobs that nothing refers to. Blobs are never deleted. This module knows no
+HTTP and no permissions, and never uses a path from a repo as a path on this machine.
 """
 
 import fcntl
@@ -49,14 +49,15 @@ create table if not exists collection (
 
 
 class Store:
-    """One root folder, held by one process at a time. Raises ServeError where another process holds it."""
+    """One root folder. Raises ServeError where it cannot be written or another process uses it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.blobs = root / "blobs"
         self.incoming = root / "incoming"
-        self._lock = self._hold(root)
-        # What was half uploaded when the last process died is of no use: clients start such a file again.
+        self._lock = self._acquire_lock(root)
+        self._create_tables(root)
+        # Unfinished uploads of an earlier process are of no use: clients start such a file again.
         shutil.rmtree(self.incoming, ignore_errors=True)
         self.incoming.mkdir()
         self.blobs.mkdir(exist_ok=True)
@@ -64,36 +65,43 @@ class Store:
             db.execute("insert or ignore into setting values ('secret', ?)", (secrets.token_hex(32),))
             self.secret = bytes.fromhex(db.execute("select value from setting where key='secret'").fetchone()[0])
 
-    def _hold(self, root: Path) -> int:
+    @staticmethod
+    def _acquire_lock(root: Path) -> int:
+        """The open lock file. The lock ends with the process."""
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise ServeError(str(root), f"cannot be written: {error.strerror}", "give a folder of your own") from error
+            raise ServeError(
+                str(root), f"cannot be written: {error.strerror}", "give a folder that you may write"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            raise ServeError(str(root), "is held by another hub", "stop that one, or give another --root") from error
-        connection = sqlite3.connect(root / "hub.sqlite")
-        connection.execute("pragma journal_mode = wal")
-        connection.executescript(SCHEMA)
-        connection.close()
+            raise ServeError(str(root), "is held by another hub", "stop that hub, or give another --root") from error
         return lock
 
+    @staticmethod
+    def _create_tables(root: Path) -> None:
+        db = sqlite3.connect(root / "hub.sqlite")
+        db.execute("pragma journal_mode = wal")
+        db.executescript(SCHEMA)
+        db.close()
+
     def close(self) -> None:
-        """Let another process have the root."""
+        """Release the root folder for other processes."""
         os.close(self._lock)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A consistent view of the database."""
+        """A transaction that reads; it sees one state of the database."""
         with self._transaction("begin") as db:
             yield db
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, one writer at a time; on disk when the block ends."""
+        """A transaction that writes; one at a time. It is on disk when the block ends, and undone by an exception."""
         with self._transaction("begin immediate") as db:
             yield db
 
@@ -114,33 +122,33 @@ class Store:
         finally:
             db.close()
 
-    def blob(self, sha256: str) -> Path:
-        """Where a blob lies. The caller took the hash from the database."""
+    def blob_path(self, sha256: str) -> Path:
+        """The file of a blob. The caller has checked that `sha256` is a hash."""
         return self.blobs / sha256
 
-    def part(self) -> Path:
-        """A fresh temporary name on the blobs' own file system."""
+    def temporary_path(self) -> Path:
+        """A new name for a temporary file on the file system of the blobs."""
         return self.incoming / secrets.token_hex(16)
 
-    def adopt(self, part: Path, sha256: str) -> None:
-        """Give a finished temporary file, whose hash the caller has checked, its name. Durable on return."""
-        with part.open("rb") as file:
+    def add_file(self, path: Path, sha256: str) -> None:
+        """Make a temporary file, whose hash the caller has checked, a blob. It is on disk on return."""
+        with path.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(part, self.blob(sha256))
+        os.replace(path, self.blob_path(sha256))
         folder = os.open(self.blobs, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
-    def put(self, data: bytes) -> str:
-        """Store bytes; the hash."""
+    def add_bytes(self, data: bytes) -> str:
+        """Store data as a blob; return its sha256."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self.blob(sha256).exists():
-            part = self.part()
+        if not self.blob_path(sha256).exists():
+            path = self.temporary_path()
             try:
-                part.write_bytes(data)
-                self.adopt(part, sha256)
+                path.write_bytes(data)
+                self.add_file(path, sha256)
             finally:
-                part.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         return sha256

@@ -1,41 +1,49 @@
-"""The write side of Xet: chunks of files in containers (xorbs), and lists of what files are made of (shards).
+"""The formats of Xet uploads: xorbs (containers of chunks) and shards (descriptions of files as ranges of chunks).
 
-Official clients send every large file this way. A shard's files are put together again at once, checked
-against their sha256 and kept as ordinary blobs, so reading needs no Xet at all. This file knows bytes and
-hashes, no HTTP and no repo. Layouts: https://huggingface.co/docs/xet, pages xorb and shard. All integers
-are little-endian.
+Clients upload large files this way. Here a file is reconstructed once, checked against its sha256 and stored whole;
+downloads do not use Xet. This module knows bytes and hashes, and no HTTP request and no repo. The formats are
+documented at https://huggingface.co/docs/xet, pages xorb and shard. All integers are little-endian.
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import lz4.frame
 
-from hubplugin.localhub.refusal import refuse
+from hubplugin.localhub.http_errors import http_error
 
-MAX_XORB = 64 * 2**20 + 2**20  # bytes; the format's 64 MiB of chunks, and room for headers and a footer
-RECORD = 48  # bytes of every record in a shard
-TAG = b"HFRepoMetaData\0"
-END = b"\xff" * 32
-HAS_VERIFICATION = 1 << 31
-HAS_SHA256 = 1 << 30
-RAW, LZ4, GROUPED_LZ4 = 0, 1, 2
+MAX_XORB_BYTES = 64 * 2**20 + 2**20  # the format's 64 MiB of chunks, and room for headers and a footer
+CHUNK_HEADER_BYTES = 8  # version, stored size (3 bytes), compression, size (3 bytes)
+SHARD_RECORD_BYTES = 48  # every record of a shard has this size
+SHARD_TAG = b"HFRepoMetaData\0"
+END_OF_FILES = b"\xff" * 32
+HAS_VERIFICATION = 1 << 31  # flag of a file: verification records follow
+HAS_SHA256 = 1 << 30  # flag of a file: a record with its sha256 follows
+
+
+class Compression(IntEnum):
+    """How a chunk is stored."""
+
+    NONE = 0
+    LZ4 = 1
+    BYTE_GROUPING_4_LZ4 = 2
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of chunks of one xorb."""
+    """A range of chunks in one xorb."""
 
-    xorb: str  # 64 hex digits
+    xorb: str  # hash, 64 hex digits
     size: int  # bytes, decompressed
     start: int  # first chunk
     stop: int  # one past the last chunk
 
 
 @dataclass(frozen=True)
-class XetFile:
+class ShardFile:
     """A file as a shard describes it."""
 
     sha256: str
@@ -47,95 +55,100 @@ class XetFile:
         return sum(segment.size for segment in self.segments)
 
 
-def _bad(what: str) -> Exception:
-    return refuse(400, "BadXet", what)
+def _format_error(message: str) -> Exception:
+    return http_error(400, "BadXet", message)
 
 
-def hex_hash(raw: bytes) -> str:
-    """How the protocol writes 32 bytes: four 64-bit numbers, each as sixteen digits."""
+def hash_to_hex(raw: bytes) -> str:
+    """A hash of 32 bytes as Xet writes it: four 64-bit numbers of sixteen hex digits each."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", raw))
 
 
-def files(shard: bytes) -> list[XetFile]:
-    """The files a shard describes. Raises 400 for a shard that is cut short or lacks a file's sha256."""
-    if not shard.startswith(TAG):
-        raise _bad("not a shard")
-    found = []
-    at = RECORD  # behind the header: a 32-byte tag, version, footer size
+def parse_shard(shard: bytes) -> list[ShardFile]:
+    """The files that a shard describes. Raises 400 where the shard is truncated or a file has no sha256."""
+    if not shard.startswith(SHARD_TAG):
+        raise _format_error("not a shard")
+    files = []
+    offset = SHARD_RECORD_BYTES  # behind the header: a 32-byte tag, version, footer size
     try:
-        while shard[at : at + 32] != END:
-            _, flags, count = struct.unpack_from("<32sII8x", shard, at)
-            if count * RECORD > len(shard) or not flags & HAS_SHA256:
-                raise _bad("a file of the shard is cut short, or has no sha256")
+        while shard[offset : offset + 32] != END_OF_FILES:
+            _, flags, count = struct.unpack_from("<32sII8x", shard, offset)
+            if count * SHARD_RECORD_BYTES > len(shard) or not flags & HAS_SHA256:
+                raise _format_error("a file of the shard is truncated or has no sha256")
             segments = []
             for index in range(count):
-                xorb, _, size, start, stop = struct.unpack_from("<32s4I", shard, at + RECORD * (1 + index))
-                segments.append(Segment(hex_hash(xorb), size, start, stop))
-            at += RECORD * (1 + count * (2 if flags & HAS_VERIFICATION else 1))
-            (sha256,) = struct.unpack_from("<32s16x", shard, at)
-            at += RECORD
-            found.append(XetFile(hex_hash(sha256), tuple(segments)))
+                segment_offset = offset + SHARD_RECORD_BYTES * (1 + index)
+                xorb, _, size, start, stop = struct.unpack_from("<32s4I", shard, segment_offset)
+                segments.append(Segment(hash_to_hex(xorb), size, start, stop))
+            records_per_segment = 2 if flags & HAS_VERIFICATION else 1
+            offset += SHARD_RECORD_BYTES * (1 + count * records_per_segment)
+            (sha256,) = struct.unpack_from("<32s16x", shard, offset)
+            offset += SHARD_RECORD_BYTES
+            files.append(ShardFile(hash_to_hex(sha256), tuple(segments)))
     except struct.error as error:
-        raise _bad("the shard is cut short") from error
-    return found
+        raise _format_error("the shard is truncated") from error
+    return files
 
 
-def chunk_starts(xorb: bytes) -> list[int]:
-    """Where each chunk's header begins: version, stored size (3 bytes), compression, size (3 bytes)."""
-    starts = []
-    at = 0
-    while at + 8 <= len(xorb) and xorb[at] == 0:  # a footer, where there is one, begins with a letter
-        starts.append(at)
-        at += 8 + int.from_bytes(xorb[at + 1 : at + 4], "little")
-    return starts
+def chunk_offsets(xorb: bytes) -> list[int]:
+    """The offset of each chunk's header in a xorb."""
+    offsets = []
+    offset = 0
+    # The version of a chunk header is 0. A footer, where there is one, begins with a letter.
+    while offset + CHUNK_HEADER_BYTES <= len(xorb) and xorb[offset] == 0:
+        offsets.append(offset)
+        offset += CHUNK_HEADER_BYTES + int.from_bytes(xorb[offset + 1 : offset + 4], "little")
+    return offsets
 
 
-def chunk(xorb: bytes, start: int) -> bytes:
-    """One chunk, decompressed. Raises 400; never unpacks more than the size that the header announces."""
-    stored, scheme = int.from_bytes(xorb[start + 1 : start + 4], "little"), xorb[start + 4]
-    size = int.from_bytes(xorb[start + 5 : start + 8], "little")
-    data = xorb[start + 8 : start + 8 + stored]
-    if scheme in (LZ4, GROUPED_LZ4):
+def read_chunk(xorb: bytes, offset: int) -> bytes:
+    """One chunk, decompressed. Raises 400. Never decompresses more than the size in the header."""
+    stored_size = int.from_bytes(xorb[offset + 1 : offset + 4], "little")
+    compression = xorb[offset + 4]
+    size = int.from_bytes(xorb[offset + 5 : offset + 8], "little")
+    data_offset = offset + CHUNK_HEADER_BYTES
+    data = xorb[data_offset : data_offset + stored_size]
+    if compression in (Compression.LZ4, Compression.BYTE_GROUPING_4_LZ4):
         try:
             data = lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size + 1)
         except (RuntimeError, EOFError) as error:
-            raise _bad("a chunk is no LZ4 frame") from error
-    elif scheme != RAW:
-        raise _bad(f"chunk compression {scheme} is unknown")
+            raise _format_error("a chunk is not an LZ4 frame") from error
+    elif compression != Compression.NONE:
+        raise _format_error(f"unknown chunk compression {compression}")
     if len(data) != size:
-        raise _bad("a chunk has another size than its header says")
-    return ungroup(data) if scheme == GROUPED_LZ4 else data
+        raise _format_error("a chunk does not have the size in its header")
+    return ungroup_bytes(data) if compression == Compression.BYTE_GROUPING_4_LZ4 else data
 
 
-def ungroup(data: bytes) -> bytes:
-    """Undo the grouping of bytes by their position modulo 4: all first bytes, then all second ones, ..."""
-    out = bytearray(len(data))
-    at = 0
+def ungroup_bytes(data: bytes) -> bytes:
+    """Undo byte grouping, which stores the bytes at positions 0, 4, 8, ... first, then those at 1, 5, 9, ..., etc."""
+    ungrouped = bytearray(len(data))
+    offset = 0
     for phase in range(4):
         count = (len(data) - phase + 3) // 4
-        out[phase::4] = data[at : at + count]
-        at += count
-    return bytes(out)
+        ungrouped[phase::4] = data[offset : offset + count]
+        offset += count
+    return bytes(ungrouped)
 
 
-def assemble(file: XetFile, xorbs: Path, part: Path) -> None:
-    """Write a file from the xorbs in a folder. Raises 400 for an unknown xorb or another sha256."""
+def reconstruct(file: ShardFile, xorb_folder: Path, path: Path) -> None:
+    """Write a file from the xorbs in a folder. Raises 400 where a xorb is missing or the sha256 is another."""
     digest = hashlib.sha256()
-    held, xorb, starts = "", b"", [0]
-    with part.open("wb") as out:
+    xorb_hash, xorb, offsets = "", b"", [0]
+    with path.open("wb") as output:
         for segment in file.segments:
-            if segment.xorb != held:  # neighbours mostly come from the same one
+            if segment.xorb != xorb_hash:  # neighbouring segments are mostly in the same xorb
                 try:
-                    xorb = (xorbs / segment.xorb).read_bytes()
+                    xorb = (xorb_folder / segment.xorb).read_bytes()
                 except FileNotFoundError as error:
-                    raise _bad(f"unknown xorb {segment.xorb}") from error
-                held, starts = segment.xorb, chunk_starts(xorb)
-            if not segment.start < segment.stop <= len(starts):
-                raise _bad(f"the xorb has {len(starts)} chunks, not {segment.stop}")
-            data = b"".join(chunk(xorb, start) for start in starts[segment.start : segment.stop])
+                    raise _format_error(f"unknown xorb {segment.xorb}") from error
+                xorb_hash, offsets = segment.xorb, chunk_offsets(xorb)
+            if not segment.start < segment.stop <= len(offsets):
+                raise _format_error(f"the xorb has {len(offsets)} chunks, not {segment.stop}")
+            data = b"".join(read_chunk(xorb, offset) for offset in offsets[segment.start : segment.stop])
             if len(data) != segment.size:
-                raise _bad("a segment has another size than the shard says")
+                raise _format_error("a segment does not have the size in the shard")
             digest.update(data)
-            out.write(data)
+            output.write(data)
     if digest.hexdigest() != file.sha256:
-        raise _bad(f"the chunks do not make {file.sha256}")
+        raise _format_error(f"the chunks do not have the sha256 {file.sha256}")
