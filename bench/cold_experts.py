@@ -33,15 +33,17 @@ def inputs_of_ffn(folder: Path, text: str, sequences: int) -> tuple[Tensor, nn.M
     row = families.match(view.config, str(folder))
     model = Model(view, view.config, row)
     ids = torch.tensor(calibration_data.read_tokenizer(folder)(text)["input_ids"])
-    batches = model.start(ids[: len(ids) // TOKENS * TOKENS].reshape(-1, TOKENS)[:sequences])
+    batches = model.embed(ids[: len(ids) // TOKENS * TOKENS].reshape(-1, TOKENS)[:sequences])
     middle = len(model) // 2
     for index in range(middle):
         model.block(index)
-        model.advance(index, batches)
+        model.forward_block(index, batches)
         model.free(index)
     block = model.block(middle)
-    tap = next(tap for tap in row.taps if tap.name == "mlp_in")
-    return torch.cat([x.reshape(-1, x.shape[-1]) for x in model.visit(middle, batches, tap)]).float(), block
+    input_group = next(input_group for input_group in row.input_groups if input_group.name == "mlp_in")
+    return torch.cat(
+        [x.reshape(-1, x.shape[-1]) for x in model.capture_inputs(middle, batches, input_group)]
+    ).float(), block
 
 
 def clusters(x: Tensor) -> Tensor:

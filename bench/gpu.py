@@ -29,7 +29,7 @@ import gpu_page
 import numpy
 import torch
 from gpu_model import EIGHT_B, TINY, Shape, Weights
-from gpu_stages import TO_HOST, Marks, ceilings, watched
+from gpu_stages import TO_HOST, TrainingCheckpoints, ceilings, watched
 
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.encodings import Grid
@@ -77,7 +77,7 @@ def run(shape: Shape, device: str, weights: Weights, **settings: int | bool) -> 
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    begun, marks = time.monotonic(), Marks(device)
+    begun, marks = time.monotonic(), TrainingCheckpoints(device)
     packed, losses, fallbacks = 0, [], 0
     with watched(marks):
         prefixes = [row.block.format(i=index) for index in range(shape.layers)]

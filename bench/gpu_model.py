@@ -47,7 +47,7 @@ class Shape:
             architectures=["LlamaForCausalLM"],
         )
 
-    def taps(self) -> list[tuple[int, int]]:
+    def input_groups(self) -> list[tuple[int, int]]:
         """Inputs and stacked outputs of the linears that share second moments, by layer."""
         key_value = self.hidden // self.heads * self.kv_heads
         return [
@@ -63,18 +63,20 @@ class Shape:
         `corrected`: the share of the tokens that targets are corrected with: the base's own activations of these are
         carried along.
         """
-        tokens, taps = self.sequences * self.length, self.taps()
-        weights = sum(inputs * outputs for inputs, outputs in taps)
+        tokens, input_groups = self.sequences * self.length, self.input_groups()
+        weights = sum(inputs * outputs for inputs, outputs in input_groups)
         attention = 2 * tokens * self.length * self.hidden  # causal: half of 4 * tokens * length * hidden
         per_layer = {
             "forward": (1 + corrected) * (2 * tokens * weights + attention),
-            "second moments": sum(tokens * inputs**2 for inputs, _ in taps),  # one triangle
+            "second moments": sum(tokens * inputs**2 for inputs, _ in input_groups),  # one triangle
             # not symmetric; linears that end a part have their outputs formed first, with no more of these than inputs
             "cross moments": corrected
-            * sum(2 * tokens * inputs * (inputs if outputs > inputs else 2 * outputs) for inputs, outputs in taps),
-            "factor": (1 + (0 < corrected < 1)) * sum(inputs**3 / 3 for inputs, _ in taps),
-            "sweep": sum(outputs * inputs**2 for inputs, outputs in taps),  # feedback alone
-            "loss": sum(4 * min(outputs, LOSS_ROWS) * inputs**2 for inputs, outputs in taps),
+            * sum(
+                2 * tokens * inputs * (inputs if outputs > inputs else 2 * outputs) for inputs, outputs in input_groups
+            ),
+            "factor": (1 + (0 < corrected < 1)) * sum(inputs**3 / 3 for inputs, _ in input_groups),
+            "sweep": sum(outputs * inputs**2 for inputs, outputs in input_groups),  # feedback alone
+            "loss": sum(4 * min(outputs, LOSS_ROWS) * inputs**2 for inputs, outputs in input_groups),
             "weights to the device": 2 * weights,
         }
         return {stage: self.layers * amount for stage, amount in per_layer.items()}

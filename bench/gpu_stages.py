@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hubplugin.checkpoint import formats
 from hubplugin.kernels import second_moments
-from hubplugin.kernels.second_moments import Moment
+from hubplugin.kernels.second_moments import SecondMoments
 from hubplugin.kernels.xtx_cuda import add_lower, ieee_products
 from hubplugin.methods import qep
 from hubplugin.methods.gptq import gptq
@@ -30,9 +30,9 @@ WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (block_runner.Model, "visit", "forward"),
     (block_runner.Model, "advance", "forward"),
     (block_runner.Model, "residual", "forward"),
-    (Moment, "add", "second moments"),
-    (Moment, "matrix", "second moments"),
-    (qep.Drift, "add", "cross moments"),
+    (SecondMoments, "add", "second moments"),
+    (SecondMoments, "matrix", "second moments"),
+    (qep.TargetCorrection, "add", "cross moments"),
     (qep, "corrected", "target correction"),
     (second_moments, "factor", "factor"),
     (gptq, "_sweep", "sweep"),
@@ -44,7 +44,7 @@ TO_HOST = "codes to the host"
 STAGES = (*dict.fromkeys(stage for _, _, stage in WRAPPED), TO_HOST, OTHER)
 
 
-class Marks:
+class TrainingCheckpoints:
     """A timeline of stage changes: CUDA events, which cost the device nothing, or a clock where there is none."""
 
     def __init__(self, device: str) -> None:
@@ -83,7 +83,7 @@ class Marks:
 
 
 @contextmanager
-def watched(marks: Marks) -> Iterator[None]:
+def watched(marks: TrainingCheckpoints) -> Iterator[None]:
     """While this holds, the engine's functions say which stage they are."""
     with ExitStack() as stack:
         for owner, name, stage in WRAPPED:
@@ -92,7 +92,7 @@ def watched(marks: Marks) -> Iterator[None]:
         yield
 
 
-def _function(marks: Marks, stage: str, whole: Callable[..., Any]) -> Callable[..., Any]:
+def _function(marks: TrainingCheckpoints, stage: str, whole: Callable[..., Any]) -> Callable[..., Any]:
     def run(*inputs: Any, **keywords: Any) -> Any:
         with marks.stage(stage):
             return whole(*inputs, **keywords)
@@ -100,7 +100,9 @@ def _function(marks: Marks, stage: str, whole: Callable[..., Any]) -> Callable[.
     return run
 
 
-def _generator(marks: Marks, stage: str, whole: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def _generator(
+    marks: TrainingCheckpoints, stage: str, whole: Callable[..., Iterator[Any]]
+) -> Callable[..., Iterator[Any]]:
     def run(*inputs: Any, **keywords: Any) -> Iterator[Any]:
         values = whole(*inputs, **keywords)
         while True:
@@ -156,7 +158,7 @@ def best(device: str, work: Callable[[], Any], tries: int = 10) -> float:
     """The fewest seconds of a few tries, the first uncounted."""
     took = []
     for _ in range(tries + 1):
-        marks = Marks(device)
+        marks = TrainingCheckpoints(device)
         with marks.stage(OTHER):
             work()
         took.append(marks.seconds()[OTHER])

@@ -146,4 +146,4 @@ def our_logits(folder: Path, ids: Tensor) -> Tensor:
     """Of the block-streamed forward."""
     view = DenseView(folder)
     model = open_model(folder, families.match(view.config, "x"))
-    return model.logits(model.walk(ids))
+    return model.logits(model.hidden_states(ids))

@@ -16,7 +16,7 @@ import gpu_stages  # noqa: E402
 import torch  # noqa: E402
 from gpu_model import EIGHT_B, TINY, Weights  # noqa: E402
 
-from hubplugin.kernels.second_moments import Moment  # noqa: E402
+from hubplugin.kernels.second_moments import SecondMoments  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def test_a_toy_run_knows_every_stage_and_leaves_the_engine_as_it_was(name: str, 
     assert {stage for stage in gpu_page.CEILING if not run["work"][stage]} == idle
     assert sum(run["seconds"].values()) <= run["wall"]  # each moment counts once
     assert run["fallbacks"] == 0 and 0 < run["mean_loss"] < 0.1
-    assert Moment.add.__module__ == "hubplugin.kernels.second_moments"
+    assert SecondMoments.add.__module__ == "hubplugin.kernels.second_moments"
 
 
 def test_packed_bytes_are_those_of_four_bit_codes_and_their_scales(found: dict[str, Any]) -> None:
-    weights = TINY.layers * sum(inputs * outputs for inputs, outputs in TINY.taps())
+    weights = TINY.layers * sum(inputs * outputs for inputs, outputs in TINY.input_groups())
     assert all(weights * 4 / 8 < run["packed_bytes"] < weights * 4.5 / 8 for run in found["runs"].values())
 
 
@@ -57,7 +57,7 @@ def test_the_8b_shape_is_the_work_that_arithmetic_says() -> None:
 def test_a_stage_inside_a_stage_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
     monkeypatch.setattr("gpu_stages.time.perf_counter", lambda: next(moments))
-    marks = gpu_stages.Marks("cpu")
+    marks = gpu_stages.TrainingCheckpoints("cpu")
     with marks.stage("sweep"), marks.stage("pack"):
         pass
     seconds = marks.seconds()

@@ -133,7 +133,7 @@ def structured(sequences: int, seed: int) -> torch.Tensor:
 
 
 def hidden(folder: Path) -> torch.Tensor:
-    return model_of(folder).walk(structured(16, seed=2))
+    return model_of(folder).hidden_states(structured(16, seed=2))
 
 
 @pytest.mark.parametrize(

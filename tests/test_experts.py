@@ -74,24 +74,24 @@ def test_our_experts_give_what_transformers_own_give(model_type: str) -> None:
 def test_every_tap_of_an_expert_sees_what_a_plain_pass_gives_its_linears(base, spilled: bool, tmp_path: Path) -> None:
     model, spill = opened(base[1]), tmp_path / "spill"
     spill.mkdir()
-    batches = model.start(pico.tokens(3, 64), spill if spilled else None)
+    batches = model.embed(pico.tokens(3, 64), spill if spilled else None)
     block, seen = model.block(0), {}
-    taps = [tap for tap in model.family.taps if tap.expert is not None]
+    input_groups = [input_group for input_group in model.family.input_groups if input_group.expert is not None]
     hooks = [
-        block.get_submodule(tap.linears[-1]).register_forward_pre_hook(
-            lambda module, inputs, name=tap.name: seen.update({name: inputs[0]})
+        block.get_submodule(input_group.linears[-1]).register_forward_pre_hook(
+            lambda module, inputs, name=input_group.name: seen.update({name: inputs[0]})
         )
-        for tap in taps
+        for input_group in input_groups
     ]
     with torch.inference_mode():
         (expected,) = (block(batch.hidden, **batch.keywords[0]) for batch in batches)
     for hook in hooks:
         hook.remove()
     assert len(seen) == 8
-    for tap in taps:
-        (rows,) = model.visit(0, batches, tap)
-        assert torch.equal(rows, seen[tap.name]), tap.name
-    model.advance(0, batches)
+    for input_group in input_groups:
+        (rows,) = model.capture_inputs(0, batches, input_group)
+        assert torch.equal(rows, seen[input_group.name]), input_group.name
+    model.forward_block(0, batches)
     assert torch.equal(batches[0].hidden, expected)
     assert "experts.hidden" not in batches[0] and len(list(spill.iterdir())) == spilled
 
@@ -99,12 +99,12 @@ def test_every_tap_of_an_expert_sees_what_a_plain_pass_gives_its_linears(base, s
 def test_tokens_at_large_are_every_nth_of_all_batches(base, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("hubplugin.model.block_runner.MICRO_TOKENS", 50)
     model = opened(base[1])
-    batches = model.start(pico.tokens(3, 50), tmp_path)
+    batches = model.embed(pico.tokens(3, 50), tmp_path)
     model.block(0)
-    tap = next(tap for tap in model.family.taps if tap.expert == 1)
-    every = torch.cat(list(model.at_large(0, batches, tap)))
+    input_group = next(input_group for input_group in model.family.input_groups if input_group.expert == 1)
+    every = torch.cat(list(model.at_large(0, batches, input_group)))
     assert len(batches) == 3 and len(every) == 150
-    assert torch.equal(torch.cat(list(model.at_large(0, batches, tap, 22))), every[::7])
+    assert torch.equal(torch.cat(list(model.at_large(0, batches, input_group, 22))), every[::7])
 
 
 def test_all_experts_are_quantized_whether_or_not_tokens_reach_them(base, tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_cold_experts_are_better_off_than_with_their_own_few_tokens(base, tmp_pa
         out = tmp_path / f"v{cold}"
         make(folder, out, GPTQ, tokens=pico.tokens(1, 40))
         before, after = opened(folder), opened(out)
-        batches = before.start(pico.tokens(16, 96, seed=3))
+        batches = before.embed(pico.tokens(16, 96, seed=3))
         block, made = before.block(0), after.block(0)
         losses[cold] = 0.0
-        for tap in before.family.taps:
-            if tap.expert is not None:
-                x = torch.cat(list(before.visit(0, batches, tap)))
-                for name in tap.linears:
+        for input_group in before.family.input_groups:
+            if input_group.expert is not None:
+                x = torch.cat(list(before.capture_inputs(0, batches, input_group)))
+                for name in input_group.linears:
                     change = block.get_submodule(name).weight - made.get_submodule(name).weight
                     losses[cold] += float((x @ change.T).square().sum())
     assert losses[4] < losses[0]
@@ -160,7 +160,9 @@ def test_the_dequantized_folder_is_a_model_of_transformers_own_class(base, tmp_p
     ids = pico.tokens(2, 40)
     model = open_model(tmp_path / "v", families.match(config, "x"))
     with torch.no_grad():
-        torch.testing.assert_close(model.logits(model.walk(ids)), whole(ids.long()).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model.logits(model.hidden_states(ids)), whole(ids.long()).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_int8_inputs_of_experts_are_rounded_in_both_forward_passes(base, tmp_path: Path) -> None:

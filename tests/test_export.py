@@ -142,7 +142,7 @@ def test_every_format_is_a_model_that_predicts(name: str, base: Path, tmp_path: 
     write(base, tmp_path / "v", STEPS[name])
     ids = pico.tokens(2, 24)
     model, whole = (quality_metrics.open_model(folder, LLAMA) for folder in (tmp_path / "v", base))
-    kl = kl_divergence.divergence(*(each.logits(each.walk(ids)).flatten(0, 1) for each in (whole, model)))
+    kl = kl_divergence.divergence(*(each.logits(each.hidden_states(ids)).flatten(0, 1) for each in (whole, model)))
     assert 0 < float(kl.mean()) < (0.1 if "8" in name else 6)
 
 
@@ -158,11 +158,11 @@ def test_rounded_activations_are_part_of_what_is_measured(base: Path, tmp_path: 
     view = DenseView(tmp_path / "v")
     assert len(view.int8_inputs) == 14 and not DenseView(base).int8_inputs
     ids = pico.tokens(2, 24)
-    hidden = quality_metrics.open_model(tmp_path / "v", LLAMA).walk(ids)
+    hidden = quality_metrics.open_model(tmp_path / "v", LLAMA).hidden_states(ids)
     config = json.loads((tmp_path / "v" / "config.json").read_text())
     config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = None
     (tmp_path / "v" / "config.json").write_text(json.dumps(config))
-    weights_alone = quality_metrics.open_model(tmp_path / "v", LLAMA).walk(ids)
+    weights_alone = quality_metrics.open_model(tmp_path / "v", LLAMA).hidden_states(ids)
     change = float((hidden - weights_alone).norm() / weights_alone.norm())
     assert 0.001 < change < 0.1
     made = generate_dequantized(tmp_path / "v", [[1, 2, 3]], 4)
@@ -216,7 +216,7 @@ def test_transformers_and_compressed_tensors_decompress_the_same_weights(name: s
     for linear, weight in dense.items():
         assert torch.equal(state[f"{linear}.weight"].float(), weight.float()), linear
     model = quality_metrics.open_model(tmp_path / "v", LLAMA)
-    ours = model.logits(model.walk(ids))
+    ours = model.logits(model.hidden_states(ids))
     if DenseView(tmp_path / "v").int8_inputs:  # it rounds activations too, to 255 levels where vLLM has 254
         assert float((ours - logits).abs().mean()) < 0.05
     else:
@@ -237,7 +237,7 @@ def test_the_rivals_own_loaders_read_our_folders(name: str, base: Path, tmp_path
     command = [python, BENCH / "read_back.py", tmp_path / "v", tmp_path / "ids.npy", tmp_path / "logits.npy"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
     model = quality_metrics.open_model(tmp_path / "v", LLAMA)
-    ours, theirs = model.logits(model.walk(ids)), torch.from_numpy(numpy.load(tmp_path / "logits.npy"))
+    ours, theirs = model.logits(model.hidden_states(ids)), torch.from_numpy(numpy.load(tmp_path / "logits.npy"))
     half = rival == "gptqmodel"  # it computes in float16 alone
     rounds = bool(DenseView(tmp_path / "v").int8_inputs)
     assert float((ours - theirs).abs().mean()) < (0.05 if rounds else 0.01 if half else 1e-4)

@@ -55,11 +55,11 @@ def test_linears_of_one_tap_read_the_same_tensor_and_taps_stand_in_running_order
     with torch.no_grad():
         model(torch.arange(8)[None])
     inputs = dict(seen)
-    order = list(dict.fromkeys(row.tap_of(name).name for name, _ in seen))
-    assert order == [tap.name for tap in row.taps]
-    for tap in row.taps:
-        assert len({inputs[name] for name in tap.linears}) == 1
-    assert len(set(inputs.values())) == len(row.taps)
+    order = list(dict.fromkeys(row.input_group_of(name).name for name, _ in seen))
+    assert order == [input_group.name for input_group in row.input_groups]
+    for input_group in row.input_groups:
+        assert len({inputs[name] for name in input_group.linears}) == 1
+    assert len(set(inputs.values())) == len(row.input_groups)
 
 
 def test_dropping_a_channel_from_consumer_and_producers_is_dropping_it_from_the_model(model):
@@ -139,7 +139,7 @@ def test_what_a_config_asks_for_is_computed_quantized_and_read_back(model_type, 
     expected = logits_of(base, ids)
     variant, row, _ = planned(base, GPTQ)
     model = open_model(base, row)
-    torch.testing.assert_close(model.logits(model.walk(ids)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.logits(model.hidden_states(ids)), expected, atol=1e-4, rtol=1e-4)
     if without is not None:  # the same weights without it give something else: the test would notice
         other = logits_of(base, ids, pico.config(model_type, **without))
         assert float((other - expected).abs().max()) > 1e-2

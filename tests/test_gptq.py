@@ -187,13 +187,13 @@ def corrected(
     lost: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """The target and the share of it, with hardly any damping."""
-    drifts = [qep.Drift(weight, ends) for _ in range(2)]
-    for drift, pair in zip(drifts, (fit, check), strict=True):
+    corrections = [qep.TargetCorrection(weight, ends) for _ in range(2)]
+    for correction, pair in zip(corrections, (fit, check), strict=True):
         if pair is not None:
-            drift.add(*pair, lost)
+            correction.add(*pair, lost)
     x = torch.cat([pair[0] for pair in (fit, check) if pair is not None])
     ready = gptq.prepare(x.T @ x, settings(damp=1e-9, group_size=-1))
-    return qep.corrected(weight, ready, *drifts)
+    return qep.corrected(weight, ready, *corrections)
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -14,7 +14,7 @@ def inputs(tokens: int = 300, size: int = 48, seed: int = 0) -> torch.Tensor:
 
 def test_second_moments_do_not_depend_on_how_tokens_are_batched() -> None:
     x = inputs()
-    whole, pieces = second_moments.Moment(), second_moments.Moment()
+    whole, pieces = second_moments.SecondMoments(), second_moments.SecondMoments()
     whole.add(x)
     for piece in x.reshape(3, 100, 48).split(1):
         pieces.add(piece)
@@ -60,10 +60,10 @@ def test_what_a_linear_owes_is_the_same_summed_over_inputs_or_over_outputs() -> 
     x, base, weight = inputs(), inputs(seed=1), torch.randn(5, 48, dtype=torch.float64)
     owed = []
     for ends in (True, False):
-        drift = qep.Drift(weight, ends)
+        correction = qep.TargetCorrection(weight, ends)
         for part, other in zip(x.split(100), base.split(100), strict=True):
-            drift.add(part, other)
-        owed.append(drift.owed(drift.sum(0.5)))
+            correction.add(part, other)
+        owed.append(correction.owed(correction.sum(0.5)))
     assert torch.allclose(owed[0], weight @ (base - x).T @ x / 2) and torch.allclose(*owed)
 
 
@@ -77,7 +77,7 @@ def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("size", [64, 48])
 def test_second_moments_of_bfloat16_are_those_of_float64(unit: None, size: int) -> None:
     x = inputs(size=size).bfloat16()
-    moment = second_moments.Moment()
+    moment = second_moments.SecondMoments()
     moment.add(x[:100])
     moment.add(x[100:])
     expected = x.double().T @ x.double()
@@ -94,12 +94,12 @@ def test_what_is_owed_in_bfloat16_is_that_of_float64_but_for_the_rounding_of_dif
     x, lost = inputs(128, size).bfloat16(), inputs(128, 96, seed=3).bfloat16() / 8
     base = x + inputs(128, size, seed=1).bfloat16() / 16
     weight = torch.randn(96, size, generator=torch.Generator().manual_seed(2)).bfloat16().float()
-    seen, drift = second_moments.Seen().take(x), qep.Drift(weight, ends)
+    seen, correction = second_moments.PreparedInputs().take(x), qep.TargetCorrection(weight, ends)
     for first, last in ((0, cut), (cut, 128)):
-        drift.add(seen.part(first, last), base[first:last], lost[first:last] if ends else None)
+        correction.add(seen.part(first, last), base[first:last], lost[first:last] if ends else None)
     missing = (base.double() - x.double()) @ weight.double().T + (lost.double() if ends else 0)
-    owed, expected = drift.owed(drift.sum()), missing.T @ x.double()
-    assert drift.tokens == 128
+    owed, expected = correction.owed(correction.sum()), missing.T @ x.double()
+    assert correction.tokens == 128
     assert float((owed - expected).norm() / expected.norm()) < 0.01
 
 
@@ -128,7 +128,7 @@ def test_a_hopeless_matrix_ends_as_weighted_rounding_and_says_so() -> None:
 
 
 def test_activations_that_are_not_finite_are_an_error_with_a_place() -> None:
-    moment = second_moments.Moment()
+    moment = second_moments.SecondMoments()
     moment.add(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(CompressError, match="NaN or infinite") as caught:
         moment.matrix("model.layers.3.mlp.down_proj")
@@ -137,7 +137,7 @@ def test_activations_that_are_not_finite_are_an_error_with_a_place() -> None:
 
 def test_no_token_seen_is_an_error() -> None:
     with pytest.raises(CompressError, match="no calibration token"):
-        second_moments.Moment().matrix("x")
+        second_moments.SecondMoments().matrix("x")
 
 
 def test_relative_loss_is_the_share_of_output_energy_that_became_error() -> None:

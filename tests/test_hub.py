@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from hubplugin.checkpoint import model_folder
 from hubplugin.errors import CheckpointError, HubError
 from hubplugin.hub import client, publishing, snapshots
-from hubplugin.localhub.access import add_user
 from hubplugin.localhub.server import Running, start
+from hubplugin.localhub.users import add_user
 from hubplugin.report import Base
 
 

@@ -20,14 +20,11 @@ from fastapi import HTTPException
 
 from hubplugin import localhub
 from hubplugin.errors import ServeError
-from hubplugin.localhub.server import Running
-from hubplugin.localhub import git
-from hubplugin.localhub import metadata
-from hubplugin.localhub import pull_requests
-from hubplugin.localhub import repos
+from hubplugin.localhub import git, metadata, pull_requests, repos
 from hubplugin.localhub.git import Commit, CommitDetails, Tree, TreeEntry
 from hubplugin.localhub.pull_requests import NewDiscussion
 from hubplugin.localhub.repos import Repo
+from hubplugin.localhub.server import Running
 from hubplugin.localhub.store import Store
 
 

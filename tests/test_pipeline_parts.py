@@ -28,7 +28,7 @@ from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.methods import linear_algebra
 from hubplugin.model import activations, families, kl_divergence
 from hubplugin.model.block_runner import Model
-from hubplugin.model.layer_inputs import Inputs
+from hubplugin.model.layer_inputs import LayerInputs
 from hubplugin.plan import planner
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Tokens
@@ -86,7 +86,7 @@ def test_the_streamed_forward_is_transformers_own(model_type: str, tmp_path: Pat
     with torch.no_grad():
         expected = whole(ids.long()).logits
     model = open_model(folder, families.FAMILIES[model_type])
-    assert torch.allclose(model.logits(model.walk(ids)), expected, atol=1e-4)
+    assert torch.allclose(model.logits(model.hidden_states(ids)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -119,7 +119,7 @@ def test_a_pruned_folder_is_a_plain_model_of_transformers_own_class(model_type: 
     assert loaded.config.intermediate_size == 96
     model = open_model(out, families.FAMILIES[model_type])
     with torch.no_grad():
-        assert torch.allclose(loaded(ids.long()).logits, model.logits(model.walk(ids)), atol=1e-4)
+        assert torch.allclose(loaded(ids.long()).logits, model.logits(model.hidden_states(ids)), atol=1e-4)
 
 
 def test_a_repo_that_also_offers_its_own_code_is_run_by_transformers_class(tmp_path: Path) -> None:
@@ -162,16 +162,18 @@ def test_micro_batches_do_not_change_what_corrected_targets_are_worth(
 def test_targets_are_corrected_with_the_tokens_that_pass_through_the_base(pico_folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("hubplugin.model.block_runner.MICRO_TOKENS", 32)
     model = open_model(pico_folder, families.FAMILIES["llama"])
-    ours = model.start(pico.tokens(6, 32))
+    ours = model.embed(pico.tokens(6, 32))
     base = activations.copied(blockwise.spaced(ours, 64))
     assert [batch.first for batch in base] == [0, 3]
     for batch in base:
         batch.put("hidden", batch.hidden + torch.randn(batch.hidden.shape, generator=torch.Generator().manual_seed(0)))
     model.block(0)
-    tap, twin = model.family.taps[0], model.twin(0)
-    x, given = (list(model.visit(0, lane, tap)) for lane in (ours, base))
+    input_group, base_block = model.family.input_groups[0], model.copy_block(0)
+    x, given = (list(model.capture_inputs(0, lane, input_group)) for lane in (ours, base))
     weight = torch.eye(x[0].shape[-1])
-    every, matched, fit, check = Inputs(model, 0, ours, base, twin, "mlp.down_proj").drifts(tap, weight)
+    every, matched, fit, check = LayerInputs(model, 0, ours, base, base_block, "mlp.down_proj").corrections(
+        input_group, weight
+    )
     everything = torch.cat([part.reshape(32, -1) for part in x])
     passed = torch.cat([part.reshape(32, -1) for part in (x[0], x[3])])
     expected = sum((b - a).reshape(32, -1).T @ a.reshape(32, -1) for a, b in zip((x[0], x[3]), given, strict=True))
@@ -214,12 +216,12 @@ def test_later_blocks_are_calibrated_on_what_earlier_ones_became(pico_folder: Pa
     _, second = make(pico_folder, tmp_path / "v", {**GPTQ, "qep": False})
     view = DenseView(tmp_path / "v")
     model = open_model(tmp_path / "v", families.FAMILIES["llama"])
-    batches = model.start(pico.tokens())
+    batches = model.embed(pico.tokens())
     model.block(0)
-    model.advance(0, batches)
+    model.forward_block(0, batches)
     model.block(1)
-    moment = second_moments.Moment()
-    for inputs in model.visit(1, batches, families.FAMILIES["llama"].taps[0]):
+    moment = second_moments.SecondMoments()
+    for inputs in model.capture_inputs(1, batches, families.FAMILIES["llama"].input_groups[0]):
         moment.add(inputs)
     seen = moment.matrix("x")
     base = DenseView(pico_folder)

@@ -241,7 +241,7 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     training = distillation.Distillation(
         student.whole(), base.whole(), student.family, (work.train, work.held), settings, math.inf, None
     )
-    done = training.run(training_checkpoints.Marks(tmp_path, {}))
+    done = training.run(training_checkpoints.TrainingCheckpoints(tmp_path, {}))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_what_was_trained_is_not_trained_again(
         with pytest.raises(_Stop):
             run(pruned, pico_folder, out, STEPS["all weights"])
     made_from = json.loads((out / training_checkpoints.FOLDER / fingerprint.FILE_NAME).read_text())
-    assert training_checkpoints.Marks(out, made_from).notes("distillation")["step"] == 5
+    assert training_checkpoints.TrainingCheckpoints(out, made_from).notes("distillation")["step"] == 5
     with monkeypatch.context() as patched:
         stop_after(0, block_training, "_train", patched)
         stop_after(3, distillation.Distillation, "_learn", patched)

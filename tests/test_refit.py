@@ -54,13 +54,13 @@ def test_float32_stores_every_fit() -> None:
 def test_what_is_owed_where_columns_are_gone_is_that_of_the_columns_that_stay(ends: bool) -> None:
     x, base = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, -1.0]]), torch.tensor([[1.0, 1.0, 3.0], [2.0, 1.0, -1.0]])
     weight = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 1.0]])
-    drift = qep.Drift(weight, ends, averages=True)
-    drift.add(x, base)
+    correction = qep.TargetCorrection(weight, ends, averages=True)
+    correction.add(x, base)
     # base - x is (0, -1, 0) and (2, 0, 0); W of it is (-2, 1) and (2, 0)
     whole = torch.tensor([[-2.0, -4.0 + 2.0, -6.0 - 2.0], [1.0, 2.0, 3.0]])
-    assert torch.allclose(drift.owed(drift.sum()), whole)
-    drift.keep(torch.tensor([0, 2]))
-    assert torch.allclose(drift.owed(drift.sum()), whole[:, [0, 2]])
+    assert torch.allclose(correction.owed(correction.sum()), whole)
+    correction.keep(torch.tensor([0, 2]))
+    assert torch.allclose(correction.owed(correction.sum()), whole[:, [0, 2]])
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -69,13 +69,13 @@ def test_what_is_owed_on_average_by_hand(ends: bool, columns: list[int] | None) 
     generator = torch.Generator().manual_seed(3)
     x, base, lost = (torch.randn(7, size, generator=generator).double() for size in (3, 3, 2))
     weight, made = torch.randn(2, 3, generator=generator).double(), torch.randn(2, 3, generator=generator).double()
-    drift = qep.Drift(weight, ends, averages=True)
+    correction = qep.TargetCorrection(weight, ends, averages=True)
     for part in (slice(0, 4), slice(4, 7)):
-        drift.add(x[part], base[part], lost[part] if ends else None)
+        correction.add(x[part], base[part], lost[part] if ends else None)
     kept = None if columns is None else torch.tensor(columns)
     made, seen = (made, x) if columns is None else (made[:, columns], x[:, columns])
     if kept is not None:
-        drift.keep(kept)
+        correction.keep(kept)
     expected = (base @ weight.T - seen @ made.T + (lost if ends else 0)).sum(dim=0)
-    assert torch.allclose(drift.on_average(made, kept), expected)
-    assert drift.tokens == 7
+    assert torch.allclose(correction.on_average(made, kept), expected)
+    assert correction.tokens == 7

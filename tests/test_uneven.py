@@ -141,7 +141,7 @@ def test_blocks_that_cannot_be_understood_are_refused(blocks: Any, what: str) ->
 
 
 def test_absent_parts_add_nothing_and_hand_on_what_came_in() -> None:
-    attention, mlp = (heterogeneous.Absent(part) for part in LLAMA.parts)
+    attention, mlp = (heterogeneous.Absent(part) for part in LLAMA.sublayers)
     x = torch.randn(2, 3, 8)
     out, nothing = attention(hidden_states=x, position_ids=None)
     assert nothing is None and torch.equal(out, torch.zeros(2, 3, 8))

@@ -18,7 +18,7 @@ ROWS = 4  # sequences at a time
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LayerInputs:
     """Moments over all tokens of what goes into o and down, per layer: [layers, features], float64."""
 
     mean: Tensor
@@ -44,12 +44,12 @@ class Calibration:
             self._known[key] = made, time.monotonic() - begun + self.saved - saved
         return self._known[key][0]
 
-    def inputs(self) -> dict[str, Inputs]:
+    def inputs(self) -> dict[str, LayerInputs]:
         """Moments of the inputs of "o" and "down"."""
         return self.once("inputs", self._inputs)
 
     @torch.inference_mode()
-    def _inputs(self) -> dict[str, Inputs]:
+    def _inputs(self) -> dict[str, LayerInputs]:
         layers = self.model.model.layers
         consumers = {
             "o": [layer.self_attn.o_proj for layer in layers],
@@ -79,7 +79,7 @@ class Calibration:
         found = {}
         for name, (total, squares) in sums.items():
             mean = total / count
-            found[name] = Inputs(mean, (squares / count - mean.square()).clamp(min=0), squares / count)
+            found[name] = LayerInputs(mean, (squares / count - mean.square()).clamp(min=0), squares / count)
         return found
 
     def gradients(self) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from hubplugin.checkpoint.safetensors_io import Reader
 FOLDER = ".training"  # inside the folder in the making
 
 
-class Marks:
+class TrainingCheckpoints:
     """What a training under `folder` has kept. Raises CompressError where it began as another one than `identity`."""
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:

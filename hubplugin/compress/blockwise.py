@@ -22,12 +22,12 @@ from hubplugin.manifest.masks import SparseGpt, Wanda
 from hubplugin.methods import linear_algebra, obs, qep, sparsegpt, wanda
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.gptq import gptq
-from hubplugin.methods.qep import Drift
+from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model import architecture, heterogeneous
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Family, Tap
-from hubplugin.model.layer_inputs import Inputs, moment_of
+from hubplugin.model.families import Family, InputGroup
+from hubplugin.model.layer_inputs import LayerInputs, second_moments_of
 from hubplugin.plan import masks, workload
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.variant_plan import VariantPlan
@@ -72,9 +72,11 @@ def blocks(
     Blocks that `finished` has are passed through as they are and not handed out again. With `spill`, an empty folder,
     activations live there instead of in memory.
     """
-    lanes = [model.start(tokens, lane_folder(spill, "ours"))]
+    lanes = [model.embed(tokens, activations_folder(spill, "ours"))]
     if corrected := workload.corrected_tokens(plan.steps, tokens.numel()):
-        lanes.append(copied(spaced(lanes[0], corrected), lane_folder(spill, "base")))  # what the base makes of these
+        lanes.append(
+            copied(spaced(lanes[0], corrected), activations_folder(spill, "base"))
+        )  # what the base makes of these
     done = finished.finished if finished else 0
     for number, index in enumerate(plan.sources):
         begun = time.monotonic()
@@ -83,11 +85,11 @@ def blocks(
         change = _Change(model, lanes, index, plan, stored, spill)
         if finished and number < done:
             change.take(finished.dense(number))
-            change.advance()
+            change.forward_block()
             block = None
         else:
             block = change.apply()
-            change.advance()
+            change.forward_block()
             block.seconds = time.monotonic() - begun
         del change  # and with it what the block was before
         model.free(index)
@@ -109,14 +111,14 @@ def skip(model: Model, lanes: list[list[Batch]], left_out: Iterable[int]) -> Non
     """Take the base's lane through blocks that the variant does not have."""
     for index in left_out if len(lanes) > 1 else ():
         model.block(index)
-        model.advance(index, lanes[1])
+        model.forward_block(index, lanes[1])
         model.free(index)
 
 
 def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
     """The output head as a block of its own: it reads what the final norm makes of the last hidden states."""
     begun = time.monotonic()
-    settings, hessian = plan.settings(head.name), moment_of(model.finish(batches)).matrix(head.name)
+    settings, hessian = plan.settings(head.name), second_moments_of(model.final_norm(batches)).matrix(head.name)
     assert settings is not None
     made = gptq.compress(model.source.get(f"{head.name}.weight").float(), hessian, settings)
     block = Block(len(plan.sources), head.name, head.name, encodings={head.name: made.encoding})
@@ -126,7 +128,7 @@ def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPla
     return block
 
 
-def lane_folder(spill: Path | None, name: str) -> Path | None:
+def activations_folder(spill: Path | None, name: str) -> Path | None:
     """A folder of its own for the activations of one lane; None where they stay in memory."""
     if spill is None:
         return None
@@ -154,34 +156,34 @@ class _Change:
         self._sizes = plan.dims.at(number)
         self._there = architecture.linear_shapes(self._family, self._sizes)  # of the linears that the block still has
         absent = architecture.absent(self._family, self._sizes)
-        ends = [part.end for part in self._family.parts if part not in absent]
+        ends = [part.end for part in self._family.sublayers if part not in absent]
         self._module = model.block(index)
-        self._twin = model.twin(index) if self._base else self._module
+        self._twin = model.copy_block(index) if self._base else self._module
         for part in absent:
             heterogeneous.remove(self._module, part)
         self._block = Block(number, self._family.block.format(i=number), self._family.block.format(i=index))
         self._lanes = lanes
-        self._inputs = Inputs(model, index, lanes[0], self._base, self._twin, ends[-1])
+        self._inputs = LayerInputs(model, index, lanes[0], self._base, self._twin, ends[-1])
         after = plan.sources[number + 1] if number + 1 < len(plan.sources) else len(model)
-        if self._base and (after > index + 1 or ends[-1] != self._family.parts[-1].end):
+        if self._base and (after > index + 1 or ends[-1] != self._family.sublayers[-1].end):
             self._inputs.ahead = self._look_ahead(self._base, range(index + 1, after), spill)
 
     def _look_ahead(self, base: list[Batch], left_out: Iterable[int], spill: Path | None) -> list[Batch]:
         """The base's lane behind this block and those that are left out after it."""
-        lane = copied(base, lane_folder(spill, f"base-{self._index}"))
-        self._model.advance(self._index, lane, self._twin)
+        lane = copied(base, activations_folder(spill, f"base-{self._index}"))
+        self._model.forward_block(self._index, lane, self._twin)
         skip(self._model, [self._batches, lane], left_out)
         return lane
 
-    def advance(self) -> None:
+    def forward_block(self) -> None:
         """Hand the hidden states on to the next block: ours through what is stored now, the base's through its own."""
-        self._model.advance(self._index, self._batches, self._module)
+        self._model.forward_block(self._index, self._batches, self._module)
         if self._inputs.ahead:
             for batch in self._lanes[1]:
                 batch.clear()
             self._lanes[1] = self._inputs.ahead
         elif self._base:
-            self._model.advance(self._index, self._base, self._twin)
+            self._model.forward_block(self._index, self._base, self._twin)
 
     def take(self, dense: dict[str, Tensor]) -> None:
         """Give the block the weights it was finished with."""
@@ -195,16 +197,18 @@ class _Change:
     def apply(self) -> Block:
         """Run all steps over the taps of the block that it still has."""
         self._add_biases()
-        for tap in self._family.taps:
-            if tap.linears[0] not in self._there:
+        for input_group in self._family.input_groups:
+            if input_group.linears[0] not in self._there:
                 continue
-            steps = {name: self._plan.settings(f"{self._block.prefix}.{name}") for name in tap.linears}
+            steps = {name: self._plan.settings(f"{self._block.prefix}.{name}") for name in input_group.linears}
             quantized = tuple(name for name, step in steps.items() if step)
-            cut = self._cut(tap)
+            cut = self._cut(input_group)
             if quantized or cut or (self._prune and self._prune.refit):
-                self._treat(tap, quantized or tap.linears, steps[quantized[0]] if quantized else None, cut)
-            if masked := [name for name in tap.linears if self._plan.mask(f"{self._block.prefix}.{name}")]:
-                self._mask(tap, masked)
+                self._treat(
+                    input_group, quantized or input_group.linears, steps[quantized[0]] if quantized else None, cut
+                )
+            if masked := [name for name in input_group.linears if self._plan.mask(f"{self._block.prefix}.{name}")]:
+                self._mask(input_group, masked)
         self._collect()
         return self._block
 
@@ -215,13 +219,13 @@ class _Change:
                 zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
                 linear.bias = nn.Parameter(zeros, requires_grad=False)
 
-    def _cut(self, tap: Tap) -> tuple[obs.Cut, ...]:
+    def _cut(self, input_group: InputGroup) -> tuple[obs.Cut, ...]:
         """What the columns of a tap's linear lose, if it is the consumer of a width that shrinks."""
         before, after = self._model.dims, self._sizes
         found = []
-        if self._prune and tap.linears[0] == self._family.width("ffn").consumer and after.ffn < before.ffn:
+        if self._prune and input_group.linears[0] == self._family.width("ffn").consumer and after.ffn < before.ffn:
             found.append(obs.Cut(1, after.ffn))
-        if self._prune and tap.linears[0] == self._family.width("heads").consumer:
+        if self._prune and input_group.linears[0] == self._family.width("heads").consumer:
             each = before.heads // before.kv_heads
             if after.kv_heads < before.kv_heads:
                 found.append(obs.Cut(each * before.head_dim, after.kv_heads))
@@ -229,21 +233,23 @@ class _Change:
                 found.append(obs.Cut(before.head_dim, after.heads, segments=after.kv_heads))
         return tuple(found)
 
-    def _treat(self, tap: Tap, names: tuple[str, ...], step: Gptq | None, cut: tuple[obs.Cut, ...]) -> None:
+    def _treat(
+        self, input_group: InputGroup, names: tuple[str, ...], step: Gptq | None, cut: tuple[obs.Cut, ...]
+    ) -> None:
         """Prune, correct and quantize linears of a tap together, as far as each is asked for.
 
         They share second moments, so one look at their inputs and one factor serve all rows and all of it.
         """
         begun, share, cold, kept = time.monotonic(), None, None, None
         weight = plain = torch.cat([self._linear(name).weight for name in names]).float()
-        drifts: list[Drift] = []
-        if tap.expert is not None:  # the base routes other tokens there: nothing to correct towards
-            hessian, cold = self._inputs.of_expert(tap)
-        elif self._aims(tap, step):
+        corrections: list[TargetCorrection] = []
+        if input_group.expert is not None:  # the base routes other tokens there: nothing to correct towards
+            hessian, cold = self._inputs.of_expert(input_group)
+        elif self._aims(input_group, step):
             averages = self._prune is not None and self._prune.bias
-            hessian, matched, *drifts = self._inputs.drifts(tap, weight, averages)
+            hessian, matched, *corrections = self._inputs.corrections(input_group, weight, averages)
         else:
-            hessian = self._inputs.second_moments(tap)
+            hessian = self._inputs.second_moments(input_group)
         if cut:
             assert self._prune
             done = obs.compress(weight, hessian, self._prune, cut)
@@ -251,36 +257,36 @@ class _Change:
             kept = done.encoding.keep
             plain, weight = plain[:, kept], done.weight
             hessian = matched = hessian[kept][:, kept]  # where widths shrink, all tokens pass through the base
-            for drift in drifts:
-                drift.keep(kept)
-            self._drop_rows(tap, kept)
+            for correction in corrections:
+                correction.keep(kept)
+            self._drop_rows(input_group, kept)
             self._note(f"{self._block.prefix}.{names[0]}", "prune", done, begun)
         if step is None:
-            self._refit(names, plain, weight, hessian, drifts, begun)
+            self._refit(names, plain, weight, hessian, corrections, begun)
         else:
-            prepared = gptq.prepare(matched, step) if drifts else None
+            prepared = gptq.prepare(matched, step) if corrections else None
             if prepared:
-                weight, share = qep.corrected(weight, prepared, *drifts)
+                weight, share = qep.corrected(weight, prepared, *corrections)
                 prepared, matched = prepared if matched is hessian else None, hessian
             self._quantize(names, weight, hessian, step, prepared, share, cold, begun)
-        if drifts and self._prune and self._prune.bias:
-            self._fit_biases(names, drifts, kept)
+        if corrections and self._prune and self._prune.bias:
+            self._fit_biases(names, corrections, kept)
 
-    def _fit_biases(self, names: tuple[str, ...], drifts: Sequence[Drift], kept: Tensor | None) -> None:
+    def _fit_biases(self, names: tuple[str, ...], corrections: Sequence[TargetCorrection], kept: Tensor | None) -> None:
         """Let the biases of linears add what they owe on average, as they are stored now."""
         made = torch.cat([self._linear(name).weight for name in names])
-        owed = [drift.on_average(made, kept) for drift in drifts if drift.tokens]
-        added = sum(owed[1:], owed[0]) / sum(drift.tokens for drift in drifts)
+        owed = [correction.on_average(made, kept) for correction in corrections if correction.tokens]
+        added = sum(owed[1:], owed[0]) / sum(correction.tokens for correction in corrections)
         for name, part in zip(names, added.split([self._linear(name).out_features for name in names]), strict=True):
             linear = self._linear(name)
             assert linear.bias is not None
             fitted = (linear.bias.float() + part).to(self._stored)
             linear.bias = nn.Parameter(fitted.to(linear.weight.dtype), requires_grad=False)
 
-    def _aims(self, tap: Tap, step: Gptq | None) -> bool:
+    def _aims(self, input_group: InputGroup, step: Gptq | None) -> bool:
         """Whether linears are fitted to the base's outputs, and something before them has changed."""
         wanted = step.qep if step else self._prune is not None and self._prune.refit
-        return wanted and not (self._index == 0 and tap == self._family.taps[0])
+        return wanted and not (self._index == 0 and input_group == self._family.input_groups[0])
 
     def _refit(
         self,
@@ -288,13 +294,13 @@ class _Change:
         plain: Tensor,
         weight: Tensor,
         hessian: Tensor,
-        drifts: Sequence[Drift],
+        corrections: Sequence[TargetCorrection],
         begun: float,
     ) -> None:
         """Store linears dense, fitted to the base's outputs where drifts are known."""
-        if drifts and self._prune:
+        if corrections and self._prune:
             prepared = linear_algebra.prepare(hessian, self._prune.damp)
-            weight, share = qep.corrected(weight, prepared, *drifts)
+            weight, share = qep.corrected(weight, prepared, *corrections)
             self._block.results.append(
                 linear_results.fitted(linear_results.stack_name(self._block.prefix, names), prepared, share, begun)
             )
@@ -327,12 +333,12 @@ class _Change:
             self._block.encodings[f"{self._block.prefix}.{name}"] = codes.rows(part)
         self._note(linear_results.stack_name(self._block.prefix, names), "gptq", done, begun, share)
 
-    def _drop_rows(self, tap: Tap, kept: Tensor) -> None:
+    def _drop_rows(self, input_group: InputGroup, kept: Tensor) -> None:
         """Of the producers of a consumer whose columns `kept` stay, drop the rows that nobody reads any more."""
-        width = next(width for width in self._family.widths if width.consumer in tap.linears)
+        width = next(width for width in self._family.widths if width.consumer in input_group.linears)
         for name, rows in heterogeneous.kept_rows(width, self._model.dims, kept).items():
             self._keep_rows(name, rows)
-        self._model.forget(self._batches, tap)
+        self._model.forget(self._batches, input_group)
         heterogeneous.share_heads(self._module, self._family, self._sizes)
 
     def _keep_rows(self, name: str, rows: Tensor) -> None:
@@ -346,10 +352,12 @@ class _Change:
             encoding = self._block.encodings[full] = encoding.rows(rows)
             self._block.samples[full] = _sample(encoding.rows(slice(SAMPLE_ROWS)).dense())
 
-    def _mask(self, tap: Tap, names: list[str]) -> None:
+    def _mask(self, input_group: InputGroup, names: list[str]) -> None:
         """Set weights of a tap's linears to zero, one linear after another: they share second moments and a factor."""
         hessian, cold = (
-            self._inputs.of_expert(tap) if tap.expert is not None else (self._inputs.second_moments(tap), None)
+            self._inputs.of_expert(input_group)
+            if input_group.expert is not None
+            else (self._inputs.second_moments(input_group), None)
         )
         step, factor = masks.step_of(self._plan.steps), None
         for name in names:

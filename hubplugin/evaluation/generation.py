@@ -52,7 +52,7 @@ def logprobs(
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # causal: what follows changes nothing
     model = open_model(folder, family, dtype)
-    hidden = model.walk(padded)
+    hidden = model.hidden_states(padded)
     found = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)

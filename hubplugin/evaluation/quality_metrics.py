@@ -51,7 +51,7 @@ def _device() -> str:
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
     """Measure the base once for all its variants."""
     model = open_model(folder, family, device=_device())
-    hidden = model.walk(tokens, _talk("base", len(model)))
+    hidden = model.hidden_states(tokens, _talk("base", len(model)))
     losses = [_nll(logits, ids) for logits, ids in _pieces(model, hidden, tokens)]
     return Reference(tokens, model, hidden, quality(losses, len(tokens)), description)
 
@@ -59,7 +59,7 @@ def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens)
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
     """Measure a variant's folder on the reference's tokens."""
     model = open_model(folder, family, device=base.model.device)
-    hidden = model.walk(base.tokens, _talk("variant", len(model)))
+    hidden = model.hidden_states(base.tokens, _talk("variant", len(model)))
     losses, divergences, agreed = [], [], 0
     pieces = zip(_pieces(model, hidden, base.tokens), _pieces(base.model, base.hidden, base.tokens), strict=True)
     for (logits, ids), (base_logits, _) in pieces:

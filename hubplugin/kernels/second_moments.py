@@ -20,7 +20,7 @@ from hubplugin.kernels.xtx_cpu import Tiles
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 
 
-class Seen:
+class PreparedInputs:
     """Inputs of a linear, made ready once for all the sums they go into; `take` replaces them and keeps the memory.
 
     Half precisions are widened, or stay as they are where a matrix unit multiplies them: products are exact either way.
@@ -76,17 +76,17 @@ class Seen:
                 total.addmm_(_wide(y).T, _wide(self.rows))
 
 
-class Moment:
+class SecondMoments:
     """Accumulates H = sum over tokens of x x^T in float32 (float64 for float64 inputs)."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self._sum: Tensor | None = None
-        self._seen = Seen()
+        self._seen = PreparedInputs()
 
-    def add(self, x: Tensor | Seen) -> None:
+    def add(self, x: Tensor | PreparedInputs) -> None:
         """Add inputs [..., inputs]."""
-        seen = x if isinstance(x, Seen) else self._seen.take(x)
+        seen = x if isinstance(x, PreparedInputs) else self._seen.take(x)
         if self._sum is None:
             self._sum = zero_sum(seen.rows, seen.rows.shape[1])
         self.tokens += len(seen.rows)

@@ -6,12 +6,12 @@ Quantization error propagation (QEP, arXiv 2504.09629), docs/maths.md, Corrected
 import torch
 from torch import Tensor
 
-from hubplugin.kernels.second_moments import Seen, half_precision, products_of, token_sum, zero_sum
+from hubplugin.kernels.second_moments import PreparedInputs, half_precision, products_of, token_sum, zero_sum
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.linear_algebra import Prepared
 
 
-class Drift:
+class TargetCorrection:
     """What a linear W owes where it is given x: sum (y~ - W x) x^T over tokens.
 
     y~ is what the base made: W x~ with its own input x~, and, for the end of a part, what the stream that the output is
@@ -27,9 +27,9 @@ class Drift:
         self._missing: Tensor | float = 0.0  # sums over tokens: of what is owed, and of x
         self._inputs: Tensor | float = 0.0
 
-    def add(self, x: Tensor | Seen, base: Tensor, lost: Tensor | None = None) -> None:
+    def add(self, x: Tensor | PreparedInputs, base: Tensor, lost: Tensor | None = None) -> None:
         """Add tokens: x [..., inputs], the base's [..., inputs], for an end what was lost [..., outputs]."""
-        seen = x if isinstance(x, Seen) else Seen().take(x)
+        seen = x if isinstance(x, PreparedInputs) else PreparedInputs().take(x)
         rows = seen.rows
         missing = base.reshape(rows.shape).to(rows.dtype) - rows
         if self._ends:
@@ -74,7 +74,9 @@ class Drift:
             return self._weight[::every] @ found
 
 
-def corrected(weight: Tensor, prepared: Prepared, fit: Drift, check: Drift) -> tuple[Tensor, float]:
+def corrected(
+    weight: Tensor, prepared: Prepared, fit: TargetCorrection, check: TargetCorrection
+) -> tuple[Tensor, float]:
     """The weight to have instead of W, so that errors made upstream are made up for, and how much of it was taken.
 
     T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1, the least-squares answer to outputs y~ of the base. What

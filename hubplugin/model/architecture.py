@@ -9,7 +9,7 @@ from typing import Any
 
 from hubplugin.checkpoint.headers import FLOATS, Header
 from hubplugin.errors import PlanError
-from hubplugin.model.families import Family, Part
+from hubplugin.model.families import Family, Sublayer
 
 LARGEST = {"num_hidden_layers": 4096}  # every layer becomes names; a file from elsewhere must not ask for 10^9
 
@@ -81,7 +81,7 @@ def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensi
         vocab=_size(config, "vocab_size", where),
         context=_size(config, "max_position_embeddings", where) if "max_position_embeddings" in config else None,
         tied=family.tied if tied is None else bool(tied),
-        experts=len({tap.expert for tap in family.taps} - {None}),
+        experts=len({input_group.expert for input_group in family.input_groups} - {None}),
         blocks=_blocks(config["block_configs"], layers, heads, where) if config.get("block_configs") else (),
     )
 
@@ -146,15 +146,20 @@ def linear_shapes(family: Family, sizes: Dimensions) -> dict[str, tuple[int, int
     if family.experts:
         wide, narrow = (sizes.ffn, sizes.hidden), (sizes.hidden, sizes.ffn)
         inside = {family.experts.gate: wide, family.experts.up: wide, family.experts.down: narrow}
-        owned = (name for tap in family.taps if tap.expert is not None for name in tap.linears)
+        owned = (
+            name
+            for input_group in family.input_groups
+            if input_group.expert is not None
+            for name in input_group.linears
+        )
         known |= {name: inside[name.rpartition(".")[2]] for name in owned}
     return {name: known[name] for name in family.linears() if all(known[name])}
 
 
-def absent(family: Family, sizes: Dimensions) -> tuple[Part, ...]:
+def absent(family: Family, sizes: Dimensions) -> tuple[Sublayer, ...]:
     """The parts that a block of these sizes lacks."""
     there = linear_shapes(family, sizes)
-    return tuple(part for part in family.parts if part.end and part.end not in there)
+    return tuple(part for part in family.sublayers if part.end and part.end not in there)
 
 
 def biased_linears(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:

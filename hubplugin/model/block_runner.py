@@ -21,7 +21,7 @@ from hubplugin.kernels import rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.model import architecture, experts, heterogeneous
 from hubplugin.model.activations import Batch, Pool
-from hubplugin.model.families import Family, Part, Tap
+from hubplugin.model.families import Family, InputGroup, Sublayer
 
 REACHING, CHOSEN = "experts.hidden", "experts.chosen"  # what a batch keeps of the tokens that come to a router
 
@@ -47,7 +47,7 @@ def _watched(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _staged(block: nn.Module, batch: Batch, parts: tuple[Part, ...], remember: bool) -> Iterator[None]:
+def _staged(block: nn.Module, batch: Batch, parts: tuple[Sublayer, ...], remember: bool) -> Iterator[None]:
     """While this holds, parts of a block take up where a batch's last stage ended."""
     modules = [block.get_submodule(part.name) for part in parts]
     for part, module in zip(parts, modules, strict=True):
@@ -63,7 +63,7 @@ def _staged(block: nn.Module, batch: Batch, parts: tuple[Part, ...], remember: b
             del module.forward
 
 
-def _resumed(block: nn.Module, module: nn.Module, batch: Batch, part: Part, remember: bool) -> Callable[..., Any]:
+def _resumed(block: nn.Module, module: nn.Module, batch: Batch, part: Sublayer, remember: bool) -> Callable[..., Any]:
     """The forward of a part: its known output; else its last linear on its known input; else all of it."""
     whole = module.forward
 
@@ -160,7 +160,7 @@ class Model:
         module.requires_grad_(False)
 
     @torch.inference_mode()
-    def start(self, tokens: Tensor, folder: Path | None = None, micro_tokens: int | None = None) -> list[Batch]:
+    def embed(self, tokens: Tensor, folder: Path | None = None, micro_tokens: int | None = None) -> list[Batch]:
         """Embed token ids [sequences, tokens] and record the masks and positions the model gives each block.
 
         With a folder, activations live in files there instead of in memory. A batch has sequences of `micro_tokens`
@@ -205,43 +205,47 @@ class Model:
             self._model.lm_head.weight = self._trunk.embed_tokens.weight
         return cast(nn.Module, self._model)
 
-    def twin(self, index: int) -> nn.Module:
+    def copy_block(self, index: int) -> nn.Module:
         """A copy of a filled block that keeps its weights when those of the block are replaced."""
         block = self._blocks[index]
         return copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
 
     @torch.inference_mode()
-    def visit(self, index: int, batches: list[Batch], tap: Tap, block: nn.Module | None = None) -> Iterator[Tensor]:
+    def capture_inputs(
+        self, index: int, batches: list[Batch], input_group: InputGroup, block: nn.Module | None = None
+    ) -> Iterator[Tensor]:
         """The inputs [sequences, tokens, inputs] of a tap's linears, batch by batch, as the block stands now.
 
         Parts of the block that end before the tap run once and are remembered: visit taps in the order in which the
         block runs them. `block` may be a twin; its batches must then be its own.
         """
         block = self._blocks[index] if block is None else block
-        if tap.expert is not None:
-            yield from self._routed(index, batches, tap, block)
+        if input_group.expert is not None:
+            yield from self._routed(index, batches, input_group, block)
             return
-        parts = self.family.parts
-        at = next(number for number, part in enumerate(parts) if tap.linears[0].startswith(part.name + "."))
-        linear = block.get_submodule(tap.linears[0])
+        parts = self.family.sublayers
+        at = next(number for number, part in enumerate(parts) if input_group.linears[0].startswith(part.name + "."))
+        linear = block.get_submodule(input_group.linears[0])
         for batch in batches:
             batch.drop(parts[at].input)
             with _staged(block, batch, parts[:at], remember=True), _watched(linear) as seen, suppress(_Stop):
                 block(batch.hidden, **batch.keywords[index])
-            if tap.linears[0] == parts[at].end:
+            if input_group.linears[0] == parts[at].end:
                 batch.put(parts[at].input, seen[0])
             yield seen[0]
 
-    def _routed(self, index: int, batches: list[Batch], tap: Tap, block: nn.Module) -> Iterator[Tensor]:
+    def _routed(self, index: int, batches: list[Batch], input_group: InputGroup, block: nn.Module) -> Iterator[Tensor]:
         """The inputs [tokens, inputs] of an expert's linears, of the tokens that the router sends there."""
-        assert tap.expert is not None
+        assert input_group.expert is not None
         for batch in batches:
             self._reach(index, batch, block)
-            here = torch.eq(batch.get(CHOSEN), tap.expert).any(dim=-1)
-            yield self._inside(tap, block, batch.rows(REACHING, here))
+            here = torch.eq(batch.get(CHOSEN), input_group.expert).any(dim=-1)
+            yield self._inside(input_group, block, batch.rows(REACHING, here))
 
     @torch.inference_mode()
-    def at_large(self, index: int, batches: list[Batch], tap: Tap, most: int | None = None) -> Iterator[Tensor]:
+    def at_large(
+        self, index: int, batches: list[Batch], input_group: InputGroup, most: int | None = None
+    ) -> Iterator[Tensor]:
         """What the linears of an expert would be given [tokens, inputs], were all tokens of the block sent there.
 
         Of every n-th token, where there are more than `most`.
@@ -251,20 +255,20 @@ class Model:
             self._reach(index, batch, block)
         step = -(-sum(batch.shape(REACHING)[0] for batch in batches) // most) if most else 1
         for batch in batches:
-            yield self._inside(tap, block, batch.rows(REACHING, slice(-first % step, None, step)))
+            yield self._inside(input_group, block, batch.rows(REACHING, slice(-first % step, None, step)))
             first += batch.shape(REACHING)[0]
 
-    def _inside(self, tap: Tap, block: nn.Module, rows: Tensor) -> Tensor:
+    def _inside(self, input_group: InputGroup, block: nn.Module, rows: Tensor) -> Tensor:
         names = self.family.experts
         assert names is not None
-        expert = cast(experts.Expert, block.get_submodule(f"{names.name}.{tap.expert}"))
-        return expert.inner(rows) if tap.linears[0].endswith(f".{names.down}") else rows
+        expert = cast(experts.Expert, block.get_submodule(f"{names.name}.{input_group.expert}"))
+        return expert.inner(rows) if input_group.linears[0].endswith(f".{names.down}") else rows
 
     def _reach(self, index: int, batch: Batch, block: nn.Module) -> None:
         """Keep the tokens [tokens, hidden] of a batch that come to the router, and where each is sent."""
         if REACHING in batch:
             return
-        names, parts = self.family.experts, self.family.parts
+        names, parts = self.family.experts, self.family.sublayers
         assert names is not None
         inside = block.get_submodule(names.name)
         with _staged(block, batch, parts[:-1], remember=True), _watched(inside) as seen, suppress(_Stop):
@@ -272,47 +276,47 @@ class Model:
         batch.put(REACHING, seen[0])
         batch.put(CHOSEN, seen[1])
 
-    def residual(self, batch: Batch, tap: Tap) -> Tensor:
+    def residual(self, batch: Batch, input_group: InputGroup) -> Tensor:
         """What the output of a part's last linear is added to: the block's input and the outputs of earlier parts.
 
         For the tap that was visited last.
         """
-        ends = [part.end for part in self.family.parts]
-        earlier = self.family.parts[: ends.index(tap.linears[0])]
+        ends = [part.end for part in self.family.sublayers]
+        earlier = self.family.sublayers[: ends.index(input_group.linears[0])]
         return sum((batch.get(part.output) for part in earlier), batch.hidden)
 
-    def forget(self, batches: list[Batch], tap: Tap) -> None:
+    def forget(self, batches: list[Batch], input_group: InputGroup) -> None:
         """The inputs of a visited tap changed since: run what leads to it again when it is needed."""
         for batch in batches:
-            batch.drop(*(part.input for part in self.family.parts if tap.linears[0] == part.end))
+            batch.drop(*(part.input for part in self.family.sublayers if input_group.linears[0] == part.end))
 
     @torch.inference_mode()
-    def advance(self, index: int, batches: list[Batch], block: nn.Module | None = None) -> None:
+    def forward_block(self, index: int, batches: list[Batch], block: nn.Module | None = None) -> None:
         """Replace the hidden states by the block's output, taking up where the last stage ended."""
         block = self._blocks[index] if block is None else block
         for batch in batches:
-            with _staged(block, batch, self.family.parts, remember=False):
+            with _staged(block, batch, self.family.sublayers, remember=False):
                 out = block(batch.hidden, **batch.keywords[index])
             batch.put("hidden", out[0] if isinstance(out, tuple) else out)
-            batch.drop(*(key for part in self.family.parts for key in (part.input, part.output)), REACHING, CHOSEN)
+            batch.drop(*(key for part in self.family.sublayers for key in (part.input, part.output)), REACHING, CHOSEN)
 
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
         """As `on_inputs` below, for linears of this model."""
         on_inputs(self._model, names, change)
 
     @torch.inference_mode()
-    def walk(self, tokens: Tensor, progress: Callable[[int], None] = lambda index: None) -> Tensor:
+    def hidden_states(self, tokens: Tensor, progress: Callable[[int], None] = lambda index: None) -> Tensor:
         """All blocks over token ids [sequences, tokens] -> last hidden states, normalised."""
-        batches = self.start(tokens)
+        batches = self.embed(tokens)
         for index in range(len(self)):
             self.block(index)
-            self.advance(index, batches)
+            self.forward_block(index, batches)
             self.free(index)
             progress(index)
-        return self.finish(batches)
+        return self.final_norm(batches)
 
     @torch.inference_mode()
-    def finish(self, batches: list[Batch]) -> Tensor:
+    def final_norm(self, batches: list[Batch]) -> Tensor:
         """The final norm over all batches: [sequences, tokens, hidden]."""
         self._load(self._trunk.norm, self.family.norm)
         return torch.cat([self._trunk.norm(batch.hidden) for batch in batches])

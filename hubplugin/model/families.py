@@ -10,7 +10,7 @@ from hubplugin.errors import FamilyError
 
 
 @dataclass(frozen=True)
-class Tap:
+class InputGroup:
     """Linears of a block that read the same input, and so share one matrix of second moments."""
 
     name: str
@@ -20,7 +20,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Part:
+class Sublayer:
     """A submodule of a block that ends in one linear: what goes into that linear is all that must be kept of it."""
 
     name: str
@@ -82,18 +82,18 @@ class Experts:
         return f"{self.name.rpartition('.')[0]}.gate"
 
 
-_ATTENTION_PART = Part("self_attn", "self_attn.o_proj", "input_layernorm", pair=True)
-_MLP_PART = Part("mlp", "mlp.down_proj", "post_attention_layernorm")
+_ATTENTION_PART = Sublayer("self_attn", "self_attn.o_proj", "input_layernorm", pair=True)
+_MLP_PART = Sublayer("mlp", "mlp.down_proj", "post_attention_layernorm")
 
 
 @dataclass(frozen=True)
 class Family:
     """One row. Taps stand in the order in which the block runs them."""
 
-    taps: tuple[Tap, ...]
+    input_groups: tuple[InputGroup, ...]
     widths: tuple[Width, ...]
     native: str = ""  # transformers' own class; a repo whose auto_map names one of that name needs no code of its own
-    parts: tuple[Part, ...] = (_ATTENTION_PART, _MLP_PART)
+    sublayers: tuple[Sublayer, ...] = (_ATTENTION_PART, _MLP_PART)
     block: str = "model.layers.{i}"
     embed: str = "model.embed_tokens"
     norm: str = "model.norm"
@@ -110,29 +110,29 @@ class Family:
 
     def linears(self) -> tuple[str, ...]:
         """All linears of a block, in order."""
-        return tuple(name for tap in self.taps for name in tap.linears)
+        return tuple(name for input_group in self.input_groups for name in input_group.linears)
 
-    def tap_of(self, linear: str) -> Tap:
+    def input_group_of(self, linear: str) -> InputGroup:
         """The tap whose input a linear reads."""
-        return next(tap for tap in self.taps if linear in tap.linears)
+        return next(input_group for input_group in self.input_groups if linear in input_group.linears)
 
     def width(self, name: str) -> Width:
         """A width by its name."""
         return next(width for width in self.widths if width.name == name)
 
-    def part_of(self, linear: str) -> Part:
+    def sublayer_of(self, linear: str) -> Sublayer:
         """The part of a block that a linear belongs to."""
-        return next(part for part in self.parts if linear.startswith(part.name + "."))
+        return next(part for part in self.sublayers if linear.startswith(part.name + "."))
 
 
-_ATTENTION_OUT = Tap("attn_out", ("self_attn.o_proj",))
-_MLP_OUT = Tap("mlp_out", ("mlp.down_proj",))
+_ATTENTION_OUT = InputGroup("attn_out", ("self_attn.o_proj",))
+_MLP_OUT = InputGroup("mlp_out", ("mlp.down_proj",))
 
 SEPARATE = Family(
-    taps=(
-        Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    input_groups=(
+        InputGroup("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         _ATTENTION_OUT,
-        Tap("mlp_in", ("mlp.gate_proj", "mlp.up_proj")),
+        InputGroup("mlp_in", ("mlp.gate_proj", "mlp.up_proj")),
         _MLP_OUT,
     ),
     widths=(
@@ -150,10 +150,10 @@ SEPARATE = Family(
 )
 
 FUSED = Family(
-    taps=(
-        Tap("attn_in", ("self_attn.qkv_proj",)),
+    input_groups=(
+        InputGroup("attn_in", ("self_attn.qkv_proj",)),
         _ATTENTION_OUT,
-        Tap("mlp_in", ("mlp.gate_up_proj",)),
+        InputGroup("mlp_in", ("mlp.gate_up_proj",)),
         _MLP_OUT,
     ),
     widths=(
@@ -163,7 +163,8 @@ FUSED = Family(
 )
 
 SPARSE = Family(
-    taps=(Tap("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), _ATTENTION_OUT), widths=()
+    input_groups=(InputGroup("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), _ATTENTION_OUT),
+    widths=(),
 )
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -191,7 +192,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": replace(
         SEPARATE,
         native="Gemma2ForCausalLM",
-        parts=(_ATTENTION_PART, replace(_MLP_PART, norm="pre_feedforward_layernorm")),
+        sublayers=(_ATTENTION_PART, replace(_MLP_PART, norm="pre_feedforward_layernorm")),
         residual=False,
         norms=(
             "input_layernorm",
@@ -215,13 +216,13 @@ FAMILIES: dict[str, Family] = {
     "mixtral": replace(
         SPARSE,
         native="MixtralForCausalLM",
-        parts=(_ATTENTION_PART, replace(_MLP_PART, name="block_sparse_moe", end="")),
+        sublayers=(_ATTENTION_PART, replace(_MLP_PART, name="block_sparse_moe", end="")),
         experts=Experts("block_sparse_moe.experts", "w1", "w3", "w2", width="intermediate_size"),
     ),
     "qwen3_moe": replace(
         SPARSE,
         native="Qwen3MoeForCausalLM",
-        parts=(_ATTENTION_PART, replace(_MLP_PART, end="")),
+        sublayers=(_ATTENTION_PART, replace(_MLP_PART, end="")),
         experts=Experts("mlp.experts", "gate_proj", "up_proj", "down_proj", width="moe_intermediate_size"),
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         bias_keys=(("attention_bias", _ATTENTION),),
@@ -254,12 +255,12 @@ def _with_experts(row: Family, names: Experts, config: dict[str, Any], where: st
     for key, usual in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
         if config.get(key) not in (None, usual):
             raise FamilyError(f"{where}: {key}", "some blocks have experts and some have none", "use another model")
-    taps = list(row.taps)
+    input_groups = list(row.input_groups)
     for expert in range(count):
         gate, up, down = (f"{names.name}.{expert}.{name}" for name in (names.gate, names.up, names.down))
-        taps.append(Tap(f"expert_{expert}_in", (gate, up), expert, share))
-        taps.append(Tap(f"expert_{expert}_out", (down,), expert, share))
-    return replace(row, taps=tuple(taps))
+        input_groups.append(InputGroup(f"expert_{expert}_in", (gate, up), expert, share))
+        input_groups.append(InputGroup(f"expert_{expert}_out", (down,), expert, share))
+    return replace(row, input_groups=tuple(input_groups))
 
 
 def _number(config: dict[str, Any], key: str, most: int, where: str) -> int:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hubplugin.model import architecture
 from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Part, Width
+from hubplugin.model.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Sublayer, Width
 from hubplugin.model.pruned_config import BIASES
 
 NOT_FOR_THEM = ("quantization_config", "auto_map")  # transformers would load itself what we read
@@ -21,7 +21,7 @@ NOT_FOR_THEM = ("quantization_config", "auto_map")  # transformers would load it
 class Absent(nn.Module):
     """A part that adds nothing to the stream."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Sublayer) -> None:
         super().__init__()
         self._pair = part.pair
 
@@ -59,7 +59,7 @@ def fit(block: nn.Module, family: Family, sizes: Dimensions) -> None:
     share_heads(block, family, sizes)
 
 
-def remove(block: nn.Module, part: Part) -> None:
+def remove(block: nn.Module, part: Sublayer) -> None:
     """Let a part of a block add nothing, and be given what came in as it is."""
     setattr(block, part.name, Absent(part))
     setattr(block, part.norm, nn.Identity())
@@ -69,7 +69,7 @@ def share_heads(block: nn.Module, family: Family, sizes: Dimensions) -> None:
     """Tell attention how many heads it has, where transformers does not take it from the weights."""
     if not sizes.heads:
         return
-    attention = cast(Any, block.get_submodule(family.parts[0].name))
+    attention = cast(Any, block.get_submodule(family.sublayers[0].name))
     attention.num_key_value_groups = sizes.heads // sizes.kv_heads
     if hasattr(attention, "num_key_value_heads"):
         attention.num_key_value_heads = sizes.kv_heads

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hubplugin.limits import DEVICE_MICRO_TOKENS, LOGITS_BYTES, MICRO_TOKENS, PROBE_TOKENS
 from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family, Tap
+from hubplugin.model.families import Family, InputGroup
 
 FLOPS = 7e11  # floating-point operations per second of two cores that multiply bfloat16 in AMX units
 TRAINING_FLOPS = 2.5e11  # the same where half of the work is between products
@@ -129,16 +129,16 @@ class _Pass:
     def _worst(self) -> int:
         """What the largest tap takes at its worst moment, or the forward pass that hands hidden states on."""
         forward = self._micro() * 3 * max(self.dims.ffn, self.dims.hidden) * self.work.number
-        return max(forward, *(self._tap(tap) for tap in self.family.taps))
+        return max(forward, *(self._input_group(input_group) for input_group in self.family.input_groups))
 
-    def _tap(self, tap: Tap) -> int:
+    def _input_group(self, input_group: InputGroup) -> int:
         """Second moments are summed, a target corrected, a factor made, a loss computed: one after the other."""
-        outputs = sum(self.shapes[name][0] for name in tap.linears)
-        inputs = self.shapes[tap.linears[0]][1]
+        outputs = sum(self.shapes[name][0] for name in input_group.linears)
+        inputs = self.shapes[input_group.linears[0]][1]
         square, stack = inputs**2 * FP32, outputs * inputs * FP32
-        owed = stack if self._ends(tap) else square  # summed by tokens that fit, and by those that check
-        corrects = self.corrects and tap.expert is None
-        sums = square + 2 * owed if corrects else square * (1 if tap.expert is None else 3)
+        owed = stack if self._ends(input_group) else square  # summed by tokens that fit, and by those that check
+        corrects = self.corrects and input_group.expert is None
+        sums = square + 2 * owed if corrects else square * (1 if input_group.expert is None else 3)
         rows = self._micro() * inputs * (2 * FP32 + 2 * self.work.number)
         moments = [sums + rows]
         if corrects:
@@ -149,12 +149,12 @@ class _Pass:
             moments += [4 * square + stack, 2 * square + 4 * stack]
         if self.work.descends:
             moments += [4 * square + 3 * stack, 3 * square + 4 * stack]
-        if self.work.prunes and any(width.consumer in tap.linears for width in self.family.widths):
+        if self.work.prunes and any(width.consumer in input_group.linears for width in self.family.widths):
             moments.append(6 * square + 4 * stack)
         return max(moments)
 
-    def _ends(self, tap: Tap) -> bool:
-        return self.family.residual and any(part.end in tap.linears for part in self.family.parts)
+    def _ends(self, input_group: InputGroup) -> bool:
+        return self.family.residual and any(part.end in input_group.linears for part in self.family.sublayers)
 
     def _head(self) -> int:
         if not self.work.head:
@@ -176,22 +176,22 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     attention = 4 * count * (work.tokens / 2) * dims.heads * dims.head_dim  # causal: half of all pairs
     consumers = {width.consumer for width in family.widths}
     total = passed = steps = 0.0  # `passed`: one forward pass up to the tap
-    for index, tap in enumerate(family.taps):
-        inputs = shapes[tap.linears[0]][1]
-        stacked = sum(size[name] for name in tap.linears)
+    for index, input_group in enumerate(family.input_groups):
+        inputs = shapes[input_group.linears[0]][1]
+        stacked = sum(size[name] for name in input_group.linears)
         if index == 1:
             passed += attention
-        reaching = count * tap.share
+        reaching = count * input_group.share
         # tokens are brought to the experts of a block once
         measured = (1 + 2 * twice) * reaching * inputs**2
         if work.masks:
             total += measured + inputs**3 / 3 + stacked * inputs
-            steps += inputs * COLUMN_SECONDS * len(tap.linears)
+            steps += inputs * COLUMN_SECONDS * len(input_group.linears)
         if work.quantizes:
             total += measured + inputs**3 / 3 + stacked * inputs
             total += work.descends * 2 * stacked * inputs
             steps += stacked * WEIGHT_SECONDS * (1 + work.descends / 2) + inputs * COLUMN_SECONDS
-        if work.prunes and consumers & set(tap.linears):
+        if work.prunes and consumers & set(input_group.linears):
             total += measured + 2 * inputs**3 + 2 * stacked * inputs
         passed += 2 * reaching * stacked
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit

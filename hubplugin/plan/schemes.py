@@ -110,7 +110,7 @@ class LinearPlan:
     """One linear of one block. Shapes are [outputs, inputs]."""
 
     name: str  # full module path, e.g. model.layers.0.mlp.down_proj
-    tap: str
+    input_group: str
     before: tuple[int, int]
     after: tuple[int, int]
     scheme: Scheme | None  # None: stays dense

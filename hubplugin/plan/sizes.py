@@ -106,7 +106,7 @@ def linears(
     return tuple(
         LinearPlan(
             name=(full := f"{family.block.format(i=layer)}.{name}"),
-            tap=family.tap_of(name).name,
+            input_group=family.input_group_of(name).name,
             before=architecture.linear_shapes(family, before.at(sources[layer] if sources else layer))[name],
             after=shape,
             scheme=schemes.get(full),

@@ -129,7 +129,11 @@ def _shapes(plan: Plan) -> list[str]:
         changed: dict[str, dict[str, None]] = {}
         for variant in plan.variants:
             for other in variant.linears:
-                if other.short == linear.short and other.tap == linear.tap and other.after != linear.before:
+                if (
+                    other.short == linear.short
+                    and other.input_group == linear.input_group
+                    and other.after != linear.before
+                ):
                     changed.setdefault(_shape(other.after), {})[variant.name] = None
         after = "; ".join(f"> {shape} in {', '.join(names)}" for shape, names in changed.items())
         rows.append((f"  {linear.short}", _shape(linear.before), after))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubplugin.checkpoint.training_checkpoints import Marks
+from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
 from hubplugin.model.activations import Batch
 from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
@@ -44,7 +44,7 @@ def blocks(
     epochs: int,
     ends: Sequence[int],
     stored: dict[str, torch.dtype],
-    marks: Marks,
+    marks: TrainingCheckpoints,
     limit: float = math.inf,
 ) -> Iterator[tuple[RecoveredBlock, dict[str, Tensor]]]:
     """Train block after block, and hand out what it gained and its tensors by full name, rounded to `stored`.
@@ -57,13 +57,13 @@ def blocks(
     if all(mark(index) in marks for index in range(len(ends))):  # hidden states are for nobody
         yield from (_marked(marks, index, prefix) for index, prefix in enumerate(prefixes))
         return
-    train, held = (Lane(*(model.start(ids, micro_tokens=STEP_TOKENS) for model in (student, base))) for ids in tokens)
+    train, held = (Lane(*(model.embed(ids, micro_tokens=STEP_TOKENS) for model in (student, base))) for ids in tokens)
     behind, spent, rate = 0, 0.0, RATE
     for index, end in enumerate(ends):
         while behind <= end:
             base.block(behind)
             for lane in (train, held):
-                base.advance(behind, lane.theirs)
+                base.forward_block(behind, lane.theirs)
             base.free(behind)
             behind += 1
         begun, prefix, name = time.monotonic(), prefixes[index], mark(index)
@@ -87,12 +87,12 @@ def blocks(
         for part, weight in block.named_parameters():
             weight.data = found[f"{prefix}.{part}"].to(weight)  # exact: weights of a student in the making are float32
         for lane in (train, held):
-            student.advance(index, lane.ours)
+            student.forward_block(index, lane.ours)
         student.free(index)
         yield done, found
 
 
-def _marked(marks: Marks, index: int, prefix: str) -> tuple[RecoveredBlock, dict[str, Tensor]]:
+def _marked(marks: TrainingCheckpoints, index: int, prefix: str) -> tuple[RecoveredBlock, dict[str, Tensor]]:
     """A trained block from its mark: what it gained, and its tensors by full name."""
     notes = marks.notes(mark(index))
     done = RecoveredBlock(index=index, loss_before=notes["before"], loss_after=notes["after"])

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.checkpoint.training_checkpoints import Marks
+from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
 from hubplugin.manifest.recover import Recover
 from hubplugin.model.families import Family
 from hubplugin.model.kl_divergence import divergence
@@ -124,7 +124,7 @@ class Distillation:
         self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": first, "last": 0, "seconds": 0.0}
         self._stopped = ""
 
-    def run(self, marks: Marks) -> Distilled:
+    def run(self, marks: TrainingCheckpoints) -> Distilled:
         """Train to the end, from the mark of an earlier run where there is one."""
         if MARK in marks:
             self._take(marks.notes(MARK), marks.tensors(MARK))

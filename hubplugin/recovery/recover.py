@@ -22,7 +22,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.safetensors_io import TORCH, Reader
-from hubplugin.checkpoint.training_checkpoints import Marks
+from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
 from hubplugin.disk import digest, sha256
 from hubplugin.errors import CompressError
 from hubplugin.limits import BLOCK_TOKENS
@@ -79,13 +79,13 @@ class _Work:
     def reference(self) -> tuple[Model, Tensor]:
         """The base, and its last hidden states [positions, hidden] of the held-out sequences."""
         base = self.model(self.base)
-        return base, base.walk(self.held).flatten(0, 1)
+        return base, base.hidden_states(self.held).flatten(0, 1)
 
     def divergence(self, new: Mapping[str, Tensor]) -> float:
         """Mean KL(base || student) per held-out token, of the student with some weights replaced, block by block."""
         base, expected = self.reference
         student = self.model(self.student, new)
-        found = student.walk(self.held).flatten(0, 1)
+        found = student.hidden_states(self.held).flatten(0, 1)
         count, total = max(1, distillation.LOGITS // student.vocabulary), 0.0
         for ours, theirs in zip(found.split(count), expected.split(count), strict=True):
             total += float(divergence(base.logits(theirs), student.logits(ours)).sum())
@@ -108,7 +108,7 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     ends = tuple(range(_depth(student))) if ends is None else tuple(ends)
-    marks = Marks(out, _identity(student, base, tokens, step, ends))
+    marks = TrainingCheckpoints(out, _identity(student, base, tokens, step, ends))
     if DONE in marks:
         return Recovery.model_validate(marks.notes(DONE))
     train, held = split(tokens)
@@ -120,7 +120,9 @@ def run(
     return done
 
 
-def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> tuple[Recovery, dict[str, Tensor]]:
+def _stages(
+    work: _Work, step: Recover, ends: tuple[int, ...], marks: TrainingCheckpoints
+) -> tuple[Recovery, dict[str, Tensor]]:
     """Both stages; what they did, and the tensors that are better than the student's, as they will be stored."""
     seconds, limit = {}, math.inf if step.minutes is None else 60 * step.minutes
     first = least = work.divergence({})
@@ -169,7 +171,7 @@ def _stages(work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks) -> 
 
 
 def _blocks(
-    work: _Work, step: Recover, ends: tuple[int, ...], marks: Marks, limit: float
+    work: _Work, step: Recover, ends: tuple[int, ...], marks: TrainingCheckpoints, limit: float
 ) -> Iterator[tuple[RecoveredBlock, dict[str, Tensor]]]:
     """The first stage, on as many of the sequences as may be held."""
     count = _sequences_of_blocks(work)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin import disk
-from hubplugin.compress.blockwise import lane_folder
+from hubplugin.compress.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.limits import PROBE_TOKENS
 from hubplugin.manifest.gptq import Gptq
@@ -102,33 +102,36 @@ def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spi
     Raises CompressError where activations are not finite.
     """
     some, few = (sensitivity.first(tokens, most) for most in (sensitivity.MOMENT_TOKENS, PROBE_TOKENS))
-    seen, base = model.start(some, lane_folder(spill, "seen")), model.start(few, lane_folder(spill, "base"))
+    seen, base = (
+        model.embed(some, activations_folder(spill, "seen")),
+        model.embed(few, activations_folder(spill, "base")),
+    )
     lanes: dict[str, list[Batch]] = {}  # by unit: the hidden states of `few` where that unit alone is quantized
     losses: dict[str, list[float]] = {}
     for index in range(len(model)):
         block, prefix = model.block(index), model.family.block.format(i=index) + "."
         for lane in lanes.values():
-            model.advance(index, lane)
+            model.forward_block(index, lane)
         own = [unit for unit in units if unit.linears[0].name.startswith(prefix)]
-        for tap in model.family.taps:
-            here = [unit for unit in own if unit.linears[0].name.removeprefix(prefix) in tap.linears]
-            hessian = second_moments(model, index, seen, tap) if here else None
+        for input_group in model.family.input_groups:
+            here = [unit for unit in own if unit.linears[0].name.removeprefix(prefix) in input_group.linears]
+            hessian = second_moments(model, index, seen, input_group) if here else None
             for unit in here:
                 assert hessian is not None
                 linears = [cast(nn.Linear, block.get_submodule(one.name.removeprefix(prefix))) for one in unit.linears]
                 losses[unit.name], after = _losses(linears, hessian, unit, step)
                 lanes[unit.name] = sensitivity.reweighted(
-                    model, index, base, linears, after, lane_folder(spill, unit.name)
+                    model, index, base, linears, after, activations_folder(spill, unit.name)
                 )
-        model.advance(index, seen)
-        model.advance(index, base)
+        model.forward_block(index, seen)
+        model.forward_block(index, base)
         model.free(index)
         progress(f"allocation | block {index + 1:02d}/{len(model)} measured")
-    expected = model.finish(base)
+    expected = model.final_norm(base)
     return Measured(
         losses=[losses[unit.name] for unit in units],
         probes=[_probe(unit) for unit in units],
-        kl=kl_divergence.divergences(model, expected, [model.finish(lanes[unit.name]) for unit in units]),
+        kl=kl_divergence.divergences(model, expected, [model.final_norm(lanes[unit.name]) for unit in units]),
         tokens=few.numel(),
     )
 

@@ -41,7 +41,7 @@ def _seconds(space: Space, block: BlockShape) -> float:
     shapes = architecture.linear_shapes(space.family, own)
     stacked: dict[str, list[tuple[int, int]]] = {}
     for name, shape in shapes.items():
-        stacked.setdefault(space.family.tap_of(name).name, []).append(shape)
+        stacked.setdefault(space.family.input_group_of(name).name, []).append(shape)
     return _time([(sum(rows for rows, _ in found), found[0][1]) for found in stacked.values()])
 
 

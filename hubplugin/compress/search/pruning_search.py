@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin import disk
-from hubplugin.compress.blockwise import lane_folder
+from hubplugin.compress.blockwise import activations_folder
 from hubplugin.compress.search import latency, sensitivity
 from hubplugin.errors import PlanError
 from hubplugin.limits import PROBE_TOKENS
@@ -25,7 +25,7 @@ from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.architecture import BlockShape
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Part, Width
+from hubplugin.model.families import Sublayer, Width
 from hubplugin.model.layer_inputs import second_moments
 from hubplugin.plan.choices.pruning_space import Measured, Shape, Space, whole
 from hubplugin.progress import progress
@@ -98,7 +98,7 @@ def measured(
 
 def _named(model: Model, few: Tensor, space: Space) -> Shaping:
     """Layers and sub-blocks that a manifest counts, each the one that costs least when it goes."""
-    step, (attention, mlp) = space.step, space.family.parts
+    step, (attention, mlp) = space.step, space.family.sublayers
     wanted = [(LAYERS, step.layers or 0), (attention.name, step.attention or 0), (mlp.name, step.mlp or 0)]
     removed = _fall(model, few, space, wanted)
     heads, width = space.heads[0], space.widths[0]
@@ -141,10 +141,10 @@ def _most_layers(space: Space) -> int:
 
 def _fall(model: Model, few: Tensor, space: Space, wanted: Sequence[tuple[str, int]]) -> list[Removal]:
     """Take away so many of each kind, always what costs least KL beside what is gone already."""
-    kinds: dict[str, tuple[Part, ...]] = {LAYERS: space.family.parts}
-    kinds |= {part.name: (part,) for part in space.family.parts}
+    kinds: dict[str, tuple[Sublayer, ...]] = {LAYERS: space.family.sublayers}
+    kinds |= {part.name: (part,) for part in space.family.sublayers}
     left, gone = dict(wanted), list[Removal]()
-    expected = model.walk(few) if any(left.values()) else None
+    expected = model.hidden_states(few) if any(left.values()) else None
     while any(left.values()):
         assert expected is not None
         tried = [
@@ -164,14 +164,18 @@ def _fall(model: Model, few: Tensor, space: Space, wanted: Sequence[tuple[str, i
 
 
 def _may_go(
-    space: Space, index: int, parts: tuple[Part, ...], gone: Sequence[Removal], kinds: Mapping[str, tuple[Part, ...]]
+    space: Space,
+    index: int,
+    parts: tuple[Sublayer, ...],
+    gone: Sequence[Removal],
+    kinds: Mapping[str, tuple[Sublayer, ...]],
 ) -> bool:
     """Whether nothing of it is gone yet, and what is left is a model that engines know."""
     lost = {part.name for one in gone if one.block == index for part in kinds[one.what]}
     if lost & {part.name for part in parts}:
         return False
     # DeciLM starts with attention, so the first block keeps its own
-    return not (space.per_layer and index == 0 and space.family.parts[0] in parts)
+    return not (space.per_layer and index == 0 and space.family.sublayers[0] in parts)
 
 
 def _without_each(
@@ -180,22 +184,22 @@ def _without_each(
     expected: Tensor,
     tried: Sequence[tuple[int, str]],
     gone: Sequence[Removal],
-    kinds: Mapping[str, tuple[Part, ...]],
+    kinds: Mapping[str, tuple[Sublayer, ...]],
 ) -> list[float]:
     """KL of the model without what is gone and without each of these alone, in nats per token."""
-    now, lanes = model.start(few), dict[tuple[int, str], list[Batch]]()
+    now, lanes = model.embed(few), dict[tuple[int, str], list[Batch]]()
     for index in range(len(model)):
         model.block(index)
         lost = [part for one in gone if one.block == index for part in kinds[one.what]]
         rest = sensitivity.without(model, index, lost)
         for lane in lanes.values():
-            model.advance(index, lane, rest)
+            model.forward_block(index, lane, rest)
         for key in (key for key in tried if key[0] == index):
             lanes[key] = copied(now)
-            model.advance(index, lanes[key], sensitivity.without(model, index, [*lost, *kinds[key[1]]]))
-        model.advance(index, now, rest)
+            model.forward_block(index, lanes[key], sensitivity.without(model, index, [*lost, *kinds[key[1]]]))
+        model.forward_block(index, now, rest)
         model.free(index)
-    return kl_divergence.divergences(model, expected, [model.finish(lanes[key]) for key in tried])
+    return kl_divergence.divergences(model, expected, [model.final_norm(lanes[key]) for key in tried])
 
 
 # -- widths and heads
@@ -209,28 +213,33 @@ def curves(
     In proportion to the loss, through the point that was tried; without any of it, as measured.
     """
     some = sensitivity.first(tokens, sensitivity.MOMENT_TOKENS)
-    seen, base = model.start(some, lane_folder(spill, "seen")), model.start(few, lane_folder(spill, "probe"))
+    seen, base = (
+        model.embed(some, activations_folder(spill, "seen")),
+        model.embed(few, activations_folder(spill, "probe")),
+    )
     lanes: dict[tuple[int, str], list[Batch]] = {}
     found: dict[tuple[int, str], _Curve] = {}
     for index in range(len(model)):
         block = model.block(index)
         for lane in lanes.values():
-            model.advance(index, lane)
+            model.forward_block(index, lane)
         for width in space.family.widths:
             consumer = cast(nn.Linear, block.get_submodule(width.consumer))
-            hessian = second_moments(model, index, seen, space.family.tap_of(width.consumer))
+            hessian = second_moments(model, index, seen, space.family.input_group_of(width.consumer))
             for name, (curve, tried) in _curves(width, consumer.weight.float(), hessian, space).items():
                 found[index, name] = curve
                 lanes[index, name] = sensitivity.reweighted(model, index, base, [consumer], tried, None)
             if space.per_layer:
                 lane = lanes[index, f"no {width.name}"] = copied(base)
-                model.advance(index, lane, sensitivity.without(model, index, [space.family.part_of(width.consumer)]))
-        model.advance(index, seen)
-        model.advance(index, base)
+                model.forward_block(
+                    index, lane, sensitivity.without(model, index, [space.family.sublayer_of(width.consumer)])
+                )
+        model.forward_block(index, seen)
+        model.forward_block(index, base)
         model.free(index)
         progress(f"shape | block {index + 1:02d}/{len(model)} measured")
-    expected = model.finish(base)
-    found_kl = kl_divergence.divergences(model, expected, [model.finish(lane) for lane in lanes.values()])
+    expected = model.final_norm(base)
+    found_kl = kl_divergence.divergences(model, expected, [model.final_norm(lane) for lane in lanes.values()])
     kl = dict(zip(lanes, found_kl, strict=True))
     attention, ffn = [], []
     for index in range(len(model)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hubplugin.model import heterogeneous
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Part
+from hubplugin.model.families import Sublayer
 
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is decided
 
@@ -29,15 +29,15 @@ def reweighted(
     originals = [linear.weight for linear in linears]
     for linear, part in zip(linears, weight.split([len(one) for one in originals]), strict=True):
         linear.weight = nn.Parameter(part.to(linear.weight.dtype), requires_grad=False)
-    model.advance(index, lane)
+    model.forward_block(index, lane)
     for linear, original in zip(linears, originals, strict=True):
         linear.weight = original
     return lane
 
 
-def without(model: Model, index: int, parts: Sequence[Part]) -> nn.Module:
+def without(model: Model, index: int, parts: Sequence[Sublayer]) -> nn.Module:
     """The filled block `index` without these parts, for `Model.advance`."""
-    twin = model.twin(index)
+    base_block = model.copy_block(index)
     for part in parts:
-        heterogeneous.remove(twin, part)
-    return twin
+        heterogeneous.remove(base_block, part)
+    return base_block
