@@ -29,13 +29,13 @@ from hubplugin.compress.self_sampling import sample_self
 from hubplugin.disk import changed_files, digest, sha256
 from hubplugin.evaluation import card, gate, generation, quality_metrics, zeros
 from hubplugin.hub import snapshots
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.methods import mask_of, quantization_of
 from hubplugin.manifest.recover import Recover
 from hubplugin.manifest.schema import Document
 from hubplugin.model import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
-from hubplugin.plan import masks, planner, table
+from hubplugin.plan import planner, table
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Space
 from hubplugin.plan.variant_plan import Plan, VariantPlan
@@ -190,7 +190,8 @@ def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[
 def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> tuple[VariantPlan, report.Allocation]:
     """The variant with its budget spent. In float32: what a single linear changes is small."""
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.family)
-    step = next(step for step in variant.steps if isinstance(step, Gptq))
+    step = quantization_of(variant.steps)
+    assert step is not None
     store, key = folder / journal.FOLDER / bit_allocation.FILE_NAME, json.dumps(_identity(job, variant))
     with stages.spilling(variant, folder) as spill:
         found = bit_allocation.spend(model, job.calibration.ids, budget, step, store, key, spill)
@@ -280,7 +281,7 @@ def _report(job: Job, variant: VariantPlan, folder: Path, weights: stages.Made, 
 
 def _sparsity(variant: VariantPlan, folder: Path) -> float | None:
     """The share of zeros among the weights of the blocks' linears, counted in the files of a variant with a mask."""
-    if masks.step_of(variant.steps) is None:
+    if mask_of(variant.steps) is None:
         return None
     return zeros.share(DenseView(folder), [linear.name for linear in variant.linears])
 

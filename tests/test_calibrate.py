@@ -275,7 +275,7 @@ def test_samples_depend_on_the_seed_and_not_on_how_rows_are_shared_out(
     assert torch.equal(whole, sample_self(pico_folder, 5, 40, seed=3))
     assert not torch.equal(whole, sample_self(pico_folder, 5, 40, seed=4))
     assert len({tuple(row) for row in whole.tolist()}) == 5
-    monkeypatch.setattr(calibration_data, "ROWS", 2)
+    monkeypatch.setattr(self_sampling, "ROWS", 2)
     assert torch.equal(whole, sample_self(pico_folder, 5, 40, seed=3))
 
 

@@ -61,7 +61,7 @@ def made_by(base: Path, out: Path, step: dict[str, Any], tokens: torch.Tensor) -
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The stand-in is what the worker imports; returns the file into which it writes what it was asked."""
-    here = os.pathsep.join([str(DOUBLES), str(Path(worker.__file__).parents[1])])
+    here = os.pathsep.join([str(DOUBLES), str(Path(worker.__file__).parents[3])])
     monkeypatch.setenv("PYTHONPATH", here)
     monkeypatch.setenv("ASKED", str(tmp_path / "asked.json"))
     return tmp_path / "asked.json"

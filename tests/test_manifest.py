@@ -11,6 +11,7 @@ import yaml
 from hubplugin.errors import ManifestError
 from hubplugin.manifest import loading, schema
 from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.source import Source
 from hubplugin.manifest.yaml_file import MAX_ALIASES, MAX_BYTES
 
@@ -72,7 +73,7 @@ def test_defaults_are_those_the_readme_promises(tmp_path):
     read = load_text(tmp_path, text).manifest
     prune, gptq = read.variants["P"]
     assert gptq == Gptq(method="gptq", bits=4, group_size=128, act_order=True, damp=0.01)
-    assert prune == schema.Prune(method="prune", ffn=0.25, damp=0.01)
+    assert prune == Prune(method="prune", ffn=0.25, damp=0.01)
     assert read.evaluate is None and read.publish is None and read.gate == schema.Gate()
 
 

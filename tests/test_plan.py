@@ -600,7 +600,7 @@ def test_real_manifests_are_planned_from_published_configs_alone(name, parameter
 
 
 def test_the_demo_is_planned_from_the_model_that_comes_along():
-    folder = Path(planner.__file__).parent / "demo" / "docs-llama-12m"
+    folder = Path(planner.__file__).parents[1] / "demo" / "docs-llama-12m"
     raw = json.loads((folder / "config.json").read_text())
     stored = {name: Header(dtype, tuple(shape)) for name, (dtype, shape) in pico.headers(folder).items()}
     made = planner.make(loading.load(MANIFESTS / "demo.yaml"), raw, stored)

@@ -17,18 +17,17 @@ from torch import Tensor, nn
 from hubplugin import memory
 from hubplugin.checkpoint.encodings import Columns, Dense, Encoding, Grid
 from hubplugin.compress import linear_results
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.masks import SparseGpt, Wanda
-from hubplugin.methods import linear_algebra, obs, qep, sparsegpt, wanda
-from hubplugin.methods.base import Compressed
-from hubplugin.methods.gptq import gptq
+from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.methods import mask_of
+from hubplugin.methods import linear_algebra, obs, qep
+from hubplugin.methods.base import Compressed, solver_of
 from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model import architecture, heterogeneous
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.block_runner import Model
 from hubplugin.model.families import Family, InputGroup
 from hubplugin.model.layer_inputs import LayerInputs, second_moments_of
-from hubplugin.plan import masks, workload
+from hubplugin.plan import workload
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import LinearResult
@@ -120,10 +119,10 @@ def _head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPla
     begun = time.monotonic()
     settings, hessian = plan.settings(head.name), second_moments_of(model.final_norm(batches)).matrix(head.name)
     assert settings is not None
-    made = gptq.compress(model.source.get(f"{head.name}.weight").float(), hessian, settings)
+    made = solver_of(settings).compress(model.source.get(f"{head.name}.weight").float(), hessian, settings, None)
     block = Block(len(plan.sources), head.name, head.name, encodings={head.name: made.encoding})
     block.samples[head.name] = _sample(made.weight)
-    block.results.append(linear_results.of(head.name, "gptq", made, begun))
+    block.results.append(linear_results.of(head.name, settings.method, made, begun))
     block.seconds = time.monotonic() - begun
     return block
 
@@ -234,7 +233,7 @@ class _Change:
         return tuple(found)
 
     def _treat(
-        self, input_group: InputGroup, names: tuple[str, ...], step: Gptq | None, cut: tuple[obs.Cut, ...]
+        self, input_group: InputGroup, names: tuple[str, ...], step: Quantization | None, cut: tuple[obs.Cut, ...]
     ) -> None:
         """Prune, correct and quantize linears of a tap together, as far as each is asked for.
 
@@ -264,7 +263,7 @@ class _Change:
         if step is None:
             self._refit(names, plain, weight, hessian, corrections, begun)
         else:
-            prepared = gptq.prepare(matched, step) if corrections else None
+            prepared = solver_of(step).prepare(matched, step) if corrections else None
             if prepared:
                 weight, share = qep.corrected(weight, prepared, *corrections)
                 prepared, matched = prepared if matched is hessian else None, hessian
@@ -283,7 +282,7 @@ class _Change:
             fitted = (linear.bias.float() + part).to(self._stored)
             linear.bias = nn.Parameter(fitted.to(linear.weight.dtype), requires_grad=False)
 
-    def _aims(self, input_group: InputGroup, step: Gptq | None) -> bool:
+    def _aims(self, input_group: InputGroup, step: Quantization | None) -> bool:
         """Whether linears are fitted to the base's outputs, and something before them has changed."""
         wanted = step.qep if step else self._prune is not None and self._prune.refit
         return wanted and not (self._index == 0 and input_group == self._family.input_groups[0])
@@ -314,14 +313,14 @@ class _Change:
         names: tuple[str, ...],
         weight: Tensor,
         hessian: Tensor,
-        step: Gptq,
+        step: Quantization,
         prepared: linear_algebra.Prepared | None,
         share: float | None,
         cold: str | None,
         begun: float,
     ) -> None:
         """Quantize linears of a tap together, and note what became of them."""
-        done = gptq.compress(weight, hessian, step, prepared)
+        done = solver_of(step).compress(weight, hessian, step, prepared)
         if cold:
             done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))))
         codes = done.encoding
@@ -331,7 +330,7 @@ class _Change:
             part = slice(rows, rows := rows + self._linear(name).out_features)
             self._replace(name, done.weight[part])
             self._block.encodings[f"{self._block.prefix}.{name}"] = codes.rows(part)
-        self._note(linear_results.stack_name(self._block.prefix, names), "gptq", done, begun, share)
+        self._note(linear_results.stack_name(self._block.prefix, names), step.method, done, begun, share)
 
     def _drop_rows(self, input_group: InputGroup, kept: Tensor) -> None:
         """Of the producers of a consumer whose columns `kept` stay, drop the rows that nobody reads any more."""
@@ -359,15 +358,13 @@ class _Change:
             if input_group.expert is not None
             else (self._inputs.second_moments(input_group), None)
         )
-        step, factor = masks.step_of(self._plan.steps), None
+        step, prepared = mask_of(self._plan.steps), None
+        assert step is not None
+        solver = solver_of(step)
         for name in names:
             begun, weight = time.monotonic(), self._linear(name).weight.float()
-            if isinstance(step, SparseGpt):
-                factor = factor or sparsegpt.prepare(hessian, step)
-                done = sparsegpt.compress(weight, hessian, step, factor)
-            else:
-                assert isinstance(step, Wanda)
-                done = wanda.compress(weight, hessian, step)
+            prepared = prepared or solver.prepare(hessian, step)
+            done = solver.compress(weight, hessian, step, prepared)
             done = replace(done, fallback="; ".join(filter(None, (cold, done.fallback))) or None)
             self._replace(name, done.weight.to(self._stored))  # later layers must see what is served
             self._note(f"{self._block.prefix}.{name}", step.method, done, begun)

@@ -10,7 +10,8 @@ from typing import Any
 
 import hubplugin
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
-from hubplugin.manifest.gptq import GPTQMODEL, Gptq
+from hubplugin.manifest.gptq import GPTQMODEL, Quantization
+from hubplugin.manifest.methods import quantization_of
 from hubplugin.plan import schemes, vllm_support
 from hubplugin.plan.schemes import LinearPlan, Scheme
 from hubplugin.plan.variant_plan import VariantPlan
@@ -24,12 +25,13 @@ def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
     """The dictionary for config.json (and quantize_config.json); None for a variant without quantization."""
     if not plan.quantized:
         return None
-    step = next(step for step in plan.steps if isinstance(step, Gptq))
+    step = quantization_of(plan.steps)
+    assert step is not None
     found = schemes.distinct(linear.scheme for linear in plan.quantized)
     return _gptq(plan, step, found) if found[0].layout == GPTQ else _compressed_tensors(plan, found)
 
 
-def _gptq(plan: VariantPlan, step: Gptq, found: Sequence[Scheme]) -> dict[str, Any]:
+def _gptq(plan: VariantPlan, step: Quantization, found: Sequence[Scheme]) -> dict[str, Any]:
     usual = found[0]
     made = {
         "quant_method": "gptq",

@@ -20,7 +20,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.compress import blockwise, export
 from hubplugin.compress.gptqmodel import backend
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.methods import Kind, kind_of, recovery_of
 from hubplugin.manifest.recover import Recover
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.model import configs, families
@@ -63,14 +63,14 @@ def run(
 
     `identity` says what they are made from, and what an interrupted run left is taken up where that is the same.
     """
-    later = (at for at, step in enumerate(variant.steps) if at and not isinstance(step, Gptq))
+    later = (at for at, step in enumerate(variant.steps) if at and kind_of(step) is not Kind.QUANTIZE)
     if (place := next(later, None)) is None:  # pruning and codes are one sweep
         return sweep(base, variant, tokens, out, identity)
     pruned = _part(document, base, variant, variant.steps[:place])
     first = sweep(base, pruned, tokens, out / PRUNED, identity)
     step, source, rest, recovery = variant.steps[place], out / PRUNED, variant.steps[place:], None
-    if isinstance(step, Recover):
-        recovery = recovering(source, out / RECOVERED, step, stands_for(variant, base))
+    if (training := recovery_of([step])) is not None:
+        recovery = recovering(source, out / RECOVERED, training, stands_for(variant, base))
         source, rest = out / RECOVERED, variant.steps[place + 1 :]
     if rest:
         second = sweep(source, _part(document, source, variant, rest), tokens, out, identity)

@@ -16,23 +16,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin.checkpoint.format_names import GPTQ
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.masks import SparseGpt, Wanda
-from hubplugin.manifest.prune import Prune
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.methods import METHODS, Kind
 from hubplugin.plan.schemes import Scheme
 from hubplugin.report import LinearResult, Report
 
 TEMPLATE = "card.md.jinja"
 WORST = 5  # linears listed with their loss
-PAPERS = {
-    "gptq": Gptq.paper,
-    "prune": Prune.paper,
-    "recover": Recover.paper,
-    "wanda": Wanda.paper,
-    "sparsegpt": SparseGpt.paper,
-}
-MASKS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}  # methods that set single weights to zero
+PAPERS = {name: row.paper for name, row in METHODS.items()}
+MASKS = {name: row.title for name, row in METHODS.items() if row.kind is Kind.MASK}
 # licences that ask for a sentence of their own in whatever is made from the model
 NOTICES = {
     "llama": "Built with Llama.",

@@ -15,6 +15,7 @@ from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, GateError, ServeError
 from hubplugin.evaluation import zeros
 from hubplugin.evaluation.generation import Generate, logprobs, served_dtype
+from hubplugin.manifest.methods import mask_of
 from hubplugin.manifest.schema import Thresholds
 from hubplugin.model import heterogeneous
 from hubplugin.model.families import Family
@@ -44,7 +45,7 @@ def check(
         finite(folder),
         as_planned(folder, plan),
         as_compressed(folder, samples),
-        *([as_masked(folder, base, plan)] if masks.step_of(plan.steps) else []),
+        *([as_masked(folder, base, plan)] if mask_of(plan.steps) else []),
         companions_equal(folder, base),
         ties(folder, plan),
         quality(evaluation, thresholds),
@@ -95,7 +96,7 @@ def as_masked(folder: Path, base: Path, plan: VariantPlan) -> GateLine:
             if fault := zeros.fault(weight, step, zeros.count(before)):
                 return GateLine(name=name, passed=False, detail=f"{linear.name}: {fault}")
             seen += 1
-    asked = masks.step_of(plan.steps)
+    asked = mask_of(plan.steps)
     detail = f"{masks.label(asked)} in each of {seen} linears" if asked else "none"
     return GateLine(name=name, passed=seen > 0, detail=detail)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.manifest.masks import Mask
+from hubplugin.manifest.masks import Masking
 
 ROUNDED = 0.001  # share of weights that may become zero by being stored in half precision
 
@@ -27,7 +27,7 @@ def count(weight: Tensor) -> int:
     return int((weight == 0).sum())
 
 
-def fault(weight: Tensor, step: Mask, before: int) -> str:
+def fault(weight: Tensor, step: Masking, before: int) -> str:
     """What is wrong with the zeros of a stored weight [outputs, inputs]; empty where they are as asked.
 
     A share is met to one weight for each output, since rows hold whole weights. More zeros than asked may only be the

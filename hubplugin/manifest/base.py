@@ -1,6 +1,6 @@
 """The ground of all settings classes: frozen, strict, and wrong values told in our own words. Knows no setting."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -21,3 +21,11 @@ class Settings(BaseModel):
     """Frozen, and a typo is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+class StepSettings(Settings):
+    """The settings of one step of a variant; `method` names its row in METHODS."""
+
+    paper: ClassVar[str]  # address of the paper that the method is from
+
+    method: str

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from hubplugin.manifest.base import Real, Settings, Text, Whole
+from hubplugin.manifest.base import Real, Settings, StepSettings, Text, Whole
 from hubplugin.manifest.base import fault as _fault
 
 GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as in pyproject.toml
@@ -47,16 +47,14 @@ class Budget(Settings):
         return self
 
 
-class Gptq(Settings):
-    """Weight quantization with error feedback, written in AutoGPTQ's checkpoint format or compressed-tensors'."""
+class Quantization(StepSettings):
+    """What every quantizer's step may say: the grid, which linears, the format, and what targets are corrected by."""
 
-    paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
     # what gptqmodel has too; the rest is our own engine's
     shared: ClassVar[frozenset[str]] = frozenset(
         {"method", "engine", "bits", "group_size", "symmetric", "format", "act_order", "clip_search", "damp"}
     )
 
-    method: Literal["gptq"]
     bits: Literal[2, 3, 4, 8] = 4
     group_size: Literal[-1, 32, 64, 128] = 128  # inputs that share one scale; -1: a whole row
     symmetric: StrictBool = True  # false: every group has a zero point of its own
@@ -90,3 +88,11 @@ class Gptq(Settings):
         if not found.get("qep"):
             found.pop("qep_tokens", None)
         return found
+
+
+class Gptq(Quantization):
+    """Weight quantization with error feedback, written in AutoGPTQ's checkpoint format or compressed-tensors'."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
+
+    method: Literal["gptq"]

@@ -14,11 +14,9 @@ from pydantic import (
 from hubplugin.errors import ManifestError
 from hubplugin.manifest import yaml_file
 from hubplugin.manifest.base import Settings
-from hubplugin.manifest.gptq import Budget, Gptq, Option, Override
-from hubplugin.manifest.masks import SparseGpt, Wanda
+from hubplugin.manifest.gptq import Budget, Option, Override
 from hubplugin.manifest.messages import explain
-from hubplugin.manifest.prune import Prune
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.methods import METHODS
 from hubplugin.manifest.schema import Document, Evaluate, Gate, Manifest, Publish, Thresholds
 from hubplugin.manifest.source import Source
 
@@ -34,15 +32,6 @@ def load(path: str | Path) -> Document:
     except ValidationError as error:
         raise _schema_error(Path(path), error) from error
     return Document(path=str(path), text=file.text, sha256=file.sha256, manifest=manifest)
-
-
-METHODS: dict[str, type[Settings]] = {
-    "gptq": Gptq,
-    "prune": Prune,
-    "recover": Recover,
-    "wanda": Wanda,
-    "sparsegpt": SparseGpt,
-}
 
 
 def _schema_error(path: Path, error: ValidationError) -> ManifestError:
@@ -75,7 +64,7 @@ def _near(key: str, parents: list[Any]) -> str:
         "gate": Gate,
         "publish": Publish,
         "budget": Budget,
-        **METHODS,
+        **{name: row.settings for name, row in METHODS.items()},
     }
     section = sections.get(parents[-1], Thresholds) if parents else Manifest
     section = Override if "overrides" in parents else Option if "options" in parents else section

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hubplugin.manifest.base import Real, Settings, Text, fault
+from hubplugin.manifest.base import Real, StepSettings, Text, fault
 
 MOST_IN_PATTERN = 64  # of n:m; a block of columns holds whole ones
 
 
-class Masking(Settings):
+class Masking(StepSettings):
     """Single weights become zero: a share of them, or so many of every few along the inputs. All are stored."""
 
     sparsity: Real | None = Field(default=None, gt=0, lt=1)  # share of each linear's weights that becomes zero
@@ -70,6 +70,3 @@ class SparseGpt(Masking):
 
     method: Literal["sparsegpt"]
     damp: Real = Field(default=0.01, gt=0, le=1)
-
-
-Mask = Wanda | SparseGpt

@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
-from hubplugin.manifest.base import Real, Settings, Whole, fault
+from hubplugin.manifest.base import Real, StepSettings, Whole, fault
 
 Share = Annotated[Real, Field(gt=0, lt=1)]
 Count = Annotated[Whole, Field(ge=1)]
 
 
-class Prune(Settings):
+class Prune(StepSettings):
     """Structured pruning: what goes is chosen by OBS and by KL, what stays is refitted to the base's outputs."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"

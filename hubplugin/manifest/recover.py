@@ -7,12 +7,12 @@ from pydantic import (
     model_validator,
 )
 
-from hubplugin.manifest.base import Real, Settings, Whole
+from hubplugin.manifest.base import Real, StepSettings, Whole
 from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.source import Source
 
 
-class Recover(Settings):
+class Recover(StepSettings):
     """Training a pruned model back towards the base: its blocks on hidden states, then all of it on predictions."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"

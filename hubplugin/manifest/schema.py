@@ -1,4 +1,4 @@
-"""The manifest schema: what a user may write, and nothing else. What masks take stands in mask_settings.py.
+"""The manifest schema: what a user may write, and nothing else. Each method's settings have a file of their own.
 
 Unknown keys are refused, values are checked as far as they can be without the model (`plan` does the rest).
 This file knows no torch, no network and no model.
@@ -7,7 +7,7 @@ This file knows no torch, no network and no model.
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import (
     BaseModel,
@@ -19,15 +19,15 @@ from pydantic import (
 )
 
 from hubplugin.errors import ManifestError
-from hubplugin.manifest.base import Real, Settings, Text
+from hubplugin.manifest.base import Real, Settings, StepSettings, Text
 from hubplugin.manifest.base import fault as _fault
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.masks import Mask
-from hubplugin.manifest.prune import Prune
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.methods import METHODS
 from hubplugin.manifest.source import Source
 
-Step = Annotated[Gptq | Prune | Recover | Mask, Field(discriminator="method")]
+if TYPE_CHECKING:
+    Step = StepSettings
+else:  # whatever rows there are: pydantic picks one by its word
+    Step = Annotated[Union[tuple(row.settings for row in METHODS.values())], Field(discriminator="method")]  # noqa: UP007
 
 
 class Evaluate(Settings):

@@ -13,7 +13,11 @@ from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest
 
 
-def compress(weight: Tensor, hessian: Tensor, settings: Wanda) -> Compressed:
+def prepare(hessian: Tensor, settings: Wanda) -> None:
+    """Nothing is shared: a score needs the diagonal alone."""
+
+
+def compress(weight: Tensor, hessian: Tensor, settings: Wanda, prepared: None = None) -> Compressed:
     """Set weights of [outputs, inputs] to zero under second moments [inputs, inputs].
 
     The score of a weight is |W_ij| sqrt(H_jj). Each output loses as many of its weights as any other: a share of them,

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.masks import Mask
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.masks import Masking
+from hubplugin.manifest.methods import Kind, kind_of
 from hubplugin.manifest.schema import Step
 from hubplugin.plan import schemes
 from hubplugin.plan.schemes import LinearPlan
@@ -19,17 +18,12 @@ from hubplugin.plan.schemes import LinearPlan
 NOTE = "vLLM runs this at dense speed and size"
 
 
-def step_of(steps: Sequence[Step]) -> Mask | None:
-    """The step that sets weights to zero."""
-    return next((step for step in steps if isinstance(step, Mask)), None)
-
-
-def label(step: Mask) -> str:
+def label(step: Masking) -> str:
     """What becomes of the weights, in few words."""
     return f"{step.pattern} zeros" if step.pattern else f"{100 * step.share:g} % zeros"
 
 
-def notes(step: Mask | None) -> tuple[str, ...]:
+def notes(step: Masking | None) -> tuple[str, ...]:
     """What sizes and shapes alone would not tell a user."""
     if step is None:
         return ()
@@ -41,14 +35,17 @@ def notes(step: Mask | None) -> tuple[str, ...]:
 def order(steps: Sequence[Step], where: str) -> None:
     """A mask may follow pruning; nothing follows a mask, and no mask follows codes."""
     for index, (step, later) in enumerate(pairwise(steps), start=1):
-        if isinstance(step, Mask) and isinstance(later, Prune):
+        kinds = kind_of(step), kind_of(later)
+        if kinds == (Kind.MASK, Kind.PRUNE):
             raise PlanError(
                 f"{where}[{index}].method",
                 f"prune stands after {step.method}: its refit would fill the zeros again",
                 "put it first",
             )
-        if isinstance(step, Mask) or (isinstance(step, Gptq) and isinstance(later, Mask)):
-            why = "codes would fill the zeros again" if isinstance(later, Gptq) else "each would undo the other's work"
+        if kinds[0] is Kind.MASK or kinds == (Kind.QUANTIZE, Kind.MASK):
+            why = (
+                "codes would fill the zeros again" if kinds[1] is Kind.QUANTIZE else "each would undo the other's work"
+            )
             raise PlanError(
                 f"{where}[{index}].method",
                 f"{later.method} stands after {step.method}: {why}",
@@ -56,7 +53,7 @@ def order(steps: Sequence[Step], where: str) -> None:
             )
 
 
-def check(step: Mask, linears: Sequence[LinearPlan], where: str) -> None:
+def check(step: Masking, linears: Sequence[LinearPlan], where: str) -> None:
     """The settings against every linear of the blocks, with the shapes it has once widths are pruned."""
     for pattern in step.ignore:
         if not any(schemes.matches(pattern, linear.name) for linear in linears):
@@ -72,7 +69,7 @@ def check(step: Mask, linears: Sequence[LinearPlan], where: str) -> None:
         _fits(step, linear, left, where)
 
 
-def _fits(step: Mask, linear: LinearPlan, linears: Sequence[LinearPlan], where: str) -> None:
+def _fits(step: Masking, linear: LinearPlan, linears: Sequence[LinearPlan], where: str) -> None:
     """Rows hold whole groups of a pattern, and a share of them is some weights, but not all."""
     inputs = linear.after[1]
     if step.kept and inputs % step.kept[1]:

@@ -12,7 +12,8 @@ from typing import Any
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.methods import mask_of, pruning_of
 from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.model import architecture, families, pruned_config
@@ -92,7 +93,7 @@ def part(
     With the pruning step that model is the base, without it what pruning has made.
     """
     base = _base(variant.name, config, tensors)
-    prunes = any(isinstance(step, Prune) for step in steps)
+    prunes = pruning_of(steps) is not None
     shape = Shape(variant.sources, variant.dims.shapes()) if prunes else pruning_space.unchanged(base.dims)
     return _variant(document, variant.name, tuple(steps), base, shape=shape)
 
@@ -136,7 +137,7 @@ def _variant(
     config |= validation.biases(prune, config, f"{where}[0].bias")
     row = families.match(config, where)
     linears = sizes.linears(base.family, base.dims, dims, found, own.sources)
-    if mask := masks.step_of(steps):
+    if mask := mask_of(steps):
         masks.check(mask, linears, last)
     head = _head(found, base)
     quantized = linears if head is None else (*linears, head)
@@ -152,7 +153,7 @@ def _variant(
     shapes, sampled = architecture.linear_shapes(base.family, base.dims), document.manifest.calibrate.self_ * base.bytes
     return VariantPlan(
         name=name,
-        steps=tuple(_resolved(step, linears, found) if isinstance(step, Gptq) else step for step in steps),
+        steps=tuple(_resolved(gptq, linears, found) if gptq and step is gptq else step for step in steps),
         widths=sizes.changed(base.dims, dims),
         dims=dims,
         sources=own.sources,
@@ -211,14 +212,14 @@ def _verdicts(
     return found
 
 
-def _loads_somewhere(verdicts: Sequence[Verdict], gptq: Gptq | None, where: str) -> None:
+def _loads_somewhere(verdicts: Sequence[Verdict], gptq: Quantization | None, where: str) -> None:
     if not any(verdict.loads for verdict in verdicts):
         whys = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts))
         fix = "use format: compressed-tensors, or leave it out" if gptq and gptq.format == GPTQ else "use another model"
         raise PlanError(where, f"stock vLLM loads it nowhere: {whys}", f"{fix}, or other bits")
 
 
-def _resolved(step: Gptq, linears: Sequence[LinearPlan], found: Mapping[str, Scheme | None]) -> Gptq:
+def _resolved(step: Quantization, linears: Sequence[LinearPlan], found: Mapping[str, Scheme | None]) -> Quantization:
     """The step with the format it gets, and with what most linears get of a budget: the card names that."""
     known: dict[str, Any] = {"format": schemes.format_of(found.values())}
     if step.budget:
@@ -227,7 +228,7 @@ def _resolved(step: Gptq, linears: Sequence[LinearPlan], found: Mapping[str, Sch
     return step.model_copy(update=known)
 
 
-def _budget(gptq: Gptq, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Budget | None:
+def _budget(gptq: Quantization, found: Mapping[str, Scheme | None], base: _Base, where: str) -> Budget | None:
     if gptq.budget is None:
         return None
     linears = sizes.linears(base.family, base.dims, base.dims, found)
@@ -236,7 +237,9 @@ def _budget(gptq: Gptq, found: Mapping[str, Scheme | None], base: _Base, where: 
     return mixed_precision.make(gptq, (*linears, *([head] if head else [])), dense, base.tensors, where)
 
 
-def _schemes(gptq: Gptq, prune: Prune | None, base: _Base, dims: Dimensions, where: str) -> dict[str, Scheme | None]:
+def _schemes(
+    gptq: Quantization, prune: Prune | None, base: _Base, dims: Dimensions, where: str
+) -> dict[str, Scheme | None]:
     """Every linear's scheme by its full path, the head's among them where the step asks for it.
 
     Linears are those of a model of the sizes `dims`.

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
-from hubplugin.manifest.gptq import Gptq, Override
-from hubplugin.manifest.masks import Mask
+from hubplugin.manifest.gptq import Override, Quantization
+from hubplugin.manifest.masks import Masking
 
 GPTQ_BITS = (4, 8)  # of symmetric grids: what stock vLLM reads of AutoGPTQ's format
 HEAD_TILE = 64  # vLLM pads the vocabulary to multiples of it, and cannot pad AutoGPTQ's tensors
@@ -43,17 +43,17 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def is_ignored(step: Gptq | Mask, name: str) -> bool:
+def is_ignored(step: Quantization | Masking, name: str) -> bool:
     """Whether a linear stays as it is."""
     return any(matches(pattern, name) for pattern in step.ignore)
 
 
-def override_of(step: Gptq, name: str) -> str | None:
+def override_of(step: Quantization, name: str) -> str | None:
     """The pattern of the override that holds for a linear that is not ignored; None: the step's own settings."""
     return next((pattern for pattern in step.overrides if matches(pattern, name)), None)
 
 
-def resolve(step: Gptq, names: Sequence[str], vocabulary: int) -> dict[str, Scheme | None]:
+def resolve(step: Quantization, names: Sequence[str], vocabulary: int) -> dict[str, Scheme | None]:
     """Every linear's scheme, None where it stays dense.
 
     Without a `format:` it is AutoGPTQ's where stock vLLM reads all of it there (4 or 8 bits, symmetric, weights alone;
@@ -67,7 +67,7 @@ def resolve(step: Gptq, names: Sequence[str], vocabulary: int) -> dict[str, Sche
     return {name: scheme and replace(scheme, layout=_layout(chosen, scheme)) for name, scheme in found.items()}
 
 
-def _options(step: Gptq) -> list[Scheme]:
+def _options(step: Quantization) -> list[Scheme]:
     """What a budget may choose, as far as the manifest says it."""
     options = step.budget.options if step.budget else ()
     return [Scheme(one.bits, one.group_size, one.symmetric, None, GPTQ) for one in options]
@@ -79,7 +79,7 @@ def _layout(chosen: str, scheme: Scheme) -> str:
     return PACK_QUANTIZED if scheme.weight_only else INT_QUANTIZED
 
 
-def _settings(step: Gptq, name: str) -> Scheme:
+def _settings(step: Quantization, name: str) -> Scheme:
     pattern = override_of(step, name)
     over = step.overrides[pattern] if pattern else Override()
     return Scheme(

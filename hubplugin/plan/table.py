@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hubplugin.manifest.methods import mask_of
 from hubplugin.plan import masks, schemes, vllm_support
 from hubplugin.plan.variant_plan import Plan, VariantPlan
 
@@ -62,7 +63,7 @@ def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
         weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
     else:
         weights += [str(scheme) for scheme in found]
-    if mask := masks.step_of(variant.steps):
+    if mask := mask_of(variant.steps):
         weights.append(masks.label(mask))
     if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")

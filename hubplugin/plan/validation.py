@@ -9,9 +9,9 @@ from typing import Any
 
 from hubplugin.checkpoint import format_names
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.methods import Kind, kind_of, pruning_of, quantization_of, recovery_of
 from hubplugin.manifest.prune import Prune
-from hubplugin.manifest.recover import Recover
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.source import Source
 from hubplugin.model.architecture import Dimensions
@@ -47,8 +47,8 @@ def sources(document: Document, dims: Dimensions) -> None:
         found["evaluate.perplexity"] = manifest.evaluate.perplexity
     for name, steps in manifest.variants.items():
         for index, step in enumerate(steps):
-            if isinstance(step, Recover) and step.data is not None:
-                found[f"variants.{name}[{index}].data"] = step.data
+            if (own := recovery_of([step])) and own.data is not None:
+                found[f"variants.{name}[{index}].data"] = own.data
     for place, source in found.items():
         if dims.context is not None and source.tokens > dims.context:
             raise PlanError(
@@ -96,27 +96,27 @@ def repo_names(document: Document) -> None:
         taken[repo.casefold()] = variant
 
 
-def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Gptq | None]:
+def order(steps: tuple[Step, ...], where: str) -> tuple[Prune | None, Quantization | None]:
     """The variant's steps by kind: pruning, recovery, which needs it, quantization or a mask; each at most once."""
     prune: Prune | None = None
-    gptq: Gptq | None = None
+    gptq: Quantization | None = None
     for index, step in enumerate(steps):
         place = f"{where}[{index}].method"
         if any(step.method == earlier.method for earlier in steps[:index]):
             raise PlanError(place, f"{step.method} stands twice", "keep one; each acts on all blocks")
-        if isinstance(step, Recover):
+        if kind_of(step) is Kind.RECOVER:
             _recovery(prune, gptq, place)
-        elif isinstance(step, Gptq):
-            gptq = step
-        elif isinstance(step, Prune):
+        elif kind_of(step) is Kind.QUANTIZE:
+            gptq = quantization_of([step])
+        elif kind_of(step) is Kind.PRUNE:
             if gptq is not None:
                 raise PlanError(place, "prune stands after gptq", "put it first: codes cannot be refitted")
-            prune = step
+            prune = pruning_of([step])
     masks.order(steps, where)
     return prune, gptq
 
 
-def _recovery(prune: Prune | None, gptq: Gptq | None, where: str) -> None:
+def _recovery(prune: Prune | None, gptq: Quantization | None, where: str) -> None:
     """Recovery trains dense weights that pruning has left."""
     if gptq is not None:
         raise PlanError(where, "recover stands after gptq", "put it before: codes cannot be trained")
@@ -125,13 +125,13 @@ def _recovery(prune: Prune | None, gptq: Gptq | None, where: str) -> None:
         raise PlanError(where, "recover trains back what pruning took, and nothing is pruned before it", fix)
 
 
-def engine(gptq: Gptq, prune: Prune | None, model_type: str, where: str) -> None:
+def engine(gptq: Quantization, prune: Prune | None, model_type: str, where: str) -> None:
     """What gptqmodel takes of a step, of a variant and of a model, where it is the engine."""
     if gptq.engine == "hubplugin":
         return
     fix = "or remove engine: gptqmodel"
-    for name in Gptq.model_fields:
-        if name in gptq.model_fields_set and name not in Gptq.shared:
+    for name in Quantization.model_fields:
+        if name in gptq.model_fields_set and name not in Quantization.shared:
             raise PlanError(f"{where}.{name}", "gptqmodel has no such setting, our own engine has", f"remove it, {fix}")
     if prune:
         raise PlanError(
@@ -157,7 +157,7 @@ def engine(gptq: Gptq, prune: Prune | None, model_type: str, where: str) -> None
         raise PlanError(f"{where}.damp", "gptqmodel takes shares below 1", f"use 0.99 or less, {fix}")
 
 
-def budget(gptq: Gptq, prune: Prune | None, found: Mapping[str, Scheme | None], where: str) -> None:
+def budget(gptq: Quantization, prune: Prune | None, found: Mapping[str, Scheme | None], where: str) -> None:
     """What excludes a budget, which chooses bits, group sizes and symmetry itself."""
     if gptq.budget is None:
         return
@@ -183,7 +183,7 @@ def budget(gptq: Gptq, prune: Prune | None, found: Mapping[str, Scheme | None], 
         )
 
 
-def experts(prune: Prune | None, gptq: Gptq | None, family: Family, where: str) -> None:
+def experts(prune: Prune | None, gptq: Quantization | None, family: Family, where: str) -> None:
     """What a model with experts cannot be given."""
     if family.experts is None:
         return
@@ -289,7 +289,7 @@ def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:
     )
 
 
-def head(gptq: Gptq, family: Family, dims: Dimensions, where: str) -> None:
+def head(gptq: Quantization, family: Family, dims: Dimensions, where: str) -> None:
     """A quantized head is a matrix of its own."""
     if gptq.lm_head and dims.tied:
         raise PlanError(
@@ -299,7 +299,7 @@ def head(gptq: Gptq, family: Family, dims: Dimensions, where: str) -> None:
         )
 
 
-def patterns(gptq: Gptq, names: Sequence[str], where: str) -> None:
+def patterns(gptq: Quantization, names: Sequence[str], where: str) -> None:
     """Every pattern names linears, and no override only those that others have taken."""
     left = [name for name in names if not schemes.is_ignored(gptq, name)]
     for place, given in (("ignore", gptq.ignore), ("overrides", tuple(gptq.overrides))):
@@ -328,7 +328,7 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join([*ends[:3], names[0]])
 
 
-def grids(gptq: Gptq, found: Mapping[str, Scheme | None], where: str) -> None:
+def grids(gptq: Quantization, found: Mapping[str, Scheme | None], where: str) -> None:
     """Settings that exclude one another, wherever the step or one of its overrides brings them together."""
     for name, scheme in found.items():
         if scheme is None or scheme.weight_only:

@@ -5,14 +5,15 @@ from functools import cached_property
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.masks import Mask
+from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.masks import Masking
+from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of
 from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Step
 from hubplugin.model import families
 from hubplugin.model.architecture import Dimensions
 from hubplugin.model.families import Family
-from hubplugin.plan import estimates, masks, schemes
+from hubplugin.plan import estimates, schemes
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Space
 from hubplugin.plan.schemes import LinearPlan
@@ -47,7 +48,7 @@ class VariantPlan:
     @property
     def prune(self) -> Prune | None:
         """The pruning step."""
-        return next((step for step in self.steps if isinstance(step, Prune)), None)
+        return pruning_of(self.steps)
 
     @property
     def family(self) -> Family:
@@ -72,17 +73,18 @@ class VariantPlan:
     def _by_name(self) -> dict[str, LinearPlan]:
         return {linear.name: linear for linear in (*self.linears, *([self.head] if self.head else []))}
 
-    def mask(self, name: str) -> Mask | None:
+    def mask(self, name: str) -> Masking | None:
         """The step that sets weights of a linear to zero; None: there is none, or it ignores this linear."""
-        step = masks.step_of(self.steps)
+        step = mask_of(self.steps)
         return step if step and not schemes.is_ignored(step, name) else None
 
-    def settings(self, name: str) -> Gptq | None:
+    def settings(self, name: str) -> Quantization | None:
         """The quantization step as it holds for one linear, overrides resolved; None: the linear stays dense."""
         scheme = self.linear(name).scheme
         if scheme is None:
             return None
-        step = next(step for step in self.steps if isinstance(step, Gptq))
+        step = quantization_of(self.steps)
+        assert step is not None
         own = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
         return step.model_copy(update=own)
 

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from hubplugin import limits
 from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.prune import Prune
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.model.architecture import Dimensions
 from hubplugin.model.families import Family
-from hubplugin.plan import estimates, masks, sizes
+from hubplugin.plan import estimates, sizes
 
 
 def of(
@@ -26,9 +24,9 @@ def of(
     `units` are the changes of single blocks that are run through the model before anything is decided.
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
-    gptq = next((step for step in steps if isinstance(step, Gptq)), None)
-    prune = next((step for step in steps if isinstance(step, Prune)), None)
-    recover = next((step for step in steps if isinstance(step, Recover)), None)
+    gptq = quantization_of(steps)
+    prune = pruning_of(steps)
+    recover = recovery_of(steps)
     text = recover.data or source if recover else source
     seen = text.samples * text.tokens
     return estimates.Work(
@@ -40,7 +38,7 @@ def of(
         corrected=corrected_tokens(steps, source.samples * source.tokens),
         skips=prune is not None and prune.measures,
         descends=gptq.passes if gptq else 0,
-        masks=masks.step_of(steps) is not None,
+        masks=mask_of(steps) is not None,
         head=gptq is not None and gptq.lm_head,
         number=tensors[f"{sizes.names(family, dims)[0]}.weight"].itemsize,
         trained=sum(header.count for header in tensors.values()) if recover else 0,
@@ -53,8 +51,8 @@ def of(
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    aims = [step.qep_tokens for step in steps if isinstance(step, Gptq) and step.qep]
-    prunes = [step for step in steps if isinstance(step, Prune)]
-    if any(step.refit for step in prunes) or (prunes and aims):
+    gptq, prune = quantization_of(steps), pruning_of(steps)
+    aims = gptq.qep_tokens if gptq and gptq.qep else 0
+    if prune and (prune.refit or aims):
         return tokens
-    return min(tokens, max(aims, default=0))
+    return min(tokens, aims)

@@ -28,7 +28,8 @@ from hubplugin.compress.blockwise import Block
 from hubplugin.compress.gptqmodel import worker as worker
 from hubplugin.errors import CompressError, PlanError
 from hubplugin.limits import MICRO_TOKENS
-from hubplugin.manifest.gptq import GPTQMODEL, Gptq
+from hubplugin.manifest.gptq import GPTQMODEL, Quantization
+from hubplugin.manifest.methods import quantization_of
 from hubplugin.model.families import Family
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
@@ -48,9 +49,10 @@ class Made:
     peak: int  # bytes of its process at its highest point
 
 
-def step_of(plan: VariantPlan) -> Gptq | None:
+def step_of(plan: VariantPlan) -> Quantization | None:
     """The step that gptqmodel is to run; None where this variant is all ours."""
-    return next((step for step in plan.steps if isinstance(step, Gptq) and step.engine == PACKAGE), None)
+    step = quantization_of(plan.steps)
+    return step if step and step.engine == PACKAGE else None
 
 
 def packages(plan: VariantPlan) -> tuple[str, ...]:
@@ -117,7 +119,9 @@ def _blocks(plan: VariantPlan, family: Family) -> Iterator[tuple[str, list[str]]
         yield family.block.format(i=index), names[index * size : (index + 1) * size]
 
 
-def _block(index: int, prefix: str, names: list[str], stored: dict[str, Tensor], step: Gptq, reader: Reader) -> Block:
+def _block(
+    index: int, prefix: str, names: list[str], stored: dict[str, Tensor], step: Quantization, reader: Reader
+) -> Block:
     """A block as our own engine would hand it to the exporter. Biases are the base's: gptqmodel leaves them alone."""
     block = Block(index, prefix, prefix)
     for name in names:

@@ -19,7 +19,7 @@ from hubplugin import disk
 from hubplugin.compress.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.limits import PROBE_TOKENS
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.gptq import Quantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
 from hubplugin.model import kl_divergence
@@ -53,7 +53,7 @@ class Measured:
 
 
 def spend(
-    model: Model, tokens: Tensor, budget: Budget, step: Gptq, store: Path, key: str, spill: Path | None = None
+    model: Model, tokens: Tensor, budget: Budget, step: Quantization, store: Path, key: str, spill: Path | None = None
 ) -> Allocation:
     """The options of all units that fit the budget with the least predicted KL; calibration tokens [sequences, tokens].
 
@@ -95,7 +95,9 @@ def schemes(budget: Budget, found: Allocation) -> dict[str, Scheme]:
     return budget.schemes([options.index(one) for one, options in zip(wanted, known, strict=True)])
 
 
-def measure(model: Model, tokens: Tensor, units: Sequence[Unit], step: Gptq, spill: Path | None = None) -> Measured:
+def measure(
+    model: Model, tokens: Tensor, units: Sequence[Unit], step: Quantization, spill: Path | None = None
+) -> Measured:
     """One pass over the base with calibration tokens [sequences, tokens], in the model's dtype.
 
     Second moments come from the first MOMENT_TOKENS of them, KL from the first PROBE_TOKENS, in whole sequences.
@@ -141,7 +143,9 @@ def _probe(unit: Unit) -> int:
     return next((index for index, one in enumerate(unit.options) if one.bits >= PROBE_BITS), len(unit.options) - 1)
 
 
-def _losses(linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Gptq) -> tuple[list[float], Tensor]:
+def _losses(
+    linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Quantization
+) -> tuple[list[float], Tensor]:
     """The loss of every option, and the weight [outputs, inputs] of the one that is tried. Factors are shared."""
     weight = torch.cat([linear.weight for linear in linears]).float()
     prepared: dict[int, linear_algebra.Prepared] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.kernels import transposes
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.gptq import Quantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, grid, loop, loop_cpu
@@ -18,7 +18,7 @@ from hubplugin.methods.gptq.loop import Swept
 from hubplugin.methods.linear_algebra import Prepared
 
 
-def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
+def prepare(hessian: Tensor, settings: Quantization) -> Prepared:
     """Order and factor second moments [inputs, inputs] of the dtype to compute in."""
     inputs = len(hessian)
     group = spec_of(settings, inputs).group_size
@@ -27,7 +27,7 @@ def prepare(hessian: Tensor, settings: Gptq) -> Prepared:
     return Prepared(alive, dead, order, linear_algebra.factor(alive, settings.damp, order))
 
 
-def compress(weight: Tensor, hessian: Tensor, settings: Gptq, prepared: Prepared | None = None) -> Compressed:
+def compress(weight: Tensor, hessian: Tensor, settings: Quantization, prepared: Prepared | None = None) -> Compressed:
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
     Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
@@ -82,7 +82,7 @@ def _compiled(columns: Tensor) -> bool:
     return columns.device.type == "cpu" and columns.dtype == torch.float32
 
 
-def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Gptq, top: int) -> None:
+def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Quantization, top: int) -> None:
     """Improve what a sweep found, in place, as often as the settings say."""
     damped = linear_algebra.damped(ready.alive, ready.factor.damp)
     hessian = damped.index_select(0, ready.order).index_select(1, ready.order)
@@ -106,13 +106,13 @@ def _to_rows(columns: Tensor, order: Tensor) -> Tensor:
     return columns[order.argsort()].T.contiguous()
 
 
-def spec_of(settings: Gptq, inputs: int) -> grid.Spec:
+def spec_of(settings: Quantization, inputs: int) -> grid.Spec:
     """The grid that settings ask for."""
     group = inputs if settings.group_size == -1 else settings.group_size
     return grid.Spec(settings.bits, group, settings.symmetric, _shares(settings, group))
 
 
-def _shares(settings: Gptq, group: int) -> tuple[float, ...]:
+def _shares(settings: Quantization, group: int) -> tuple[float, ...]:
     if not settings.clip_search:
         return ()
     shares = grid.shrinking(settings.bits, group)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.gptq import Quantization
 from hubplugin.plan import schemes, sizes, vllm_support
 from hubplugin.plan.choices import knapsack
 from hubplugin.plan.choices.knapsack import Choice
@@ -81,7 +81,7 @@ def _usual_loss(scheme: Scheme) -> float:
 
 
 def make(
-    step: Gptq,
+    step: Quantization,
     linears: Sequence[LinearPlan],
     dense: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, Header],
@@ -131,7 +131,7 @@ def _bytes(linear: LinearPlan, scheme: Scheme | None, stored: Mapping[str, Heade
     return sum(each.bytes for each in sizes.packed_tensors(*linear.after, scheme, header.dtype).values())
 
 
-def _unit(step: Gptq, members: tuple[LinearPlan, ...], stored: Mapping[str, Header], where: str) -> Unit:
+def _unit(step: Quantization, members: tuple[LinearPlan, ...], stored: Mapping[str, Header], where: str) -> Unit:
     assert step.budget is not None and members[0].scheme is not None
     layout, inputs = members[0].scheme.layout, members[0].after[1]
     if step.budget.options:
@@ -163,7 +163,7 @@ def _fits(linear: LinearPlan, scheme: Scheme) -> bool:
 
 
 def _holds(
-    step: Gptq, units: Sequence[Unit], limit: int, fixed: int, linears: Sequence[LinearPlan], where: str
+    step: Quantization, units: Sequence[Unit], limit: int, fixed: int, linears: Sequence[LinearPlan], where: str
 ) -> None:
     """Refuse what is too little for any choice, and what would leave bytes unspent."""
     assert step.budget is not None
