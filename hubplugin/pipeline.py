@@ -271,7 +271,9 @@ def _report(job: Job, variant: VariantPlan, folder: Path, weights: stages.Made, 
             sparsity=_sparsity(variant, folder),
         ),
         seconds=clock.seconds,
-        loads=tuple(Load(target=each.target, loads=each.loads, why=each.why) for each in variant.verdicts),
+        loads=tuple(
+            Load(target=each.target, loads=each.loads, why=each.why, note=each.note) for each in variant.verdicts
+        ),
         notes=variant.notes,
         peak_memory_bytes=weights.peak,
         versions=versions(*backend.packages(variant)),

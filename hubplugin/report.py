@@ -178,6 +178,7 @@ class Load(Record):
     target: str  # "cpu", "cuda tp=1", ...
     loads: bool
     why: str  # empty where it loads
+    note: str = ""  # what the machine must have, where it loads
 
 
 class Report(Record):

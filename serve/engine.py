@@ -117,6 +117,7 @@ def start(
     progress = on_progress or (lambda _line: None)
     config = vllm_settings.read_config(model)
     device = vllm_settings.find_device()
+    vllm_settings.refuse_unservable(device, config, name)
     port = ports.choose(host, port)
     arguments = vllm_settings.arguments(device, config, max_model_len)
     command = [sys.executable, "-m", MODULE, "--model", str(model), "--served-model-name", name]

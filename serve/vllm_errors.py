@@ -48,6 +48,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "pip uninstall torchvision torchaudio torchcodec",
     ),
     (
+        r"has no attribute '(?:cpu_gemm_wna16|fused_experts_cpu)'",
+        "vLLM's kernels for this model's codes need AVX-512 (experts: AMX), and this CPU has none",
+        "serve the base or a variant without codes here, or this one on another CPU or on a GPU",
+    ),
+    (
         r"weight_bits = uint8b128",
         "this vLLM has no kernel for 8-bit GPTQ on a CPU",
         OTHER_FORMAT,

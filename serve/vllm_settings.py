@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import vllm_errors
+from serve import cpu_features, vllm_errors
 
 CPU_SEQUENCES = 4  # answered at the same time; each needs its share of the KV cache
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
@@ -66,6 +66,29 @@ def read_config(model: str | Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise ServeError(str(folder / "config.json"), "holds no JSON object", "write the folder again")
     return config
+
+
+def refuse_unservable(device: str, config: dict[str, Any] | None, name: str) -> None:
+    """Raise ServeError for codes whose kernels this processor cannot run: vLLM would load them, and then die."""
+    feature = needed_feature(config or {}) if device == "cpu" else ""
+    if not cpu_features.has(feature):
+        what = f"vLLM's kernels for {'quantized experts' if feature == cpu_features.AMX else '4-bit weights'} need"
+        fix = "serve the base or a variant without codes here, or this one on another CPU or on a GPU"
+        raise ServeError(name, f"{what} {feature}, and this CPU has none", fix)
+
+
+def needed_feature(config: dict[str, Any]) -> str:
+    """The CPU feature that vLLM's kernels for a model's codes need, by its config.json; empty for none."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return ""
+    groups = list((quantization.get("config_groups") or {}).values())
+    packed = quantization.get("bits") == 4 or any(
+        (group.get("weights") or {}).get("num_bits") == 4 and not group.get("input_activations") for group in groups
+    )
+    if any(config.get(key) for key in ("num_experts", "num_local_experts")) and (packed or groups):
+        return cpu_features.AMX
+    return cpu_features.AVX512 if packed else ""
 
 
 def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | None) -> list[str]:

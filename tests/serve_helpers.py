@@ -15,6 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from hubplugin.plan.variant_plan import VariantPlan
+from serve import cpu_features, vllm_settings
+
 DEMO = Path(__file__).parents[1] / "hubplugin" / "demo" / "docs-llama-12m"
 WORDS = ["A ", "list ", "holds ", "items ", "in ", "order.\u2028"]  # U+2028 is no line end in an event stream
 
@@ -27,6 +30,13 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError("it never became true")
+
+
+def skip_without_kernels(variant: VariantPlan) -> None:
+    """Skip a test that has vLLM run a variant whose kernels this machine's CPU cannot run."""
+    feature = next(verdict.feature for verdict in variant.verdicts if verdict.target == "cpu")
+    if vllm_settings.find_device() == "cpu" and not cpu_features.has(feature):
+        pytest.skip(f"vLLM's kernels for this variant need {feature}, and this CPU has none")
 
 
 class Fake(ThreadingHTTPServer):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from plan_helpers import config_json, document, headers
 from safetensors.torch import load_file, save_file
+from serve_helpers import skip_without_kernels
 from test_pipeline_parts import NOTHING, make, planned
 from transformers import AutoModelForCausalLM
 
@@ -275,6 +276,7 @@ def test_vllm_loads_quantized_experts_and_agrees_with_our_forward(model_type, st
     )  # fmt: skip
     make(base, tmp_path / "v", step, tokens=pico.tokens(8, 96))
     variant, row, _ = planned(base, step)
+    skip_without_kernels(variant)
     line = gate.generation(tmp_path / "v", variant, row, greedy, [[1, 2, 3, 4], [70, 80]])
     assert line.passed and line.detail.startswith("vLLM on"), line.detail
 

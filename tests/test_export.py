@@ -10,6 +10,7 @@ import pico
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from serve_helpers import skip_without_kernels
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -246,6 +247,7 @@ def test_the_rivals_own_loaders_read_our_folders(name: str, base: Path, tmp_path
 @pytest.mark.serve
 @pytest.mark.parametrize("name", SERVED)
 def test_vllm_loads_it_and_agrees_with_our_forward(name: str, base: Path, tmp_path: Path) -> None:
+    skip_without_kernels(planned(base, STEPS[name]))
     made, _ = write(base, tmp_path / "v", STEPS[name])
     line = gate.generation(tmp_path / "v", made, LLAMA, greedy, [[1, 2, 3, 4], [70, 80]])
     assert line.passed and line.detail.startswith("vLLM on"), line.detail

@@ -4,7 +4,7 @@ import pytest
 
 from hubplugin.evaluation import generate
 from hubplugin.plan.vllm_support import Verdict
-from serve import smoke, vllm_settings
+from serve import cpu_features, smoke, vllm_settings
 
 PROMPTS = [[1, 2, 3]]
 
@@ -36,3 +36,15 @@ def test_transformers_generates_where_vllm_cannot_and_the_reason_is_kept(
     made = generate.greedy(pico_folder, PROMPTS, 2, verdicts("no CPU kernel for 8-bit GPTQ"))
     assert "transformers" in made.engine and "no CPU kernel for 8-bit GPTQ" in made.engine
     assert len(made.token_ids[0]) == 2
+
+
+@pytest.mark.parametrize("feature", [cpu_features.AVX512, cpu_features.AMX])
+def test_transformers_generates_where_this_cpu_lacks_what_vllms_kernels_need(
+    feature: str, pico_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(cpu_features, "has", lambda asked: asked != feature)
+    monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
+    loads = [Verdict("cpu", True, "", f"an x86 CPU with {feature}", feature)]
+    made = generate.greedy(pico_folder, PROMPTS, 1, loads)
+    assert made.engine.endswith(f"(vLLM on cpu: needs an x86 CPU with {feature}, and this one has no {feature})")

@@ -17,6 +17,7 @@ from hubplugin.hub import publish
 from hubplugin.hub import snapshots as hub_client
 from hubplugin.manifest import loading, schema
 from hubplugin.plan import planner
+from serve import cpu_features, vllm_settings
 
 MANIFEST = """\
 # a pico model in two variants
@@ -140,7 +141,9 @@ def test_the_command_line_makes_variants_that_vllm_itself_generates_from(hub: Hf
     assert done.stdout.splitlines() == ["made/Int4", "made/Pruned-Int4"]
     for name in ("Int4", "Pruned-Int4"):
         line = next(line for line in report.read(tmp_path / "made" / name).gate if line.name == "generation")
-        assert line.detail.startswith("vLLM on c"), line.detail
+        here = vllm_settings.find_device() == "cuda" or cpu_features.has(cpu_features.AVX512)
+        # where no kernel of vLLM's runs on this CPU, transformers generates and the report says why
+        assert line.passed and (line.detail.startswith("vLLM on c") if here else "AVX-512" in line.detail), line.detail
 
 
 def test_the_pico_model_is_large_enough_to_be_told_apart(pico_folder: Path) -> None:

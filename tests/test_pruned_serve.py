@@ -9,6 +9,7 @@ import pytest
 import torch
 from prune_helpers import PER_LAYER, base, decided, make, planned, step
 from safetensors.torch import load_file, save_file
+from serve_helpers import skip_without_kernels
 
 from hubplugin.errors import ServeError
 from hubplugin.evaluation import gate, generate
@@ -35,6 +36,7 @@ def different(source: Path, *steps: dict[str, Any], shape: Shape = DIFFERENT) ->
 
 def served(source: Path, out: Path, variant: VariantPlan) -> dict[str, Any]:
     """Generate with vLLM from what becomes of a variant, and hold it against our own forward."""
+    skip_without_kernels(variant)
     make(source, out, variant)
     verdict = next(verdict for verdict in variant.verdicts if verdict.target == "cpu")
     assert verdict.loads, verdict.why

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from hubplugin import localhub
 from hubplugin.errors import HubPluginError, ServeError
+from serve import cpu_features
 
 MODEL = Path(__file__).parent / "docs-llama-12m"
 MANIFEST = Path(__file__).parents[2] / "manifests" / "demo.yaml"
 USER = "local"
 SERVED_VARIANT = "Pruned-25-GPTQ-Int4"
+DENSE_VARIANT = "Pruned-25"  # on a CPU without AVX-512, where vLLM has no kernel for 4-bit weights
 QUESTION = "What does os.path.join do?"
 
 
@@ -41,8 +43,9 @@ def run(out: Path, once: bool) -> int:
         _run_command(environment, "hubplugin", "run", manifest, "--out", str(out / "variants"))
         _print_step("One commit per variant, and a collection.")
         _run_command(environment, "hubplugin", "publish", manifest, "--out", str(out / "variants"))
-        _print_step("The pruned and quantized variant, pulled back from the Hub, on vLLM.")
-        served = f"{base}-{SERVED_VARIANT}"
+        packed = cpu_features.has(cpu_features.AVX512)
+        _print_step(f"The pruned{' and quantized' if packed else ''} variant, pulled back from the Hub, on vLLM.")
+        served = f"{base}-{SERVED_VARIANT if packed else DENSE_VARIANT}"
         api = stack.enter_context(_server(environment, "hubplugin", "serve", served, "--port", _free_port()))
         page = stack.enter_context(_server(environment, "hubplugin", "chat", api, "--port", _free_port()))
         if once:

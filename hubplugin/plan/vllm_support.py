@@ -16,6 +16,7 @@ CPU = "cpu"
 TENSOR_PARALLEL = (1, 2, 4)
 TARGETS = (CPU, *(f"cuda tp={tp}" for tp in TENSOR_PARALLEL))
 
+AVX512, AMX = "AVX-512", "AMX"  # of a CPU: the first for 4-bit weights, the other for quantized experts
 CPU_BITS = (4,)  # the kernel for packed weights reads 4-bit codes; int8 weights with int8 activations have their own
 CPU_TILE = 32  # the packed kernel's step along inputs and along outputs
 CPU_EXPERT_GROUPS = (-1, 64, 128)  # of the kernel for 4-bit experts
@@ -44,6 +45,7 @@ class Verdict:
     loads: bool
     why: str  # empty where it loads
     note: str = ""  # what the machine must have, where it loads
+    feature: str = ""  # the CPU feature among that: AVX-512, AMX
 
 
 def notes(model_type: str, may_differ: bool) -> tuple[str, ...]:
@@ -84,15 +86,15 @@ def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) 
     general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
     packed = any(unit.scheme.weight_only for unit in units)
     tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
-    note = f"an x86 CPU with {'AMX' if tiles else 'AVX-512'}" if packed or tiles else ""
-    found = [_verdict(CPU, general or cpu, note)]
+    feature = AMX if tiles else AVX512 if packed else ""
+    found = [_verdict(CPU, general or cpu, f"an x86 CPU with {feature}" if feature else "", feature)]
     for tp in TENSOR_PARALLEL:
         found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
     return tuple(found)
 
 
-def _verdict(target: str, why: str, note: str) -> Verdict:
-    return Verdict(target, not why, why, "" if why else note)
+def _verdict(target: str, why: str, note: str, feature: str = "") -> Verdict:
+    return Verdict(target, not why, why) if why else Verdict(target, True, "", note, feature)
 
 
 @dataclass(frozen=True)
