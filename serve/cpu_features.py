@@ -1,24 +1,34 @@
 """What vLLM's CPU kernels need of a processor, and whether this one has it.
 
-vLLM 0.32's CPU build brings three libraries and picks one by the processor: that for AVX2 has no kernel for 4-bit
-weights, and only that for AVX-512 with bfloat16 has the experts' kernels, which execute AMX. vLLM itself notices
-neither while it loads a model: the first forward pass ends in an AttributeError. Knows processors; no model.
+vLLM 0.32's CPU build brings three libraries and picks one by the processor. That for AVX2 has no kernel for 4-bit
+weights, and only that for AVX-512 with bfloat16 has the experts' kernels, which execute AMX: vLLM notices neither while
+it loads a model, and the first forward pass ends in an AttributeError. Products of int8 weights and int8 inputs run
+anywhere, but without VNNI oneDNN adds pairs of them in 16 bits, which overflow: answers are wrong, and nothing says so
+(findings/). Knows processors; no model.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-AVX512, AMX = "AVX-512", "AMX"
-# what Linux calls them; all flags of a name must be there
-FLAGS = {
-    AVX512: frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
-    AMX: frozenset({"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}),
+AVX512, AMX, VNNI = "AVX-512", "AMX", "VNNI"
+# what Linux calls them: all flags of any one set
+FLAGS: dict[str, tuple[frozenset[str], ...]] = {
+    AVX512: (frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),),
+    AMX: (frozenset({"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}),),
+    VNNI: (frozenset({"avx512_vnni"}), frozenset({"avx_vnni"})),
 }
 
 
 def has(feature: str, flags: frozenset[str] | None = None) -> bool:
-    """Whether a processor with these flags, or this one, has a feature; the empty name asks for nothing."""
-    return not feature or FLAGS[feature] <= (_flags() if flags is None else flags)
+    """Whether a processor with these flags, or this one, has a feature."""
+    present = _flags() if flags is None else flags
+    return any(needed <= present for needed in FLAGS[feature])
+
+
+def missing(features: Iterable[str]) -> str:
+    """The features that this processor lacks, in words; empty where it has them all."""
+    return " and no ".join(feature for feature in features if not has(feature))
 
 
 @cache

@@ -69,26 +69,27 @@ def read_config(model: str | Path) -> dict[str, Any] | None:
 
 
 def refuse_unservable(device: str, config: dict[str, Any] | None, name: str) -> None:
-    """Raise ServeError for codes whose kernels this processor cannot run: vLLM would load them, and then die."""
-    feature = needed_feature(config or {}) if device == "cpu" else ""
-    if not cpu_features.has(feature):
-        what = f"vLLM's kernels for {'quantized experts' if feature == cpu_features.AMX else '4-bit weights'} need"
+    """Raise ServeError for codes whose kernels fail on this processor: vLLM itself would load them."""
+    features = needed_features(config or {}) if device == "cpu" else ()
+    if missing := cpu_features.missing(features):
+        what = f"vLLM's CPU kernels for its codes need {' and '.join(features)}, and this CPU has no {missing}"
         fix = "serve the base or a variant without codes here, or this one on another CPU or on a GPU"
-        raise ServeError(name, f"{what} {feature}, and this CPU has none", fix)
+        raise ServeError(name, what, fix)
 
 
-def needed_feature(config: dict[str, Any]) -> str:
-    """The CPU feature that vLLM's kernels for a model's codes need, by its config.json; empty for none."""
+def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
+    """The CPU features that vLLM's kernels for a model's codes need, by its config.json."""
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict):
-        return ""
-    groups = list((quantization.get("config_groups") or {}).values())
+        return ()
+    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
+    int8 = any(group.get("input_activations") for group in groups)
     packed = quantization.get("bits") == 4 or any(
         (group.get("weights") or {}).get("num_bits") == 4 and not group.get("input_activations") for group in groups
     )
-    if any(config.get(key) for key in ("num_experts", "num_local_experts")) and (packed or groups):
-        return cpu_features.AMX
-    return cpu_features.AVX512 if packed else ""
+    if any(config.get(key) for key in ("num_experts", "num_local_experts")) and (packed or int8):
+        return (cpu_features.AMX,)
+    return (cpu_features.AVX512,) * packed + (cpu_features.VNNI,) * int8
 
 
 def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | None) -> list[str]:

@@ -34,9 +34,9 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
 
 def skip_without_kernels(variant: VariantPlan) -> None:
     """Skip a test that has vLLM run a variant whose kernels this machine's CPU cannot run."""
-    feature = next(verdict.feature for verdict in variant.verdicts if verdict.target == "cpu")
-    if vllm_settings.find_device() == "cpu" and not cpu_features.has(feature):
-        pytest.skip(f"vLLM's kernels for this variant need {feature}, and this CPU has none")
+    features = next(verdict.features for verdict in variant.verdicts if verdict.target == "cpu")
+    if vllm_settings.find_device() == "cpu" and (missing := cpu_features.missing(features)):
+        pytest.skip(f"vLLM's CPU kernels for this variant need {' and '.join(features)}: this CPU has no {missing}")
 
 
 class Fake(ThreadingHTTPServer):

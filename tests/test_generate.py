@@ -38,13 +38,13 @@ def test_transformers_generates_where_vllm_cannot_and_the_reason_is_kept(
     assert len(made.token_ids[0]) == 2
 
 
-@pytest.mark.parametrize("feature", [cpu_features.AVX512, cpu_features.AMX])
+@pytest.mark.parametrize("feature", [cpu_features.AVX512, cpu_features.AMX, cpu_features.VNNI])
 def test_transformers_generates_where_this_cpu_lacks_what_vllms_kernels_need(
     feature: str, pico_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     monkeypatch.setattr(cpu_features, "has", lambda asked: asked != feature)
     monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
-    loads = [Verdict("cpu", True, "", f"an x86 CPU with {feature}", feature)]
+    loads = [Verdict("cpu", True, "", f"an x86 CPU with {feature}", (feature,))]
     made = generate.greedy(pico_folder, PROMPTS, 1, loads)
     assert made.engine.endswith(f"(vLLM on cpu: needs an x86 CPU with {feature}, and this one has no {feature})")

@@ -18,8 +18,8 @@ def greedy(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequen
     target = "cuda tp=1" if vllm_settings.find_device() == "cuda" else "cpu"
     verdict = next(verdict for verdict in verdicts if verdict.target == target)
     why = verdict.why
-    if target == "cpu" and not cpu_features.has(verdict.feature):
-        why = f"needs {verdict.note}, and this one has no {verdict.feature}"
+    if target == "cpu" and (missing := cpu_features.missing(verdict.features)):
+        why = f"needs {verdict.note}, and this one has no {missing}"
     if why:
         made = generate_dequantized(folder, prompts, tokens)
         return Generated(f"{made.engine} (vLLM on {target}: {why})", made.token_ids, made.logprobs)

@@ -16,7 +16,8 @@ CPU = "cpu"
 TENSOR_PARALLEL = (1, 2, 4)
 TARGETS = (CPU, *(f"cuda tp={tp}" for tp in TENSOR_PARALLEL))
 
-AVX512, AMX = "AVX-512", "AMX"  # of a CPU: the first for 4-bit weights, the other for quantized experts
+# of a CPU: for 4-bit weights; for quantized experts; for int8 weights with int8 inputs, whose products saturate without
+AVX512, AMX, VNNI = "AVX-512", "AMX", "VNNI"
 CPU_BITS = (4,)  # the kernel for packed weights reads 4-bit codes; int8 weights with int8 activations have their own
 CPU_TILE = 32  # the packed kernel's step along inputs and along outputs
 CPU_EXPERT_GROUPS = (-1, 64, 128)  # of the kernel for 4-bit experts
@@ -45,7 +46,7 @@ class Verdict:
     loads: bool
     why: str  # empty where it loads
     note: str = ""  # what the machine must have, where it loads
-    feature: str = ""  # the CPU feature among that: AVX-512, AMX
+    features: tuple[str, ...] = ()  # of a CPU, among that: AVX512, AMX, VNNI
 
 
 def notes(model_type: str, may_differ: bool) -> tuple[str, ...]:
@@ -86,15 +87,16 @@ def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) 
     general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
     packed = any(unit.scheme.weight_only for unit in units)
     tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
-    feature = AMX if tiles else AVX512 if packed else ""
-    found = [_verdict(CPU, general or cpu, f"an x86 CPU with {feature}" if feature else "", feature)]
+    int8 = any(not unit.scheme.weight_only for unit in units)
+    features = (AMX,) if tiles else (AVX512,) * packed + (VNNI,) * int8
+    found = [_verdict(CPU, general or cpu, f"an x86 CPU with {' and '.join(features)}" if features else "", features)]
     for tp in TENSOR_PARALLEL:
         found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
     return tuple(found)
 
 
-def _verdict(target: str, why: str, note: str, feature: str = "") -> Verdict:
-    return Verdict(target, not why, why) if why else Verdict(target, True, "", note, feature)
+def _verdict(target: str, why: str, note: str, features: tuple[str, ...] = ()) -> Verdict:
+    return Verdict(target, False, why) if why else Verdict(target, True, "", note, features)
 
 
 @dataclass(frozen=True)
