@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run_verb(words: list[str]) -> int:
-    """The exit code. Not `app()`, which answers ctrl-C and closed pipes itself, by other exit codes."""
+    """The exit code. Not by `app()`, which ends the process itself: by 1 for a closed pipe, and with its own errors."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context(NAME, words[:]) as context:
+        with command.make_context(NAME, [*words]) as context:  # parsing empties the list
             command.invoke(context)
     except typer.Exit as ended:
         return ended.exit_code

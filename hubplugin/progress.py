@@ -66,7 +66,7 @@ def track(task: str, total: int, completed: int = 0) -> Iterator[Bar]:
 
     with Progress(
         TextColumn("{task.description} | block {task.completed:.0f}/{task.total:.0f}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
