@@ -29,7 +29,7 @@ from hubplugin.model.devices import computing_dtype
 from hubplugin.model.prefetch import Prefetch
 from hubplugin.plan import planner, sizes
 from hubplugin.plan.variant_plan import VariantPlan
-from hubplugin.progress import progress
+from hubplugin.progress import progress, track
 from hubplugin.report import LinearResult, Recovery
 
 SPILL = ".activations"
@@ -141,15 +141,16 @@ def _blocks(
 ) -> None:
     """Compress all blocks that are not finished yet, with a line of progress for each."""
     begun, first, count = time.monotonic(), target.finished, variant.dims.layers
-    for block in blockwise.blocks(model, tokens, variant, stored, target, spill):
-        target.add(block)
-        left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
-        place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
-        progress(
-            f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
-            f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
-        )
-        del block  # before the next one is made
+    with track(variant.name, total=count + (variant.head is not None), completed=first) as bar:
+        for block in blockwise.blocks(model, tokens, variant, stored, target, spill):
+            target.add(block)
+            left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
+            place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
+            bar.advance(
+                f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
+                f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
+            )
+            del block  # before the next one is made
 
 
 def _worst(block: blockwise.Block) -> str:
