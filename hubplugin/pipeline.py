@@ -20,7 +20,7 @@ from torch import Tensor
 
 import hubplugin
 from hubplugin import memory, report
-from hubplugin.checkpoint import journal, safetensors_io
+from hubplugin.checkpoint import resume, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress import calibration_data, export, stages
 from hubplugin.compress.gptqmodel import backend
@@ -125,7 +125,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     staging = out / f".{variant.name}.part"
     for old in staging.iterdir() if staging.is_dir() else ():  # an interrupted run's, but for the blocks it finished
-        if old.name not in (journal.FOLDER, *stages.FOLDERS):
+        if old.name not in (resume.BLOCKS, *stages.FOLDERS):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
@@ -158,7 +158,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             job.generate,
             _prompts(job),
         )
-    for work in (journal.FOLDER, *stages.FOLDERS):
+    for work in (resume.BLOCKS, *stages.FOLDERS):
         shutil.rmtree(staging / work, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     found = {"evaluation": evaluation, "gate": lines, "allocation": allocation, "shaping": shaping}
@@ -175,11 +175,12 @@ def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[
     """The variant with what goes decided by measurements on the base."""
     stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
-    store, key = folder / journal.FOLDER / pruning_search.FILE_NAME, json.dumps(_identity(job, variant))
+    store = resume.Decision(folder / resume.BLOCKS / pruning_search.FILE_NAME, _identity(job, variant), report.Shaping)
     outside = job.plan.parameters - job.plan.linear_parameters
     with stages.spilling(variant, folder) as spill:
         where = f"{job.document.path}: variants.{variant.name}[0]"
-        found = pruning_search.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
+        search = partial(pruning_search.measured, model, job.calibration.ids, space, outside, where, spill)
+        found = store.load_or_make(search)
     shaped = planner.decided(job.document, job.plan, variant.name, shape=pruning_search.shape_of(found))
     progress(
         f"{variant.name} | {table.shape(job.plan, shaped)}, KL of {found.predicted_kl:.4f} predicted before refitting"
@@ -192,9 +193,11 @@ def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> t
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.family)
     step = quantization_of(variant.steps)
     assert step is not None
-    store, key = folder / journal.FOLDER / bit_allocation.FILE_NAME, json.dumps(_identity(job, variant))
+    path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, _identity(job, variant)
+    store = resume.Decision(path, fingerprint, report.Allocation)
     with stages.spilling(variant, folder) as spill:
-        found = bit_allocation.spend(model, job.calibration.ids, budget, step, store, key, spill)
+        search = partial(bit_allocation.spend, model, job.calibration.ids, budget, step, spill)
+        found = store.load_or_make(search)
     progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
     return planner.decided(job.document, job.plan, variant.name, bit_allocation.schemes(budget, found)), found
 
@@ -210,14 +213,15 @@ def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int])
     return done.model_copy(update={"data": batch.description})
 
 
-def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
+def _identity(job: Job, variant: VariantPlan) -> resume.Fingerprint:
     """What a variant's blocks are made from; another of any of these makes other blocks."""
-    return {
+    digests = {
         "base": snapshots.fingerprint(job.snapshot),
         "steps": digest(json.dumps([step.model_dump(mode="json") for step in variant.steps])),
         "calibration tokens": job.calibration.description.sha256,
         "release of hubplugin": hubplugin.__version__,
     }
+    return resume.Fingerprint(digests)
 
 
 def _prompts(job: Job) -> list[list[int]]:

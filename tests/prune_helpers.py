@@ -91,7 +91,7 @@ def make(
     for block in blockwise.blocks(model, ids, variant, stored, target if finished else None, spill):
         target.add(block)
         made.append(block)
-    target.finish(keep_journal=finished)
+    target.finish(keep_blocks=finished)
     return made
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hubplugin import pipeline, report
+from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.search import bit_allocation
 from hubplugin.evaluation.generation import Generated, generate_dequantized
@@ -99,14 +100,19 @@ def test_activations_on_disk_change_nothing(folder: Path, tmp_path: Path) -> Non
     assert here == there
 
 
-def test_what_was_found_is_kept_and_taken_again_under_its_key_alone(folder: Path, tmp_path: Path) -> None:
+def test_what_was_found_is_kept_and_taken_again_under_its_fingerprint_alone(folder: Path, tmp_path: Path) -> None:
     model, budget, step = parts(folder, tmp_path / "m.yaml")
     store = tmp_path / "kept" / bit_allocation.FILE_NAME
-    found = bit_allocation.spend(model, pico.tokens(2, 32), budget, step, store, "key")
+
+    def decide(tokens: torch.Tensor, digest: str) -> report.Allocation:
+        decision = resume.Decision(store, resume.Fingerprint({"base": digest}), report.Allocation)
+        return decision.load_or_make(lambda: bit_allocation.spend(model, tokens, budget, step))
+
+    found = decide(pico.tokens(2, 32), "key")
     other = pico.tokens(2, 32, seed=7)
-    assert bit_allocation.spend(model, other, budget, step, store, "key") == found
-    assert bit_allocation.spend(model, other, budget, step, store, "another key") != found
-    assert json.loads(store.read_text())["key"] == "another key"
+    assert decide(other, "key") == found
+    assert decide(other, "another key") != found
+    assert json.loads(store.read_text())["fingerprint"] == {"base": "another key"}
 
 
 def generated(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:

@@ -12,7 +12,7 @@ import torch
 from prune_helpers import PER_LAYER, base, decided, idle, loaded, logits, make, model_of, our_logits, planned, step
 from safetensors.torch import load_file
 
-from hubplugin.checkpoint import journal
+from hubplugin.checkpoint import resume
 from hubplugin.compress import export, stages
 from hubplugin.compress.blockwise import Block
 from hubplugin.compress.search import pruning_search
@@ -21,6 +21,7 @@ from hubplugin.model.architecture import BlockShape
 from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.report import Shaping
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 IDS = pico.tokens(3, 64, seed=7)
@@ -107,15 +108,20 @@ def test_a_survey_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     space, store = made.variants[0].space, tmp_path / "work" / pruning_search.FILE_NAME
     assert space is not None
     outside = made.parameters - made.linear_parameters
-    asked = (model_of(source), pico.tokens(8, 48), space, outside, store)
     (tmp_path / "spill").mkdir()
-    found = pruning_search.decide(*asked, "key", "V", tmp_path / "spill")
-    assert pruning_search.decide(*asked, "another key", "V") == found, "activations in files change nothing"
-    assert json.loads(store.read_text())["key"] == "another key"
+
+    def decide(digest: str, spill: Path | None = None) -> Shaping:
+        asked = (model_of(source), pico.tokens(8, 48), space, outside, "V", spill)
+        decision = resume.Decision(store, resume.Fingerprint({"base": digest}), Shaping)
+        return decision.load_or_make(lambda: pruning_search.measured(*asked))
+
+    found = decide("key", tmp_path / "spill")
+    assert decide("another key") == found, "activations in files change nothing"
+    assert json.loads(store.read_text())["fingerprint"] == {"base": "another key"}
     monkeypatch.setattr(pruning_search, "measured", lambda *_: pytest.fail("measured again"))
-    assert pruning_search.decide(*asked, "another key", "V") == found
+    assert decide("another key") == found
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        pruning_search.decide(*asked, "key", "V")
+        decide("key")
 
 
 # -- what neighbours make up for
@@ -228,7 +234,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(name: str, tmp_path: Path, monk
     source, variant = in_half_precision(tmp_path / "m", name)
     make(source, tmp_path / "whole", variant, finished=True)
     count = variant.dims.layers
-    assert len(list((tmp_path / "whole" / journal.FOLDER).glob("block-*.safetensors"))) == count < 6
+    assert len(list((tmp_path / "whole" / resume.BLOCKS).glob("block-*.safetensors"))) == count < 6
     for stop in range(1, count):
         with monkeypatch.context() as patched:
             killed_after(stop, patched)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hubplugin.checkpoint import fingerprint, training_checkpoints
+from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest.recover import Recover
 from hubplugin.model.block_runner import Model
@@ -241,7 +241,7 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     training = distillation.Distillation(
         student.whole(), base.whole(), student.family, (work.train, work.held), settings, math.inf, None
     )
-    done = training.run(training_checkpoints.TrainingCheckpoints(tmp_path, {}))
+    done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
     with torch.no_grad():
@@ -310,14 +310,14 @@ def test_what_was_trained_is_not_trained_again(
         stop_after(5, distillation.Distillation, "_learn", patched)
         with pytest.raises(_Stop):
             run(pruned, pico_folder, out, STEPS["all weights"])
-    made_from = json.loads((out / training_checkpoints.FOLDER / fingerprint.FILE_NAME).read_text())
-    assert training_checkpoints.TrainingCheckpoints(out, made_from).notes("distillation")["step"] == 5
+    made_from = json.loads((out / resume.TRAINING / resume.FINGERPRINT_FILE).read_text())
+    assert resume.TrainingCheckpoints(out, resume.Fingerprint(made_from)).notes("distillation")["step"] == 5
     with monkeypatch.context() as patched:
         stop_after(0, block_training, "_train", patched)
         stop_after(3, distillation.Distillation, "_learn", patched)
         done = run(pruned, pico_folder, out, STEPS["all weights"])
         assert run(pruned, pico_folder, out, STEPS["all weights"]) == done, "a finished folder is kept"
-    assert [path.name for path in (out / training_checkpoints.FOLDER).glob("*.safetensors")] == ["done.safetensors"]
+    assert [path.name for path in (out / resume.TRAINING).glob("*.safetensors")] == ["done.safetensors"]
 
 
 @pytest.mark.parametrize("named", ["base", "student", "tokens", "steps"])
@@ -336,12 +336,12 @@ def test_another_base_student_or_step_does_not_resume(
         stop_after(1, block_training, "_train", patched)
         with pytest.raises(_Stop):
             recover.run(out=tmp_path / "out", **given)
-    kept = contents(tmp_path / "out" / training_checkpoints.FOLDER)
+    kept = contents(tmp_path / "out" / resume.TRAINING)
     given["step" if named == "steps" else named] = changed[named]
     with pytest.raises(CompressError) as refusal:
         recover.run(out=tmp_path / "out", **given)
     assert f"another {named}," in refusal.value.what and "remove that folder" in refusal.value.fix
-    assert contents(tmp_path / "out" / training_checkpoints.FOLDER) == kept, "nothing is lost by asking"
+    assert contents(tmp_path / "out" / resume.TRAINING) == kept, "nothing is lost by asking"
 
 
 def run_when_ready(ready: Any, student: Path, base: Path, out: Path) -> None:

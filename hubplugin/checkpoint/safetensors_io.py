@@ -155,14 +155,15 @@ def _write_tensor(file: BinaryIO, name: str, header: Header, tensor: Tensor) -> 
     file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def put(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
-    """Tensors and notes as one file; under its name it stands whole or not at all.
+def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Tensors and metadata as one file; under its name it is complete or absent. Until then it is called *.part.
 
     Raises CheckpointError where it cannot be written.
     """
     part = path.with_suffix(".part")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=notes)
+        save_file(contiguous, part, metadata=metadata)
         os.replace(part, path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error

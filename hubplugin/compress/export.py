@@ -6,7 +6,6 @@ no mathematics, no Hub.
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from hubplugin.checkpoint import formats, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.format_names import GPTQ
-from hubplugin.checkpoint.journal import Journal
 from hubplugin.checkpoint.model_folder import companions
+from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.blockwise import Block
 from hubplugin.compress.quantization_config import quantization_config
@@ -33,17 +32,16 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  #
 class Folder:
     """A variant's folder in the making. Give it every block in order, then `finish`.
 
-    Blocks that an earlier, interrupted run finished are there already: `finished` counts them. `identity` says what the
-    folder is made from, by name; CompressError is raised where blocks made from something else stand there.
+    `finished` counts the blocks that a killed run left. Raises CompressError where they have another fingerprint.
     """
 
     def __init__(
-        self, path: Path, base: Path, plan: VariantPlan, family: Family, identity: Mapping[str, str] | None = None
+        self, path: Path, base: Path, plan: VariantPlan, family: Family, fingerprint: Fingerprint | None = None
     ) -> None:
         self.path, self._base, self._plan, self._family = path, base, plan, family
         self._reader = Reader(base)
-        self._journal = Journal(path, identity or {})
-        self.finished = len(self._journal)
+        self._blocks = FinishedBlocks(path, fingerprint or Fingerprint())
+        self.finished = len(self._blocks)
 
     def add(self, block: Block) -> None:
         """Write one block: its linears as encoded, everything else of it as in the base."""
@@ -61,7 +59,7 @@ class Folder:
             name = block.prefix + old.removeprefix(block.source)
             if old.startswith(block.source + ".") and name not in own and name in self._plan.tensors:
                 tensors[name] = self._reader.get(old)
-        self._journal.add(block.index, tensors, block.samples, block.results)
+        self._blocks.add(block.index, tensors, block.samples, block.results)
 
     def _grid(self, name: str, encoding: Grid) -> dict[str, Tensor]:
         scheme = self._plan.linear(name).scheme
@@ -74,23 +72,21 @@ class Folder:
 
     def dense(self, index: int) -> dict[str, Tensor]:
         """The dense tensors of a finished block, by their names inside the block."""
-        reader, prefix = self._journal.reader(index), self._family.block.format(i=index)
+        reader, prefix = self._blocks.reader(index), self._family.block.format(i=index)
         view = DenseView(self.path, reader, quantization_config(self._plan) or {})
         return dict(view.below(prefix))
 
     def results(self) -> list[LinearResult]:
         """What the report says of all finished blocks."""
-        return [result for index in range(len(self._journal)) for result in self._journal.results(index)]
+        return [result for index in range(len(self._blocks)) for result in self._blocks.results(index)]
 
     def samples(self) -> dict[str, Tensor]:
         """The rows of all finished blocks that the gate compares, by linear."""
-        return {
-            name: rows for index in range(len(self._journal)) for name, rows in self._journal.samples(index).items()
-        }
+        return {name: rows for index in range(len(self._blocks)) for name, rows in self._blocks.samples(index).items()}
 
-    def finish(self, keep_journal: bool = False) -> None:
+    def finish(self, keep_blocks: bool = False) -> None:
         """Write the weights, config.json, quantize_config.json and the tokenizer's files."""
-        readers = [self._journal.reader(index) for index in range(len(self._journal))]
+        readers = [self._blocks.reader(index) for index in range(len(self._blocks))]
         place = {name: reader for reader in (self._reader, *readers) for name in reader.headers}
         order = [name for reader in (*readers, self._reader) for name in reader.headers]
         kept = {name: place[name].headers[name] for name in order if name in self._plan.tensors}
@@ -104,8 +100,8 @@ class Folder:
         _dump(config, self.path / "config.json")
         for file in companions(self._base):
             shutil.copyfile(file, self.path / file.name)  # the cache holds links; copy what they point to
-        if not keep_journal:
-            self._journal.drop()
+        if not keep_blocks:
+            self._blocks.remove()
 
 
 def _dump(data: dict[str, Any], path: Path) -> None:

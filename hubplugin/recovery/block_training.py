@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
+from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.model.activations import Batch
 from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
@@ -77,7 +77,7 @@ def blocks(
                 before, after = _train(block, index, train, held, rounds, kinds, rate)
             rounded = {part: weight.to(kinds[part]) for part, weight in block.named_parameters()}
             seconds = time.monotonic() - begun
-            marks.put(name, rounded, {"before": before, "after": after, "seconds": seconds, "rate": rate})
+            marks.save(name, rounded, {"before": before, "after": after, "seconds": seconds, "rate": rate})
             progress(
                 f"recover | block {index + 1:02d}/{len(student)} | held-out loss {before:.6f} -> {after:.6f} | "
                 f"{seconds:.1f}s"

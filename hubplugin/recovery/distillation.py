@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
+from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.manifest.recover import Recover
 from hubplugin.model.families import Family
 from hubplugin.model.kl_divergence import divergence
@@ -137,7 +137,7 @@ class Distillation:
                 self._notes["seconds"] = before + time.monotonic() - begun
                 self._judge(learnt / (self._notes["step"] - self._notes["last"]))
                 learnt, self._notes["last"] = 0.0, self._notes["step"]
-                marks.put(MARK, self._state(), {**self._notes, "total": self._total, "stopped": self._stopped})
+                marks.save(MARK, self._state(), {**self._notes, "total": self._total, "stopped": self._stopped})
         for name, weight in self._weights.items():
             weight.data = self._best[name].clone()
         whole = self._student.merge_and_unload() if self._step.lora else self._student  # type: ignore[operator]

@@ -21,8 +21,8 @@ from hubplugin.checkpoint import model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import companions
+from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import TORCH, Reader
-from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
 from hubplugin.disk import digest, sha256
 from hubplugin.errors import CompressError
 from hubplugin.limits import BLOCK_TOKENS
@@ -103,20 +103,20 @@ def run(
 
     `tokens` are ids [sequences, tokens]; one sequence in eight is held out. `ends` names for each of the student's
     blocks the base's block whose output it should match; None: the same one. A folder that is finished is kept as it
-    is. What a killed run needs stands under resume.FOLDER in `out`, and is the caller's to remove. Raises CompressError
-    where there are too few sequences, and where `out` was begun with something else.
+    is. What a killed run needs stands under resume.TRAINING in `out`, and is the caller's to remove. Raises
+    CompressError where there are too few sequences, and where `out` was begun with something else.
     """
     out.mkdir(parents=True, exist_ok=True)
     ends = tuple(range(_depth(student))) if ends is None else tuple(ends)
-    marks = TrainingCheckpoints(out, _identity(student, base, tokens, step, ends))
+    marks = TrainingCheckpoints(out, _fingerprint(student, base, tokens, step, ends))
     if DONE in marks:
         return Recovery.model_validate(marks.notes(DONE))
     train, held = split(tokens)
     work = _Work(student, base, train, held, Reader(student).headers, _device(student, base))
     done, new = _stages(work, step, ends, marks)
     _write(work, new, out)
-    marks.put(DONE, {}, done.model_dump(mode="json"))
-    marks.keep(DONE)
+    marks.save(DONE, {}, done.model_dump(mode="json"))
+    marks.remove_all_but(DONE)
     return done
 
 
@@ -207,15 +207,16 @@ def _write(work: _Work, new: Mapping[str, Tensor], out: Path) -> None:
         shutil.copyfile(file, out / file.name)
 
 
-def _identity(student: Path, base: Path, tokens: Tensor, step: Recover, ends: tuple[int, ...]) -> dict[str, str]:
+def _fingerprint(student: Path, base: Path, tokens: Tensor, step: Recover, ends: tuple[int, ...]) -> Fingerprint:
     """What a recovery is made from; another of any of these ends in other weights."""
-    return {
+    digests = {
         "base": _digest(base),
         "student": _digest(student),
         "tokens": hashlib.sha256(tokens.to(torch.int32).contiguous().numpy().astype("<i4").tobytes()).hexdigest(),
         "steps": digest(json.dumps([step.model_dump(mode="json", exclude={"data"}), ends])),
         "release of hubplugin": hubplugin.__version__,
     }
+    return Fingerprint(digests)
 
 
 def _digest(folder: Path) -> str:

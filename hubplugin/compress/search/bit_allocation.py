@@ -6,7 +6,6 @@ is measured: a few sequences run through the model once for every unit, with tha
 Allocation). Knows no file format; what it found is a record of the report.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import disk
 from hubplugin.compress.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.limits import PROBE_TOKENS
@@ -52,22 +50,15 @@ class Measured:
         ]
 
 
-def spend(
-    model: Model, tokens: Tensor, budget: Budget, step: Quantization, store: Path, key: str, spill: Path | None = None
-) -> Allocation:
+def spend(model: Model, tokens: Tensor, budget: Budget, step: Quantization, spill: Path | None = None) -> Allocation:
     """The options of all units that fit the budget with the least predicted KL; calibration tokens [sequences, tokens].
 
-    What was found is kept in `store` under `key`, and taken from there where it is. With `spill`, an empty folder,
-    activations live there instead of in memory.
+    With `spill`, an empty folder, activations live there instead of in memory.
     """
-    if store.is_file():
-        kept = json.loads(store.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            return Allocation.model_validate(kept["allocation"])
     measured = measure(model, tokens, budget.units, step, spill)
     kl = measured.predicted()
     chosen = budget.choose(kl)
-    found = Allocation(
+    return Allocation(
         predicted_kl=sum(own[index] for own, index in zip(kl, chosen, strict=True)),
         tokens=measured.tokens,
         units=tuple(
@@ -83,9 +74,6 @@ def spend(
             for number, (unit, index) in enumerate(zip(budget.units, chosen, strict=True))
         ),
     )
-    store.parent.mkdir(parents=True, exist_ok=True)
-    disk.put(store, json.dumps({"key": key, "allocation": found.model_dump(mode="json")}, indent=1))
-    return found
 
 
 def schemes(budget: Budget, found: Allocation) -> dict[str, Scheme]:

@@ -6,7 +6,6 @@ sub-blocks go one after the other, each time the one whose loss costs least KL (
 is a record of the report.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin import disk
 from hubplugin.compress.blockwise import activations_folder
 from hubplugin.compress.search import latency, sensitivity
 from hubplugin.errors import PlanError
@@ -47,36 +45,14 @@ class _Curve:
     tried: Any  # the choice that was run through the model
 
 
-def decide(
-    model: Model,
-    tokens: Tensor,
-    space: Space,
-    outside: int,
-    store: Path,
-    key: str,
-    where: str,
-    spill: Path | None = None,
-) -> Shaping:
-    """The shape of a variant, for calibration tokens [sequences, tokens].
-
-    What was found is kept in `store` under `key`, and taken from there where it is. `outside` are the parameters
-    outside the linears of blocks. With `spill`, an empty folder, activations that second moments are summed over live
-    there. Raises PlanError where no shape meets the target.
-    """
-    if store.is_file():
-        kept = json.loads(store.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            return Shaping.model_validate(kept["shaping"])
-    found = measured(model, tokens, space, outside, where, spill)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    disk.put(store, json.dumps({"key": key, "shaping": found.model_dump(mode="json")}, indent=1))
-    return found
-
-
 def measured(
     model: Model, tokens: Tensor, space: Space, outside: int, where: str, spill: Path | None = None
 ) -> Shaping:
-    """As `decide`, without a store."""
+    """The shape of a variant, for calibration tokens [sequences, tokens].
+
+    `outside` are the parameters outside the linears of blocks. With `spill`, an empty folder, activations that second
+    moments are summed over live there. Raises PlanError where no shape meets the target.
+    """
     few = sensitivity.first(tokens, PROBE_TOKENS)
     step = space.step
     if not space.aims:
