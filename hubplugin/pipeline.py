@@ -22,7 +22,7 @@ import hubplugin
 from hubplugin import memory, report
 from hubplugin.checkpoint import resume, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress import calibration_data, export, stages
+from hubplugin.compress import calibration_data, stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
 from hubplugin.compress.self_sampling import sample_self
@@ -173,7 +173,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
 
 def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[VariantPlan, report.Shaping]:
     """The variant with what goes decided by measurements on the base."""
-    stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    stored = safetensors_io.TORCH_DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
     store = resume.Decision(folder / resume.BLOCKS / pruning_search.FILE_NAME, _identity(job, variant), report.Shaping)
     outside = job.plan.parameters - job.plan.linear_parameters

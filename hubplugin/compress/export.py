@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hubplugin.checkpoint import formats, safetensors_io
@@ -18,15 +17,13 @@ from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
-from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.compress.blockwise import Block
 from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.model.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import LinearResult
-
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  # by safetensors' names
 
 
 class Folder:
@@ -65,10 +62,10 @@ class Folder:
         scheme = self._plan.linear(name).scheme
         assert scheme is not None
         old = sizes.origin(self._family, f"{name}.weight", self._plan.sources)
-        return formats.tensors(encoding, scheme.layout, DTYPES[self._reader.headers[old].dtype])
+        return formats.tensors(encoding, scheme.layout, TORCH_DTYPES[self._reader.headers[old].dtype])
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.to(DTYPES[self._plan.tensors[name].dtype])
+        return tensor.to(TORCH_DTYPES[self._plan.tensors[name].dtype])
 
     def dense(self, index: int) -> dict[str, Tensor]:
         """The dense tensors of a finished block, by their names inside the block."""

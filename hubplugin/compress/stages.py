@@ -17,6 +17,7 @@ from torch import Tensor
 from hubplugin import memory
 from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.compress import blockwise, export
 from hubplugin.compress.gptqmodel import backend
@@ -106,7 +107,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity:
         made = backend.compress(base, out, tokens, variant, row)
         return Made(made.results, made.samples, made.peak)
     first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
-    stored = export.DTYPES[model_folder.headers(base)[first].dtype]
+    stored = TORCH_DTYPES[model_folder.headers(base)[first].dtype]
     device = device_for(variant)
     dtype = computing_dtype(stored, device)
     if device != "cpu":

@@ -22,7 +22,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
-from hubplugin.checkpoint.safetensors_io import TORCH, Reader
+from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.disk import digest, sha256
 from hubplugin.errors import CompressError
 from hubplugin.limits import BLOCK_TOKENS
@@ -93,7 +93,7 @@ class _Work:
 
     def stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights as they will be stored."""
-        return {name: weight.to("cpu", TORCH[self.headers[name].dtype]) for name, weight in weights.items()}
+        return {name: weight.to("cpu", TORCH_DTYPES[self.headers[name].dtype]) for name, weight in weights.items()}
 
 
 def run(
@@ -175,7 +175,7 @@ def _blocks(
 ) -> Iterator[tuple[RecoveredBlock, dict[str, Tensor]]]:
     """The first stage, on as many of the sequences as may be held."""
     count = _sequences_of_blocks(work)
-    stored = {name: TORCH[header.dtype] for name, header in work.headers.items()}
+    stored = {name: TORCH_DTYPES[header.dtype] for name, header in work.headers.items()}
     models = work.model(work.student), work.model(work.base)
     yield from block_training.blocks(*models, (work.train[:count], work.held), step.blocks, ends, stored, marks, limit)
 
