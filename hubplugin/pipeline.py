@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import hubplugin
 from hubplugin import memory, report
@@ -25,7 +24,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress import calibration_data, stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
-from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.disk import changed_files, digest, sha256
 from hubplugin.evaluation import card, gate, generation, quality_metrics, zeros
 from hubplugin.hub import snapshots
@@ -69,7 +68,7 @@ class Job:
     snapshot: snapshots.Snapshot
     plan: Plan
     family: families.Family
-    calibration: calibration_data.Batch
+    calibration: calibration_data.TokenSequences
     reference: quality_metrics.Reference | None
     generate: generation.Generate
     shared_seconds: dict[str, float]
@@ -102,20 +101,16 @@ def prepare(document: Document, planned: Plan, generate: generation.Generate) ->
     with clock.stage("pull"):
         snapshot = snapshots.pull(pinned, document.folder)
     row = families.match(planned.config, manifest.model)
-    tokenizer = calibration_data.read_tokenizer(snapshot.path)
-
-    def sample(count: int, tokens: int, seed: int) -> Tensor:
-        return sample_self(snapshot.path, count, tokens, seed)
-
+    tokenizer = read_tokenizer(snapshot.path)
     with clock.stage("calibration data"):
         progress(f"calibration: {manifest.calibrate.describe()}")
-        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, document.folder, sample)
+        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, document.folder, snapshot.path)
     reference = None
     if manifest.evaluate:
         with clock.stage("evaluation of the base"):
             progress(f"evaluation: {manifest.evaluate.perplexity.describe()}")
             batch = calibration_data.tokens(
-                manifest.evaluate.perplexity, tokenizer, document.folder, sample, shuffle=False
+                manifest.evaluate.perplexity, tokenizer, document.folder, snapshot.path, shuffle=False
             )
             reference = quality_metrics.reference(snapshot.path, row, batch.ids, batch.description)
     return Job(document, snapshot, planned, row, calibration, reference, generate, clock.seconds)
@@ -206,9 +201,9 @@ def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int])
     """Train a pruned folder towards the base, on text of its own where the step names some."""
     if step.data is None:
         return recover.run(student, job.snapshot.path, out, job.calibration.ids, step, ends)
-    base, tokenizer = job.snapshot.path, calibration_data.read_tokenizer(job.snapshot.path)
+    base, tokenizer = job.snapshot.path, read_tokenizer(job.snapshot.path)
     progress(f"recovery: {step.data.describe()}")
-    batch = calibration_data.tokens(step.data, tokenizer, job.document.folder, partial(sample_self, base))
+    batch = calibration_data.tokens(step.data, tokenizer, job.document.folder, base)
     done = recover.run(student, base, out, batch.ids, step, ends)
     return done.model_copy(update={"data": batch.description})
 
