@@ -174,7 +174,8 @@ def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[
     outside = job.plan.parameters - job.plan.linear_parameters
     with stages.spilling(variant, folder) as spill:
         where = f"{job.document.path}: variants.{variant.name}[0]"
-        search = partial(pruning_search.measured, model, job.calibration.ids, space, outside, where, spill)
+        goal = pruning_search.Goal(space, outside, where)
+        search = partial(pruning_search.search, model, job.calibration.ids, goal, spill)
         found = store.load_or_make(search)
     shaped = planner.decided(job.document, job.plan, variant.name, shape=pruning_search.shape_of(found))
     progress(
@@ -191,7 +192,7 @@ def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> t
     path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, _identity(job, variant)
     store = resume.Decision(path, fingerprint, report.Allocation)
     with stages.spilling(variant, folder) as spill:
-        search = partial(bit_allocation.spend, model, job.calibration.ids, budget, step, spill)
+        search = partial(bit_allocation.allocate, model, job.calibration.ids, budget, step, spill)
         found = store.load_or_make(search)
     progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
     return planner.decided(job.document, job.plan, variant.name, bit_allocation.schemes(budget, found)), found
