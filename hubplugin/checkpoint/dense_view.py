@@ -1,6 +1,6 @@
 """A model folder as if it were dense, whatever format its quantized weights are in. Knows formats. Knows no family."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,18 @@ class DenseView:
         for name in self.names():
             if name.startswith(prefix + "."):
                 yield name[len(prefix) + 1 :], self.get(name)
+
+
+class ReplacedWeights(DenseView):
+    """A model folder as if it were dense, with other tensors under some of its names. A `WeightSource`."""
+
+    def __init__(self, folder: Path, replaced: Mapping[str, Tensor]) -> None:
+        super().__init__(folder)
+        self._replaced = replaced
+
+    def get(self, name: str) -> Tensor:
+        """A dense tensor: the replacement where there is one, else as `DenseView` has it."""
+        return self._replaced[name] if name in self._replaced else super().get(name)
 
 
 def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[frozenset[int], int]:
