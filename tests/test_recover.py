@@ -21,7 +21,7 @@ from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest.recover import Recover
 from hubplugin.model.block_runner import Model
-from hubplugin.recovery import block_training, distillation, recover, setup, splitting
+from hubplugin.recovery import block_training, distillation, recover, splitting, training_setup
 from hubplugin.report import Recovery
 
 KEPT = 96  # of pico's 128 FFN channels
@@ -235,7 +235,7 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
 
     monkeypatch.setattr(distillation, "held_out", watched)
     tokens = splitting.split(pico.tokens(33, 48))
-    work = setup.Setup(pruned, pico_folder, tokens, recover.Reader(pruned).headers, "cpu")
+    work = training_setup.TrainingSetup(pruned, pico_folder, tokens, recover.Reader(pruned).headers, "cpu")
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
     models = distillation.Models(student.whole(), base.whole(), student.family)

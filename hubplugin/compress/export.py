@@ -1,7 +1,7 @@
 """Encodings -> a folder in AutoGPTQ's or compressed-tensors' format, or a plain smaller model; and back to dense.
 
-The folder explains itself: any loader that reads these formats reads it, with no option and no code of ours. No method,
-no mathematics, no Hub.
+Any loader that reads these formats reads the folder, with no option and no code of ours. Knows encodings, formats and
+the plan. Knows no method and no Hub.
 """
 
 import json
@@ -41,28 +41,28 @@ class Folder:
         self.finished = len(self._blocks)
 
     def add(self, block: Block) -> None:
-        """Write one block: its linears as encoded, everything else of it as in the base."""
+        """Write one block: its linears as encoded, its other tensors as in the base."""
         tensors: dict[str, Tensor] = {}
-        own = set()
+        written = set()
         for name, encoding in block.encodings.items():
-            own |= {f"{name}.weight", f"{name}.bias"}
+            written |= {f"{name}.weight", f"{name}.bias"}
             if isinstance(encoding, Grid):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in self._grid(name, encoding).items()}
             else:
                 tensors[f"{name}.weight"] = self._as_stored(f"{name}.weight", block.weights[name])
             if name in block.biases:
                 tensors[f"{name}.bias"] = self._as_stored(f"{name}.bias", block.biases[name])
-        for old in self._reader.headers:
-            name = block.prefix + old.removeprefix(block.source)
-            if old.startswith(block.source + ".") and name not in own and name in self._plan.tensors:
-                tensors[name] = self._reader.get(old)
+        for base_name in self._reader.headers:
+            name = block.prefix + base_name.removeprefix(block.source)
+            if base_name.startswith(block.source + ".") and name not in written and name in self._plan.tensors:
+                tensors[name] = self._reader.get(base_name)
         self._blocks.add(block.index, tensors, block.samples, block.results)
 
     def _grid(self, name: str, encoding: Grid) -> dict[str, Tensor]:
         scheme = self._plan.linear(name).scheme
         assert scheme is not None
-        old = sizes.origin(self._family, f"{name}.weight", self._plan.sources)
-        return formats.tensors(encoding, scheme.layout, TORCH_DTYPES[self._reader.headers[old].dtype])
+        base_name = sizes.origin(self._family, f"{name}.weight", self._plan.sources)
+        return formats.tensors(encoding, scheme.layout, TORCH_DTYPES[self._reader.headers[base_name].dtype])
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(TORCH_DTYPES[self._plan.tensors[name].dtype])
@@ -74,7 +74,7 @@ class Folder:
         return dict(view.below(prefix))
 
     def results(self) -> list[LinearResult]:
-        """What the report says of all finished blocks."""
+        """The lines of the report of all finished blocks."""
         return [result for index in range(len(self._blocks)) for result in self._blocks.results(index)]
 
     def samples(self) -> dict[str, Tensor]:
@@ -82,12 +82,15 @@ class Folder:
         return {name: rows for index in range(len(self._blocks)) for name, rows in self._blocks.samples(index).items()}
 
     def finish(self, keep_blocks: bool = False) -> None:
-        """Write the weights, config.json, quantize_config.json and the tokenizer's files."""
+        """Write the weights, config.json, quantize_config.json and the tokenizer's files.
+
+        With `keep_blocks` the finished blocks stay, for a run that is killed later on.
+        """
         readers = [self._blocks.reader(index) for index in range(len(self._blocks))]
-        place = {name: reader for reader in (self._reader, *readers) for name in reader.headers}
+        reader_of = {name: reader for reader in (self._reader, *readers) for name in reader.headers}
         order = [name for reader in (*readers, self._reader) for name in reader.headers]
-        kept = {name: place[name].headers[name] for name in order if name in self._plan.tensors}
-        safetensors_io.write(self.path, kept, lambda name: place[name].get(name))
+        headers = {name: reader_of[name].headers[name] for name in order if name in self._plan.tensors}
+        safetensors_io.write(self.path, headers, lambda name: reader_of[name].get(name))
         config = dict(self._plan.config)
         quantization = quantization_config(self._plan)
         if quantization:

@@ -25,8 +25,8 @@ from hubplugin.manifest.recover import Recover
 from hubplugin.model import configs
 from hubplugin.progress import progress
 from hubplugin.recovery import block_training, distillation
-from hubplugin.recovery.setup import Setup, device_for
 from hubplugin.recovery.splitting import Split, split
+from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import RecoveredBlock, Recovery
 
 FINISHED = "done"  # the checkpoint of a folder that is complete; its notes are the record
@@ -48,7 +48,7 @@ def run(
     checkpoints = TrainingCheckpoints(out, _fingerprint(student, base, tokens, step, teachers))
     if FINISHED in checkpoints:
         return Recovery.model_validate(checkpoints.notes(FINISHED))
-    setup = Setup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
+    setup = TrainingSetup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
     record, weights = _train(setup, step, teachers, checkpoints)
     _write(setup, weights, out)
     checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
@@ -78,7 +78,7 @@ class _TrainedBlocks:
 
 
 def _train(
-    setup: Setup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
+    setup: TrainingSetup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
 ) -> tuple[Recovery, Mapping[str, Tensor]]:
     """Both stages; the record, and the tensors that are better than the student's, as they will be stored."""
     pruned = best = _Weights({}, setup.held_out_kl({}))
@@ -112,7 +112,7 @@ def _train(
 
 
 def _train_blocks(
-    setup: Setup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
+    setup: TrainingSetup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
 ) -> _TrainedBlocks:
     """The first stage, on as many of the sequences as may be held in memory."""
     train, held_out = setup.tokens
@@ -137,7 +137,7 @@ def _train_blocks(
 
 
 def _distill(
-    setup: Setup, step: Recover, start: _Weights, checkpoints: TrainingCheckpoints, limit: float | None
+    setup: TrainingSetup, step: Recover, start: _Weights, checkpoints: TrainingCheckpoints, limit: float | None
 ) -> tuple[distillation.Distilled, _Weights]:
     """The second stage, from the best weights of the first. `limit` in seconds."""
     student = setup.model(setup.student, start.replaced)
@@ -155,7 +155,7 @@ def _block_sequences(tokens: Split) -> int:
     return min(len(tokens.train), max(1, BLOCK_TOKENS // tokens.train.shape[1]))
 
 
-def _write(setup: Setup, replaced: Mapping[str, Tensor], out: Path) -> None:
+def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> None:
     """The student's folder with some tensors replaced; none: the student's own files."""
     files = [*companions(setup.student), setup.student / "config.json"]
     if replaced:

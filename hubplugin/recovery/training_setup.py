@@ -24,7 +24,7 @@ BYTES_PER_WEIGHT = 24  # on a device: base, student, gradient, two moments of an
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainingSetup:
     """A student to be trained towards a base."""
 
     student: Path
