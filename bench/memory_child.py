@@ -34,6 +34,7 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
 
     from hubplugin import memory
     from hubplugin.checkpoint.dense_view import DenseView
+    from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
     from hubplugin.compress import blockwise, export, stages
     from hubplugin.hub import snapshots
     from hubplugin.manifest import loading
@@ -61,7 +62,7 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     peek = snapshots.peek(loaded.manifest.model, loaded.folder)
     planned = planner.make(loaded, peek.config, peek.tensors)
     variant, row = planned.variants[0], families.match(peek.config, str(base))
-    stored = export.DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    stored = TORCH_DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
     model = Model(DenseView(base), planned.config, row, computing_dtype(stored))
     target = export.Folder(out, base, variant, row)
     memory.reset_peak()

@@ -27,6 +27,7 @@ def main() -> None:
 
         import hubplugin
         from hubplugin.checkpoint.dense_view import DenseView
+        from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
         from hubplugin.compress import blockwise, export
         from hubplugin.hub import snapshots
         from hubplugin.manifest import loading
@@ -49,7 +50,7 @@ def main() -> None:
         peek = snapshots.peek(loaded.manifest.model, loaded.folder)
         planned = planner.make(loaded, peek.config, peek.tensors)
         variant, row = planned.variants[0], families.match(peek.config, str(options.base))
-        stored = export.DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
+        stored = TORCH_DTYPES[planned.tensors[f"{variant.linears[0].name}.weight"].dtype]
         model = Model(DenseView(options.base), planned.config, row, computing_dtype(stored))
         options.out.mkdir(parents=True)
         target = export.Folder(options.out, options.base, variant, row)

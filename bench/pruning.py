@@ -99,7 +99,7 @@ def do(bench: Bench, method: str, ratio: float, calibration: Calibration, force:
         found = rival(bench, method, made_from["keep"], calibration)
     else:
         found = ours(bench, method, made_from["steps"])
-    disk.put(path, json.dumps({**head, **found, **bench.shared}, indent=1) + "\n")
+    disk.write_atomically(path, json.dumps({**head, **found, **bench.shared}, indent=1) + "\n")
     quality = found["quality"]
     progress(
         f"{path.stem} | perplexity {quality['perplexity']:.3f} | KL {quality['mean_kl']:.4f} | {found['seconds']} s"

@@ -103,7 +103,7 @@ def main() -> None:
 
     found = results(RESULTS)
     pruning_plots.write(found, PAGE.parent)
-    disk.put(PAGE, render(found, results(TEXT), results(SPEED)))
+    disk.write_atomically(PAGE, render(found, results(TEXT), results(SPEED)))
     print(PAGE)
 
 

@@ -193,7 +193,7 @@ def main() -> None:
             result["runs"] += turn(variant, folder, number, options, vocabulary)
     target = WORK if options.model == "tiny" else SPEED
     target.mkdir(parents=True, exist_ok=True)
-    disk.put(target / f"{options.model}.json", json.dumps(result, indent=1) + "\n")
+    disk.write_atomically(target / f"{options.model}.json", json.dumps(result, indent=1) + "\n")
     print(target / f"{options.model}.json")
 
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their digests. Knows names and bytes; no format."""
+"""Files written atomically, and their digests. Knows names and bytes. Knows no format."""
 
 import hashlib
 import os
@@ -20,12 +20,14 @@ def digest(text: str) -> str:
 
 
 def changed_files(folder: Path, digests: dict[str, str]) -> list[str]:
-    """The files that are missing from a folder or no longer have the sha256 noted for them."""
-    return [name for name, noted in digests.items() if not (folder / name).is_file() or sha256(folder / name) != noted]
+    """The files that are missing from a folder or no longer have these sha256 digests."""
+    return [
+        name for name, wanted in digests.items() if not (folder / name).is_file() or sha256(folder / name) != wanted
+    ]
 
 
-def put(path: Path, text: str) -> None:
-    """Write a text; under its name it stands whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text; under its name a file is complete or absent. Until then it is called *.part."""
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

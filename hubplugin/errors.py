@@ -52,3 +52,8 @@ class GateError(HubPluginError):
 
 class ServeError(HubPluginError):
     """The inference engine or the chat page could not start, or died."""
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error as one line of at most 240 characters; its class where it says nothing."""
+    return " ".join(str(error).split())[:240] or type(error).__name__

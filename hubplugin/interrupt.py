@@ -1,6 +1,7 @@
 """Ctrl-C waits where a library would turn it into something else.
 
 Some try an import that was cut off again, and fail differently; a tensor's reader makes an error of any exception.
+Knows signals and threads. Knows nothing of what they interrupt.
 """
 
 import signal
@@ -15,11 +16,11 @@ def held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
+    if received:
         raise KeyboardInterrupt

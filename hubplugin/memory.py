@@ -1,4 +1,8 @@
-"""Peak resident memory of this process, resettable between stages where the system allows it."""
+"""Memory of this process: resident, its peak since a reset, and how much more the system lets it have.
+
+Knows Linux's /proc, control groups and glibc's allocator, and does without where they are missing. Knows no model
+and no plan.
+"""
 
 import ctypes
 import ctypes.util
@@ -9,13 +13,13 @@ from pathlib import Path
 import psutil
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
-SMALL = 2**20  # bytes
+MMAP_THRESHOLD = 2**20  # bytes: larger pieces are returned to the system when they are freed
 
 
 def reset_peak() -> None:
-    """Start measuring anew (Linux); elsewhere the peak stays that of the whole process.
+    """Measure the peak from now on (Linux); elsewhere it stays that of the process since its start.
 
-    What an earlier stage freed is given back first: the allocator keeps it, and it would count against this one.
+    Memory that earlier stages freed is returned first: the allocator keeps it, and it would count.
     """
     trim()
     try:
@@ -25,10 +29,10 @@ def reset_peak() -> None:
 
 
 def trim() -> None:
-    """Give back to the system what was freed and the allocator kept, where that is glibc's own."""
-    give_back = getattr(_libc(), "malloc_trim", None)
-    if give_back is not None:
-        give_back(0)
+    """Return freed memory that the allocator keeps to the system, where that is glibc's own."""
+    malloc_trim = getattr(_libc(), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 @cache
@@ -37,10 +41,10 @@ def _libc() -> ctypes.CDLL:
 
 
 def spare() -> None:
-    """From now on give back all but small pieces as soon as they are freed, at the price of time (glibc)."""
-    option = getattr(_libc(), "mallopt", None)
-    if option is not None:
-        option(M_MMAP_THRESHOLD, SMALL)
+    """From now on return all but small pieces as soon as they are freed, at the price of time (glibc)."""
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
 
 
 def resident() -> int:
@@ -60,20 +64,22 @@ def peak() -> int:
 
 
 def available() -> int:
-    """Bytes this process may take beside what it has: what the system has left, or less where a limit is set."""
+    """Bytes this process may take in addition: what the system has left, or less where a limit is set."""
     limits = [psutil.virtual_memory().available]
     address, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address != resource.RLIM_INFINITY:
         limits.append(address - psutil.Process().memory_info().vms)
-    limits += _of_groups()
+    limits += _left_by_control_groups()
     return max(0, min(limits))
 
 
-def _of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What the control group that this process runs in leaves it, in the hierarchy of either version."""
+def _left_by_control_groups(
+    root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Bytes that the control groups of this process leave it, in the hierarchies of both versions."""
     left = []
     try:
-        lines = [line.split(":", 2) for line in own.read_text().strip().splitlines()]
+        lines = [line.split(":", 2) for line in process.read_text().strip().splitlines()]
     except OSError:
         return []
     for _, controllers, path in lines:
@@ -87,7 +93,7 @@ def _of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self
         except (OSError, ValueError):
             continue
         if limit.isdigit():  # the other word is "max"
-            # pages of files are let go of when something else needs their place
+            # pages of files are dropped when something else needs memory
             files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
             left.append(int(limit) - int(used) + files)
     return left

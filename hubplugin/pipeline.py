@@ -16,16 +16,15 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import hubplugin
 from hubplugin import memory, report
-from hubplugin.checkpoint import journal, safetensors_io
+from hubplugin.checkpoint import resume, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress import calibration_data, export, stages
+from hubplugin.compress import calibration_data, stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
-from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.disk import changed_files, digest, sha256
 from hubplugin.evaluation import card, gate, generation, quality_metrics, zeros
 from hubplugin.hub import snapshots
@@ -69,7 +68,7 @@ class Job:
     snapshot: snapshots.Snapshot
     plan: Plan
     family: families.Family
-    calibration: calibration_data.Batch
+    calibration: calibration_data.TokenSequences
     reference: quality_metrics.Reference | None
     generate: generation.Generate
     shared_seconds: dict[str, float]
@@ -102,20 +101,16 @@ def prepare(document: Document, planned: Plan, generate: generation.Generate) ->
     with clock.stage("pull"):
         snapshot = snapshots.pull(pinned, document.folder)
     row = families.match(planned.config, manifest.model)
-    tokenizer = calibration_data.read_tokenizer(snapshot.path)
-
-    def sample(count: int, tokens: int, seed: int) -> Tensor:
-        return sample_self(snapshot.path, count, tokens, seed)
-
+    tokenizer = read_tokenizer(snapshot.path)
     with clock.stage("calibration data"):
         progress(f"calibration: {manifest.calibrate.describe()}")
-        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, document.folder, sample)
+        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, document.folder, snapshot.path)
     reference = None
     if manifest.evaluate:
         with clock.stage("evaluation of the base"):
             progress(f"evaluation: {manifest.evaluate.perplexity.describe()}")
             batch = calibration_data.tokens(
-                manifest.evaluate.perplexity, tokenizer, document.folder, sample, shuffle=False
+                manifest.evaluate.perplexity, tokenizer, document.folder, snapshot.path, shuffle=False
             )
             reference = quality_metrics.reference(snapshot.path, row, batch.ids, batch.description)
     return Job(document, snapshot, planned, row, calibration, reference, generate, clock.seconds)
@@ -125,7 +120,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     staging = out / f".{variant.name}.part"
     for old in staging.iterdir() if staging.is_dir() else ():  # an interrupted run's, but for the blocks it finished
-        if old.name not in (journal.FOLDER, *stages.FOLDERS):
+        if old.name not in (resume.BLOCKS, *stages.FOLDERS):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     staging.mkdir(parents=True, exist_ok=True)
     clock = Clock(dict(job.shared_seconds))
@@ -158,7 +153,7 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             job.generate,
             _prompts(job),
         )
-    for work in (journal.FOLDER, *stages.FOLDERS):
+    for work in (resume.BLOCKS, *stages.FOLDERS):
         shutil.rmtree(staging / work, ignore_errors=True)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     found = {"evaluation": evaluation, "gate": lines, "allocation": allocation, "shaping": shaping}
@@ -173,13 +168,15 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
 
 def _shape(job: Job, variant: VariantPlan, space: Space, folder: Path) -> tuple[VariantPlan, report.Shaping]:
     """The variant with what goes decided by measurements on the base."""
-    stored = export.DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
+    stored = safetensors_io.TORCH_DTYPES[job.plan.tensors[f"{variant.linears[0].name}.weight"].dtype]
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.family, computing_dtype(stored))
-    store, key = folder / journal.FOLDER / pruning_search.FILE_NAME, json.dumps(_identity(job, variant))
+    store = resume.Decision(folder / resume.BLOCKS / pruning_search.FILE_NAME, _identity(job, variant), report.Shaping)
     outside = job.plan.parameters - job.plan.linear_parameters
     with stages.spilling(variant, folder) as spill:
         where = f"{job.document.path}: variants.{variant.name}[0]"
-        found = pruning_search.decide(model, job.calibration.ids, space, outside, store, key, where, spill)
+        goal = pruning_search.Goal(space, outside, where)
+        search = partial(pruning_search.search, model, job.calibration.ids, goal, spill)
+        found = store.load_or_make(search)
     shaped = planner.decided(job.document, job.plan, variant.name, shape=pruning_search.shape_of(found))
     progress(
         f"{variant.name} | {table.shape(job.plan, shaped)}, KL of {found.predicted_kl:.4f} predicted before refitting"
@@ -192,9 +189,11 @@ def _allocate(job: Job, variant: VariantPlan, budget: Budget, folder: Path) -> t
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.family)
     step = quantization_of(variant.steps)
     assert step is not None
-    store, key = folder / journal.FOLDER / bit_allocation.FILE_NAME, json.dumps(_identity(job, variant))
+    path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, _identity(job, variant)
+    store = resume.Decision(path, fingerprint, report.Allocation)
     with stages.spilling(variant, folder) as spill:
-        found = bit_allocation.spend(model, job.calibration.ids, budget, step, store, key, spill)
+        search = partial(bit_allocation.allocate, model, job.calibration.ids, budget, step, spill)
+        found = store.load_or_make(search)
     progress(f"{variant.name} | {len(found.units)} units allocated, KL of {found.predicted_kl:.5f} predicted")
     return planner.decided(job.document, job.plan, variant.name, bit_allocation.schemes(budget, found)), found
 
@@ -203,21 +202,22 @@ def _recover(job: Job, student: Path, out: Path, step: Recover, ends: list[int])
     """Train a pruned folder towards the base, on text of its own where the step names some."""
     if step.data is None:
         return recover.run(student, job.snapshot.path, out, job.calibration.ids, step, ends)
-    base, tokenizer = job.snapshot.path, calibration_data.read_tokenizer(job.snapshot.path)
+    base, tokenizer = job.snapshot.path, read_tokenizer(job.snapshot.path)
     progress(f"recovery: {step.data.describe()}")
-    batch = calibration_data.tokens(step.data, tokenizer, job.document.folder, partial(sample_self, base))
+    batch = calibration_data.tokens(step.data, tokenizer, job.document.folder, base)
     done = recover.run(student, base, out, batch.ids, step, ends)
     return done.model_copy(update={"data": batch.description})
 
 
-def _identity(job: Job, variant: VariantPlan) -> dict[str, str]:
+def _identity(job: Job, variant: VariantPlan) -> resume.Fingerprint:
     """What a variant's blocks are made from; another of any of these makes other blocks."""
-    return {
+    digests = {
         "base": snapshots.fingerprint(job.snapshot),
         "steps": digest(json.dumps([step.model_dump(mode="json") for step in variant.steps])),
         "calibration tokens": job.calibration.description.sha256,
         "release of hubplugin": hubplugin.__version__,
     }
+    return resume.Fingerprint(digests)
 
 
 def _prompts(job: Job) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hubplugin.disk import put
+from hubplugin.disk import write_atomically
 from hubplugin.errors import CheckpointError
 
 FILE_NAME = "report.json"
@@ -231,7 +231,7 @@ class Report(Record):
 def write(report: Report, folder: Path) -> Path:
     """Write report.json into a folder, atomically."""
     path = folder / FILE_NAME
-    put(path, json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -65,7 +65,7 @@ def decided(folder: Path, *steps: dict[str, Any], tokens: Tensor | None = None) 
         return variant
     ids = pico.tokens(8, 48) if tokens is None else tokens
     outside = made.parameters - made.linear_parameters
-    found = pruning_search.measured(model_of(folder), ids, variant.space, outside, "m.yaml")
+    found = pruning_search.search(model_of(folder), ids, pruning_search.Goal(variant.space, outside, "m.yaml"))
     return planner.decided(document, made, "V", shape=pruning_search.shape_of(found))
 
 
@@ -91,7 +91,7 @@ def make(
     for block in blockwise.blocks(model, ids, variant, stored, target if finished else None, spill):
         target.add(block)
         made.append(block)
-    target.finish(keep_journal=finished)
+    target.finish(keep_blocks=finished)
     return made
 
 

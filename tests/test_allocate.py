@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hubplugin import pipeline, report
+from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.search import bit_allocation
 from hubplugin.evaluation.generation import Generated, generate_dequantized
@@ -64,7 +65,7 @@ def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp
             watch = linears[0].register_forward_pre_hook(lambda _, seen: inputs.update(x=seen[0].flatten(0, 1)))
             expected = whole(tokens.long()).logits.double().log_softmax(-1)
             watch.remove()
-            weight, scheme = torch.cat([one.weight for one in linears]), unit.options[found.probes[number]]
+            weight, scheme = torch.cat([one.weight for one in linears]), unit.options[found.probed[number]]
             own = {"bits": scheme.bits, "group_size": scheme.group_size}
             made = gptq.compress(weight, inputs["x"].T @ inputs["x"], step.model_copy(update=own))
             before = [one.weight.clone() for one in linears]
@@ -75,14 +76,14 @@ def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp
                 one.weight.copy_(old)
             kl = float((expected.exp() * (expected - after)).sum(-1).mean())
             assert scheme.bits == 3
-            assert found.losses[number][found.probes[number]] == pytest.approx(made.loss, rel=0.02)
+            assert found.losses[number][found.probed[number]] == pytest.approx(made.loss, rel=0.02)
             assert found.kl[number] == pytest.approx(kl, rel=0.05)
 
 
 def test_more_bits_lose_less_and_predictions_pass_through_the_measured_point(folder: Path, tmp_path: Path) -> None:
     model, budget, step = parts(folder, tmp_path / "m.yaml")
     found = bit_allocation.measure(model, pico.tokens(2, 32), budget.units, step)
-    rows = zip(budget.units, found.losses, found.predicted(), found.probes, found.kl, strict=True)
+    rows = zip(budget.units, found.losses, found.predicted_kl(), found.probed, found.kl, strict=True)
     for unit, losses, kl, probe, measured in rows:
         by_bits = {scheme.bits: loss for scheme, loss in zip(unit.options, losses, strict=True)}
         assert by_bits[2] > by_bits[3] > by_bits[4] > by_bits[8] > 0
@@ -99,14 +100,19 @@ def test_activations_on_disk_change_nothing(folder: Path, tmp_path: Path) -> Non
     assert here == there
 
 
-def test_what_was_found_is_kept_and_taken_again_under_its_key_alone(folder: Path, tmp_path: Path) -> None:
+def test_what_was_found_is_kept_and_taken_again_under_its_fingerprint_alone(folder: Path, tmp_path: Path) -> None:
     model, budget, step = parts(folder, tmp_path / "m.yaml")
     store = tmp_path / "kept" / bit_allocation.FILE_NAME
-    found = bit_allocation.spend(model, pico.tokens(2, 32), budget, step, store, "key")
+
+    def decide(tokens: torch.Tensor, digest: str) -> report.Allocation:
+        decision = resume.Decision(store, resume.Fingerprint({"base": digest}), report.Allocation)
+        return decision.load_or_make(lambda: bit_allocation.allocate(model, tokens, budget, step))
+
+    found = decide(pico.tokens(2, 32), "key")
     other = pico.tokens(2, 32, seed=7)
-    assert bit_allocation.spend(model, other, budget, step, store, "key") == found
-    assert bit_allocation.spend(model, other, budget, step, store, "another key") != found
-    assert json.loads(store.read_text())["key"] == "another key"
+    assert decide(other, "key") == found
+    assert decide(other, "another key") != found
+    assert json.loads(store.read_text())["fingerprint"] == {"base": "another key"}
 
 
 def generated(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:

@@ -12,8 +12,9 @@ from localhub_helpers import client
 from transformers import AutoModelForCausalLM
 
 from hubplugin.compress import calibration_data, self_sampling
-from hubplugin.compress.calibration_data import Batch
+from hubplugin.compress.calibration_data import TokenSequences
 from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.localhub.server import start
 from hubplugin.manifest.source import Source
@@ -26,7 +27,7 @@ def source(**fields: Any) -> Source:
     return Source.model_validate({"samples": 3, "tokens": 16, **fields})
 
 
-def make(folder: Path, shuffle: bool = True, tokenizer: Any = None, **fields: Any) -> Batch:
+def make(folder: Path, shuffle: bool = True, tokenizer: Any = None, **fields: Any) -> TokenSequences:
     return calibration_data.tokens(source(**fields), tokenizer or pico.tokenizer(), folder, None, shuffle=shuffle)
 
 
@@ -45,7 +46,7 @@ def texts(folder: Path, count: int = 20) -> str:
     return jsonl(folder, [{"text": f"{number} " + WORDS} for number in range(count)])
 
 
-def text_of(batch: Batch) -> str:
+def text_of(batch: TokenSequences) -> str:
     return str(pico.tokenizer().decode(batch.ids.flatten().tolist()))
 
 
@@ -191,7 +192,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="no tokenizer"):
         calibration_data.tokens(source(files=["x.txt"]), None, tmp_path, None)
     with pytest.raises(CalibrationError, match="tokenizer"):
-        calibration_data.read_tokenizer(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 # -- datasets
@@ -205,9 +206,9 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
     script = f"""
     sys.path.insert(0, {str(Path(__file__).parent)!r})
     import pico
-    from hubplugin import calibrate
+    from hubplugin.compress import calibration_data
     from hubplugin.errors import CalibrationError
-    from hubplugin.manifest import Source
+    from hubplugin.manifest.source import Source
 
     for name, files in (("words", ("train", "test")), ("both", ("both",))):
         api.create_repo(f"local/{{name}}", repo_type="dataset")
@@ -218,7 +219,7 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
 
     def make(shuffle=True, **fields):
         source = Source.model_validate({{"samples": 3, "tokens": 16, **fields}})
-        batch = calibrate.tokens(source, pico.tokenizer(), Path(), None, shuffle=shuffle)
+        batch = calibration_data.tokens(source, pico.tokenizer(), Path(), None, shuffle=shuffle)
         return batch.description.model_dump() | {{"ids": batch.ids.flatten().tolist()}}
 
     def refused(**fields):
@@ -253,14 +254,16 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
 # -- the model's own samples
 
 
-def test_self_asks_the_model_and_describes_what_it_said(tmp_path: Path) -> None:
+def test_self_asks_the_model_and_describes_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int, int]] = []
 
-    def sample(count: int, tokens: int, seed: int) -> torch.Tensor:
+    def sample(folder: Path, count: int, tokens: int, seed: int) -> torch.Tensor:
+        assert folder == tmp_path / "base"
         asked.append((count, tokens, seed))
         return torch.arange(count * tokens).reshape(count, tokens)
 
-    batch = calibration_data.tokens(source(self=True, seed=5), None, tmp_path, sample)
+    monkeypatch.setattr(self_sampling, "sample_self", sample)
+    batch = calibration_data.tokens(source(self=True, seed=5), None, tmp_path, tmp_path / "base")
     assert asked == [(3, 16, 5)] and batch.ids.dtype == torch.int32
     assert "base model itself" in batch.description.source
     with pytest.raises(CalibrationError, match="no model"):
@@ -275,7 +278,7 @@ def test_samples_depend_on_the_seed_and_not_on_how_rows_are_shared_out(
     assert torch.equal(whole, sample_self(pico_folder, 5, 40, seed=3))
     assert not torch.equal(whole, sample_self(pico_folder, 5, 40, seed=4))
     assert len({tuple(row) for row in whole.tolist()}) == 5
-    monkeypatch.setattr(self_sampling, "ROWS", 2)
+    monkeypatch.setattr(self_sampling, "BATCH", 2)
     assert torch.equal(whole, sample_self(pico_folder, 5, 40, seed=3))
 
 
@@ -286,13 +289,13 @@ def test_every_sampled_token_is_where_its_draw_falls_in_the_models_own_distribut
     """The buffered cache, also beyond a sliding window of 48, agrees with one forward over the whole row."""
     folder = pico.write(tmp_path / model_type, model_type)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    luck = torch.rand(3, 80, dtype=torch.float64)
-    ids = self_sampling._sample_rows(model, torch.tensor([1, 2, 3]), luck).long()
+    uniform = torch.rand(3, 80, dtype=torch.float64)
+    ids = self_sampling._sample_rows(model, torch.tensor([1, 2, 3]), uniform).long()
     with torch.no_grad():
         cumulated = model(ids).logits[:, :-1].softmax(-1).cumsum(-1, dtype=torch.float64)  # [3, 79, vocabulary]
     above = cumulated.gather(-1, ids[:, 1:, None])[..., 0]
     below = torch.where(ids[:, 1:] > 0, cumulated.gather(-1, (ids[:, 1:, None] - 1).clamp(min=0))[..., 0], 0.0)
-    draw = luck[:, :-1] * cumulated[..., -1]
+    draw = uniform[:, :-1] * cumulated[..., -1]
     assert ((below - 1e-5 <= draw) & (draw <= above + 1e-5)).all()
     assert ids[:, 0].tolist() == [1, 2, 3]
 

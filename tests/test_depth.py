@@ -12,15 +12,16 @@ import torch
 from prune_helpers import PER_LAYER, base, decided, idle, loaded, logits, make, model_of, our_logits, planned, step
 from safetensors.torch import load_file
 
-from hubplugin.checkpoint import journal
+from hubplugin.checkpoint import resume
 from hubplugin.compress import export, stages
 from hubplugin.compress.blockwise import Block
-from hubplugin.compress.search import pruning_search
+from hubplugin.compress.search import pruning_search, width_curves
 from hubplugin.errors import PlanError
 from hubplugin.model.architecture import BlockShape
 from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.report import Shaping
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 IDS = pico.tokens(3, 64, seed=7)
@@ -78,7 +79,7 @@ def test_the_divergence_that_is_reported_is_the_models_own(tmp_path: Path) -> No
     _, made = planned(source, step(layers=2))
     space, ids = made.variants[0].space, pico.tokens(8, 48)
     assert space is not None
-    found = pruning_search.measured(model_of(source), ids, space, 0, "V")
+    found = pruning_search.search(model_of(source), ids, pruning_search.Goal(space, 0, "V"))
     first, second = found.removed
     whole = logits(loaded(source), ids).log_softmax(-1).double()
     for gone, expected in (({first.block}, first.kl), ({first.block, second.block}, second.kl)):
@@ -97,7 +98,8 @@ def test_a_target_that_no_shape_meets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         outside = made.parameters - made.linear_parameters
         assert made.variants[0].space
-        pruning_search.measured(model_of(source), pico.tokens(8, 48), made.variants[0].space, outside, "m.yaml: V[0]")
+        goal = pruning_search.Goal(made.variants[0].space, outside, "m.yaml: V[0]")
+        pruning_search.search(model_of(source), pico.tokens(8, 48), goal)
     assert caught.value.where == "m.yaml: V[0]" and caught.value.what == "no shape is that small"
 
 
@@ -107,15 +109,20 @@ def test_a_survey_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     space, store = made.variants[0].space, tmp_path / "work" / pruning_search.FILE_NAME
     assert space is not None
     outside = made.parameters - made.linear_parameters
-    asked = (model_of(source), pico.tokens(8, 48), space, outside, store)
     (tmp_path / "spill").mkdir()
-    found = pruning_search.decide(*asked, "key", "V", tmp_path / "spill")
-    assert pruning_search.decide(*asked, "another key", "V") == found, "activations in files change nothing"
-    assert json.loads(store.read_text())["key"] == "another key"
-    monkeypatch.setattr(pruning_search, "measured", lambda *_: pytest.fail("measured again"))
-    assert pruning_search.decide(*asked, "another key", "V") == found
+
+    def decide(digest: str, spill: Path | None = None) -> Shaping:
+        asked = (model_of(source), pico.tokens(8, 48), pruning_search.Goal(space, outside, "V"), spill)
+        decision = resume.Decision(store, resume.Fingerprint({"base": digest}), Shaping)
+        return decision.load_or_make(lambda: pruning_search.search(*asked))
+
+    found = decide("key", tmp_path / "spill")
+    assert decide("another key") == found, "activations in files change nothing"
+    assert json.loads(store.read_text())["fingerprint"] == {"base": "another key"}
+    monkeypatch.setattr(pruning_search, "search", lambda *_: pytest.fail("measured again"))
+    assert decide("another key") == found
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        pruning_search.decide(*asked, "key", "V")
+        decide("key")
 
 
 # -- what neighbours make up for
@@ -228,7 +235,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(name: str, tmp_path: Path, monk
     source, variant = in_half_precision(tmp_path / "m", name)
     make(source, tmp_path / "whole", variant, finished=True)
     count = variant.dims.layers
-    assert len(list((tmp_path / "whole" / journal.FOLDER).glob("block-*.safetensors"))) == count < 6
+    assert len(list((tmp_path / "whole" / resume.BLOCKS).glob("block-*.safetensors"))) == count < 6
     for stop in range(1, count):
         with monkeypatch.context() as patched:
             killed_after(stop, patched)
@@ -277,21 +284,21 @@ def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monk
     source, ids = base(tmp_path / "m", num_hidden_layers=2), pico.tokens(8, 48)
     space = planned(source, step(ratio=0.3))[1].variants[0].space
     assert space is not None
-    seen, curves = [], pruning_search._curves
-    monkeypatch.setattr(pruning_search, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])
-    attention, ffn = pruning_search.curves(model_of(source), ids, ids, space)
+    seen, curves = [], width_curves._curves
+    monkeypatch.setattr(width_curves, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])
+    attention, ffn = width_curves.measure(model_of(source), ids, ids, space)
     whole = logits(loaded(source), ids).log_softmax(-1).double()
     for index, (heads, channels) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
         for (curve, tried), costs, place in (
-            (heads[pruning_search.GROUPS], attention[index], "self_attn.o_proj"),
-            (heads[pruning_search.QUERIES], attention[index], "self_attn.o_proj"),
-            (channels[pruning_search.CHANNELS], ffn[index], "mlp.down_proj"),
+            (heads[width_curves.GROUPS], attention[index], "self_attn.o_proj"),
+            (heads[width_curves.QUERIES], attention[index], "self_attn.o_proj"),
+            (channels[width_curves.CHANNELS], ffn[index], "mlp.down_proj"),
         ):
             model = loaded(source)
             model.model.layers[index].get_submodule(place).weight.data.copy_(tried)
             other = logits(model, ids).log_softmax(-1).double()
             kl = float((whole.exp() * (whole - other)).sum(-1).mean())
-            assert costs[curve.tried] == pytest.approx(kl, rel=1e-3)
+            assert costs[curve.probed] == pytest.approx(kl, rel=1e-3)
             for choice, loss in curve.losses.items():
-                assert costs[choice] == pytest.approx(kl * loss / curve.losses[curve.tried], rel=1e-3)
+                assert costs[choice] == pytest.approx(kl * loss / curve.losses[curve.probed], rel=1e-3)
         assert attention[index][4, 2] == ffn[index][128] == 0

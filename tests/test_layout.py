@@ -1,5 +1,6 @@
 """Layouts word by word, and against the tools whose formats they are: AutoGPTQ and compressed-tensors."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ class Shelf(dict[str, Tensor]):
 
     def get(self, name: str) -> Tensor:  # type: ignore[override]
         return self[name]
+
+    def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        return ((name[len(prefix) + 1 :], self[name]) for name in self if name.startswith(prefix + "."))
 
 
 def grid(bits: int, symmetric: bool = True, outputs: int = 96, inputs: int = 160, group: int = 32) -> Grid:

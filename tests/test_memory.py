@@ -17,22 +17,22 @@ def test_a_group_of_the_first_version_leaves_its_limit_less_what_is_used_and_no_
     group(tmp_path / "memory" / "a" / "b", "1000", 700, 99, second=False)
     own = tmp_path / "own"
     own.write_text("5:cpu:/elsewhere\n4:memory:/a/b\n0::/\n")
-    assert memory._of_groups(tmp_path, own) == [400]
+    assert memory._left_by_control_groups(tmp_path, own) == [400]
 
 
 def test_a_group_of_the_second_version_too(tmp_path):
     group(tmp_path / "a", "1000", 700, 0, second=True)
     own = tmp_path / "own"
     own.write_text("0::/a\n")
-    assert memory._of_groups(tmp_path, own) == [301]
+    assert memory._left_by_control_groups(tmp_path, own) == [301]
 
 
 def test_no_limit_is_no_number(tmp_path):
     group(tmp_path / "a", "max", 700, 0, second=True)
     own = tmp_path / "own"
     own.write_text("0::/a\n")
-    assert memory._of_groups(tmp_path, own) == []
-    assert memory._of_groups(tmp_path, tmp_path / "missing") == []
+    assert memory._left_by_control_groups(tmp_path, own) == []
+    assert memory._left_by_control_groups(tmp_path, tmp_path / "missing") == []
 
 
 def test_what_is_resident_is_part_of_the_peak():

@@ -74,7 +74,9 @@ def test_a_rival_is_held_to_the_one_of_ours_that_is_like_it(tmp_path: Path) -> N
     made = bench(tmp_path)
     dense = pruning_ours.dense(made.base, tmp_path).linear_parameters
     for method, less in (("ours", 1), ("ours-per-layer", 2)):
-        disk.put(pruning.path_of(made.results, method, 0.2), json.dumps({"linear_parameters": dense - less}))
+        disk.write_atomically(
+            pruning.path_of(made.results, method, 0.2), json.dumps({"linear_parameters": dense - less})
+        )
     for method, rival in RIVALS.items():
         assert pruning._asked(made, method, 0.2)["keep"] == dense - (1 if rival.alike else 2)
     assert {method for method, rival in RIVALS.items() if rival.alike} == {

@@ -52,7 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("hubplugin.evaluation.generate.greedy", generate)
-        patched.setattr("hubplugin.compress.search.latency._time", lambda shapes: 1e-9 * weights(shapes))
+        patched.setattr("hubplugin.compress.search.latency._median_seconds", lambda shapes: 1e-9 * weights(shapes))
         with pytest.raises(SystemExit) as done:
             cli.main(["run", str(folder / "pico.yaml"), "--out", str(folder / "out")])
     assert done.value.code == 0
@@ -117,20 +117,20 @@ def test_times_are_measured_for_every_choice(monkeypatch: pytest.MonkeyPatch) ->
     base = Dimensions(4, 64, 128, 4, 2, 16, 300, None, True)
     asked = Prune.model_validate({"method": "prune", "latency": 0.5})
     space = Space(asked, FAMILIES["llama"], base, (64, 128), ((2, 1), (4, 2)))
-    found = latency.measured(space)
+    found = latency.measure(space)
     assert found.attention.keys() == {(0, 0), (2, 1), (4, 2)} and found.ffn.keys() == {0, 64, 128}
     assert found.attention[0, 0] == found.ffn[0] == 0
     assert min(found.attention[2, 1], found.ffn[64], found.rest) > 0
     whole = found.rest + 4 * (found.attention[4, 2] + found.ffn[128])
-    assert latency.whole(found, space) == pytest.approx(whole)
+    assert latency.of_base(found, space) == pytest.approx(whole)
 
 
 def test_times_are_those_of_linears_as_vllm_stacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[list[tuple[int, int]]] = []
-    monkeypatch.setattr(latency, "_time", lambda shapes: timed.append(shapes) or float(weights(shapes)))
+    monkeypatch.setattr(latency, "_median_seconds", lambda shapes: timed.append(shapes) or float(weights(shapes)))
     base = Dimensions(4, 64, 128, 4, 2, 16, 300, None, True)
     asked = Prune.model_validate({"method": "prune", "latency": 0.5})
-    latency.measured(Space(asked, FAMILIES["llama"], base, (96, 128), ((2, 1), (4, 2))))
+    latency.measure(Space(asked, FAMILIES["llama"], base, (96, 128), ((2, 1), (4, 2))))
     qkv, gate_up = [(64, 64), (64, 32)], [(192, 64), (64, 96)]
     assert timed == [qkv, [(128, 64), (64, 64)], gate_up, [(256, 64), (64, 128)], [(300, 64)]]
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hubplugin.checkpoint import fingerprint, training_checkpoints
+from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest.recover import Recover
 from hubplugin.model.block_runner import Model
-from hubplugin.recovery import block_training, distillation, recover
+from hubplugin.recovery import block_training, distillation, recover, splitting, training_setup
 from hubplugin.report import Recovery
 
 KEPT = 96  # of pico's 128 FFN channels
@@ -75,7 +75,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def measured(student: Path, base: Path) -> float:
     """Mean held-out KL by transformers' own loader and torch's own divergence."""
     with torch.no_grad():
-        held = recover.split(pico.tokens(33, 48))[1].long()
+        held = splitting.split(pico.tokens(33, 48))[1].long()
         expected, found = (
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(held).logits.double().log_softmax(-1)
             for folder in (base, student)
@@ -195,7 +195,8 @@ def test_blocks_of_a_shorter_student_match_the_blocks_that_are_named(tmp_path: P
     layers = {"num_hidden_layers": 2, "layer_types": None}
     student = edited(base, tmp_path / "student", without_the_middle, **layers)
     same, shifted = (
-        run(student, base, tmp_path / f"out{ends}", step(distill=0), ends=ends).blocks for ends in ((0, 2), (1, 2))
+        run(student, base, tmp_path / f"out{ends}", step(distill=0), teacher_blocks=ends).blocks
+        for ends in ((0, 2), (1, 2))
     )
     assert same[0].loss_before < 1e-9 < 1e-3 < shifted[0].loss_before
     assert same[1].loss_after < same[1].loss_before
@@ -233,15 +234,13 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
         return ask(student, *others)
 
     monkeypatch.setattr(distillation, "held_out", watched)
-    work = recover._Work(
-        pruned, pico_folder, *recover.split(pico.tokens(33, 48)), recover.Reader(pruned).headers, "cpu"
-    )
+    tokens = splitting.split(pico.tokens(33, 48))
+    work = training_setup.TrainingSetup(pruned, pico_folder, tokens, recover.Reader(pruned).headers, "cpu")
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
-    training = distillation.Distillation(
-        student.whole(), base.whole(), student.family, (work.train, work.held), settings, math.inf, None
-    )
-    done = training.run(training_checkpoints.TrainingCheckpoints(tmp_path, {}))
+    models = distillation.Models(student.whole(), base.whole(), student.family)
+    training = distillation.Distillation(models, tokens, settings, math.inf, None)
+    done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
     with torch.no_grad():
@@ -310,14 +309,14 @@ def test_what_was_trained_is_not_trained_again(
         stop_after(5, distillation.Distillation, "_learn", patched)
         with pytest.raises(_Stop):
             run(pruned, pico_folder, out, STEPS["all weights"])
-    made_from = json.loads((out / training_checkpoints.FOLDER / fingerprint.FILE_NAME).read_text())
-    assert training_checkpoints.TrainingCheckpoints(out, made_from).notes("distillation")["step"] == 5
+    made_from = json.loads((out / resume.TRAINING / resume.FINGERPRINT_FILE).read_text())
+    assert resume.TrainingCheckpoints(out, resume.Fingerprint(made_from)).notes("distillation")["step"] == 5
     with monkeypatch.context() as patched:
         stop_after(0, block_training, "_train", patched)
         stop_after(3, distillation.Distillation, "_learn", patched)
         done = run(pruned, pico_folder, out, STEPS["all weights"])
         assert run(pruned, pico_folder, out, STEPS["all weights"]) == done, "a finished folder is kept"
-    assert [path.name for path in (out / training_checkpoints.FOLDER).glob("*.safetensors")] == ["done.safetensors"]
+    assert [path.name for path in (out / resume.TRAINING).glob("*.safetensors")] == ["done.safetensors"]
 
 
 @pytest.mark.parametrize("named", ["base", "student", "tokens", "steps"])
@@ -336,12 +335,12 @@ def test_another_base_student_or_step_does_not_resume(
         stop_after(1, block_training, "_train", patched)
         with pytest.raises(_Stop):
             recover.run(out=tmp_path / "out", **given)
-    kept = contents(tmp_path / "out" / training_checkpoints.FOLDER)
+    kept = contents(tmp_path / "out" / resume.TRAINING)
     given["step" if named == "steps" else named] = changed[named]
     with pytest.raises(CompressError) as refusal:
         recover.run(out=tmp_path / "out", **given)
     assert f"another {named}," in refusal.value.what and "remove that folder" in refusal.value.fix
-    assert contents(tmp_path / "out" / training_checkpoints.FOLDER) == kept, "nothing is lost by asking"
+    assert contents(tmp_path / "out" / resume.TRAINING) == kept, "nothing is lost by asking"
 
 
 def run_when_ready(ready: Any, student: Path, base: Path, out: Path) -> None:
@@ -378,13 +377,13 @@ def test_kills_at_any_moment_end_in_the_same_bytes(pruned: Path, pico_folder: Pa
 
 def test_held_out_sequences_are_one_in_eight_and_never_trained_on() -> None:
     tokens = torch.arange(40 * 48).reshape(40, 48)
-    train, held = recover.split(tokens)
+    train, held = splitting.split(tokens)
     assert held[:, 0].tolist() == [48 * place for place in (7, 15, 23, 31, 39)]
     assert sorted([*train[:, 0].tolist(), *held[:, 0].tolist()]) == tokens[:, 0].tolist()
-    assert len(recover.split(torch.zeros(1000, 512))[1]) == recover.HELD_OUT_TOKENS // 512
-    assert [len(part) for part in recover.split(tokens[:3])] == [2, 1]
+    assert len(splitting.split(torch.zeros(1000, 512))[1]) == splitting.HELD_OUT_TOKENS // 512
+    assert [len(part) for part in splitting.split(tokens[:3])] == [2, 1]
     with pytest.raises(CompressError, match="leaves none to hold out"):
-        recover.split(tokens[:1])
+        splitting.split(tokens[:1])
 
 
 def test_the_tokens_that_are_reported_are_those_that_were_seen(

@@ -13,7 +13,7 @@ import pico
 import pytest
 import torch
 
-from hubplugin.checkpoint import fingerprint, journal
+from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress import blockwise, export
 from hubplugin.errors import CompressError
@@ -35,11 +35,13 @@ def planned(base: Path, *steps: dict[str, object]) -> VariantPlan:
     return planner.make(document, peek.config, peek.tensors).variants[0]
 
 
-def make(base: Path, out: Path, pause: float = 0.0, identity: dict[str, str] | None = None) -> int:
+def make(base: Path, out: Path, pause: float = 0.0, inputs: dict[str, str] | None = None) -> int:
     """Write a variant's folder, waiting `pause` seconds here and there so that kills can fall anywhere; blocks made."""
     variant, row = planned(base, *STEPS), families.FAMILIES["llama"]
     out.mkdir(exist_ok=True)
-    target = export.Folder(out, base, variant, row, identity or {"base": "b", "calibration tokens": "t"})
+    target = export.Folder(
+        out, base, variant, row, resume.Fingerprint(inputs or {"base": "b", "calibration tokens": "t"})
+    )
     view = DenseView(base)
     model, made = Model(view, view.config, row), 0
     for block in blockwise.blocks(model, pico.tokens(9, 48), variant, torch.bfloat16, target):
@@ -47,7 +49,7 @@ def make(base: Path, out: Path, pause: float = 0.0, identity: dict[str, str] | N
         target.add(block)
         time.sleep(pause)
         made += 1
-    target.finish(keep_journal=True)
+    target.finish(keep_blocks=True)
     time.sleep(pause)
     return made
 
@@ -86,7 +88,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(deep: Path, tmp_pa
             worker.kill()
             worker.join()
             kills += worker.exitcode == -signal.SIGKILL
-            blocks.append(len(list((out / journal.FOLDER).glob("*.safetensors"))) if out.exists() else 0)
+            blocks.append(len(list((out / resume.BLOCKS).glob("*.safetensors"))) if out.exists() else 0)
         make(deep, out)
         assert contents(out) == contents(tmp_path / "undisturbed"), f"after kills at blocks {blocks}"
     assert len(set(blocks)) > 3, f"the kills fell at too few different blocks: {blocks}"
@@ -96,8 +98,8 @@ def test_finished_blocks_are_not_made_again(deep: Path, tmp_path: Path) -> None:
     make(deep, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     for number in (4, 5):
-        (tmp_path / "part" / journal.FOLDER / f"block-{number:05d}.safetensors").unlink()
-    (tmp_path / "part" / journal.FOLDER / "block-00004.part").write_bytes(b"half of it")
+        (tmp_path / "part" / resume.BLOCKS / f"block-{number:05d}.safetensors").unlink()
+    (tmp_path / "part" / resume.BLOCKS / "block-00004.part").write_bytes(b"half of it")
     assert make(deep, tmp_path / "part") == 2
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
     assert make(deep, tmp_path / "part") == 0
@@ -106,15 +108,15 @@ def test_finished_blocks_are_not_made_again(deep: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["base", "calibration tokens", "steps"])
 def test_blocks_of_another_base_or_other_tokens_are_refused(deep: Path, tmp_path: Path, key: str) -> None:
     make(deep, tmp_path / "v")
-    kept = contents(tmp_path / "v" / journal.FOLDER)
+    kept = contents(tmp_path / "v" / resume.BLOCKS)
     other = {"base": "b", "calibration tokens": "t", key: "another"}
     with pytest.raises(CompressError) as refusal:
-        make(deep, tmp_path / "v", identity=other)
+        make(deep, tmp_path / "v", inputs=other)
     assert key in refusal.value.what and "6 finished blocks" in refusal.value.what
-    assert contents(tmp_path / "v" / journal.FOLDER) == kept, "nothing is lost by asking"
+    assert contents(tmp_path / "v" / resume.BLOCKS) == kept, "nothing is lost by asking"
 
 
-def test_an_identity_without_blocks_gives_way(tmp_path: Path) -> None:
-    journal.Journal(tmp_path, {"base": "old"})
-    journal.Journal(tmp_path, {"base": "new"})
-    assert json.loads((tmp_path / journal.FOLDER / fingerprint.FILE_NAME).read_text()) == {"base": "new"}
+def test_a_fingerprint_without_blocks_gives_way(tmp_path: Path) -> None:
+    resume.FinishedBlocks(tmp_path, resume.Fingerprint({"base": "old"}))
+    resume.FinishedBlocks(tmp_path, resume.Fingerprint({"base": "new"}))
+    assert json.loads((tmp_path / resume.BLOCKS / resume.FINGERPRINT_FILE).read_text()) == {"base": "new"}

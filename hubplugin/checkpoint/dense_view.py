@@ -1,6 +1,6 @@
-"""A model folder as if it were dense, whatever its quantized weights are stored as. Knows formats; no family."""
+"""A model folder as if it were dense, whatever format its quantized weights are in. Knows formats. Knows no family."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hubplugin.errors import CheckpointError
 class DenseView:
     """A model folder as if it were dense: quantized linears are dequantized on the way out. A `WeightSource`.
 
-    Reads what `layout` names, from whatever tool: AutoGPTQ's format with zeros of its first or second version and any
+    Reads what formats.py lists, from any tool: AutoGPTQ's format with zeros of its first or second version and any
     g_idx, compressed-tensors' packed and int8 weights. Raises CheckpointError for weights quantized in another way.
     """
 
@@ -25,7 +25,7 @@ class DenseView:
         self.config = {} if reader else read_json(self.folder / "config.json", str(folder))
         self._reader = reader or Reader(folder)
         self._quantization = self.config.get("quantization_config") or {} if quantization is None else quantization
-        self._bits, self._zero_shift = _grids(self._quantization, str(folder))
+        self._bits, self._zero_offset = _bits_and_zero_offset(self._quantization, str(folder))
 
     @property
     def int8_inputs(self) -> tuple[str, ...]:
@@ -46,13 +46,13 @@ class DenseView:
         """A dense tensor; float32 where it was dequantized, else as stored."""
         if not self._is_quantized(name):
             return self._reader.get(name)
-        return formats.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_shift)
+        return formats.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_offset)
 
     def names(self) -> Iterator[str]:
         """The names of all dense tensors."""
         for name in self._reader.headers:
             module, _, part = name.rpartition(".")
-            if part not in formats.BESIDE:
+            if part not in formats.PARAMETERS:
                 yield f"{module}.weight" if part in formats.CODES else name
 
     def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -62,16 +62,28 @@ class DenseView:
                 yield name[len(prefix) + 1 :], self.get(name)
 
 
-def _grids(quantization: dict[str, Any], where: str) -> tuple[frozenset[int], int]:
-    """The widths of codes that a quantization_config names, and what its zeros are stored less by."""
+class ReplacedWeights(DenseView):
+    """A model folder as if it were dense, with other tensors under some of its names. A `WeightSource`."""
+
+    def __init__(self, folder: Path, replaced: Mapping[str, Tensor]) -> None:
+        super().__init__(folder)
+        self._replaced = replaced
+
+    def get(self, name: str) -> Tensor:
+        """A dense tensor: the replacement where there is one, else as `DenseView` has it."""
+        return self._replaced[name] if name in self._replaced else super().get(name)
+
+
+def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[frozenset[int], int]:
+    """The widths of codes that a quantization_config names, and what its files hold zeros less by."""
     method = quantization.get("quant_method")
     if method == COMPRESSED_TENSORS:
         groups = quantization.get("config_groups", {}).values()
         return frozenset(group["weights"]["num_bits"] for group in groups if group.get("weights")), 0
     if method in (None, GPTQ):
         rules = [quantization, *(quantization.get("dynamic") or {}).values()]
-        second = quantization.get("checkpoint_format") == "gptq_v2"
-        return frozenset(rule["bits"] for rule in rules if "bits" in rule), 0 if second else 1
+        version_2 = quantization.get("checkpoint_format") == "gptq_v2"
+        return frozenset(rule["bits"] for rule in rules if "bits" in rule), 0 if version_2 else 1
     raise CheckpointError(
         f"{where}/config.json: quantization_config",
         f"{method!r} is no quantization that is read here",

@@ -1,4 +1,4 @@
-"""How a compressed linear is stored: dense, on a grid, with zeros, or with fewer columns. Knows tensors; no file."""
+"""How a compressed linear is stored: dense, on a grid, masked, or with fewer columns. Knows tensors. Knows no file."""
 
 from dataclasses import dataclass
 
@@ -21,10 +21,10 @@ class Grid:
     group_size: int  # inputs per group; never -1 here
     zeros: Tensor | None = None  # uint8 [outputs, groups]; None: symmetric, every zero is 2^(bits-1)
 
-    def rows(self, part: slice | Tensor) -> "Grid":
-        """The grid of some of the outputs."""
-        zeros = None if self.zeros is None else self.zeros[part]
-        return Grid(self.codes[part], self.scales[part], self.bits, self.group_size, zeros)
+    def rows(self, outputs: slice | Tensor) -> "Grid":
+        """The grid of these outputs."""
+        zeros = None if self.zeros is None else self.zeros[outputs]
+        return Grid(self.codes[outputs], self.scales[outputs], self.bits, self.group_size, zeros)
 
     def dense(self) -> Tensor:
         """The weights [outputs, inputs] that the codes stand for, float32."""
@@ -34,7 +34,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Columns:
-    """Some input columns are gone; the producers drop the same rows."""
+    """Some input columns are removed; the producers drop the same rows."""
 
     keep: Tensor  # int64 [kept], ascending
 
@@ -50,7 +50,7 @@ Encoding = Dense | Grid | Columns | Masked
 
 
 def values(code: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:
-    """The weights that codes stand for."""
+    """The weights that codes stand for: scale * (code - zero)."""
     return scale * (code - zero)
 
 

@@ -1,4 +1,7 @@
-"""The names of file formats for quantized weights, as they stand in config.json. Words only, no torch."""
+"""The names of file formats for quantized weights, as they stand in config.json.
+
+Knows names. Knows no torch, so that `plan` may use them.
+"""
 
 GPTQ = "gptq"  # AutoGPTQ's tensors
 PACK_QUANTIZED = "pack-quantized"  # compressed-tensors': codes of any width in 32-bit words

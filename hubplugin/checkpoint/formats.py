@@ -1,6 +1,6 @@
 """A grid as the tensors of a file format, and the tensors of a file format as a dense weight.
 
-Three layouts, and one struct behind all of them: `methods.base.Grid`, weight = scale * (code - zero).
+Three formats, and one struct behind all of them: `encodings.Grid`, weight = scale * (code - zero).
 
 gptq            AutoGPTQ's: qweight [inputs * bits / 32, outputs] packed along inputs, scales [groups, outputs] in
                 float16, qzeros [groups, outputs * bits / 32] holding zero - 1, g_idx [inputs]
@@ -8,11 +8,10 @@ pack-quantized  compressed-tensors': weight_packed [outputs, inputs * bits / 32]
                 weight_zero_point [outputs * bits / 32, groups] of asymmetric grids alone, weight_shape [2]
 int-quantized   compressed-tensors': weight int8 [outputs, inputs] holding code - 128, weight_scale [outputs, 1]
 
-Knows no plan, no config.json and no path; what it reads may come from other tools.
+Knows tensors, also those that other tools wrote. Knows no plan, no config.json and no path.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,63 +20,56 @@ from hubplugin.checkpoint import encodings, packing
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.checkpoint.headers import Header
+from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.errors import CheckpointError
 
-# the tensor that holds the codes, and those that stand beside it, by the end of their names
+# the tensor that holds the codes, and those that it is dequantized with, by the last part of their names
 CODES = ("qweight", "weight_packed")
-BESIDE = ("qzeros", "scales", "g_idx", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
-MIDDLE_OF_INT8 = 128
+PARAMETERS = ("qzeros", "scales", "g_idx", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+INT8_OFFSET = 128  # of int8 weights from codes 0 .. 255
 
 
-class Stored(Protocol):
-    """Named tensors of a folder."""
-
-    def get(self, name: str) -> Tensor: ...
-
-    def __contains__(self, name: str) -> bool: ...
-
-
-def tensors(encoding: Grid, layout: str, scale_dtype: torch.dtype) -> dict[str, Tensor]:
-    """One linear's tensors in a layout, by the end of their names.
+def tensors(encoding: Grid, file_format: str, scale_dtype: torch.dtype) -> dict[str, Tensor]:
+    """One linear's tensors in a file format, by the last part of their names.
 
     `scale_dtype` is that of compressed-tensors' scales, the model's own; AutoGPTQ's are always float16. Both hold the
-    scales of a grid exactly.
+    scales of a grid exactly. Raises ValueError for a grid that the format cannot hold.
     """
-    if layout == GPTQ:
+    if file_format == GPTQ:
         return _gptq(encoding)
-    if layout == PACK_QUANTIZED:
+    if file_format == PACK_QUANTIZED:
         return _pack_quantized(encoding, scale_dtype)
-    if layout == INT_QUANTIZED:
+    if file_format == INT_QUANTIZED:
         return _int_quantized(encoding, scale_dtype)
-    raise ValueError(f"no layout is called {layout}")
+    raise ValueError(f"no file format is called {file_format}")
 
 
 def _gptq(encoding: Grid) -> dict[str, Tensor]:
     inputs = encoding.codes.shape[1]
-    stored = (_zeros(encoding) - 1) & (2**encoding.bits - 1)  # a zero of 0 wraps, as AutoGPTQ's own arithmetic does
+    zeros = (_zeros(encoding) - 1) & (2**encoding.bits - 1)  # a zero of 0 wraps, as AutoGPTQ's own arithmetic does
     return {
         "qweight": packing.pack(encoding.codes, encoding.bits).T.contiguous(),
-        "qzeros": packing.pack(stored.T, encoding.bits),
+        "qzeros": packing.pack(zeros.T, encoding.bits),
         "scales": encoding.scales.to(torch.float16).T.contiguous(),
         "g_idx": (torch.arange(inputs) // encoding.group_size).to(torch.int32),
     }
 
 
 def _pack_quantized(encoding: Grid, scale_dtype: torch.dtype) -> dict[str, Tensor]:
-    made = {
+    parts = {
         "weight_packed": packing.pack(encoding.codes, encoding.bits),
         "weight_scale": encoding.scales.to(scale_dtype),
         "weight_shape": torch.tensor(encoding.codes.shape, dtype=torch.int64),
     }
     if encoding.zeros is not None:
-        made["weight_zero_point"] = packing.pack(encoding.zeros.T, encoding.bits).T.contiguous()
-    return made
+        parts["weight_zero_point"] = packing.pack(encoding.zeros.T, encoding.bits).T.contiguous()
+    return parts
 
 
 def _int_quantized(encoding: Grid, scale_dtype: torch.dtype) -> dict[str, Tensor]:
     if encoding.bits != 8 or encoding.zeros is not None or encoding.scales.shape[1] != 1:
         raise ValueError("int8 weights have 8 bits, no zeros, and one scale per output")
-    signed = (encoding.codes.to(torch.int16) - MIDDLE_OF_INT8).to(torch.int8)
+    signed = (encoding.codes.to(torch.int16) - INT8_OFFSET).to(torch.int8)
     return {"weight": signed, "weight_scale": encoding.scales.to(scale_dtype)}
 
 
@@ -90,21 +82,21 @@ def _zeros(encoding: Grid) -> Tensor:
 
 def is_quantized(headers: Mapping[str, Header], linear: str) -> bool:
     """Whether a linear of a folder with these tensors is stored as codes."""
-    plain = headers.get(f"{linear}.weight")
-    return any(f"{linear}.{codes}" in headers for codes in CODES) or (plain is not None and plain.dtype == "I8")
+    weight = headers.get(f"{linear}.weight")
+    return any(f"{linear}.{codes}" in headers for codes in CODES) or (weight is not None and weight.dtype == "I8")
 
 
-def dense(stored: Stored, linear: str, bits: Collection[int], zero_shift: int) -> Tensor:
-    """One quantized linear [outputs, inputs] in float32, from whatever layout it is stored in.
+def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Tensor:
+    """One quantized linear [outputs, inputs] in float32, from whichever format it is stored in.
 
-    `bits` are those that the folder's configuration names, `zero_shift` what AutoGPTQ's zeros are stored less by (1 in
-    its first format, 0 in its second). Raises CheckpointError where the shapes fit none of them.
+    `bits` are those that the folder's configuration names, `zero_offset` is what AutoGPTQ's files hold zeros less by (1
+    in its first format, 0 in its second). Raises CheckpointError where the shapes fit none of them.
     """
-    if f"{linear}.qweight" in stored:
-        return _from_gptq(stored, linear, bits, zero_shift)
-    if f"{linear}.weight_packed" in stored:
-        return _from_pack_quantized(stored, linear, bits)
-    return _from_int_quantized(stored, linear)
+    if f"{linear}.qweight" in source:
+        return _from_gptq(source, linear, bits, zero_offset)
+    if f"{linear}.weight_packed" in source:
+        return _from_pack_quantized(source, linear, bits)
+    return _from_int_quantized(source, linear)
 
 
 def int8_per_token(inputs: Tensor) -> Tensor:
@@ -113,51 +105,52 @@ def int8_per_token(inputs: Tensor) -> Tensor:
     return (inputs / scale).round() * scale
 
 
-def _from_gptq(stored: Stored, linear: str, bits: Collection[int], zero_shift: int) -> Tensor:
-    words, zero_words = stored.get(f"{linear}.qweight"), stored.get(f"{linear}.qzeros")
+def _from_gptq(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Tensor:
+    words, zero_words = source.get(f"{linear}.qweight"), source.get(f"{linear}.qzeros")
     outputs = words.shape[1]
-    width = _fitting(bits, lambda each: packing.word_count(outputs, each) == zero_words.shape[1], linear)
+    width = _matching_bits(bits, lambda width: packing.word_count(outputs, width) == zero_words.shape[1], linear)
     codes = packing.unpack(words.T, width, words.shape[0] * packing.WORD // width)
-    zeros = (packing.unpack(zero_words, width, outputs).int() + zero_shift) & (2**width - 1)
-    return _spread(stored, f"{linear}.g_idx", codes, stored.get(f"{linear}.scales").T, zeros.T)
+    zeros = (packing.unpack(zero_words, width, outputs).int() + zero_offset) & (2**width - 1)
+    return _dequantized(source, f"{linear}.g_idx", codes, source.get(f"{linear}.scales").T, zeros.T)
 
 
-def _from_pack_quantized(stored: Stored, linear: str, bits: Collection[int]) -> Tensor:
-    words, scales = stored.get(f"{linear}.weight_packed"), stored.get(f"{linear}.weight_scale")
-    outputs, inputs = (int(size) for size in stored.get(f"{linear}.weight_shape"))
-    whole = any(packing.word_count(inputs, each) == words.shape[1] for each in bits)
+def _from_pack_quantized(source: WeightSource, linear: str, bits: Collection[int]) -> Tensor:
+    words, scales = source.get(f"{linear}.weight_packed"), source.get(f"{linear}.weight_scale")
+    outputs, inputs = (int(size) for size in source.get(f"{linear}.weight_shape"))
+    dense_words = any(packing.word_count(inputs, width) == words.shape[1] for width in bits)
     unpack, count = (
-        (packing.unpack, packing.word_count) if whole else (packing.unpack_padded, packing.word_count_padded)
+        (packing.unpack, packing.word_count) if dense_words else (packing.unpack_padded, packing.word_count_padded)
     )
-    width = _fitting(bits, lambda each: count(inputs, each) == words.shape[1], linear)
+    width = _matching_bits(bits, lambda width: count(inputs, width) == words.shape[1], linear)
     zeros = torch.full_like(scales, 2 ** (width - 1))
-    if f"{linear}.weight_zero_point" in stored:
-        zeros = unpack(stored.get(f"{linear}.weight_zero_point").T, width, outputs).T
-    return _spread(stored, f"{linear}.weight_g_idx", unpack(words, width, inputs), scales, zeros)
+    if f"{linear}.weight_zero_point" in source:
+        zeros = unpack(source.get(f"{linear}.weight_zero_point").T, width, outputs).T
+    return _dequantized(source, f"{linear}.weight_g_idx", unpack(words, width, inputs), scales, zeros)
 
 
-def _from_int_quantized(stored: Stored, linear: str) -> Tensor:
-    codes, scales = stored.get(f"{linear}.weight"), stored.get(f"{linear}.weight_scale")
+def _from_int_quantized(source: WeightSource, linear: str) -> Tensor:
+    codes, scales = source.get(f"{linear}.weight"), source.get(f"{linear}.weight_scale")
     zeros = torch.zeros_like(scales)
-    if f"{linear}.weight_zero_point" in stored:
-        zeros = stored.get(f"{linear}.weight_zero_point")
-    return _spread(stored, f"{linear}.weight_g_idx", codes, scales, zeros)
+    if f"{linear}.weight_zero_point" in source:
+        zeros = source.get(f"{linear}.weight_zero_point")
+    return _dequantized(source, f"{linear}.weight_g_idx", codes, scales, zeros)
 
 
-def _fitting(bits: Collection[int], fits: Callable[[int], bool], linear: str) -> int:
-    for each in sorted(bits):
-        if fits(each):
-            return each
+def _matching_bits(bits: Collection[int], matches: Callable[[int], bool], linear: str) -> int:
+    """The width of the codes: the first that the shape of the words agrees with."""
+    for width in sorted(bits):
+        if matches(width):
+            return width
     raise CheckpointError(linear, f"its words hold codes of none of these widths: {sorted(bits)}", "write it again")
 
 
-def _spread(stored: Stored, group_index: str, codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def _dequantized(source: WeightSource, group_index: str, codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """scale * (code - zero), each group's scale and zero [outputs, groups] given to all of its inputs.
 
     Where a tensor `group_index` says which group an input is in, it counts; otherwise groups are runs of equal length.
     """
     inputs, groups = codes.shape[1], scales.shape[1]
     group_of = torch.arange(inputs) * groups // inputs
-    if group_index in stored:
-        group_of = stored.get(group_index).long()
+    if group_index in source:
+        group_of = source.get(group_index).long()
     return encodings.values(codes.float(), scales.float()[:, group_of], zeros.float()[:, group_of])

@@ -1,4 +1,7 @@
-"""One tensor of a safetensors header: dtype, shape, bytes. Knows no file and no torch, so that `plan` may use it."""
+"""One tensor of a safetensors header: dtype, shape, bytes.
+
+Knows sizes. Knows no file and no torch, so that `plan` may use it.
+"""
 
 from dataclasses import dataclass
 

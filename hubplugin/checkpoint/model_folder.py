@@ -1,6 +1,6 @@
 """What a model folder holds: which files are pulled, which are published, and what makes a folder unusable.
 
-Reads names, config.json, a card's metadata and safetensors headers; never a weight, never the network.
+Knows names, config.json, a card's metadata and safetensors headers. Knows no weights and no network.
 """
 
 import json
@@ -43,8 +43,8 @@ def check_names(names: Iterable[str], where: str) -> None:
         pickled = any(fnmatchcase(name, pattern) for name in names for pattern in PICKLES)
         what = "its weights are pickles, which can run code" if pickled else f"has no {SINGLE}"
         raise HubError(where, f"{what}; only safetensors are read", "use a repo converted to safetensors")
-    whole = names & {"tokenizer.json", "tokenizer.model", "spiece.model"}
-    if not whole and not {"vocab.json", "merges.txt"} <= names:
+    complete = names & {"tokenizer.json", "tokenizer.model", "spiece.model"}
+    if not complete and not {"vocab.json", "merges.txt"} <= names:
         raise HubError(where, "has no tokenizer", "add tokenizer.json and tokenizer_config.json to it")
 
 
@@ -140,7 +140,6 @@ def publishable(path: Path, files: tuple[str, ...]) -> list[str]:
 
 def companions(base: Path) -> list[Path]:
     """The tokenizer, template, generation and licence files of a model folder: copied byte for byte."""
-    own = ("config.json", "README.md", *WEIGHTS)
-    return sorted(
-        file for file in base.iterdir() if file.is_file() and allowed(file.name, PULLED) and not allowed(file.name, own)
-    )
+    written_anew = ("config.json", "README.md", *WEIGHTS)
+    copied = (file for file in base.iterdir() if file.is_file() and allowed(file.name, PULLED))
+    return sorted(file for file in copied if not allowed(file.name, written_anew))

@@ -1,6 +1,6 @@
 """Safetensors in and out: names, shapes and one tensor at a time; shards of a bounded size and their index.
 
-Knows no model, no method and no Hub.
+Knows files and tensors by name. Knows no model, no method and no Hub.
 """
 
 import json
@@ -22,8 +22,8 @@ from hubplugin.checkpoint.model_folder import INDEX, SINGLE
 from hubplugin.errors import CheckpointError
 from hubplugin.limits import SHARD_BYTES
 
-PIECE = 2**22  # numbers that are looked at together
-TORCH = {  # by safetensors' names
+FINITE_CHECK = 2**22  # values that are checked for NaN and infinity at once
+TORCH_DTYPES = {  # by safetensors' names
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -88,21 +88,21 @@ class Reader:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # one infinity or NaN makes the sum one too; only where it does is every number looked at. In pieces, as a sum in
-    # float32 begins with a copy in float32
+    # one infinity or NaN makes the sum one too, so values are checked one by one only where the sum is not finite. In
+    # pieces, because a sum in float32 begins with a copy in float32
     return all(
         bool(torch.isfinite(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece).all())
-        for piece in tensor.reshape(-1).split(PIECE)
+        for piece in tensor.reshape(-1).split(FINITE_CHECK)
     )
 
 
 def write(
     folder: Path, headers: Mapping[str, Header], get: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write tensors as shards of at most `shard_bytes`, in the order of `headers`, the index last.
+    """Write tensors as shards of at most `shard_bytes`, in the order of `headers`, and the index last.
 
-    Holds one tensor at a time: its place in the file follows from the headers. Raises CheckpointError where a tensor is
-    not what its header says, or the disk is full.
+    One tensor is in memory at a time: the headers say where it lies in its file. Raises CheckpointError where a
+    tensor is not what its header says, or the disk is full.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -112,21 +112,21 @@ def write(
             size = 0
         shards[-1].append(name)
         size += header.bytes
-    finals = [
+    files = [
         SINGLE if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         for number in range(len(shards))
     ]
-    for final, names in zip(finals, shards, strict=True):
-        _write_shard(folder / final, {name: headers[name] for name in names}, get)
+    for file, names in zip(files, shards, strict=True):
+        _write_shard(folder / file, {name: headers[name] for name in names}, get)
     if len(shards) > 1:
-        places = {name: final for final, names in zip(finals, shards, strict=True) for name in names}
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         total = sum(header.bytes for header in headers.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_shard(path: Path, headers: Mapping[str, Header], get: Callable[[str], Tensor]) -> None:
-    """One safetensors file: 8 bytes of length, the header as JSON, the tensors; wide dtypes first, all are aligned."""
+    """One safetensors file: 8 bytes of length, the header as JSON, the tensors; wide dtypes first aligns them all."""
     order = sorted(headers, key=lambda name: (-headers[name].itemsize, name))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -148,21 +148,22 @@ def _write_shard(path: Path, headers: Mapping[str, Header], get: Callable[[str],
 
 
 def _write_tensor(file: BinaryIO, name: str, header: Header, tensor: Tensor) -> None:
-    if tuple(tensor.shape) != header.shape or TORCH[header.dtype] != tensor.dtype:
+    if tuple(tensor.shape) != header.shape or TORCH_DTYPES[header.dtype] != tensor.dtype:
         raise CheckpointError(
             name, f"is {tensor.dtype} {list(tensor.shape)}, not {header.dtype} {list(header.shape)}", "run again"
         )
     file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def put(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
-    """Tensors and notes as one file; under its name it stands whole or not at all.
+def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Tensors and metadata as one file; under its name it is complete or absent. Until then it is called *.part.
 
     Raises CheckpointError where it cannot be written.
     """
     part = path.with_suffix(".part")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=notes)
+        save_file(contiguous, part, metadata=metadata)
         os.replace(part, path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(part), f"cannot be written: {error}", "free disk space and run again") from error

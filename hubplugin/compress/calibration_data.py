@@ -1,14 +1,14 @@
 """Where token sequences come from: a Hub dataset, text files, or the base model's own samples. Seeded and hashed.
 
-The only importer of datasets. The same function serves evaluation, where text keeps its order. This file does not
-know what the tokens are used for.
+Knows sources, tokenizers and `datasets`, which no other file imports. Does not know what the tokens are used for:
+evaluation, where text keeps its order, calls the same function.
 """
 
 import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,19 +19,18 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from hubplugin import report
-from hubplugin.errors import CalibrationError
+from hubplugin.compress import self_sampling
+from hubplugin.errors import CalibrationError, one_line
 from hubplugin.manifest.source import Source
 
-MESSAGES = ("messages", "conversations")
-TEXTS = ("text", "content")
-BUFFER = 1024  # documents of a streamed dataset that the shuffle can choose from at a time
+MESSAGE_COLUMNS = ("messages", "conversations")
+TEXT_COLUMNS = ("text", "content")
+SHUFFLE_BUFFER = 1024  # documents of a streamed dataset that the shuffle chooses from at a time
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
-
-Sample = Callable[[int, int, int], Tensor]  # count, tokens, seed -> int32 [count, tokens]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenSequences:
     """Token sequences and what anyone needs to make them again."""
 
     ids: Tensor  # int32 [sequences, tokens], on the CPU
@@ -55,52 +54,46 @@ class _Rows:
     revision: str | None = None
 
 
-def tokens(source: Source, tokenizer: Any, folder: Path, sample: Sample | None, *, shuffle: bool = True) -> Batch:
-    """Sequences of exactly `source.tokens` tokens, as many as `source.samples`.
+def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, shuffle: bool = True) -> TokenSequences:
+    """`source.samples` sequences of exactly `source.tokens` tokens: from files below `folder`, a dataset, or the model
+    in `base`.
 
-    Documents are shuffled by the seed, tokenized as the tokenizer wishes (with its BOS), ended with EOS, put in a
-    row and cut; conversations are rendered by the chat template and get nothing added. Where files hold more than is
-    needed, the seed chooses among all sequences; of a dataset no more is read than is needed. With `shuffle=False`
-    texts keep their order, are joined by blank lines and tokenized as one, and the first sequences are taken.
-    Raises CalibrationError for data that cannot be read, is ambiguous or too short.
+    Documents are shuffled by the seed, tokenized with the tokenizer's own BOS, ended with EOS, concatenated and cut;
+    conversations are rendered by the chat template and get nothing added. Where files hold more than is needed, the
+    seed chooses among all sequences; of a dataset no more is read than is needed. With `shuffle=False` texts keep
+    their order, are joined by blank lines and tokenized as one, and the first sequences are taken. Raises
+    CalibrationError for data that cannot be read, is ambiguous or too short.
     """
     revision = None
     if source.self_:
-        if sample is None:
+        if base is None:
             raise CalibrationError("self: true", "there is no model to sample from", "use `dataset:` or `files:`")
-        ids, note = sample(source.samples, source.tokens, source.seed).to(torch.int32), ""
+        ids, note = self_sampling.sample_self(base, source.samples, source.tokens, source.seed).to(torch.int32), ""
     else:
         if tokenizer is None:
             raise CalibrationError(source.describe(), "the model has no tokenizer", "add its tokenizer files")
-        found = _dataset(source, shuffle) if source.dataset else _files(source, folder)
-        revision = found.revision
-        documents = _documents(found, source, tokenizer)
+        rows = _dataset(source, shuffle) if source.dataset else _files(source, folder)
+        revision = rows.revision
+        documents = _documents(rows, source, tokenizer)
         if shuffle:
-            ids, note = _shuffled(documents, source, tokenizer, found.where)
+            ids, note = _shuffled(documents, source, tokenizer, rows.where)
         else:
-            ids, note = _in_order(documents, source, tokenizer, found.where), "; in order, joined by blank lines"
+            ids, note = _in_order(documents, source, tokenizer, rows.where), "; in order, joined by blank lines"
     description = report.Tokens(
         source=source.describe() + note,
         sequences=ids.shape[0],
         tokens_per_sequence=ids.shape[1],
         seed=source.seed,
-        sha256=hashlib.sha256(ids.contiguous().numpy().astype("<i4").tobytes()).hexdigest(),
+        sha256=sha256_of_ids(ids),
         dataset=source.dataset,
         revision=revision,
     )
-    return Batch(ids.contiguous(), description)
+    return TokenSequences(ids.contiguous(), description)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder. Raises CalibrationError where it is missing or broken."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(
-            f"{folder}: tokenizer", f"cannot be loaded: {_line(error)}", "put the model's tokenizer files beside it"
-        ) from error
+def sha256_of_ids(ids: Tensor) -> str:
+    """Hex digest of token ids [sequences, tokens] as little-endian int32, row by row."""
+    return hashlib.sha256(ids.to(torch.int32).contiguous().numpy().astype("<i4").tobytes()).hexdigest()
 
 
 # -- from documents to sequences
@@ -108,10 +101,10 @@ def read_tokenizer(folder: Path) -> Any:
 
 def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, where: str) -> tuple[Tensor, str]:
     """int32 [samples, tokens] chosen by the seed, and a note on how documents were joined."""
-    if not source.dataset:  # all of it is here: choose among all of it
-        everything = list(documents)
-        random.Random(source.seed).shuffle(everything)
-        documents = iter(everything)
+    if not source.dataset:  # files are read in full, so the shuffle chooses among all documents
+        shuffled = list(documents)
+        random.Random(source.seed).shuffle(shuffled)
+        documents = iter(shuffled)
     needed = source.samples * source.tokens
     stream: list[int] = []
     rendered = False
@@ -132,22 +125,22 @@ def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
 
 
 def _in_order(documents: Iterator[_Document], source: Source, tokenizer: Any, where: str) -> Tensor:
-    """int32 [samples, tokens]: the first windows of all text as one. Reads on until the tokens suffice."""
+    """int32 [samples, tokens]: the first windows of all text tokenized as one. Reads until the tokens suffice."""
     needed = source.samples * source.tokens
-    characters = 8 * needed  # a first guess; nothing depends on it but how often we look
-    pieces: list[str] = []
-    read, glue = 0, "\n\n"
+    characters = 8 * needed  # a first guess, which only decides how often text is tokenized
+    texts: list[str] = []
+    read, separator = 0, "\n\n"
     ended = False
     while True:
         for document in documents:
-            glue = "" if document.rendered else "\n\n"
-            pieces.append(document.text)
+            separator = "" if document.rendered else "\n\n"
+            texts.append(document.text)
             read += len(document.text)
             if read >= characters:
                 break
         else:
             ended = True
-        ids = tokenizer(glue.join(pieces), add_special_tokens=glue != "", verbose=False)["input_ids"]
+        ids = tokenizer(separator.join(texts), add_special_tokens=separator != "", verbose=False)["input_ids"]
         if ended or len(ids) > needed:  # one more than needed: the last token may depend on text not read yet
             return _cut(ids, source, where)[: source.samples]
         characters *= 2
@@ -169,12 +162,12 @@ def _cut(ids: list[int], source: Source, where: str) -> Tensor:
 # -- from sources to documents
 
 
-def _documents(found: _Rows, source: Source, tokenizer: Any) -> Iterator[_Document]:
+def _documents(source_rows: _Rows, source: Source, tokenizer: Any) -> Iterator[_Document]:
     """The text of every row, from the one column that holds it."""
     column = source.column
-    for number, row in enumerate(found.rows, start=1):
-        where = f"{found.where}, row {number}"
-        column = column or _column(row, found.where)
+    for number, row in enumerate(source_rows.rows, start=1):
+        where = f"{source_rows.where}, row {number}"
+        column = column or _column(row, source_rows.where)
         if column not in row:
             raise CalibrationError(where, f"has no column {column!r}", f"set `column:` to one of {sorted(row)}")
         value = row[column]
@@ -189,8 +182,8 @@ def _documents(found: _Rows, source: Source, tokenizer: Any) -> Iterator[_Docume
 
 
 def _column(row: dict[str, Any], where: str) -> str:
-    """The column of messages or text, where there is one choice."""
-    known = [name for name in (*MESSAGES, *TEXTS) if name in row]
+    """The column of messages or of text. Raises CalibrationError where none or several could be meant."""
+    known = [name for name in (*MESSAGE_COLUMNS, *TEXT_COLUMNS) if name in row]
     if len(known) == 1:
         return known[0]
     what = f"columns {known} could all be meant" if known else f"none of {sorted(row)} is a known name for text"
@@ -211,20 +204,20 @@ def _render(messages: list[Any], tokenizer: Any, where: str) -> str:
         return str(tokenizer.apply_chat_template(turns, tokenize=False))
     except (TemplateError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(
-            where, f"does not fit the chat template: {_line(error)}", "mend the row or use other data"
+            where, f"does not fit the chat template: {one_line(error)}", "mend the row or use other data"
         ) from error
 
 
 def _dataset(source: Source, shuffle: bool) -> _Rows:
-    """Stream a dataset: rows arrive as they are asked for, from at most one buffer ahead."""
+    """Stream a dataset: rows are read on demand, at most one shuffle buffer ahead."""
     import datasets
 
     where = source.describe()
-    with_shuffle = {"seed": source.seed, "buffer_size": BUFFER}
+    shuffling = {"seed": source.seed, "buffer_size": SHUFFLE_BUFFER}
     try:
         builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
         stream = builder.as_streaming_dataset(split=source.split)
-        rows = stream.shuffle(**with_shuffle) if shuffle else stream
+        rows = stream.shuffle(**shuffling) if shuffle else stream
     except _DATA_ERRORS as error:
         _unreadable(error, where)
     commit = str(builder.hash or "")
@@ -232,7 +225,7 @@ def _dataset(source: Source, shuffle: bool) -> _Rows:
 
 
 def _guarded(rows: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
-    """The rows, with the errors of reading them turned into ours."""
+    """The rows, with errors of reading them raised as CalibrationError."""
     iterator = iter(rows)
     while True:
         try:
@@ -250,7 +243,7 @@ _DATA_ERRORS = (OSError, ValueError, RuntimeError, KeyError, httpx2.HTTPError)
 
 def _unreadable(error: Exception, where: str) -> NoReturn:
     fix = "check its name, `config:` and `split:`, the network and HF_TOKEN"
-    raise CalibrationError(where, f"cannot be read: {_line(error)}", fix) from error
+    raise CalibrationError(where, f"cannot be read: {one_line(error)}", fix) from error
 
 
 def _files(source: Source, folder: Path) -> _Rows:
@@ -263,7 +256,7 @@ def _files(source: Source, folder: Path) -> _Rows:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(str(path), _line(error), "give UTF-8 files, relative to the manifest") from error
+            raise CalibrationError(str(path), one_line(error), "give UTF-8 files, relative to the manifest") from error
         if path.suffix != ".jsonl":
             rows.append({source.column or "text": text})
             continue
@@ -271,13 +264,11 @@ def _files(source: Source, folder: Path) -> _Rows:
             try:
                 row = json.loads(line) if line.strip() else None
             except ValueError as error:
-                raise CalibrationError(f"{path}:{number}", f"is not JSON: {_line(error)}", "mend the line") from error
+                raise CalibrationError(
+                    f"{path}:{number}", f"is not JSON: {one_line(error)}", "mend the line"
+                ) from error
             if isinstance(row, dict):
                 rows.append(row)
             elif row is not None:
                 raise CalibrationError(f"{path}:{number}", "is no JSON object", 'write {"text": ...} on each line')
     return _Rows(rows, source.describe())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__

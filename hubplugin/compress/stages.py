@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hubplugin import memory
-from hubplugin.checkpoint import model_folder, training_checkpoints
+from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.compress import blockwise, export
 from hubplugin.compress.gptqmodel import backend
@@ -56,7 +57,7 @@ def run(
     variant: VariantPlan,
     tokens: Tensor,
     out: Path,
-    identity: dict[str, str],
+    identity: resume.Fingerprint,
     recovering: Recovering,
 ) -> Made:
     """Write a variant's weights, config.json and tokenizer to `out`, from a base's folder and calibration tokens.
@@ -75,7 +76,7 @@ def run(
     if rest:
         second = sweep(source, _part(document, source, variant, rest), tokens, out, identity)
         return Made([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
-    for file in (file for file in source.iterdir() if file.name != training_checkpoints.FOLDER):
+    for file in (file for file in source.iterdir() if file.name != resume.TRAINING):
         shutil.copyfile(file, out / file.name)
     return Made(first.results, _samples(out, variant), memory.peak(), recovery)
 
@@ -96,7 +97,7 @@ def _samples(made: Path, variant: VariantPlan) -> dict[str, Tensor]:
     return {one.name: view.get(f"{one.name}.weight")[: blockwise.SAMPLE_ROWS].float() for one in variant.linears}
 
 
-def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity: dict[str, str]) -> Made:
+def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity: resume.Fingerprint) -> Made:
     """One pass over the blocks of a folder's model; goes on after the last block that an interrupted one finished."""
     out.mkdir(exist_ok=True)
     config = configs.read_config(base, str(base))
@@ -106,7 +107,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity:
         made = backend.compress(base, out, tokens, variant, row)
         return Made(made.results, made.samples, made.peak)
     first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
-    stored = export.DTYPES[model_folder.headers(base)[first].dtype]
+    stored = TORCH_DTYPES[model_folder.headers(base)[first].dtype]
     device = device_for(variant)
     dtype = computing_dtype(stored, device)
     if device != "cpu":
@@ -121,7 +122,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity:
         with spilling(variant, out) if device == "cpu" else nullcontext() as spill:
             _blocks(variant, tokens, target, model, stored, spill)
     results, samples = target.results(), target.samples()
-    target.finish(keep_journal=True)  # until evaluation and gate are through, too
+    target.finish(keep_blocks=True)  # until evaluation and gate are through, too
     return Made(results, samples, memory.peak())
 
 

@@ -1,7 +1,7 @@
-"""A whole student trained on the base's predictions: forward KL over the base's likeliest tokens and a rest.
+"""Distillation: a student trained end to end on the base's predictions: forward KL over the base's top-k and a rest.
 
 All weights, or LoRA adapters that are merged in the end; weights in float32, products in bfloat16 where they are fast.
-What held-out sequences like best is kept. Knows no file format (docs/maths.md, Recovery).
+The weights with the lowest held-out KL are kept (docs/maths.md, Recovery). Knows two models. Knows no folder.
 """
 
 import math
@@ -13,19 +13,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
+from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.manifest.recover import Recover
 from hubplugin.model.families import Family
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
-from hubplugin.recovery.optimizers import Optimizers, adam, fast, optimizers, schedule
+from hubplugin.recovery.optimizers import Optimizers, adam, fast_products, optimizers, schedule
+from hubplugin.recovery.splitting import Split
 
 STEP_TOKENS = 2048  # that one step learns from
 LOGITS = 2**23  # positions times vocabulary, of which gradients are taken at once
 EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; how many may pass without a better one, once the rate
 # is on its way down: at its height it hides what was learnt
 RATE, LORA_RATE = 1e-4, 1e-3  # of matrices, by Muon; of adapters, by AdamW
-MARK = "distillation"
+CHECKPOINT = "distillation"
 
 
 class _Divergence(torch.autograd.Function):
@@ -33,15 +34,15 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
-        own = logits.log_softmax(-1)
-        listed = own.gather(-1, ids)
-        share = own.exp_()
-        others = share.scatter(-1, ids, 0.0).sum(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+        student_logs = logits.log_softmax(-1)
+        listed = student_logs.gather(-1, ids)
+        student = student_logs.exp_()
+        others = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True).clamp(min=torch.finfo(student.dtype).tiny)
         expected, remaining = logs.exp(), rest.exp()
-        lost = torch.where(remaining > 0, remaining * (rest - others.log()), 0.0)
-        total = (expected * (logs - listed)).sum(-1) + lost.squeeze(-1)
+        rest_term = torch.where(remaining > 0, remaining * (rest - others.log()), 0.0)
+        total = (expected * (logs - listed)).sum(-1) + rest_term.squeeze(-1)
         # listed: q - p; others: q - q p_rest / q_rest
-        gradient = share.mul_(1 - remaining / others).scatter_(-1, ids, listed.exp() - expected)
+        gradient = student.mul_(1 - remaining / others).scatter_(-1, ids, listed.exp() - expected)
         ctx.save_for_backward(gradient)
         return total
 
@@ -84,8 +85,17 @@ def held_out(student: nn.Module, base: nn.Module, tokens: Tensor, vocabulary: in
 
 
 @dataclass(frozen=True)
+class Models:
+    """A student and its base, of one family, on one device."""
+
+    student: nn.Module
+    base: nn.Module
+    family: Family
+
+
+@dataclass(frozen=True)
 class Distilled:
-    """What distillation has made."""
+    """What distillation made."""
 
     weights: dict[str, Tensor]  # float32 by full name: all that the student has, those of the best step
     steps: int
@@ -96,94 +106,87 @@ class Distilled:
 
 
 class Distillation:
-    """A student in training. `limit` is seconds of wall time; `first` its held-out KL as it comes."""
+    """A student in training. `limit` is seconds of wall time; `kl_before` its held-out KL before."""
 
-    def __init__(
-        self,
-        student: nn.Module,
-        base: nn.Module,
-        family: Family,
-        tokens: tuple[Tensor, Tensor],
-        step: Recover,
-        first: float,
-        limit: float | None,
-    ) -> None:
-        self._base, self._step, self._limit = base, step, limit
+    def __init__(self, models: Models, tokens: Split, step: Recover, kl_before: float, limit: float | None) -> None:
+        student, family = models.student, models.family
+        self._base, self._step, self._limit = models.base, step, limit
         self._student = student.requires_grad_(step.lora is None)
         self._vocabulary = int(student.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         if step.lora:
             self._student = _adapted(student, step.lora, family)
         self._device = next(student.parameters()).device
-        self._train, self._held = tokens
+        self._train, self._held_out = tokens
         self._weights = {name: weight for name, weight in self._student.named_parameters() if weight.requires_grad}
         self._optimizer = _optimizers(self._weights, step, family)
         self._rows = max(1, STEP_TOKENS // self._train.shape[1])
         self._total = max(1, int(step.distill * len(self._train)) // self._rows)
         self._every = max(1, self._total // EVALUATIONS)
         self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": first, "last": 0, "seconds": 0.0}
+        self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": kl_before, "last": 0, "seconds": 0.0}
         self._stopped = ""
 
-    def run(self, marks: TrainingCheckpoints) -> Distilled:
-        """Train to the end, from the mark of an earlier run where there is one."""
-        if MARK in marks:
-            self._take(marks.notes(MARK), marks.tensors(MARK))
+    def run(self, checkpoints: TrainingCheckpoints) -> Distilled:
+        """Train to the end, from the checkpoint of an earlier run where there is one."""
+        if CHECKPOINT in checkpoints:
+            self._load(checkpoints.notes(CHECKPOINT), checkpoints.tensors(CHECKPOINT))
             progress(f"recover | distillation goes on after step {self._notes['step']} of an interrupted run")
-        begun, before, learnt = time.monotonic(), self._notes["seconds"], 0.0
+        begun, before, loss = time.monotonic(), self._notes["seconds"], 0.0
         while self._notes["step"] < self._total and not self._stopped:
-            learnt += self._learn(self._notes["step"])
+            loss += self._learn(self._notes["step"])
             self._notes["step"] += 1
             if self._notes["step"] % self._every == 0 or self._notes["step"] == self._total:
                 self._notes["seconds"] = before + time.monotonic() - begun
-                self._judge(learnt / (self._notes["step"] - self._notes["last"]))
-                learnt, self._notes["last"] = 0.0, self._notes["step"]
-                marks.put(MARK, self._state(), {**self._notes, "total": self._total, "stopped": self._stopped})
+                self._judge(loss / (self._notes["step"] - self._notes["last"]))
+                loss, self._notes["last"] = 0.0, self._notes["step"]
+                notes = {**self._notes, "total": self._total, "stopped": self._stopped}
+                checkpoints.save(CHECKPOINT, self._state(), notes)
         for name, weight in self._weights.items():
             weight.data = self._best[name].clone()
-        whole = self._student.merge_and_unload() if self._step.lora else self._student  # type: ignore[operator]
+        merged = self._student.merge_and_unload() if self._step.lora else self._student  # type: ignore[operator]
         return Distilled(
-            weights={name: weight.detach() for name, weight in whole.named_parameters()},
+            weights={name: weight.detach() for name, weight in merged.named_parameters()},
             steps=self._notes["step"],
             best_step=self._notes["best_step"],
             stopped=self._stopped or "all steps were made",
             seconds=before + time.monotonic() - begun,
-            seen=frozenset(self._places(0, self._notes["step"] * self._rows)),
+            seen=frozenset(self._order(0, self._notes["step"] * self._rows)),
         )
 
     def _learn(self, step: int) -> float:
         """One step of all optimizers; the loss per token."""
         loss = 0.0
-        rows = self._order(step)
+        rows = self._step_tokens(step)
         for ids in rows.split(rows_at_once(rows, self._vocabulary)):
-            with torch.no_grad(), fast(self._device.type):
-                known = shortlist(_logits(self._base, ids), self._step.top_k)
-            with fast(self._device.type):
+            with torch.no_grad(), fast_products(self._device.type):
+                base = shortlist(_logits(self._base, ids), self._step.top_k)
+            with fast_products(self._device.type):
                 logits = _logits(self._student, ids)
-            lost = shortlist_divergence(logits, *known).sum() / rows.numel()
-            lost.backward()
-            loss += float(lost.detach())
+            part = shortlist_divergence(logits, *base).sum() / rows.numel()
+            part.backward()
+            loss += float(part.detach())
         torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
         self._optimizer.step(schedule(step, self._total))
         return loss
 
-    def _order(self, step: int) -> Tensor:
+    def _step_tokens(self, step: int) -> Tensor:
         """The sequences of a step [sequences, tokens]."""
-        picked = list(self._places(step * self._rows, (step + 1) * self._rows))
+        picked = list(self._order(step * self._rows, (step + 1) * self._rows))
         return self._train[picked].long().to(self._device)
 
-    def _places(self, start: int, stop: int) -> Iterator[int]:
+    def _order(self, start: int, stop: int) -> Iterator[int]:
         """Sequences in the order of training; every epoch is shuffled by its own number."""
         count = len(self._train)
         for epoch in range(start // count, -(-stop // count)):
             order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).tolist()
             yield from order[max(0, start - epoch * count) : stop - epoch * count]
 
-    def _judge(self, learnt: float) -> None:
-        """Measure on the held-out sequences: keep what is best, see whether to stop and how many steps time allows."""
+    def _judge(self, loss: float) -> None:
+        """Measure held-out KL: keep the best weights, see whether to stop and how many steps the time allows."""
         notes, step = self._notes, self._notes["step"]
-        now = held_out(self._student, self._base, self._held, self._vocabulary)
-        if now < notes["best"]:
-            notes |= {"best": now, "best_step": step}
+        kl = held_out(self._student, self._base, self._held_out, self._vocabulary)
+        if kl < notes["best"]:
+            notes |= {"best": kl, "best_step": step}
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         elif step - notes["best_step"] >= PATIENCE * self._every and self._total / 2 <= step < self._total:
             self._stopped = f"no better held-out KL in {PATIENCE} measurements"
@@ -194,33 +197,33 @@ class Distillation:
                 self._stopped = "its time was over"
         eta = notes["seconds"] / step * (self._total - step)
         progress(
-            f"recover | step {step}/{self._total} | loss {learnt:.5f} | held-out KL {now:.5f}, "
+            f"recover | step {step}/{self._total} | loss {loss:.5f} | held-out KL {kl:.5f}, "
             f"best {notes['best']:.5f} | {notes['seconds']:.0f}s | eta {eta:.0f}s"
         )
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that a later run needs, as kind|name."""
-        now: dict[str, Tensor] = {f"weight|{name}": weight for name, weight in self._weights.items()}
+        weights: dict[str, Tensor] = {f"weight|{name}": weight for name, weight in self._weights.items()}
         best = {f"best|{name}": weight for name, weight in self._best.items()}
-        return now | best | self._optimizer.state(self._weights)
+        return weights | best | self._optimizer.state(self._weights)
 
-    def _take(self, notes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go back to where a mark was set."""
+    def _load(self, notes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go back to where a checkpoint was written."""
         self._notes = {key: notes[key] for key in self._notes}
         self._total, self._stopped = notes["total"], notes["stopped"]
         for name, weight in self._weights.items():
             weight.data = tensors[f"weight|{name}"].to(self._device)
             self._best[name] = tensors[f"best|{name}"].to(self._device)
-        others = {key: value for key, value in tensors.items() if not key.startswith(("weight|", "best|"))}
-        self._optimizer.take(self._weights, others)
+        state = {key: value for key, value in tensors.items() if not key.startswith(("weight|", "best|"))}
+        self._optimizer.load(self._weights, state)
 
 
 def _optimizers(weights: Mapping[str, nn.Parameter], step: Recover, family: Family) -> Optimizers:
     """For adapters AdamW; else Muon for the blocks' linears, and AdamW for embeddings, head, norms and biases."""
     if step.lora:
         return adam(weights, step.learning_rate or LORA_RATE)
-    ends = tuple(f"{name}.weight" for name in family.linears())
-    matrices = {name: weight for name, weight in weights.items() if name.endswith(ends)}
+    suffixes = tuple(f"{name}.weight" for name in family.linears())
+    matrices = {name: weight for name, weight in weights.items() if name.endswith(suffixes)}
     rest = {name: weight for name, weight in weights.items() if name not in matrices}
     return optimizers(matrices, rest, step.learning_rate or RATE)
 
@@ -229,8 +232,10 @@ def _adapted(student: nn.Module, rank: int, family: Family) -> nn.Module:
     """The student with LoRA adapters at all linears of its blocks; nothing else is trained."""
     import peft
 
-    ends = tuple(family.linears())
-    names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear) and name.endswith(ends)]
+    suffixes = tuple(family.linears())
+    names = [
+        name for name, module in student.named_modules() if isinstance(module, nn.Linear) and name.endswith(suffixes)
+    ]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the adapters' first values

@@ -1,6 +1,6 @@
-"""How weights are trained here: optimizers, the course of their rates, and the precision of products.
+"""Optimizers, the schedule of their learning rates, and the precision of products.
 
-Knows tensors by name; no model and no loss.
+Knows tensors by name. Knows no model and no loss.
 """
 
 import math
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hubplugin.model.devices import computing_dtype
 
-WARM_UP = 0.1  # share of the steps in which the rate rises
-REST_SHARE = 0.3  # of the rate of matrices, for everything else
-DECAYS = (0.9, 0.95)  # of Adam's moments: runs are short
+WARM_UP = 0.1  # ratio of the steps in which the rate rises
+REST_RATIO = 0.3  # of the rate of matrices, for everything else
+BETAS = (0.9, 0.95)  # of Adam's moments: runs are short
 
 
 def optimizers(matrices: Mapping[str, nn.Parameter], rest: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":
@@ -23,14 +23,14 @@ def optimizers(matrices: Mapping[str, nn.Parameter], rest: Mapping[str, nn.Param
 
     Muon's steps are scaled to be as long as AdamW's at the same rate (arXiv 2502.16982).
     """
-    made: list[torch.optim.Optimizer] = []
+    parts: list[torch.optim.Optimizer] = []
     if matrices:
         groups = [{"params": list(matrices.values()), "peak": rate}]
-        made.append(torch.optim.Muon(groups, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        parts.append(torch.optim.Muon(groups, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     if rest:
-        groups = [{"params": list(rest.values()), "peak": REST_SHARE * rate}]
-        made.append(torch.optim.AdamW(groups, betas=DECAYS, weight_decay=0.0))
-    return Optimizers(made)
+        groups = [{"params": list(rest.values()), "peak": REST_RATIO * rate}]
+        parts.append(torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0))
+    return Optimizers(parts)
 
 
 def adam(weights: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":
@@ -39,16 +39,16 @@ def adam(weights: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":
 
 
 class Optimizers:
-    """A few optimizers as one, whose rate follows `schedule`."""
+    """Several optimizers as one, whose rate follows `schedule`."""
 
-    def __init__(self, made: list[torch.optim.Optimizer]) -> None:
-        self._made = made
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self._parts = parts
 
-    def step(self, share: float) -> None:
-        """One step at this share of the highest rate; gradients are used up."""
-        for optimizer in self._made:
+    def step(self, ratio: float) -> None:
+        """One step at this ratio of the peak rate; gradients are set to None."""
+        for optimizer in self._parts:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
+                group["lr"] = group["peak"] * ratio
             optimizer.step()
             optimizer.zero_grad()
 
@@ -57,27 +57,27 @@ class Optimizers:
         names: dict[Tensor, str] = {weight: name for name, weight in weights.items()}
         return {
             f"{kind}|{names[weight]}": value
-            for optimizer in self._made
+            for optimizer in self._parts
             for weight, state in optimizer.state.items()
             for kind, value in state.items()
         }
 
-    def take(self, weights: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-        """Go back to a state."""
-        for optimizer in self._made:
-            own = {weight for group in optimizer.param_groups for weight in group["params"]}
+    def load(self, weights: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        for optimizer in self._parts:
+            parameters = {weight for group in optimizer.param_groups for weight in group["params"]}
             for key, value in state.items():
                 kind, name = key.split("|", 1)
-                if weights[name] in own:
+                if weights[name] in parameters:
                     optimizer.state[weights[name]][kind] = value.to(weights[name].device)
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the learning rate at a step: a linear rise, then half a cosine down to 0."""
+    """The ratio of the peak learning rate at a step: a linear rise, then half a cosine down to 0."""
     return min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def fast(device: str, enabled: bool = True) -> AbstractContextManager[Any]:
+def fast_products(device: str, enabled: bool = True) -> AbstractContextManager[Any]:
     """Products in bfloat16 while this holds, where the device multiplies it; weights and sums stay in float32."""
     lower = computing_dtype(torch.bfloat16, device) == torch.bfloat16
     return torch.autocast(device, torch.bfloat16, enabled=enabled and lower)

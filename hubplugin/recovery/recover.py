@@ -1,221 +1,188 @@
 """Recovery of a pruned model: two folders in, the base and the student; the student's folder with better weights out.
 
 Every stage is kept where held-out sequences say that it helped, measured on weights as they are stored. A killed run,
-started again, goes on where it was and ends in the same bytes. Knows folders and stages; no training.
+started again, goes on where it was and ends in the same bytes. Knows folders and stages. Knows no training.
 """
 
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import hubplugin
 from hubplugin.checkpoint import model_folder, safetensors_io
-from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import companions
-from hubplugin.checkpoint.safetensors_io import TORCH, Reader
-from hubplugin.checkpoint.training_checkpoints import TrainingCheckpoints
+from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.compress.calibration_data import sha256_of_ids
 from hubplugin.disk import digest, sha256
-from hubplugin.errors import CompressError
 from hubplugin.limits import BLOCK_TOKENS
 from hubplugin.manifest.recover import Recover
-from hubplugin.model import configs, families
-from hubplugin.model.block_runner import Model
-from hubplugin.model.kl_divergence import divergence
+from hubplugin.model import configs
 from hubplugin.progress import progress
 from hubplugin.recovery import block_training, distillation
+from hubplugin.recovery.splitting import Split, split
+from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import RecoveredBlock, Recovery
 
-HELD_OUT, HELD_OUT_TOKENS = 8, 2**13  # one sequence in so many, until there are so many tokens
-DONE = "done"  # the mark of a folder that is whole; its notes are the report
-SHARE = 0.5  # of the time limit, after which blocks are left as they are
-PER_WEIGHT = 24  # bytes on a device: base, student, gradient, two moments of an optimizer, the best so far
-
-
-class _Overlay:
-    """A source of weights of which some are replaced. A `stream.Source`."""
-
-    def __init__(self, folder: Path, new: Mapping[str, Tensor]) -> None:
-        self._view, self._new = DenseView(folder), new
-        self.config = self._view.config
-
-    def get(self, name: str) -> Tensor:
-        return self._new[name] if name in self._new else self._view.get(name)
-
-    def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        for name in self._view.names():
-            if name.startswith(prefix + "."):
-                yield name[len(prefix) + 1 :], self.get(name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._view
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What all stages share."""
-
-    student: Path
-    base: Path
-    train: Tensor  # ids [sequences, tokens]
-    held: Tensor
-    headers: Mapping[str, Header]  # of the student's tensors
-    device: str
-
-    def model(self, folder: Path, new: Mapping[str, Tensor] | None = None) -> Model:
-        """A folder's model in float32, with some weights replaced."""
-        source = _Overlay(folder, new or {})
-        return Model(source, source.config, families.match(source.config, str(folder)), device=self.device)
-
-    @cached_property
-    def reference(self) -> tuple[Model, Tensor]:
-        """The base, and its last hidden states [positions, hidden] of the held-out sequences."""
-        base = self.model(self.base)
-        return base, base.hidden_states(self.held).flatten(0, 1)
-
-    def divergence(self, new: Mapping[str, Tensor]) -> float:
-        """Mean KL(base || student) per held-out token, of the student with some weights replaced, block by block."""
-        base, expected = self.reference
-        student = self.model(self.student, new)
-        found = student.hidden_states(self.held).flatten(0, 1)
-        count, total = max(1, distillation.LOGITS // student.vocabulary), 0.0
-        for ours, theirs in zip(found.split(count), expected.split(count), strict=True):
-            total += float(divergence(base.logits(theirs), student.logits(ours)).sum())
-        return total / self.held.numel()
-
-    def stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights as they will be stored."""
-        return {name: weight.to("cpu", TORCH[self.headers[name].dtype]) for name, weight in weights.items()}
+FINISHED = "done"  # the checkpoint of a folder that is complete; its notes are the record
+BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
 
 
 def run(
-    student: Path, base: Path, out: Path, tokens: Tensor, step: Recover, ends: Sequence[int] | None = None
+    student: Path, base: Path, out: Path, tokens: Tensor, step: Recover, teacher_blocks: Sequence[int] | None = None
 ) -> Recovery:
     """Train a pruned student towards its base and write it to `out`: names, shapes and dtypes stay, weights differ.
 
-    `tokens` are ids [sequences, tokens]; one sequence in eight is held out. `ends` names for each of the student's
-    blocks the base's block whose output it should match; None: the same one. A folder that is finished is kept as it
-    is. What a killed run needs stands under resume.FOLDER in `out`, and is the caller's to remove. Raises CompressError
-    where there are too few sequences, and where `out` was begun with something else.
+    `tokens` are ids [sequences, tokens]; one sequence in eight is held out. `teacher_blocks` names for each of the
+    student's blocks the base's block whose output it should match; None: the same one. A folder that is finished is
+    kept as it is. What a killed run needs stands under resume.TRAINING in `out`, and is the caller's to remove. Raises
+    CompressError where there are too few sequences, and where `out` was begun with something else.
     """
     out.mkdir(parents=True, exist_ok=True)
-    ends = tuple(range(_depth(student))) if ends is None else tuple(ends)
-    marks = TrainingCheckpoints(out, _identity(student, base, tokens, step, ends))
-    if DONE in marks:
-        return Recovery.model_validate(marks.notes(DONE))
-    train, held = split(tokens)
-    work = _Work(student, base, train, held, Reader(student).headers, _device(student, base))
-    done, new = _stages(work, step, ends, marks)
-    _write(work, new, out)
-    marks.put(DONE, {}, done.model_dump(mode="json"))
-    marks.keep(DONE)
-    return done
+    teachers = tuple(range(_depth(student))) if teacher_blocks is None else tuple(teacher_blocks)
+    checkpoints = TrainingCheckpoints(out, _fingerprint(student, base, tokens, step, teachers))
+    if FINISHED in checkpoints:
+        return Recovery.model_validate(checkpoints.notes(FINISHED))
+    setup = TrainingSetup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
+    record, weights = _train(setup, step, teachers, checkpoints)
+    _write(setup, weights, out)
+    checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
+    checkpoints.remove_all_but(FINISHED)
+    return record
 
 
-def _stages(
-    work: _Work, step: Recover, ends: tuple[int, ...], marks: TrainingCheckpoints
-) -> tuple[Recovery, dict[str, Tensor]]:
-    """Both stages; what they did, and the tensors that are better than the student's, as they will be stored."""
-    seconds, limit = {}, math.inf if step.minutes is None else 60 * step.minutes
-    first = least = work.divergence({})
-    progress(f"recover | held-out KL {first:.5f} as pruned")
-    new: dict[str, Tensor] = {}
-    results: list[RecoveredBlock] = []
-    after_blocks = None
+@dataclass(frozen=True)
+class _Weights:
+    """Weights that differ from the student's, by full name and as they will be stored."""
+
+    replaced: Mapping[str, Tensor]
+    held_out_kl: float  # nats per token
+
+    def or_better(self, other: "_Weights") -> "_Weights":
+        """Whichever has the lower held-out KL."""
+        return other if other.held_out_kl < self.held_out_kl else self
+
+
+@dataclass(frozen=True)
+class _TrainedBlocks:
+    """What the first stage made."""
+
+    weights: _Weights
+    records: tuple[RecoveredBlock, ...]
+    seconds: float
+
+
+def _train(
+    setup: TrainingSetup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
+) -> tuple[Recovery, Mapping[str, Tensor]]:
+    """Both stages; the record, and the tensors that are better than the student's, as they will be stored."""
+    pruned = best = _Weights({}, setup.held_out_kl({}))
+    progress(f"recover | held-out KL {pruned.held_out_kl:.5f} as pruned")
+    limit = math.inf if step.minutes is None else 60 * step.minutes
+    seconds: dict[str, float] = {}
+    blocks = distilled = None
     if step.blocks:
-        trained: dict[str, Tensor] = {}
-        for result, tensors in _blocks(work, step, ends, marks, SHARE * limit):
-            results.append(result)
-            trained |= tensors
-        after_blocks = work.divergence(trained)
-        progress(f"recover | held-out KL {after_blocks:.5f} after its blocks")
-        if after_blocks < least:
-            least, new = after_blocks, trained
-        seconds["blocks"] = sum(marks.notes(block_training.mark(index))["seconds"] for index in range(len(ends)))
-    distilled = None
+        blocks = _train_blocks(setup, step, teacher_blocks, checkpoints, BLOCKS_RATIO * limit)
+        best, seconds["blocks"] = best.or_better(blocks.weights), blocks.seconds
     if step.distill:
-        whole = work.model(work.student, new)
         left = None if step.minutes is None else limit - seconds.get("blocks", 0.0)
-        models = whole.whole(), work.model(work.base).whole()
-        training = distillation.Distillation(*models, whole.family, (work.train, work.held), step, least, left)
-        distilled = training.run(marks)
-        trained = work.stored(distilled.weights)
-        seconds["distillation"] = distilled.seconds
-        after = work.divergence(trained)
-        progress(f"recover | held-out KL {after:.5f} after distillation, as stored")
-        if after < least:
-            least, new = after, trained
-    seen = set(range(_sequences_of_blocks(work) if step.blocks else 0)) | (distilled.seen if distilled else set())
-    made = Recovery(
-        trained=_words(step),
-        tokens=len(seen) * work.train.shape[1],
-        held_out_tokens=work.held.numel(),
+        distilled, weights = _distill(setup, step, best, checkpoints, left)
+        best, seconds["distillation"] = best.or_better(weights), distilled.seconds
+    trained_on = set(range(_block_sequences(setup.tokens) if step.blocks else 0))
+    trained_on |= distilled.seen if distilled else set()
+    record = Recovery(
+        trained=_describe(step),
+        tokens=len(trained_on) * setup.tokens.train.shape[1],
+        held_out_tokens=setup.tokens.held_out.numel(),
         steps=distilled.steps if distilled else 0,
         best_step=distilled.best_step if distilled else 0,
         stopped=distilled.stopped if distilled else "",
         seconds={name: round(value, 2) for name, value in seconds.items()},
-        blocks=tuple(results),
-        kl_before=first,
-        kl_blocks=after_blocks,
-        kl_after=least,
+        blocks=blocks.records if blocks else (),
+        kl_before=pruned.held_out_kl,
+        kl_blocks=blocks.weights.held_out_kl if blocks else None,
+        kl_after=best.held_out_kl,
     )
-    return made, new
+    return record, best.replaced
 
 
-def _blocks(
-    work: _Work, step: Recover, ends: tuple[int, ...], marks: TrainingCheckpoints, limit: float
-) -> Iterator[tuple[RecoveredBlock, dict[str, Tensor]]]:
-    """The first stage, on as many of the sequences as may be held."""
-    count = _sequences_of_blocks(work)
-    stored = {name: TORCH[header.dtype] for name, header in work.headers.items()}
-    models = work.model(work.student), work.model(work.base)
-    yield from block_training.blocks(*models, (work.train[:count], work.held), step.blocks, ends, stored, marks, limit)
+def _train_blocks(
+    setup: TrainingSetup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
+) -> _TrainedBlocks:
+    """The first stage, on as many of the sequences as may be held in memory."""
+    train, held_out = setup.tokens
+    training = block_training.BlockTraining(
+        student=setup.model(setup.student),
+        base=setup.model(setup.base),
+        tokens=Split(train[: _block_sequences(setup.tokens)], held_out),
+        epochs=step.blocks,
+        teacher_blocks=teacher_blocks,
+        dtypes=setup.dtypes,
+        checkpoints=checkpoints,
+        limit=limit,
+    )
+    records, trained = [], dict[str, Tensor]()
+    for record, tensors in training.run():
+        records.append(record)
+        trained |= tensors
+    weights = _Weights(trained, setup.held_out_kl(trained))
+    progress(f"recover | held-out KL {weights.held_out_kl:.5f} after its blocks")
+    names = (block_training.checkpoint_name(index) for index in range(len(teacher_blocks)))
+    return _TrainedBlocks(weights, tuple(records), sum(checkpoints.notes(name)["seconds"] for name in names))
 
 
-def _sequences_of_blocks(work: _Work) -> int:
-    return min(len(work.train), max(1, BLOCK_TOKENS // work.train.shape[1]))
+def _distill(
+    setup: TrainingSetup, step: Recover, start: _Weights, checkpoints: TrainingCheckpoints, limit: float | None
+) -> tuple[distillation.Distilled, _Weights]:
+    """The second stage, from the best weights of the first. `limit` in seconds."""
+    student = setup.model(setup.student, start.replaced)
+    models = distillation.Models(student.whole(), setup.model(setup.base).whole(), student.family)
+    training = distillation.Distillation(models, setup.tokens, step, start.held_out_kl, limit)
+    distilled = training.run(checkpoints)
+    trained = setup.as_stored(distilled.weights)
+    weights = _Weights(trained, setup.held_out_kl(trained))
+    progress(f"recover | held-out KL {weights.held_out_kl:.5f} after distillation, as stored")
+    return distilled, weights
 
 
-def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Sequences to train on and sequences held out. Raises CompressError where there are fewer than two."""
-    if len(tokens) < 2:
-        fix = "give at least 2 samples; hundreds are better"
-        raise CompressError("recover", "one sequence leaves none to hold out", fix)
-    every = min(HELD_OUT, len(tokens))
-    held = (torch.arange(len(tokens)) + 1) % every == 0
-    held &= held.cumsum(0) <= max(1, HELD_OUT_TOKENS // tokens.shape[1])
-    return tokens[~held], tokens[held]
+def _block_sequences(tokens: Split) -> int:
+    """How many sequences blocks are trained on: BLOCK_TOKENS at most."""
+    return min(len(tokens.train), max(1, BLOCK_TOKENS // tokens.train.shape[1]))
 
 
-def _write(work: _Work, new: Mapping[str, Tensor], out: Path) -> None:
+def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> None:
     """The student's folder with some tensors replaced; none: the student's own files."""
-    files = [*companions(work.student), work.student / "config.json"]
-    if new:
-        reader = Reader(work.student)
-        safetensors_io.write(out, work.headers, lambda name: new[name] if name in new else reader.get(name))
+    files = [*companions(setup.student), setup.student / "config.json"]
+    if replaced:
+        reader = Reader(setup.student)
+
+        def get(name: str) -> Tensor:
+            return replaced[name] if name in replaced else reader.get(name)
+
+        safetensors_io.write(out, setup.headers, get)
     else:
-        files += [path for path in work.student.iterdir() if model_folder.allowed(path.name, model_folder.WEIGHTS)]
+        files += [path for path in setup.student.iterdir() if model_folder.allowed(path.name, model_folder.WEIGHTS)]
     for file in files:
         shutil.copyfile(file, out / file.name)
 
 
-def _identity(student: Path, base: Path, tokens: Tensor, step: Recover, ends: tuple[int, ...]) -> dict[str, str]:
+def _fingerprint(
+    student: Path, base: Path, tokens: Tensor, step: Recover, teacher_blocks: tuple[int, ...]
+) -> Fingerprint:
     """What a recovery is made from; another of any of these ends in other weights."""
-    return {
+    digests = {
         "base": _digest(base),
         "student": _digest(student),
-        "tokens": hashlib.sha256(tokens.to(torch.int32).contiguous().numpy().astype("<i4").tobytes()).hexdigest(),
-        "steps": digest(json.dumps([step.model_dump(mode="json", exclude={"data"}), ends])),
+        "tokens": sha256_of_ids(tokens),
+        "steps": digest(json.dumps([step.model_dump(mode="json", exclude={"data"}), teacher_blocks])),
         "release of hubplugin": hubplugin.__version__,
     }
+    return Fingerprint(digests)
 
 
 def _digest(folder: Path) -> str:
@@ -229,15 +196,8 @@ def _depth(folder: Path) -> int:
     return int(configs.read_config(folder, str(folder))["num_hidden_layers"])
 
 
-def _device(student: Path, base: Path) -> str:
-    """A CUDA device where both models and an optimizer's state fit, else the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    weights = sum(header.count for folder in (student, base) for header in Reader(folder).headers.values())
-    return "cuda" if PER_WEIGHT * weights <= torch.cuda.mem_get_info()[0] else "cpu"
-
-
-def _words(step: Recover) -> str:
-    whole = f"LoRA adapters of rank {step.lora} at the blocks' linears, merged" if step.lora else "all weights"
-    parts = ["the blocks one by one"] * bool(step.blocks) + [whole] * bool(step.distill)
-    return ", then ".join(parts)
+def _describe(step: Recover) -> str:
+    """What is trained, in words."""
+    all_at_once = f"LoRA adapters of rank {step.lora} at the blocks' linears, merged" if step.lora else "all weights"
+    stages = ["the blocks one by one"] * bool(step.blocks) + [all_at_once] * bool(step.distill)
+    return ", then ".join(stages)

@@ -1,4 +1,5 @@
 """What is measured before anything is compressed: sensitivities, the pruned shape, the bits of each linear, latency.
 
-Knows blocks and methods. Knows no folder and no evaluation.
+Every search measures on the base, lets plan/choices choose, and returns a record of the report. Knows blocks and
+methods. Knows no folder of a model and no evaluation.
 """

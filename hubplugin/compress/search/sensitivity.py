@@ -1,43 +1,44 @@
-"""What one change of one block does to the model's predictions: a few sequences run through with that change alone.
+"""Sensitivity: what one change of one block does to the model's predictions, with everything else as in the base.
 
-Knows linears and parts of blocks; no method, no option and no budget.
+Knows blocks, linears and sublayers. Knows no method, no option and no budget.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from hubplugin.model import heterogeneous
-from hubplugin.model.activations import Batch, copied
+from hubplugin.model.activations import Batch
 from hubplugin.model.block_runner import Model
 from hubplugin.model.families import Sublayer
 
-MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is decided
+MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is chosen
 
 
-def first(tokens: Tensor, most: int) -> Tensor:
-    """The first of sequences [sequences, tokens], so many tokens in all at most, but one sequence at least."""
+def first_sequences(tokens: Tensor, most: int) -> Tensor:
+    """The first sequences of ids [sequences, tokens]: `most` tokens in all at most, but one sequence at least."""
     return tokens[: max(1, most // tokens.shape[1])]
 
 
-def reweighted(
-    model: Model, index: int, base: list[Batch], linears: Sequence[nn.Linear], weight: Tensor, folder: Path | None
+def forward_reweighted(
+    model: Model, index: int, batches: list[Batch], linears: Sequence[nn.Linear], weight: Tensor
 ) -> list[Batch]:
-    """What comes out of block `index` where these linears alone have other weights, stacked as [outputs, inputs]."""
-    lane = copied(base, folder)
+    """`batches` behind block `index`, with other weights in these linears, stacked as [outputs, inputs].
+
+    The linears have their own weights again afterwards.
+    """
     originals = [linear.weight for linear in linears]
-    for linear, part in zip(linears, weight.split([len(one) for one in originals]), strict=True):
-        linear.weight = nn.Parameter(part.to(linear.weight.dtype), requires_grad=False)
-    model.forward_block(index, lane)
+    for linear, rows in zip(linears, weight.split([len(original) for original in originals]), strict=True):
+        linear.weight = nn.Parameter(rows.to(linear.weight.dtype), requires_grad=False)
+    model.forward_block(index, batches)
     for linear, original in zip(linears, originals, strict=True):
         linear.weight = original
-    return lane
+    return batches
 
 
-def without(model: Model, index: int, parts: Sequence[Sublayer]) -> nn.Module:
-    """The filled block `index` without these parts, for `Model.advance`."""
-    base_block = model.copy_block(index)
-    for part in parts:
-        heterogeneous.remove(base_block, part)
-    return base_block
+def block_without(model: Model, index: int, sublayers: Sequence[Sublayer]) -> nn.Module:
+    """A copy of the filled block `index` without these sublayers, for `Model.forward_block`."""
+    block = model.copy_block(index)
+    for sublayer in sublayers:
+        heterogeneous.remove(block, sublayer)
+    return block

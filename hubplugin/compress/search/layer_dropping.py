@@ -1,0 +1,100 @@
+"""Layer dropping: layers and sublayers are removed one after another, each time the one that costs least KL.
+
+KL is that of the model without it and without those removed before, on a few sequences (docs/maths.md, Pruning). Knows
+blocks and sublayers. Knows no weights, no widths and no target.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hubplugin.compress.search import sensitivity
+from hubplugin.errors import PlanError
+from hubplugin.model import kl_divergence
+from hubplugin.model.activations import Batch, copied
+from hubplugin.model.block_runner import Model
+from hubplugin.model.families import Sublayer
+from hubplugin.plan.choices.pruning_space import Space
+from hubplugin.progress import progress
+from hubplugin.report import Removal
+
+LAYER = "layer"  # as in report.Removal; a sublayer is called by its own name
+
+Candidate = tuple[int, str]  # block; LAYER or a sublayer's name
+
+
+def drop(model: Model, tokens: Tensor, space: Space, counts: Mapping[str, int]) -> list[Removal]:
+    """Remove as many layers and sublayers of each name as `counts` says, in the order in which they are chosen.
+
+    `tokens` are ids [sequences, tokens] that KL is measured on. Raises PlanError where there are not so many.
+    """
+    left, removals = dict(counts), list[Removal]()
+    if not any(left.values()):
+        return removals
+    dropping = _Dropping(model, tokens, model.hidden_states(tokens), space)
+    while any(left.values()):
+        candidates = dropping.candidates([name for name, count in left.items() if count], removals)
+        if not candidates:
+            raise PlanError("prune", "nothing more can go", "remove less")
+        kl = dropping.kl_without(candidates, removals)
+        (block, name), least = min(zip(candidates, kl, strict=True), key=lambda pair: pair[1])
+        removals.append(Removal(block=block, what=name, kl=least))
+        left[name] -= 1
+        progress(f"shape | without {name} {block}: KL {least:.4f}")
+    return removals
+
+
+@dataclass(frozen=True)
+class _Dropping:
+    """The base, and what removals are judged by."""
+
+    model: Model
+    tokens: Tensor  # ids [sequences, tokens]
+    base_hidden: Tensor  # the base's last hidden states [sequences, tokens, hidden]
+    space: Space
+
+    def _sublayers(self, name: str) -> tuple[Sublayer, ...]:
+        """The sublayers that go with a layer or a sublayer."""
+        sublayers = self.space.family.sublayers
+        return sublayers if name == LAYER else tuple(one for one in sublayers if one.name == name)
+
+    def _removed(self, block: int, removals: Sequence[Removal]) -> list[Sublayer]:
+        return [sublayer for one in removals if one.block == block for sublayer in self._sublayers(one.what)]
+
+    def candidates(self, names: Sequence[str], removals: Sequence[Removal]) -> list[Candidate]:
+        """What may be removed next: nothing of it is removed yet, and engines know the model that is left."""
+        return [
+            (block, name)
+            for block in range(self.space.base.layers)
+            for name in names
+            if self._removable(block, self._sublayers(name), removals)
+        ]
+
+    def _removable(self, block: int, sublayers: tuple[Sublayer, ...], removals: Sequence[Removal]) -> bool:
+        if {one.name for one in self._removed(block, removals)} & {one.name for one in sublayers}:
+            return False
+        # DeciLM starts with attention, so the first block keeps its own
+        return not (self.space.per_layer and block == 0 and self.space.family.sublayers[0] in sublayers)
+
+    def kl_without(self, candidates: Sequence[Candidate], removals: Sequence[Removal]) -> list[float]:
+        """KL in nats per token of the model without the removals and without each candidate alone.
+
+        One pass over the blocks: the activations of a candidate part from the others' at its block.
+        """
+        model = self.model
+        common, activations = model.embed(self.tokens), dict[Candidate, list[Batch]]()
+        for index in range(len(model)):
+            model.block(index)
+            removed = self._removed(index, removals)
+            block = sensitivity.block_without(model, index, removed)
+            for batches in activations.values():
+                model.forward_block(index, batches, block)
+            for candidate in (candidate for candidate in candidates if candidate[0] == index):
+                activations[candidate] = copied(common)
+                without = sensitivity.block_without(model, index, [*removed, *self._sublayers(candidate[1])])
+                model.forward_block(index, activations[candidate], without)
+            model.forward_block(index, common, block)
+            model.free(index)
+        hidden = [model.final_norm(activations[candidate]) for candidate in candidates]
+        return kl_divergence.divergences(model, self.base_hidden, hidden)
