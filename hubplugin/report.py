@@ -145,7 +145,13 @@ class Sizes(Record):
 
 
 class Quality(Record):
-    """Measured on the folder, on held-out tokens."""
+    """Measured on the folder, on held-out tokens: a number by key of evaluation/metrics.py.
+
+    Metrics that other releases or distributions add stand beside these.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
 
     perplexity: float
     perplexity_stderr: float

@@ -380,7 +380,7 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_card_of_a_masked_model_of_the_hub_claims_no_relation(method: str) -> None:
-    step = loading.METHODS[method].model_validate({"method": method, "pattern": "2:4"})
+    step = loading.METHODS[method].settings.model_validate({"method": method, "pattern": "2:4"})
     notes = planned([{"method": method, "pattern": "2:4", "ignore": ["o_proj"]}]).variants[0].notes
     sizes = card_helpers.report().sizes.model_copy(update={"sparsity": 0.4321})
     made = card_helpers.report(steps=(step.model_dump(mode="json"),), widths={}, notes=notes, sizes=sizes)

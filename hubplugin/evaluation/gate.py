@@ -13,10 +13,10 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, GateError, ServeError
-from hubplugin.evaluation import zeros
+from hubplugin.evaluation import metrics, zeros
 from hubplugin.evaluation.generation import Generate, logprobs, served_dtype
 from hubplugin.manifest.methods import mask_of
-from hubplugin.manifest.schema import Thresholds
+from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.model import heterogeneous
 from hubplugin.model.families import Family
 from hubplugin.plan import masks
@@ -125,22 +125,17 @@ def ties(folder: Path, plan: VariantPlan) -> GateLine:
 
 def quality(evaluation: Evaluation | None, thresholds: Thresholds) -> GateLine:
     """The manifest's thresholds."""
-    limits = {"perplexity ratio": thresholds.perplexity_ratio, "mean KL": thresholds.mean_kl}
-    asked = {name: limit for name, limit in limits.items() if limit is not None}
-    if not asked:
+    limits = thresholds.limits()
+    if not limits:
         return GateLine(name="quality", passed=True, detail="the manifest sets no threshold")
     if evaluation is None:
         return GateLine(name="quality", passed=False, detail="the manifest sets a threshold but nothing was measured")
-    measured = {
-        "perplexity ratio": evaluation.variant.perplexity / evaluation.base.perplexity,
-        "mean KL": evaluation.variant.mean_kl,
-    }
     passed, parts = True, []
-    for name, limit in asked.items():
-        value = measured[name]
-        held = value is not None and value <= limit
-        passed &= held
-        parts.append(f"{name} {'not measured' if value is None else f'{value:.4f}'}, allowed {limit:g}")
+    for metric in metrics.QUALITY:
+        if metric.key in limits:
+            value, limit = metric.value(evaluation.variant, evaluation.base), limits[metric.key]
+            passed &= GATE_KEYS[metric.key].holds(value, limit)
+            parts.append(f"{metric.label} {'not measured' if value is None else f'{value:.4f}'}, allowed {limit:g}")
     return GateLine(name="quality", passed=passed, detail="; ".join(parts))
 
 
