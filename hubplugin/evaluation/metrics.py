@@ -1,4 +1,4 @@
-"""METRICS: one row for every number that says how good or how small a variant is.
+"""QUALITY and SIZES: one row for every number that says how good or how small a variant is.
 
 A row says where the number stands in a report, its unit, which direction is better, and how cards and tables show it.
 The gate, the card (its tables and model-index) and bench/table.py go through the rows. Knows reports and no torch: what
