@@ -148,15 +148,16 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             )
     with clock.stage("gate"):
         lines = gate.check(
-            staging,
-            job.snapshot.path,
-            variant,
-            variant.family,
-            weights.samples,
-            evaluation,
-            job.document.manifest.gate.of(variant.name),
-            job.generate,
-            _prompts(job),
+            gate.Candidate(
+                folder=staging,
+                base=job.snapshot.path,
+                plan=variant,
+                samples=weights.samples,
+                evaluation=evaluation,
+                thresholds=job.document.manifest.gate.of(variant.name),
+                generate=job.generate,
+                prompts=_prompts(job),
+            )
         )
     for work in (journal.FOLDER, *stages.FOLDERS):
         shutil.rmtree(staging / work, ignore_errors=True)

@@ -9,6 +9,7 @@ import numpy
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -121,10 +122,12 @@ def test_every_format_is_written_as_planned_and_reads_back_as_it_was_meant(
 ) -> None:
     made, dense = write(base, tmp_path / "v", STEPS[name])
     for line in (
-        gate.as_planned(tmp_path / "v", made),
-        gate.finite(tmp_path / "v"),
-        gate.ties(tmp_path / "v", made),
-        gate.as_compressed(tmp_path / "v", {linear: weight[:4].float() for linear, weight in dense.items()}),
+        gate.as_planned(candidate(tmp_path / "v", made)),
+        gate.finite(candidate(tmp_path / "v")),
+        gate.ties(candidate(tmp_path / "v", made)),
+        gate.as_compressed(
+            candidate(tmp_path / "v", samples={linear: weight[:4].float() for linear, weight in dense.items()})
+        ),
     ):
         assert line.passed, line.detail
     view = DenseView(tmp_path / "v")
@@ -247,5 +250,5 @@ def test_the_rivals_own_loaders_read_our_folders(name: str, base: Path, tmp_path
 @pytest.mark.parametrize("name", SERVED)
 def test_vllm_loads_it_and_agrees_with_our_forward(name: str, base: Path, tmp_path: Path) -> None:
     made, _ = write(base, tmp_path / "v", STEPS[name])
-    line = gate.generation(tmp_path / "v", made, LLAMA, greedy, [[1, 2, 3, 4], [70, 80]])
+    line = gate.generation(candidate(tmp_path / "v", made, generate=greedy, prompts=[[1, 2, 3, 4], [70, 80]]))
     assert line.passed and line.detail.startswith("vLLM on"), line.detail

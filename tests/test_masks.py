@@ -7,6 +7,7 @@ import card_helpers
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from plan_helpers import GPTQ, PRUNE, config_json, document, headers
 from transformers import AutoModelForCausalLM
 
@@ -411,7 +412,7 @@ def test_the_gate_sees_a_zero_too_few_and_too_many() -> None:
 def test_the_gate_reads_the_files(pico_folder: Path) -> None:
     config = pico.config()
     made = planner.make(document([FEW]), config_json(config), headers(config)).variants[0]
-    line = gate.as_masked(pico_folder, pico_folder, made)
+    line = gate.as_masked(candidate(pico_folder, made, base=pico_folder))
     assert not line.passed and "q_proj" in line.detail and "hold more than 2" in line.detail
 
 

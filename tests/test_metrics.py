@@ -6,6 +6,7 @@ from pathlib import Path
 import card_helpers
 import pytest
 import torch
+from gate_helpers import candidate
 from huggingface_hub import ModelCard
 
 from hubplugin import report
@@ -89,16 +90,16 @@ def test_without_the_base_nothing_is_compared_with_it() -> None:
 def test_the_gate_holds_measured_numbers_against_thresholds(
     thresholds: dict[str, float], passed: bool, said: str
 ) -> None:
-    line = gate.quality(card_helpers.report().evaluation, Thresholds(**thresholds))
+    line = gate.quality(candidate(evaluation=card_helpers.report().evaluation, thresholds=Thresholds(**thresholds)))
     assert (line.passed, line.detail) == (passed, said)
-    assert gate.quality(None, Thresholds(**thresholds)).passed == (not thresholds)
+    assert gate.quality(candidate(evaluation=None, thresholds=Thresholds(**thresholds))).passed == (not thresholds)
 
 
 def test_what_was_not_measured_does_not_pass() -> None:
     evaluation = card_helpers.report().evaluation
     assert evaluation is not None
     without = evaluation.model_copy(update={"variant": evaluation.base})
-    line = gate.quality(without, Thresholds(mean_kl=0.1))
+    line = gate.quality(candidate(evaluation=without, thresholds=Thresholds(mean_kl=0.1)))
     assert not line.passed and line.detail == "mean KL not measured, allowed 0.1"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from prune_helpers import PER_LAYER, base, decided, make, planned, step
 from safetensors.torch import load_file, save_file
 
@@ -38,7 +39,7 @@ def served(source: Path, out: Path, variant: VariantPlan) -> dict[str, Any]:
     make(source, out, variant)
     verdict = next(verdict for verdict in variant.verdicts if verdict.target == "cpu")
     assert verdict.loads, verdict.why
-    line = gate.generation(out, variant, variant.family, generate.greedy, PROMPTS)
+    line = gate.generation(candidate(out, variant, generate=generate.greedy, prompts=PROMPTS))
     assert line.passed and line.detail.startswith("vLLM on c"), line.detail
     return json.loads((out / "config.json").read_text())
 
