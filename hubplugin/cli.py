@@ -131,10 +131,10 @@ def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with interrupt.held():
         from hubplugin import pipeline
-        from hubplugin.evaluation import generate
+        from hubplugin.evaluation import engine_choice
 
     out = _out(options, options.manifest)
-    pipeline.run(document, planned, out, generate.greedy)
+    pipeline.run(document, planned, out, engine_choice.generate)
     for name in document.manifest.variants:
         print(out / name)
     return 0

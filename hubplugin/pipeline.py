@@ -284,7 +284,7 @@ def _sparsity(variant: VariantPlan, folder: Path) -> float | None:
     """The share of zeros among the weights of the blocks' linears, counted in the files of a variant with a mask."""
     if mask_of(variant.steps) is None:
         return None
-    return zeros.share(DenseView(folder), [linear.name for linear in variant.linears])
+    return zeros.sparsity(DenseView(folder), [linear.name for linear in variant.linears])
 
 
 def versions(*more: str) -> dict[str, str]:

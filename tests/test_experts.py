@@ -17,7 +17,7 @@ from hubplugin.compress import blockwise, export
 from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.errors import FamilyError, PlanError
 from hubplugin.evaluation import gate, quality_metrics
-from hubplugin.evaluation.generate import greedy
+from hubplugin.evaluation.engine_choice import generate
 from hubplugin.evaluation.generation import generate_dequantized
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.model import architecture, experts, families, layer_inputs
@@ -280,7 +280,7 @@ def test_vllm_loads_quantized_experts_and_agrees_with_our_forward(model_type, st
     )  # fmt: skip
     make(base, tmp_path / "v", step, tokens=pico.tokens(8, 96))
     variant, _, _ = planned(base, step)
-    line = gate.generation(candidate(tmp_path / "v", variant, generate=greedy, prompts=[[1, 2, 3, 4], [70, 80]]))
+    line = gate.generation(candidate(tmp_path / "v", variant, generate=generate, prompts=[[1, 2, 3, 4], [70, 80]]))
     assert line.passed and line.detail.startswith("vLLM on"), line.detail
 
 

@@ -21,7 +21,7 @@ from hubplugin.compress import export
 from hubplugin.compress.blockwise import Block
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
-from hubplugin.evaluation.generate import greedy
+from hubplugin.evaluation.engine_choice import generate
 from hubplugin.evaluation.generation import generate_dequantized, logprobs
 from hubplugin.hub import snapshots
 from hubplugin.manifest.schema import Document, Manifest
@@ -250,5 +250,5 @@ def test_the_rivals_own_loaders_read_our_folders(name: str, base: Path, tmp_path
 @pytest.mark.parametrize("name", SERVED)
 def test_vllm_loads_it_and_agrees_with_our_forward(name: str, base: Path, tmp_path: Path) -> None:
     made, _ = write(base, tmp_path / "v", STEPS[name])
-    line = gate.generation(candidate(tmp_path / "v", made, generate=greedy, prompts=[[1, 2, 3, 4], [70, 80]]))
+    line = gate.generation(candidate(tmp_path / "v", made, generate=generate, prompts=[[1, 2, 3, 4], [70, 80]]))
     assert line.passed and line.detail.startswith("vLLM on"), line.detail

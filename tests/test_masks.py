@@ -353,7 +353,7 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
     def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
         return generate_dequantized(folder, prompts, tokens)
 
-    monkeypatch.setattr("hubplugin.evaluation.generate.greedy", generate)
+    monkeypatch.setattr("hubplugin.evaluation.engine_choice.generate", generate)
     with pytest.raises(SystemExit) as done:
         cli.main(["run", str(path), "--out", str(out)])
     assert done.value.code == 0

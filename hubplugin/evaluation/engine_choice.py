@@ -1,0 +1,28 @@
+"""Chooses the engine that generates from a finished folder: vLLM in its own process, as it will be served.
+
+Where the vLLM installed here cannot load the format, transformers generates from the dequantized folder and the report
+says so. Knows the verdicts of plan/vllm_support.py, which are rules and no guess after a crash; knows no weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.plan.vllm_support import Verdict
+from serve import smoke, vllm_settings
+
+
+def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequence[Verdict]) -> Generated:
+    """Generate `tokens` tokens greedily after each prompt of token ids.
+
+    Raises ServeError where the engine that should load the folder does not.
+    """
+    target = "cuda tp=1" if vllm_settings.find_device() == "cuda" else "cpu"
+    verdict = next(verdict for verdict in verdicts if verdict.target == target)
+    if not verdict.loads:
+        generated = generate_dequantized(folder, prompts, tokens)
+        return Generated(
+            f"{generated.engine} (vLLM on {target}: {verdict.why})", generated.token_ids, generated.logprobs
+        )
+    answer = smoke.generate(folder, prompts, tokens)
+    return Generated(f"vLLM on {target}", answer.token_ids, answer.logprobs)
