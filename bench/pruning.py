@@ -27,7 +27,7 @@ import pruning_quality
 import torch
 from models import DOCS, HELD_OUT, SEQUENCE, tokens
 from pruning_ours import PRUNED, PRUNED_QUANTIZED, PRUNED_RECOVERED, QUANTIZED
-from pruning_page import RESULTS, TEXT, base_block
+from pruning_page import RESULTS, TEXT, twin
 from pruning_rivals import RIVALS, parts
 from pruning_rivals.calibration import Calibration
 from safetensors import safe_open
@@ -111,7 +111,7 @@ def _steps(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
 
 
 def _asked(bench: Bench, method: str, ratio: float) -> dict[str, Any]:
-    ours = path_of(bench.results, base_block(RIVALS[method].alike), ratio)
+    ours = path_of(bench.results, twin(RIVALS[method].alike), ratio)
     made = json.loads(ours.read_text(encoding="utf-8"))["linear_parameters"] if ours.exists() else 0
     keep = pruning_ours.least(bench.base, ratio, bench.work, made)
     return {"keep": keep, "settings": [dict(each) for each in RIVALS[method].settings]}

@@ -7,45 +7,47 @@ import argparse
 from pathlib import Path
 
 from hubplugin import report
+from hubplugin.evaluation.metrics import QUALITY, SIZES, Column, Metric, Record
 
 COLUMNS = (
-    "variant | MB | smaller | bits/weight, linears | bits/weight, model | perplexity | vs. base | mean KL | p99 KL "
-    "| top-1 same | compress, s | peak, GB"
+    "variant",
+    *(metric.column.head for metric in SIZES if metric.column),
+    *(metric.column.head for metric in QUALITY if metric.column),
+    "compress, s",
+    "peak, GB",
 )
 
 
+def cells(metrics: tuple[Metric[Record], ...], variant: Record | None, base: Record | None) -> list[str]:
+    """The cells of one line, one for each metric that has a column; "-" for what was not measured."""
+    return [_cell(metric, metric.column, variant, base) for metric in metrics if metric.column]
+
+
+def _cell(metric: Metric[Record], column: Column, variant: Record | None, base: Record | None) -> str:
+    if variant is base and column.base is not None:
+        return column.base
+    value = metric.value(variant, base) if variant and base else None
+    if variant is None or value is None:
+        return "-"
+    return column.text(value) + (f" ± {column.text(metric.stderr(variant))}" if metric.stderr else "")
+
+
 def row(made: report.Report) -> str:
-    """One line of the table."""
-    sizes, measured = made.sizes, made.evaluation
-    cells = [
-        made.variant,
-        f"{sizes.safetensors_bytes / 1e6:.1f}",
-        f"{made.disk_ratio:.2f}x",
-        f"{sizes.linear_bits_per_weight:.2f}",
-        f"{sizes.model_bits_per_weight:.2f}",
-    ]
-    if measured is None:
-        cells += ["-"] * 5
+    """The line of a variant."""
+    sizes = cells(SIZES, made.sizes, made.sizes_base)
+    if made.evaluation:
+        measured = cells(QUALITY, made.evaluation.variant, made.evaluation.base)
     else:
-        quality = measured.variant
-        cells += [
-            f"{quality.perplexity:.3f} ± {quality.perplexity_stderr:.3f}",
-            f"{quality.perplexity / measured.base.perplexity:.4f}",
-            *("-" if value is None else f"{value:.4f}" for value in (quality.mean_kl, quality.p99_kl)),
-            "-" if quality.top1_agreement is None else f"{quality.top1_agreement:.1%}",
-        ]
-    return " | ".join([*cells, f"{made.seconds['compress and export']:.1f}", f"{made.peak_memory_bytes / 1e9:.2f}"])
+        measured = ["-" for metric in QUALITY if metric.column]
+    seconds, peak = f"{made.seconds['compress and export']:.1f}", f"{made.peak_memory_bytes / 1e9:.2f}"
+    return " | ".join([made.variant, *sizes, *measured, seconds, peak])
 
 
 def base_row(made: report.Report) -> str:
-    """The base, as every report of the folder carries it."""
-    sizes = made.sizes_base
+    """The line of the base, as every report of the folder carries it."""
     quality = made.evaluation.base if made.evaluation else None
-    perplexity = f"{quality.perplexity:.3f} ± {quality.perplexity_stderr:.3f}" if quality else "-"
-    return (
-        f"base ({made.base.repo}) | {sizes.safetensors_bytes / 1e6:.1f} | 1.00x | {sizes.linear_bits_per_weight:.2f} | "
-        f"{sizes.model_bits_per_weight:.2f} | {perplexity} | 1.0000 | 0 | 0 | 100.0% | - | -"
-    )
+    sizes, measured = cells(SIZES, made.sizes_base, made.sizes_base), cells(QUALITY, quality, quality)
+    return " | ".join([f"base ({made.base.repo})", *sizes, *measured, "-", "-"])
 
 
 def main() -> None:
@@ -56,8 +58,8 @@ def main() -> None:
     reports = [report.read(path.parent) for path in sorted(folder.glob("*/report.json"))]
     if not reports:
         parser.error(f"{folder} holds no variants; run `hubplugin run` first")
-    print(f"| {COLUMNS} |")
-    print("|---|" + "---:|" * COLUMNS.count("|"))
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---|" + "---:|" * (len(COLUMNS) - 1))
     for line in [base_row(reports[0]), *map(row, reports)]:
         print(f"| {line} |")
 

@@ -163,10 +163,10 @@ def _run(manifest: Manifest, out: Variants = None) -> None:
     planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
     with interrupt.held():
         from hubplugin import pipeline
-        from hubplugin.evaluation import generate
+        from hubplugin.evaluation import engine_choice
 
     folder = out or OUT / manifest.stem
-    pipeline.run(document, planned, folder, generate.greedy)
+    pipeline.run(document, planned, folder, engine_choice.generate)
     for name in document.manifest.variants:
         print(folder / name)
 

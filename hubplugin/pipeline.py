@@ -143,15 +143,16 @@ def make(job: Job, variant: VariantPlan, out: Path) -> Report:
             )
     with clock.stage("gate"):
         lines = gate.check(
-            staging,
-            job.snapshot.path,
-            variant,
-            variant.family,
-            weights.samples,
-            evaluation,
-            job.document.manifest.gate.of(variant.name),
-            job.generate,
-            _prompts(job),
+            gate.Candidate(
+                folder=staging,
+                base=job.snapshot.path,
+                plan=variant,
+                samples=weights.samples,
+                evaluation=evaluation,
+                thresholds=job.document.manifest.gate.of(variant.name),
+                generate=job.generate,
+                prompts=_prompts(job),
+            )
         )
     for work in (resume.BLOCKS, *stages.FOLDERS):
         shutil.rmtree(staging / work, ignore_errors=True)
@@ -285,7 +286,7 @@ def _sparsity(variant: VariantPlan, folder: Path) -> float | None:
     """The share of zeros among the weights of the blocks' linears, counted in the files of a variant with a mask."""
     if mask_of(variant.steps) is None:
         return None
-    return zeros.share(DenseView(folder), [linear.name for linear in variant.linears])
+    return zeros.sparsity(DenseView(folder), [linear.name for linear in variant.linears])
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
-"""What happened, as one JSON file: the only source of the card, of tables and of plots.
+"""The report of a variant, one JSON file: the only source of the card, of tables and of plots.
 
-Every number a user ever sees stands here first. This file computes nothing; it holds, reads and writes, and prints
-progress lines on stderr.
+Knows the layout of report.json, reads and writes it. Computes nothing and knows no model.
 """
 
 import json
@@ -55,10 +54,10 @@ class LinearResult(Record):
     name: str
     method: str  # gptq | prune | wanda | sparsegpt
     loss: float | None  # tr((W-W')H(W-W')^T) / tr(W H W^T); 0.01: one percent of the output's energy; None: not known
-    damp: float  # damping actually used, as a share of the mean diagonal; 0 by a method without any
+    damp: float  # damping actually used, as a ratio to the mean diagonal; 0 by a method without any
     fallback: str | None = None  # what was done instead, where the normal way failed
     dead_inputs: int | None = 0  # inputs that calibration never excited; None: not known
-    correction: float | None = None  # share of the step towards the base's outputs that was taken (QEP); None: none
+    correction: float | None = None  # ratio of the step towards the base's outputs that was taken (QEP); None: none
     seconds: float = 0.0
 
 
@@ -83,15 +82,15 @@ class Allocation(Record):
 
 
 class Removal(Record):
-    """A layer or sub-block that went, and where that left the model."""
+    """A layer or sublayer that was removed, and the KL after it."""
 
     block: int  # of the base
-    what: str  # "layer", or the part's name
-    kl: float  # nats per token, KL(base || model without it and without what went before)
+    what: str  # "layer", or the sublayer's name
+    kl: float  # nats per token, KL(base || model without it and without what was removed before)
 
 
 class PrunedBlock(Record):
-    """What a block of the variant is."""
+    """The shape of a block of the variant."""
 
     source: int  # the block of the base
     heads: int  # query heads; 0: no attention
@@ -100,11 +99,11 @@ class PrunedBlock(Record):
 
 
 class Shaping(Record):
-    """How it was decided what goes, where the manifest left it open, before anything was refitted."""
+    """What pruning removed, where the manifest left the choice to measurements, before anything was refitted."""
 
     predicted_kl: float  # nats per token
     tokens: int  # that changes were tried on
-    removed: tuple[Removal, ...]  # in the order in which they went
+    removed: tuple[Removal, ...]  # in the order of removal
     blocks: tuple[PrunedBlock, ...]
 
 
@@ -141,17 +140,23 @@ class Sizes(Record):
     linear_parameters: int  # of the linears inside the blocks
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
-    sparsity: float | None = None  # share of the linears' weights that are zero; None: none were set to zero
+    sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
 
 
 class Quality(Record):
-    """Measured on the folder, on held-out tokens."""
+    """Measured on the folder, on held-out tokens: a number by key of evaluation/metrics.py.
+
+    Metrics that other releases or distributions add stand beside these.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
 
     perplexity: float
     perplexity_stderr: float
     mean_kl: float | None = None  # nats per token, KL(base || variant)
     p99_kl: float | None = None
-    top1_agreement: float | None = None  # share of positions where both rank the same token first
+    top1_agreement: float | None = None  # ratio of positions where both rank the same token first
 
 
 class Evaluation(Record):

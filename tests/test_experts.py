@@ -5,6 +5,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from plan_helpers import config_json, document, headers
 from safetensors.torch import load_file, save_file
 from serve_helpers import skip_without_kernels
@@ -17,7 +18,7 @@ from hubplugin.compress import blockwise, export
 from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.errors import FamilyError, PlanError
 from hubplugin.evaluation import gate, quality_metrics
-from hubplugin.evaluation.generate import greedy
+from hubplugin.evaluation.engine_choice import generate
 from hubplugin.evaluation.generation import generate_dequantized
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.model import architecture, experts, families, layer_inputs
@@ -123,7 +124,7 @@ def test_all_experts_are_quantized_whether_or_not_tokens_reach_them(base, tmp_pa
     assert len(cold) == 2 and all(text and text.startswith("saw 0 tokens: ") for text in cold.values())
     warm = [text for name, text in told.items() if ".experts." in name and DOWN[model_type] not in name]
     assert None in warm
-    for line in (gate.as_planned(tmp_path / "v", variant), gate.finite(tmp_path / "v")):
+    for line in (gate.as_planned(candidate(tmp_path / "v", variant)), gate.finite(candidate(tmp_path / "v"))):
         assert line.passed, line.detail
     reference = quality_metrics.reference(folder, row, pico.tokens(4, 48, seed=9), NOTHING)
     assert 0 < (quality_metrics.measure(tmp_path / "v", row, reference, kl=True).variant.mean_kl or 0) < 0.5
@@ -169,8 +170,12 @@ def test_the_dequantized_folder_is_a_model_of_transformers_own_class(base, tmp_p
 def test_int8_inputs_of_experts_are_rounded_in_both_forward_passes(base, tmp_path: Path) -> None:
     step = {"method": "gptq", "bits": 8, "group_size": -1, "activation_bits": 8}
     make(base[1], tmp_path / "v", step)
-    variant, row, _ = planned(base[1], step)
-    line = gate.generation(tmp_path / "v", variant, row, lambda *a: generate_dequantized(*a[:3]), [[1, 2, 3], [5, 6]])
+    variant, _, _ = planned(base[1], step)
+    line = gate.generation(
+        candidate(
+            tmp_path / "v", variant, generate=lambda *a: generate_dequantized(*a[:3]), prompts=[[1, 2, 3], [5, 6]]
+        )
+    )
     assert line.passed and "differ from float32 by 0.000" in line.detail, line.detail
 
 
@@ -275,9 +280,9 @@ def test_vllm_loads_quantized_experts_and_agrees_with_our_forward(model_type, st
         intermediate_size=128,
     )  # fmt: skip
     make(base, tmp_path / "v", step, tokens=pico.tokens(8, 96))
-    variant, row, _ = planned(base, step)
+    variant, _, _ = planned(base, step)
     skip_without_kernels(variant)
-    line = gate.generation(tmp_path / "v", variant, row, greedy, [[1, 2, 3, 4], [70, 80]])
+    line = gate.generation(candidate(tmp_path / "v", variant, generate=generate, prompts=[[1, 2, 3, 4], [70, 80]]))
     assert line.passed and line.detail.startswith("vLLM on"), line.detail
 
 

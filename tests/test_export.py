@@ -9,6 +9,7 @@ import numpy
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from safetensors.torch import load_file, save_file
 from serve_helpers import skip_without_kernels
 from torch import Tensor
@@ -21,7 +22,7 @@ from hubplugin.compress import export
 from hubplugin.compress.blockwise import Block
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
-from hubplugin.evaluation.generate import greedy
+from hubplugin.evaluation.engine_choice import generate
 from hubplugin.evaluation.generation import generate_dequantized, logprobs
 from hubplugin.hub import snapshots
 from hubplugin.manifest.schema import Document, Manifest
@@ -122,10 +123,12 @@ def test_every_format_is_written_as_planned_and_reads_back_as_it_was_meant(
 ) -> None:
     made, dense = write(base, tmp_path / "v", STEPS[name])
     for line in (
-        gate.as_planned(tmp_path / "v", made),
-        gate.finite(tmp_path / "v"),
-        gate.ties(tmp_path / "v", made),
-        gate.as_compressed(tmp_path / "v", {linear: weight[:4].float() for linear, weight in dense.items()}),
+        gate.as_planned(candidate(tmp_path / "v", made)),
+        gate.finite(candidate(tmp_path / "v")),
+        gate.ties(candidate(tmp_path / "v", made)),
+        gate.as_compressed(
+            candidate(tmp_path / "v", samples={linear: weight[:4].float() for linear, weight in dense.items()})
+        ),
     ):
         assert line.passed, line.detail
     view = DenseView(tmp_path / "v")
@@ -249,5 +252,5 @@ def test_the_rivals_own_loaders_read_our_folders(name: str, base: Path, tmp_path
 def test_vllm_loads_it_and_agrees_with_our_forward(name: str, base: Path, tmp_path: Path) -> None:
     skip_without_kernels(planned(base, STEPS[name]))
     made, _ = write(base, tmp_path / "v", STEPS[name])
-    line = gate.generation(tmp_path / "v", made, LLAMA, greedy, [[1, 2, 3, 4], [70, 80]])
+    line = gate.generation(candidate(tmp_path / "v", made, generate=generate, prompts=[[1, 2, 3, 4], [70, 80]]))
     assert line.passed and line.detail.startswith("vLLM on"), line.detail

@@ -5,6 +5,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from pico import config as pico_config
 from test_pipeline_parts import make, planned
 from torch import nn
@@ -146,9 +147,13 @@ def test_what_a_config_asks_for_is_computed_quantized_and_read_back(model_type, 
     blocks = make(base, tmp_path / "v", GPTQ, tokens=pico.tokens(4, 64))
     samples = {name: rows for block in blocks for name, rows in block.samples.items()}
     for line in (
-        gate.as_planned(tmp_path / "v", variant),
-        gate.as_compressed(tmp_path / "v", samples),
-        gate.ties(tmp_path / "v", variant),
-        gate.generation(tmp_path / "v", variant, row, lambda *a: generate_dequantized(*a[:3]), [ids[0].tolist()]),
+        gate.as_planned(candidate(tmp_path / "v", variant)),
+        gate.as_compressed(candidate(tmp_path / "v", samples=samples)),
+        gate.ties(candidate(tmp_path / "v", variant)),
+        gate.generation(
+            candidate(
+                tmp_path / "v", variant, generate=lambda *a: generate_dequantized(*a[:3]), prompts=[ids[0].tolist()]
+            )
+        ),
     ):
         assert line.passed, line.detail

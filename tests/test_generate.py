@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hubplugin.evaluation import generate
+from hubplugin.evaluation import engine_choice
 from hubplugin.plan.vllm_support import Verdict
 from serve import cpu_features, smoke, vllm_settings
 
@@ -23,7 +23,7 @@ def test_vllm_generates_where_it_loads_the_format(pico_folder: Path, monkeypatch
     monkeypatch.setattr(smoke, "generate", answer)
     for device, name in (("cpu", "vLLM on cpu"), ("cuda", "vLLM on cuda tp=1")):
         monkeypatch.setattr(vllm_settings, "find_device", lambda device=device: device)
-        made = generate.greedy(pico_folder, PROMPTS, 1, verdicts(""))
+        made = engine_choice.generate(pico_folder, PROMPTS, 1, verdicts(""))
         assert (made.engine, made.token_ids, made.logprobs) == (name, [[7]], [[-0.5]])
     assert asked == [(pico_folder, PROMPTS, 1)] * 2
 
@@ -33,7 +33,7 @@ def test_transformers_generates_where_vllm_cannot_and_the_reason_is_kept(
 ) -> None:
     monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
-    made = generate.greedy(pico_folder, PROMPTS, 2, verdicts("no CPU kernel for 8-bit GPTQ"))
+    made = engine_choice.generate(pico_folder, PROMPTS, 2, verdicts("no CPU kernel for 8-bit GPTQ"))
     assert "transformers" in made.engine and "no CPU kernel for 8-bit GPTQ" in made.engine
     assert len(made.token_ids[0]) == 2
 
@@ -46,5 +46,5 @@ def test_transformers_generates_where_this_cpu_lacks_what_vllms_kernels_need(
     monkeypatch.setattr(cpu_features, "has", lambda asked: asked != feature)
     monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
     loads = [Verdict("cpu", True, "", f"an x86 CPU with {feature}", (feature,))]
-    made = generate.greedy(pico_folder, PROMPTS, 1, loads)
+    made = engine_choice.generate(pico_folder, PROMPTS, 1, loads)
     assert made.engine.endswith(f"(vLLM on cpu: needs an x86 CPU with {feature}, and this one has no {feature})")

@@ -18,6 +18,7 @@ import pico
 import psutil
 import pytest
 import torch
+from gate_helpers import candidate
 from plan_helpers import config_json, document, headers
 from safetensors.torch import load_file
 from serve_helpers import until
@@ -172,7 +173,10 @@ def test_settings_and_tokens_reach_the_library_and_its_codes_our_folder(
     assert "the library talks" not in talk.err
 
     (variant,) = of_folder(base, THEIRS).variants
-    assert gate.as_planned(out, variant).passed and gate.as_compressed(out, made.samples).passed
+    assert (
+        gate.as_planned(candidate(out, variant)).passed
+        and gate.as_compressed(candidate(out, samples=made.samples)).passed
+    )
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "nothing of the work stays"
     assert not Path("logs").exists(), "nor of what the library leaves where it works"
     assert [result.name for result in made.results] == [linear.name for linear in variant.linears]
@@ -273,7 +277,7 @@ def test_the_whole_arrow_with_both_engines_and_the_librarys_loader_reads_what_we
     subprocess.run([sys.executable, "-c", code, json.dumps(job), str(back)], check=True, env=environment)
     read = load_file(back / worker.block_file(0))
     samples = {name: read[f"{name}.sample"] for name in names}
-    assert gate.as_compressed(tmp_path / "Ours", samples).passed
+    assert gate.as_compressed(candidate(tmp_path / "Ours", samples=samples)).passed
 
 
 @pytest.mark.slow
@@ -303,8 +307,8 @@ def test_every_family_comes_back_whole(model_type: str, tmp_path: Path) -> None:
     base = pico.write(tmp_path / "base", model_type)
     made = made_by(base, tmp_path / "V", THEIRS, pico.tokens(8))
     (variant,) = of_folder(base, THEIRS).variants
-    assert gate.as_planned(tmp_path / "V", variant).passed
-    assert gate.as_compressed(tmp_path / "V", made.samples).passed
+    assert gate.as_planned(candidate(tmp_path / "V", variant)).passed
+    assert gate.as_compressed(candidate(tmp_path / "V", samples=made.samples)).passed
     assert not any(result.fallback for result in made.results)
 
 
@@ -314,5 +318,5 @@ def test_every_family_comes_back_whole(model_type: str, tmp_path: Path) -> None:
 def test_every_setting_comes_back_whole(settings: dict[str, Any], pico_folder: Path, tmp_path: Path) -> None:
     made = made_by(pico_folder, tmp_path / "V", THEIRS | settings, pico.tokens(8))
     (variant,) = of_folder(pico_folder, THEIRS | settings).variants
-    assert gate.as_planned(tmp_path / "V", variant).passed
-    assert gate.as_compressed(tmp_path / "V", made.samples).passed
+    assert gate.as_planned(candidate(tmp_path / "V", variant)).passed
+    assert gate.as_compressed(candidate(tmp_path / "V", samples=made.samples)).passed

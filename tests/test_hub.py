@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.errors import CheckpointError, HubError
-from hubplugin.hub import client, publishing, snapshots
+from hubplugin.hub import client, publish, push, snapshots
 from hubplugin.localhub.server import Running, start
 from hubplugin.localhub.users import add_user
 from hubplugin.report import Base
@@ -345,13 +345,13 @@ def made(model: Path) -> Path:
 
 
 def test_a_push_is_one_commit_and_a_second_one_is_none(server: Running, api: HfApi, made: Path) -> None:
-    done = publishing.push(made, "local/push", private=True)
+    done = push.push(made, "local/push", private=True)
     before = commits_of(api, "local/push")
     assert done.changed and done.url == f"{server.url}/local/push"
     assert done.commit == api.model_info("local/push").sha
     assert files_of(api, "local/push") == {path.name for path in made.iterdir()}
     assert api.model_info("local/push").private
-    again = publishing.push(made, "local/push", private=True)
+    again = push.push(made, "local/push", private=True)
     assert not again.changed and again.commit == done.commit
     assert commits_of(api, "local/push") == before
     assert (snapshots.pull("local/push", Path()).path / "model.safetensors").read_bytes() == (
@@ -362,13 +362,13 @@ def test_a_push_is_one_commit_and_a_second_one_is_none(server: Running, api: HfA
 def test_stale_shards_go_in_the_same_commit_and_foreign_files_stay(server: Running, api: HfApi, made: Path) -> None:
     single = (made / "model.safetensors").read_bytes()
     shards = set(shard(made))
-    publishing.push(made, "local/shards", private=True)
+    push.push(made, "local/shards", private=True)
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="picture.png", repo_id="local/shards")
     before = commits_of(api, "local/shards")
     for name in (*shards, model_folder.INDEX):
         (made / name).unlink()
     (made / "model.safetensors").write_bytes(single)
-    assert publishing.push(made, "local/shards", private=True).changed
+    assert push.push(made, "local/shards", private=True).changed
     assert commits_of(api, "local/shards") == before + 1
     assert files_of(api, "local/shards") == {path.name for path in made.iterdir()} | {"picture.png"}
 
@@ -381,7 +381,7 @@ def test_nothing_outside_the_allow_list_is_ever_published(server: Running, api: 
         (made / name).symlink_to("/etc/hostname")
     else:
         (made / name).write_text("secret")
-    said = refused(lambda: publishing.push(made, f"local/refused-{name.strip('.')}", private=True))
+    said = refused(lambda: push.push(made, f"local/refused-{name.strip('.')}", private=True))
     assert name in said and "nothing was published" in said
     assert not api.repo_exists(f"local/refused-{name.strip('.')}")
 
@@ -391,7 +391,7 @@ def test_a_read_only_token_publishes_nothing(
 ) -> None:
     reader = add_user(server.root, "reader", "read")
     monkeypatch.setenv("HF_TOKEN", reader)
-    said = refused(lambda: publishing.push(made, "reader/new", private=True))
+    said = refused(lambda: push.push(made, "reader/new", private=True))
     assert "403" in said and reader not in said
     assert not api.repo_exists("reader/new")
 
@@ -402,8 +402,8 @@ def test_the_repo_of_somebody_else_stays_as_it_is(
     theirs = HfApi(endpoint=server.url, token=add_user(server.root, "owner"))
     theirs.create_repo("owner/theirs")
     before = theirs.model_info("owner/theirs").sha
-    assert "403" in refused(lambda: publishing.push(made, "owner/theirs", private=False))
-    assert "403" in refused(lambda: publishing.push(made, "owner/not-there", private=False))
+    assert "403" in refused(lambda: push.push(made, "owner/theirs", private=False))
+    assert "403" in refused(lambda: push.push(made, "owner/not-there", private=False))
     assert theirs.model_info("owner/theirs").sha == before
 
 
@@ -411,35 +411,35 @@ def test_without_a_token_nothing_is_published(
     server: Running, api: HfApi, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
-    assert "HF_TOKEN" in refused(lambda: publishing.push(made, "local/anonymous", private=True))
+    assert "HF_TOKEN" in refused(lambda: push.push(made, "local/anonymous", private=True))
     assert not api.repo_exists("local/anonymous")
 
 
 def test_a_branch_that_moved_meanwhile_is_not_overwritten(
     server: Running, api: HfApi, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publishing.push(made, "local/moved", private=True)
+    push.push(made, "local/moved", private=True)
     (made / "LICENSE").write_text("changed here")
 
     def somebody_is_faster(*_: Any, **__: Any) -> None:
         api.upload_file(path_or_fileobj=b"theirs", path_in_repo="NOTICE", repo_id="local/moved")
 
     monkeypatch.setattr(HfApi, "auth_check", somebody_is_faster)
-    assert "moved" in refused(lambda: publishing.push(made, "local/moved", private=True))
+    assert "moved" in refused(lambda: push.push(made, "local/moved", private=True))
     assert "NOTICE" in files_of(api, "local/moved")
     assert (snapshots.pull("local/moved", Path()).path / "LICENSE").read_text() != "changed here"
 
 
 def test_a_private_variant_does_not_go_into_a_public_repo(server: Running, api: HfApi, made: Path) -> None:
     api.create_repo("local/public", private=False)
-    assert "is public" in refused(lambda: publishing.push(made, "local/public", private=True))
+    assert "is public" in refused(lambda: push.push(made, "local/public", private=True))
     assert files_of(api, "local/public") == set()
 
 
 def test_a_model_that_was_not_published_by_us_is_not_overwritten(server: Running, api: HfApi, made: Path) -> None:
     api.create_repo("local/precious")
     api.upload_file(path_or_fileobj=b"x", path_in_repo="model.safetensors", repo_id="local/precious")
-    assert "did not publish" in refused(lambda: publishing.push(made, "local/precious", private=False))
+    assert "did not publish" in refused(lambda: push.push(made, "local/precious", private=False))
     assert files_of(api, "local/precious") == {"model.safetensors"}
 
 
@@ -455,7 +455,7 @@ def test_the_gate_of_the_base_is_closed_before_the_weights_arrive(
             return _original(self, *args, **more)
 
         monkeypatch.setattr(HfApi, name, noted)
-    publishing.push(made, "local/closed", private=False, gated=True)
+    push.push(made, "local/closed", private=False, gated=True)
     assert order == ["update_repo_settings", "create_commit"]
     assert api.model_info("local/closed").gated == "auto"
 
@@ -482,8 +482,8 @@ def test_a_collection_grows_once_however_often_it_is_made(server: Running, api: 
     repos = ["local/collected-1", "local/collected-2"]
     for repo in repos:
         api.create_repo(repo)
-    first = publishing.collect("Compressed", "local", {repos[0]: "2.60 times smaller"}, private=False)
-    second = publishing.collect("Compressed", "local", dict.fromkeys(repos, "note"), private=False)
+    first = push.collect("Compressed", "local", {repos[0]: "2.60 times smaller"}, private=False)
+    second = push.collect("Compressed", "local", dict.fromkeys(repos, "note"), private=False)
     assert first == second and first.startswith(f"{server.url}/collections/")
     items = api.get_collection(first.removeprefix(f"{server.url}/collections/")).items
     assert [item.item_id for item in items] == repos
@@ -497,7 +497,7 @@ def base(licence: str | None, gated: bool = False) -> Base:
 
 @pytest.mark.parametrize("licence", ["apache-2.0", "mit", None, "cc-by-4.0", "bsd-3-clause"])
 def test_free_licences_need_no_acceptance(licence: str | None) -> None:
-    publishing.licence_allows(base(licence), accept=False)
+    publish.check_licence(base(licence), accepted=False)
 
 
 @pytest.mark.parametrize(
@@ -515,10 +515,10 @@ def test_free_licences_need_no_acceptance(licence: str | None) -> None:
     ],
 )
 def test_duties_and_gates_must_be_accepted_by_the_manifest(licence: str, gated: bool) -> None:
-    assert "accept_license" in refused(lambda: publishing.licence_allows(base(licence, gated), accept=False))
-    publishing.licence_allows(base(licence, gated), accept=True)
+    assert "accept_license" in refused(lambda: publish.check_licence(base(licence, gated), accepted=False))
+    publish.check_licence(base(licence, gated), accepted=True)
 
 
 @pytest.mark.parametrize("licence", ["cc-by-nd-4.0", "cc-by-nc-nd-4.0"])
 def test_no_derivatives_means_no_publishing_even_if_accepted(licence: str) -> None:
-    assert "no-derivatives" in refused(lambda: publishing.licence_allows(base(licence), accept=True))
+    assert "no-derivatives" in refused(lambda: publish.check_licence(base(licence), accepted=True))

@@ -7,6 +7,7 @@ import card_helpers
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from plan_helpers import GPTQ, PRUNE, config_json, document, headers
 from transformers import AutoModelForCausalLM
 
@@ -352,7 +353,7 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
     def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
         return generate_dequantized(folder, prompts, tokens)
 
-    monkeypatch.setattr("hubplugin.evaluation.generate.greedy", generate)
+    monkeypatch.setattr("hubplugin.evaluation.engine_choice.generate", generate)
     with pytest.raises(SystemExit) as done:
         cli.main(["run", str(path), "--out", str(out)])
     assert done.value.code == 0
@@ -380,7 +381,7 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_card_of_a_masked_model_of_the_hub_claims_no_relation(method: str) -> None:
-    step = loading.METHODS[method].model_validate({"method": method, "pattern": "2:4"})
+    step = loading.METHODS[method].settings.model_validate({"method": method, "pattern": "2:4"})
     notes = planned([{"method": method, "pattern": "2:4", "ignore": ["o_proj"]}]).variants[0].notes
     sizes = card_helpers.report().sizes.model_copy(update={"sparsity": 0.4321})
     made = card_helpers.report(steps=(step.model_dump(mode="json"),), widths={}, notes=notes, sizes=sizes)
@@ -411,7 +412,7 @@ def test_the_gate_sees_a_zero_too_few_and_too_many() -> None:
 def test_the_gate_reads_the_files(pico_folder: Path) -> None:
     config = pico.config()
     made = planner.make(document([FEW]), config_json(config), headers(config)).variants[0]
-    line = gate.as_masked(pico_folder, pico_folder, made)
+    line = gate.as_masked(candidate(pico_folder, made, base=pico_folder))
     assert not line.passed and "q_proj" in line.detail and "hold more than 2" in line.detail
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -97,15 +98,21 @@ def test_every_family_prunes_and_quantizes_into_a_folder_as_planned(model_type: 
     blocks = make(base, out, *steps)
     variant, row, _ = planned(base, *steps)
     samples = {name: rows for block in blocks for name, rows in block.samples.items()}
-    assert gate.as_planned(out, variant).passed, gate.as_planned(out, variant).detail
-    assert gate.as_compressed(out, samples).passed, gate.as_compressed(out, samples).detail
-    for line in (gate.finite(out), gate.companions_equal(out, base), gate.ties(out, variant)):
+    assert gate.as_planned(candidate(out, variant)).passed, gate.as_planned(candidate(out, variant)).detail
+    assert gate.as_compressed(candidate(out, samples=samples)).passed, gate.as_compressed(
+        candidate(out, samples=samples)
+    ).detail
+    for line in (
+        gate.finite(candidate(out)),
+        gate.companions_equal(candidate(out, base=base)),
+        gate.ties(candidate(out, variant)),
+    ):
         assert line.passed, line.detail
     reference = quality_metrics.reference(base, row, pico.tokens(4, 48, seed=9), NOTHING)
     measured = quality_metrics.measure(out, row, reference, kl=True)
     assert 0 < measured.variant.mean_kl < 2
     prompts = [[1, 2, 3], [5, 6]]
-    line = gate.generation(out, variant, row, lambda *a: generate_dequantized(*a[:3]), prompts)
+    line = gate.generation(candidate(out, variant, generate=lambda *a: generate_dequantized(*a[:3]), prompts=prompts))
     assert line.passed, line.detail
 
 
@@ -318,38 +325,38 @@ def damage(folder: Path, change) -> None:
 def test_the_gate_notices_one_flipped_code(variant_folder) -> None:
     folder, _, samples = variant_folder
     damage(folder, lambda t: t["model.layers.1.mlp.down_proj.qweight"][0, 0].bitwise_xor_(1))
-    assert not gate.as_compressed(folder, samples).passed
+    assert not gate.as_compressed(candidate(folder, samples=samples)).passed
 
 
 def test_the_gate_notices_a_missing_tensor_and_a_wrong_dtype(variant_folder) -> None:
     folder, variant, _ = variant_folder
     damage(folder, lambda t: t.pop("model.layers.0.mlp.up_proj.g_idx"))
-    assert "g_idx" in gate.as_planned(folder, variant).detail
+    assert "g_idx" in gate.as_planned(candidate(folder, variant)).detail
     damage(folder, lambda t: t.update({"model.layers.0.mlp.up_proj.g_idx": torch.zeros(64)}))
-    assert not gate.as_planned(folder, variant).passed
+    assert not gate.as_planned(candidate(folder, variant)).passed
 
 
 def test_the_gate_notices_nan_and_zero_scales(variant_folder) -> None:
     folder, _, _ = variant_folder
     damage(folder, lambda t: t["model.layers.0.mlp.up_proj.scales"][0, 0].fill_(0))
-    assert not gate.finite(folder).passed
+    assert not gate.finite(candidate(folder)).passed
     damage(folder, lambda t: t["model.layers.0.mlp.up_proj.scales"][0, 0].fill_(float("inf")))
-    assert not gate.finite(folder).passed
+    assert not gate.finite(candidate(folder)).passed
 
 
 def test_the_gate_notices_a_changed_tokenizer_or_template(variant_folder, pico_folder: Path) -> None:
     folder, _, _ = variant_folder
-    assert gate.companions_equal(folder, pico_folder).passed
+    assert gate.companions_equal(candidate(folder, base=pico_folder)).passed
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    assert "chat_template.jinja" in gate.companions_equal(folder, pico_folder).detail
+    assert "chat_template.jinja" in gate.companions_equal(candidate(folder, base=pico_folder)).detail
 
 
 def test_the_gate_notices_untied_embeddings(variant_folder) -> None:
     folder, variant, _ = variant_folder
-    assert gate.ties(folder, variant).passed
+    assert gate.ties(candidate(folder, variant)).passed
     damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    assert not gate.ties(folder, variant).passed
+    assert not gate.ties(candidate(folder, variant)).passed
 
 
 def test_the_gate_notices_an_engine_that_computes_something_else(variant_folder) -> None:
@@ -359,7 +366,7 @@ def test_the_gate_notices_an_engine_that_computes_something_else(variant_folder)
         made = generate_dequantized(*asked[:3])
         return Generated(made.engine, made.token_ids, [[value - 1 for value in row] for row in made.logprobs])
 
-    assert not gate.generation(folder, variant, families.FAMILIES["llama"], wrong, [[1, 2, 3]]).passed
+    assert not gate.generation(candidate(folder, variant, generate=wrong, prompts=[[1, 2, 3]])).passed
 
 
 def test_our_folder_is_what_autogptq_itself_would_have_packed_and_computes_the_same(variant_folder) -> None:

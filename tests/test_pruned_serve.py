@@ -7,12 +7,13 @@ from typing import Any
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from prune_helpers import PER_LAYER, base, decided, make, planned, step
 from safetensors.torch import load_file, save_file
 from serve_helpers import skip_without_kernels
 
 from hubplugin.errors import ServeError
-from hubplugin.evaluation import gate, generate
+from hubplugin.evaluation import engine_choice, gate
 from hubplugin.model.architecture import BlockShape
 from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Shape
@@ -40,7 +41,7 @@ def served(source: Path, out: Path, variant: VariantPlan) -> dict[str, Any]:
     make(source, out, variant)
     verdict = next(verdict for verdict in variant.verdicts if verdict.target == "cpu")
     assert verdict.loads, verdict.why
-    line = gate.generation(out, variant, variant.family, generate.greedy, PROMPTS)
+    line = gate.generation(candidate(out, variant, generate=engine_choice.generate, prompts=PROMPTS))
     assert line.passed and line.detail.startswith("vLLM on c"), line.detail
     return json.loads((out / "config.json").read_text())
 

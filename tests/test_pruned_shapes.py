@@ -7,6 +7,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from gate_helpers import candidate
 from prune_helpers import (
     FAMILIES,
     PER_LAYER,
@@ -55,7 +56,10 @@ def pruned(
     with watched(monkeypatch) as done:
         blocks = make(source, folder / "v", variant)
     samples = {name: rows for block in blocks for name, rows in block.samples.items()}
-    for line in (gate.as_planned(folder / "v", variant), gate.as_compressed(folder / "v", samples)):
+    for line in (
+        gate.as_planned(candidate(folder / "v", variant)),
+        gate.as_compressed(candidate(folder / "v", samples=samples)),
+    ):
         assert line.passed, line.detail
     return variant, masked(source, variant, done)
 

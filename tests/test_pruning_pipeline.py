@@ -51,7 +51,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return generate_dequantized(made, prompts, tokens)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hubplugin.evaluation.generate.greedy", generate)
+        patched.setattr("hubplugin.evaluation.engine_choice.generate", generate)
         patched.setattr("hubplugin.compress.search.latency._median_seconds", lambda shapes: 1e-9 * weights(shapes))
         with pytest.raises(SystemExit) as done:
             cli.main(["run", str(folder / "pico.yaml"), "--out", str(folder / "out")])

@@ -15,8 +15,9 @@ import torch
 from plan_helpers import config_json, document, headers
 from transformers import AutoModelForCausalLM
 
-from hubplugin import declare, plan
-from hubplugin.plan import VariantPlan
+from hubplugin.compress.quantization_config import quantization_config
+from hubplugin.plan import planner
+from hubplugin.plan.variant_plan import VariantPlan
 
 quantization = pytest.importorskip("compressed_tensors.quantization")
 
@@ -59,8 +60,8 @@ def made(name: str) -> tuple[VariantPlan, dict[str, Any], Any]:
     """A variant's plan, the dictionary for its config.json, and its model without weights."""
     step, changes = PLANS[name]
     config = pico.config(**{**WIDE, **changes})
-    variant = plan.make(document([step]), config_json(config), headers(config)).variants[0]
-    declared = declare.quantization_config(variant)
+    variant = planner.make(document([step]), config_json(config), headers(config)).variants[0]
+    declared = quantization_config(variant)
     assert declared is not None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -1,6 +1,6 @@
-"""A few greedy tokens of a finished folder, and the probabilities our own forward pass gives to such tokens.
+"""Greedy tokens of a finished folder by transformers, and the probabilities our own forward pass gives to tokens.
 
-Knows folders and transformers; starts no process.
+Knows folders and transformers. Knows no vLLM and starts no process: engine_choice.py does.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,23 +53,23 @@ def logprobs(
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # causal: what follows changes nothing
     model = open_model(folder, family, dtype)
     hidden = model.hidden_states(padded)
-    found = []
+    gathered = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        predicted = model.logits(hidden[index, places]).log_softmax(-1)
-        found.append(predicted.gather(1, torch.tensor(answer)[:, None]).squeeze(1))
-    return torch.cat(found)
+        predicting = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        predicted = model.logits(hidden[index, predicting]).log_softmax(-1)
+        gathered.append(predicted.gather(1, torch.tensor(answer)[:, None]).squeeze(1))
+    return torch.cat(gathered)
 
 
 def _loaded(view: DenseView, family: Family) -> Any:
-    """A folder's model as transformers itself loads it, whose linears round their inputs where the format does."""
+    """A folder's model as transformers loads it, whose linears round their inputs where the format does."""
     config = heterogeneous.transformers_config(view.config)
-    own: Any = AutoModelForCausalLM._model_mapping[type(config)]  # its loading also stacks what checkpoints hold apart
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]  # stacks experts that checkpoints hold apart
     state = {name: view.get(name) for name in view.names()}
-    model, found = own.from_pretrained(
+    model, loading = model_class.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
-    if missing := found["missing_keys"]:
+    if missing := loading["missing_keys"]:
         raise ServeError(str(view.folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
     if family.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
         for block in model.model.layers:
@@ -85,7 +85,7 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     row = match(view.config, str(folder))
     # transformers' own loading knows no blocks that differ
     model: Any = open_model(folder, row).whole() if view.config.get("block_configs") else _loaded(view, row)
-    made = Generated("transformers, from the dequantized folder", [], [])
+    generated = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(
             torch.tensor([prompt]),
@@ -97,6 +97,6 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
         )
         answer = out.sequences[0, len(prompt) :]
         scores = torch.stack([logits[0] for logits in out.logits]).log_softmax(-1)
-        made.token_ids.append(answer.tolist())
-        made.logprobs.append(scores.gather(1, answer[:, None]).squeeze(1).tolist())
-    return made
+        generated.token_ids.append(answer.tolist())
+        generated.logprobs.append(scores.gather(1, answer[:, None]).squeeze(1).tolist())
+    return generated

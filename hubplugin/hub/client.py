@@ -1,7 +1,7 @@
-"""The Hub client: address, cache, and every error of huggingface_hub in words that say what to do.
+"""The Hub client: address, cache, and every error of huggingface_hub with its cause and remedy.
 
-HF_ENDPOINT, HF_TOKEN and HF_HOME are respected; the token is never read here, the client takes it from the environment
-or the stored login by itself. Knows no model files.
+Knows HF_ENDPOINT and HF_HOME, and that huggingface_hub reads HF_TOKEN or the stored login: no token is read here. Knows
+no model files.
 """
 
 import errno
@@ -73,7 +73,7 @@ def clear_errors(where: str) -> Iterator[None]:
 
 
 def _translated(error: Exception, where: str) -> HubError:
-    """What goes wrong, in the user's words. LocalEntryNotFoundError wraps some causes: look inside."""
+    """An error of the client with its remedy. LocalEntryNotFoundError wraps its cause, which says more."""
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0

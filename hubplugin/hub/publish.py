@@ -1,23 +1,28 @@
-"""Finished variants -> the Hub: one atomic commit each, and a collection of them. Never a folder that failed its gate.
+"""Publishes the variants of a manifest: one commit for each, and a collection of them.
 
-Reads reports and files; measures and renders nothing.
+Knows reports, the gate and licences; a variant that failed its gate is never published. Measures and renders nothing,
+and leaves requests to the Hub to push.py.
 """
 
 from pathlib import Path
 
-from hubplugin import report
+from hubplugin import licences, report
 from hubplugin.disk import changed_files
-from hubplugin.errors import GateError, PlanError
+from hubplugin.errors import GateError, HubError, PlanError
 from hubplugin.evaluation import gate
-from hubplugin.hub import publishing
+from hubplugin.hub import push
+from hubplugin.licences import Derivatives
 from hubplugin.manifest.schema import Document
 from hubplugin.progress import progress
-from hubplugin.report import Report
+from hubplugin.report import Base, Report
 
 
-def publish(document: Document, out: Path) -> list[publishing.Pushed]:
-    """One atomic commit per variant that passed its gate, and a collection of them. Raises before the first upload
-    where any variant is missing, stale, failed its gate or may not be published."""
+def publish(document: Document, out: Path) -> list[push.Pushed]:
+    """One atomic commit per variant that passed its gate, and a collection of them.
+
+    Raises before the first upload: PlanError without `publish:` in the manifest, CheckpointError where a variant is
+    missing, GateError where it is stale or failed its gate, HubError where its licence forbids publishing.
+    """
     manifest = document.manifest
     if manifest.publish is None:
         raise PlanError(
@@ -25,30 +30,52 @@ def publish(document: Document, out: Path) -> list[publishing.Pushed]:
             "this manifest names no repo",
             'add publish: {repo: "you/{model}-{variant}"}',
         )
-    reports = [_ready(out / name, document) for name in manifest.variants]
+    reports = [_current_report(out / name, document) for name in manifest.variants]
     gate.refuse_failed(reports)
-    for made in reports:
-        publishing.licence_allows(made.base, manifest.publish.accept_license)
-    pushed, notes = [], {}
-    for made in reports:
-        repo = manifest.repo_of(made.variant)
-        done = publishing.push(out / made.variant, repo, private=manifest.publish.private, gated=made.base.gated)
-        progress(f"publish {done.url} {'commit ' + done.commit[:12] if done.changed else 'unchanged, no commit'}")
-        notes[repo] = f"{made.variant}: {made.disk_ratio:.2f} times smaller on disk"
-        pushed.append(done)
+    for variant in reports:
+        check_licence(variant.base, manifest.publish.accept_license)
+    published, notes = [], {}
+    for variant in reports:
+        repo = manifest.repo_of(variant.variant)
+        pushed = push.push(out / variant.variant, repo, private=manifest.publish.private, gated=variant.base.gated)
+        progress(f"publish {pushed.url} {'commit ' + pushed.commit[:12] if pushed.changed else 'unchanged, no commit'}")
+        notes[repo] = f"{variant.variant}: {variant.disk_ratio:.2f} times smaller on disk"
+        published.append(pushed)
     if manifest.publish.collection:
         namespace = manifest.publish.repo.split("/")[0]
-        progress(
-            "publish " + publishing.collect(manifest.publish.collection, namespace, notes, manifest.publish.private)
+        url = push.collect(manifest.publish.collection, namespace, notes, manifest.publish.private)
+        progress(f"publish {url}")
+    return published
+
+
+def check_licence(base: Base, accepted: bool) -> None:
+    """Raise HubError where a model made from `base` may not be published.
+
+    A no-derivatives licence forbids it. A gated base, or a licence with duties, must be accepted by the manifest.
+    """
+    licence, found = (base.licence or "").lower(), licences.derivatives(base.licence)
+    if Derivatives.FORBIDDEN in found:
+        raise HubError(
+            f"{base.repo}: licence {licence}",
+            "a no-derivatives licence forbids publishing a compressed model",
+            "remove `publish:` and keep the variants on this machine",
         )
-    return pushed
+    duties = Derivatives.DUTIES in found
+    if (duties or base.gated) and not accepted:
+        why = f"its licence ({base.licence_name or licence}) puts duties on derivatives" if duties else "is gated"
+        raise HubError(
+            f"{base.repo}: licence",
+            f"{why}, and the manifest does not accept that",
+            "read the licence, then set publish.accept_license: true",
+        )
 
 
-def _ready(folder: Path, document: Document) -> Report:
-    made = report.read(folder)
-    if made.manifest_sha256 != document.sha256:
+def _current_report(folder: Path, document: Document) -> Report:
+    """The report of a variant. Raises GateError unless its files and the manifest are those it was made with."""
+    variant = report.read(folder)
+    if variant.manifest_sha256 != document.sha256:
         raise GateError(str(folder), "was made from another version of the manifest", "run `hubplugin run` again")
-    changed = changed_files(folder, made.files)
+    changed = changed_files(folder, variant.files)
     if changed:
         raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
-    return made
+    return variant

@@ -1,4 +1,7 @@
-"""What `serve` should serve: a folder, a repo id, or a manifest's base or variant, as a folder on this disk."""
+"""Resolves what `serve` is given (a folder, a repo id, a manifest with or without a variant) to a folder.
+
+Knows manifests, reports and the Hub. Knows no engine.
+"""
 
 from pathlib import Path
 

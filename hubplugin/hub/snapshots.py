@@ -1,8 +1,6 @@
-"""The Hub: pull a base at a pinned commit, peek at its headers, push a folder as one commit, group repos.
+"""Pulls a base at a pinned commit, or reads only its config and safetensors headers.
 
-The only importer of huggingface_hub. This file knows no torch and nothing about compression; it moves files,
-never their meaning. HF_ENDPOINT, HF_TOKEN and HF_HOME are respected; the token is never read here, the client
-takes it from the environment or the stored login by itself.
+Knows repos, commits, the cache and local folders. Knows no torch and nothing about compression.
 """
 
 import hashlib
@@ -45,7 +43,7 @@ class Snapshot:
 
 
 def fingerprint(snapshot: Snapshot) -> str:
-    """What tells one state of a base from another: its commit; for a local folder, its files' sizes and times."""
+    """A text that changes when a base changes: its commit; for a local folder, sizes and times of its files."""
     if snapshot.sha is not None:
         return f"{snapshot.repo}@{snapshot.sha}"
     files = sorted(file for file in snapshot.path.iterdir() if file.is_file())

@@ -19,9 +19,10 @@ from pydantic import (
 )
 
 from hubplugin.errors import ManifestError
-from hubplugin.manifest.base import Real, Settings, StepSettings, Text
+from hubplugin.manifest.base import Settings, StepSettings, Text
 from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.methods import METHODS
+from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.manifest.source import Source
 
 if TYPE_CHECKING:
@@ -37,25 +38,15 @@ class Evaluate(Settings):
     kl: StrictBool = True  # mean and 99th percentile of KL(base || variant), and top-1 agreement
 
 
-class Thresholds(Settings):
-    """The quality a variant must keep to be published."""
-
-    perplexity_ratio: Real | None = Field(default=None, ge=1)  # variant / base
-    mean_kl: Real | None = Field(default=None, gt=0)  # nats per token
-
-
 class Gate(Thresholds):
     """Thresholds for all variants; what a variant's own entry in `variants` names, it sets differently."""
 
     variants: dict[str, Thresholds] = Field(default_factory=dict)
 
     def of(self, variant: str) -> Thresholds:
-        """The thresholds that hold for one variant: its own, and the general ones where it names none."""
-        own = self.variants.get(variant, Thresholds())
-        return Thresholds(
-            perplexity_ratio=self.perplexity_ratio if own.perplexity_ratio is None else own.perplexity_ratio,
-            mean_kl=self.mean_kl if own.mean_kl is None else own.mean_kl,
-        )
+        """The thresholds that hold for one variant: its entry's, and the general ones where that names none."""
+        overrides = self.variants.get(variant, Thresholds())
+        return Thresholds(**{**self.limits(), **overrides.limits()})
 
 
 class Publish(Settings):
@@ -108,14 +99,10 @@ class Manifest(Settings):
             if name and name not in self.variants:
                 near = difflib.get_close_matches(name, list(self.variants), n=1) or list(self.variants)[:1]
                 raise _fault("no variant of this manifest has this name", f"did you mean `{near[0]}`?", place)
-            if thresholds.perplexity_ratio is not None and self.evaluate is None:
-                raise _fault(
-                    "nothing measures a perplexity",
-                    "add evaluate: {perplexity: ...}",
-                    f"{place}.perplexity_ratio",
-                )
-            if thresholds.mean_kl is not None and not (self.evaluate and self.evaluate.kl):
-                raise _fault("nothing measures a KL", "add evaluate: with kl: true", f"{place}.mean_kl")
+            for key in thresholds.limits():
+                needs = GATE_KEYS[key].needs
+                if self.evaluate is None or not getattr(self.evaluate, needs.key):
+                    raise _fault(needs.missing, needs.fix, f"{place}.{key}")
         return self
 
     def repo_of(self, variant: str) -> str:

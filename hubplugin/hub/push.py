@@ -1,4 +1,7 @@
-"""Push a folder as one commit, group repos in a collection. Moves files, never their meaning; knows no torch."""
+"""Pushes a folder as one commit and groups repos in a collection.
+
+Knows repos, commits and names of files. Knows no licence, no manifest and no torch.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -60,37 +63,13 @@ def push(folder: Path, repo: str, *, private: bool, gated: bool = False, files: 
 
 
 def collect(title: str, namespace: str, items: Mapping[str, str], private: bool) -> str:
-    """Group repos (`items`: repo id -> note) in a collection; what is there already stays. Returns its URL."""
+    """Group repos (`items`: repo id -> note) in a collection; items already in it stay. Returns its URL."""
     api = connect()
     with clear_errors(f"collection {title!r} of {namespace}"):
         group = api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
         for repo, note in items.items():
             api.add_collection_item(group.slug, repo, "model", note=note[:500] or None, exists_ok=True)
     return f"{endpoint()}/collections/{group.slug}"
-
-
-def licence_allows(base: report.Base, accept: bool) -> None:
-    """Pure. Raise HubError where a derivative of `base` may not be published.
-
-    No-derivatives licences: never. Gated bases and licences that put duties on derivatives: only where the
-    manifest accepts them.
-    """
-    licence = (base.licence or "").lower()
-    words = licence.replace(",", "-").replace(" ", "-").split("-")
-    if "nd" in words:
-        raise HubError(
-            f"{base.repo}: licence {licence}",
-            "a no-derivatives licence forbids publishing a compressed model",
-            "remove `publish:` and keep the variants on this machine",
-        )
-    duties = "nc" in words or any(word.startswith(("llama", "gemma", "other")) or "rail" in word for word in words)
-    if (duties or base.gated) and not accept:
-        why = f"its licence ({base.licence_name or licence}) puts duties on derivatives" if duties else "is gated"
-        raise HubError(
-            f"{base.repo}: licence",
-            f"{why}, and the manifest does not accept that",
-            "read the licence, then set publish.accept_license: true",
-        )
 
 
 def _check_target(repo: str, upstream: Iterable[str], *, private: bool, is_private: bool) -> None:

@@ -1,0 +1,108 @@
+"""report -> the front matter of a model card, in the Hub's vocabulary, with one block of our own: `compression`.
+
+Knows reports and the Hub's words (https://huggingface.co/docs/hub/model-cards). Pure and offline; knows no Markdown.
+"""
+
+from typing import Any
+
+from hubplugin.evaluation.metrics import QUALITY
+from hubplugin.evaluation.steps import method_of, step_of
+from hubplugin.manifest.methods import Kind
+from hubplugin.report import Base, Evaluation, Report
+
+# The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
+# "finetune" would claim training that never happened, so the relation is left out and a tag says what it is; where the
+# last step trained, it did happen.
+RELATIONS = {Kind.QUANTIZE: "quantized", Kind.RECOVER: "finetune"}
+
+
+def metadata(report: Report) -> dict[str, Any]:
+    """The front matter as a mapping, in the order in which it is written."""
+    base = report.base
+    data: dict[str, Any] = {}
+    if base.on_hub:  # a local folder's name would be taken for a repo
+        data["base_model"] = base.repo
+        relation = RELATIONS.get(method_of(report.steps[-1]).kind)
+        if relation:
+            data["base_model_relation"] = relation
+    data |= _licence(base)
+    if base.languages:
+        data["language"] = list(base.languages)
+    library = "vllm" if heterogeneous(report) else "transformers"  # which of them can load it
+    data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
+    if report.calibration.dataset:
+        data["datasets"] = [report.calibration.dataset]
+    if report.evaluation:
+        data["model-index"] = [{"name": report.model_name, "results": [_results(report.evaluation)]}]
+    data["compression"] = _compression(report)
+    return data
+
+
+def heterogeneous(report: Report) -> bool:
+    """Whether blocks differ in their numbers of heads or FFN channels."""
+    if report.shaping is None:
+        return False
+    return len({(block.heads, block.kv_heads, block.ffn) for block in report.shaping.blocks}) > 1
+
+
+def _licence(base: Base) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if base.licence:
+        ids = base.licence.split(", ")
+        data["license"] = ids if len(ids) > 1 else base.licence
+    named = {"license_name": base.licence_name, "license_link": base.licence_link}
+    return data | {key: value for key, value in named.items() if value is not None}
+
+
+def _tags(report: Report) -> list[str]:
+    quantization = step_of(report, Kind.QUANTIZE)
+    tags = ["hubplugin", "vllm"]
+    if quantization:
+        bits = quantization["bits"]
+        tags += [quantization["method"], "quantized", f"{bits}-bit", f"int{bits}"]
+    if step_of(report, Kind.PRUNE):
+        tags.append("pruned")
+    masks = [step["method"] for step in report.steps if method_of(step).kind is Kind.MASK]
+    tags += [tag for method in masks for tag in ("sparse", method)]
+    if any(name.startswith("chat_template") for name in report.files):
+        tags.append("conversational")
+    return tags
+
+
+def _results(evaluation: Evaluation) -> dict[str, Any]:
+    """Our own numbers as a model-index entry; nothing is inherited from the base's card."""
+    values = [(metric.model_index, metric.value(evaluation.variant, evaluation.base)) for metric in QUALITY]
+    return {
+        "task": {"type": "text-generation"},
+        # `type` is a Hub id where there is one; the Hub demands some word
+        "dataset": {"name": evaluation.tokens.source, "type": evaluation.tokens.dataset or "local"},
+        "metrics": [
+            {"type": entry.type, "name": entry.name, "value": value, "verified": False}
+            for entry, value in values
+            if entry is not None and value is not None
+        ],
+    }
+
+
+def _compression(report: Report) -> dict[str, Any]:
+    """What was done and what it saved."""
+    quantization = step_of(report, Kind.QUANTIZE) or {}
+    sparsity = report.sizes.sparsity
+    return {
+        "steps": [step["method"] for step in report.steps],
+        **{key: quantization[key] for key in ("bits", "group_size", "format") if key in quantization},
+        "baseline": {
+            "repo": report.base.repo,
+            "revision": report.base.revision,
+            "bytes": report.sizes_base.safetensors_bytes,
+        },
+        "bytes": report.sizes.safetensors_bytes,
+        "ratio_disk": round(report.disk_ratio, 4),
+        "bits_per_weight": {
+            "linear": round(report.sizes.linear_bits_per_weight, 4),
+            "model": round(report.sizes.model_bits_per_weight, 4),
+        },
+        **({} if sparsity is None else {"sparsity": round(sparsity, 4)}),
+        "manifest_sha256": report.manifest_sha256,
+        "versions": {"hubplugin": report.hubplugin, **report.versions},
+    }

@@ -1,0 +1,80 @@
+"""The keys of `gate:`: the metrics that a manifest may set a limit on, one row each.
+
+Knows keys, allowed values and what `evaluate:` must ask for. Knows no torch and measures nothing: evaluation/metrics.py
+has a row of the same key for each of these, and says how it is measured and shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model
+
+from hubplugin.manifest.base import Real, Settings
+
+Better = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A key of `evaluate:` that a metric needs, and the error where it is not set."""
+
+    key: str
+    missing: str
+    fix: str
+
+
+PERPLEXITY = Measurement("perplexity", "nothing measures a perplexity", "add evaluate: {perplexity: ...}")
+KL = Measurement("kl", "nothing measures a KL", "add evaluate: with kl: true")
+
+
+@dataclass(frozen=True)
+class GateKey:
+    """One row: a key of `gate:` whose value is a limit on a metric."""
+
+    key: str  # the metric's key, in evaluation/metrics.py too
+    better: Better  # lower: the limit is the greatest value allowed; higher: the least
+    allowed: Mapping[str, float]  # values of the limit itself, as arguments of pydantic's Field: ge, gt, le, lt
+    description: str  # unit, allowed values and an example
+    needs: Measurement
+
+    def holds(self, value: float | None, limit: float) -> bool:
+        """Whether a measured value keeps the limit. NaN and a value that was not measured do not."""
+        if value is None:
+            return False
+        return value <= limit if self.better == "lower" else value >= limit
+
+
+GATE_KEYS = {
+    row.key: row
+    for row in (
+        GateKey("perplexity_ratio", "lower", {"ge": 1}, "variant / base, 1 or more, such as 1.1", PERPLEXITY),
+        GateKey("mean_kl", "lower", {"gt": 0}, "nats per token, above 0, such as 0.05", KL),
+    )
+}
+
+
+class Limits(Settings):
+    """The base class of `Thresholds`, whose fields are the rows of GATE_KEYS."""
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by key."""
+        return {key: limit for key in GATE_KEYS if (limit := getattr(self, key)) is not None}
+
+
+if TYPE_CHECKING:
+
+    class Thresholds(Limits):
+        """The quality a variant must keep to be published."""
+else:
+    _fields: dict[str, Any] = {
+        row.key: (Real | None, Field(default=None, description=row.description, **row.allowed))
+        for row in GATE_KEYS.values()
+    }
+    Thresholds = create_model(
+        "Thresholds",
+        __base__=Limits,
+        __module__=__name__,
+        __doc__="The quality a variant must keep to be published.",
+        **_fields,
+    )
