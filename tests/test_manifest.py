@@ -65,7 +65,7 @@ def test_a_full_manifest_is_read_with_its_text_and_hash(tmp_path):
     assert document.folder == tmp_path.resolve()
     (step,) = document.manifest.variants["Int4"]
     assert isinstance(step, Gptq) and (step.bits, step.group_size) == (4, 64)
-    assert document.manifest.calibrate.self_ and document.manifest.calibrate.tokens == 2048
+    assert document.manifest.calibrate.self_ and document.manifest.calibrate.sequence_length == 2048
 
 
 def test_defaults_are_those_the_readme_promises(tmp_path):

@@ -56,7 +56,7 @@ class _Rows:
 
 
 def tokens(source: Source, tokenizer: Any, folder: Path, sample: Sample | None, *, shuffle: bool = True) -> Batch:
-    """Sequences of exactly `source.tokens` tokens, as many as `source.samples`.
+    """Sequences of exactly `source.sequence_length` tokens, as many as `source.samples`.
 
     Documents are shuffled by the seed, tokenized as the tokenizer wishes (with its BOS), ended with EOS, put in a
     row and cut; conversations are rendered by the chat template and get nothing added. Where files hold more than is
@@ -68,7 +68,7 @@ def tokens(source: Source, tokenizer: Any, folder: Path, sample: Sample | None, 
     if source.self_:
         if sample is None:
             raise CalibrationError("self: true", "there is no model to sample from", "use `dataset:` or `files:`")
-        ids, note = sample(source.samples, source.tokens, source.seed).to(torch.int32), ""
+        ids, note = sample(source.samples, source.sequence_length, source.seed).to(torch.int32), ""
     else:
         if tokenizer is None:
             raise CalibrationError(source.describe(), "the model has no tokenizer", "add its tokenizer files")
@@ -112,7 +112,7 @@ def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
         everything = list(documents)
         random.Random(source.seed).shuffle(everything)
         documents = iter(everything)
-    needed = source.samples * source.tokens
+    needed = source.samples * source.sequence_length
     stream: list[int] = []
     rendered = False
     for document in documents:
@@ -133,7 +133,7 @@ def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
 
 def _in_order(documents: Iterator[_Document], source: Source, tokenizer: Any, where: str) -> Tensor:
     """int32 [samples, tokens]: the first windows of all text as one. Reads on until the tokens suffice."""
-    needed = source.samples * source.tokens
+    needed = source.samples * source.sequence_length
     characters = 8 * needed  # a first guess; nothing depends on it but how often we look
     pieces: list[str] = []
     read, glue = 0, "\n\n"
@@ -155,15 +155,19 @@ def _in_order(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
 
 def _cut(ids: list[int], source: Source, where: str) -> Tensor:
     """int32 [windows, tokens]; the rest is dropped. Raises CalibrationError where there are too few windows."""
-    windows = len(ids) // source.tokens
+    windows = len(ids) // source.sequence_length
     if windows < source.samples:
-        needed = source.samples * source.tokens
+        needed = source.samples * source.sequence_length
         raise CalibrationError(
             where,
-            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.tokens})",
-            f"use more text, or `samples: {windows}`" if windows else "use more text, or fewer `tokens`",
+            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.sequence_length})",
+            f"use more text, or `samples: {windows}`"
+            if windows
+            else f"use more text, or a smaller `{source.length_key}`",
         )
-    return torch.tensor(ids[: windows * source.tokens], dtype=torch.int32).reshape(windows, source.tokens)
+    return torch.tensor(ids[: windows * source.sequence_length], dtype=torch.int32).reshape(
+        windows, source.sequence_length
+    )
 
 
 # -- from sources to documents
