@@ -8,18 +8,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pico
 import pytest
 import yaml
-from plan_helpers import document
+from plan_helpers import config_json, document, headers
 
-from hubplugin.errors import ManifestError
+from hubplugin.errors import ManifestError, PlanError
 from hubplugin.manifest import base, gptq, loading, masks, methods, prune, recover, schema, sections, source
 from hubplugin.manifest.hints import first_sentence, hint
 from hubplugin.manifest.json_schema import definition_of, json_schema
+from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = sorted((ROOT / "manifests").glob("*.yaml"))
 MODELINE = "# yaml-language-server: $schema=schema.json"
+KEYS = ("tokens", "sequence_length")
 
 
 def settings_classes() -> list[type[base.Settings]]:
@@ -188,3 +191,15 @@ def test_the_former_name_of_the_sequence_length_is_accepted_with_a_note() -> Non
     assert old.manifest.calibrate.model_dump() == new.manifest.calibrate.model_dump()
     assert old.notes == ("calibrate.tokens, variants.V[1].data.tokens: this key is now called sequence_length",)
     assert new.notes == ()
+
+
+def test_a_plan_shows_the_note_and_its_errors_name_the_key_that_is_written() -> None:
+    config = pico.config()
+    raw, stored = config_json(config), headers(config)
+    old, new = (document([{"method": "gptq", "group_size": 32}], calibrate={"self": True, key: 64}) for key in KEYS)
+    assert "\n  calibrate.tokens: this key is now called" in table.render(planner.make(old, raw, stored))
+    assert "is now called" not in table.render(planner.make(new, raw, stored))
+    for key in KEYS:
+        with pytest.raises(PlanError) as caught:
+            planner.make(document([{"method": "gptq"}], calibrate={"self": True, key: 512}), raw, stored)
+        assert caught.value.where == f"m.yaml: calibrate.{key}" and caught.value.fix == f"use {key}: 256 or fewer"
