@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page bench-pruning check fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page bench-pruning check docs fix clean
 
 env: .venv/.ready
 
@@ -60,6 +60,11 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+# the generated parts of README.md and docs/, and manifests/schema.json
+docs: env
+	$(BIN)/python docs/generate.py
 
 fix: env
 	$(BIN)/ruff check --fix .

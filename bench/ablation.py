@@ -94,7 +94,7 @@ def make(step: dict[str, Any], ids: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     document = out.with_suffix(".yaml")
-    source = {"self": True, "samples": calibration.shape[0], "tokens": calibration.shape[1]}
+    source = {"self": True, "samples": calibration.shape[0], "sequence_length": calibration.shape[1]}
     written = {"model": str(DOCS.resolve()), "calibrate": source, "variants": {"variant": [step]}}
     document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
     loaded = loading.load(document)

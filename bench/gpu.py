@@ -56,7 +56,7 @@ def planned(shape: Shape, weights: Weights, **settings: int | bool) -> VariantPl
         document = Path(folder) / "gpu.yaml"
         written = {
             "model": "./random",
-            "calibrate": {"self": True, "samples": shape.sequences, "tokens": shape.length},
+            "calibrate": {"self": True, "samples": shape.sequences, "sequence_length": shape.length},
             "variants": {"GPTQ": [{"method": "gptq", **settings}]},
         }
         document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML

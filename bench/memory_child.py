@@ -52,7 +52,7 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     gptq |= {key: case[key] for key in ("qep", "clip_search") if key in case}
     written = {
         "model": str(base.resolve()),
-        "calibrate": {"files": ["none.txt"], "samples": ids.shape[0], "tokens": ids.shape[1]},  # ids are given
+        "calibrate": {"files": ["none.txt"], "samples": ids.shape[0], "sequence_length": ids.shape[1]},  # ids are given
         "variants": {"variant": [*([{"method": "prune", "ffn": 0.25}] if case.get("prune") else []), gptq]},
     }
     out.mkdir(parents=True)

@@ -137,7 +137,7 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
         )
     else:
         where = {"files": (texts.name,)} if texts else {"self": True}
-        source = Source(samples=sequences, tokens=SEQUENCE, seed=seed, **where)
+        source = Source(samples=sequences, sequence_length=SEQUENCE, seed=seed, **where)
         folder = texts.parent if texts else Path()
         tokenizer = read_tokenizer(DOCS)
         # held-out text is read in order; calibration windows are chosen by the seed

@@ -42,7 +42,7 @@ def main() -> None:
         step = {"method": "gptq", "bits": options.bits, "group_size": options.group_size, **RECIPES[options.recipe]}
         written = {
             "model": str(options.base.resolve()),
-            "calibrate": {"self": True, "samples": ids.shape[0], "tokens": ids.shape[1]},
+            "calibrate": {"self": True, "samples": ids.shape[0], "sequence_length": ids.shape[1]},
             "variants": {"variant": [step]},
         }
         document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML

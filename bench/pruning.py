@@ -208,8 +208,8 @@ def opened(calibration: Path | None, held_out: Path | None) -> Bench:
         reference=quality_metrics.reference(DOCS, row, ids[1], described[1]),
         ids=ids[0],
         calibration=described[0],
-        source={**where, "samples": SEQUENCES, "tokens": SEQUENCE, "seed": 0},
-        more={**where, "samples": MORE_FROM_TEXT if calibration else MORE, "tokens": SEQUENCE, "seed": 2},
+        source={**where, "samples": SEQUENCES, "sequence_length": SEQUENCE, "seed": 0},
+        more={**where, "samples": MORE_FROM_TEXT if calibration else MORE, "sequence_length": SEQUENCE, "seed": 2},
     )
 
 

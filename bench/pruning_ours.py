@@ -81,7 +81,9 @@ def dense(base: Path, work: Path) -> variant_plan.Plan:
 def _planned(base: Path, variants: dict[str, list[Step]], work: Path) -> variant_plan.Plan:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        document = loading.load(write(Path(folder) / "plan.yaml", base, {"self": True, "tokens": 16}, variants))
+        document = loading.load(
+            write(Path(folder) / "plan.yaml", base, {"self": True, "sequence_length": 16}, variants)
+        )
     peek = snapshots.peek(document.manifest.model, document.folder)
     return planner.make(document, peek.config, peek.tensors)
 

@@ -41,7 +41,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "widths, 50%": [{"method": "prune", "ffn": 0.5, "kv_heads": 0.5, "refit": False}],
     "layers, 50%": [{"method": "prune", "layers": 12, "refit": False}],
 }
-CALIBRATION = {"self": True, "samples": 8, "tokens": 128}
+CALIBRATION = {"self": True, "samples": 8, "sequence_length": 128}
 # what is measured -> vLLM's histogram of it, in seconds; a mean is sum over count
 HISTOGRAMS = {
     "ttft": "vllm:time_to_first_token_seconds",

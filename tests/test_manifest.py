@@ -65,7 +65,7 @@ def test_a_full_manifest_is_read_with_its_text_and_hash(tmp_path):
     assert document.folder == tmp_path.resolve()
     (step,) = document.manifest.variants["Int4"]
     assert isinstance(step, Gptq) and (step.bits, step.group_size) == (4, 64)
-    assert document.manifest.calibrate.self_ and document.manifest.calibrate.tokens == 2048
+    assert document.manifest.calibrate.self_ and document.manifest.calibrate.sequence_length == 2048
 
 
 def test_defaults_are_those_the_readme_promises(tmp_path):
@@ -348,3 +348,27 @@ def test_a_manifest_that_publishes_nothing_names_no_repo(tmp_path):
 )
 def test_a_source_describes_itself_in_one_line(source, words):
     assert Source.model_validate(source).describe() == words
+
+
+def test_both_names_of_the_sequence_length_are_refused_and_errors_name_the_one_that_is_written(tmp_path):
+    error = refused(tmp_path, changed("calibrate", {"self": True, "tokens": 64, "sequence_length": 64}))
+    assert error.where == ": calibrate.tokens" and error.fix == "remove it"
+    assert error.what == "is the former name of sequence_length, which is given too"
+    for key in ("tokens", "sequence_length"):
+        error = refused(tmp_path, changed(f"calibrate.{key}", 8))
+        assert error.where == f": calibrate.{key}" and "from 16 to 131072" in error.fix
+    assert "did you mean `sequence_length`?" in refused(tmp_path, changed("calibrate.sequence_lenght", 8)).fix
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "fix"),
+    [
+        ("variants.Int4.0.budget", {"bits_per_weigth": 4.5}, "did you mean `bits_per_weight`?"),
+        ("variants.Int4.0.budget", {"bytes": 9, "options": [{"bit": 4}]}, "add it: bits per weight, such as 4"),
+        ("variants.Int4.0", {"method": "recover", "data": {"sample": 3}}, "did you mean `samples`?"),
+        ("gate.variants", {"Int4": {"mean_k": 1}}, "did you mean `mean_kl`?"),
+        ("calibrate.files", [["a"]], "a list of paths"),
+    ],
+)
+def test_hints_come_from_the_section_that_the_key_is_in(tmp_path, place, value, fix):
+    assert fix in refused(tmp_path, changed(place, value)).fix

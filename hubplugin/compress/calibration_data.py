@@ -55,8 +55,9 @@ class _Rows:
 
 
 def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, shuffle: bool = True) -> TokenSequences:
-    """`source.samples` sequences of exactly `source.tokens` tokens: from files below `folder`, a dataset, or the model
-    in `base`.
+    """`source.samples` sequences of exactly `source.sequence_length` tokens.
+
+    They come from files below `folder`, from a dataset, or from the model in `base`.
 
     Documents are shuffled by the seed, tokenized with the tokenizer's own BOS, ended with EOS, concatenated and cut;
     conversations are rendered by the chat template and get nothing added. Where files hold more than is needed, the
@@ -68,7 +69,10 @@ def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, s
     if source.self_:
         if base is None:
             raise CalibrationError("self: true", "there is no model to sample from", "use `dataset:` or `files:`")
-        ids, note = self_sampling.sample_self(base, source.samples, source.tokens, source.seed).to(torch.int32), ""
+        ids, note = (
+            self_sampling.sample_self(base, source.samples, source.sequence_length, source.seed).to(torch.int32),
+            "",
+        )
     else:
         if tokenizer is None:
             raise CalibrationError(source.describe(), "the model has no tokenizer", "add its tokenizer files")
@@ -105,7 +109,7 @@ def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
         shuffled = list(documents)
         random.Random(source.seed).shuffle(shuffled)
         documents = iter(shuffled)
-    needed = source.samples * source.tokens
+    needed = source.samples * source.sequence_length
     stream: list[int] = []
     rendered = False
     for document in documents:
@@ -126,7 +130,7 @@ def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
 
 def _in_order(documents: Iterator[_Document], source: Source, tokenizer: Any, where: str) -> Tensor:
     """int32 [samples, tokens]: the first windows of all text tokenized as one. Reads until the tokens suffice."""
-    needed = source.samples * source.tokens
+    needed = source.samples * source.sequence_length
     characters = 8 * needed  # a first guess, which only decides how often text is tokenized
     texts: list[str] = []
     read, separator = 0, "\n\n"
@@ -148,15 +152,19 @@ def _in_order(documents: Iterator[_Document], source: Source, tokenizer: Any, wh
 
 def _cut(ids: list[int], source: Source, where: str) -> Tensor:
     """int32 [windows, tokens]; the rest is dropped. Raises CalibrationError where there are too few windows."""
-    windows = len(ids) // source.tokens
+    windows = len(ids) // source.sequence_length
     if windows < source.samples:
-        needed = source.samples * source.tokens
+        needed = source.samples * source.sequence_length
         raise CalibrationError(
             where,
-            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.tokens})",
-            f"use more text, or `samples: {windows}`" if windows else "use more text, or fewer `tokens`",
+            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.sequence_length})",
+            f"use more text, or `samples: {windows}`"
+            if windows
+            else f"use more text, or a smaller `{source.length_key}`",
         )
-    return torch.tensor(ids[: windows * source.tokens], dtype=torch.int32).reshape(windows, source.tokens)
+    return torch.tensor(ids[: windows * source.sequence_length], dtype=torch.int32).reshape(
+        windows, source.sequence_length
+    )
 
 
 # -- from sources to documents

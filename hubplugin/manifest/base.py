@@ -1,4 +1,9 @@
-"""The ground of all settings classes: frozen, strict, and wrong values told in our own words. Knows no setting."""
+"""What all settings classes share: frozen, strict, and their own texts for wrong values. Knows no setting.
+
+Each setting is a `Field` with a description and examples. The first sentence of a description names the value, so that
+it reads on after "write": error messages (hints.py), README's tables and manifests/schema.json are generated from them
+(docs/generate.py).
+"""
 
 from typing import Annotated, ClassVar
 
@@ -12,7 +17,7 @@ Real = Annotated[float, Field(strict=True)]
 
 
 def fault(what: str, fix: str, place: str = "") -> PydanticCustomError:
-    """A validation error in our own words; `place` is appended to where pydantic found it."""
+    """A validation error with our cause and remedy; `place` is appended to pydantic's location."""
     # pydantic fills {names} of its template; `what` may hold braces of the user's, so it travels as a value
     return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "place": place})
 
@@ -24,7 +29,10 @@ class Settings(BaseModel):
 
 
 class StepSettings(Settings):
-    """The settings of one step of a variant; `method` names its row in METHODS."""
+    """The settings of one step of a variant; `method` names its row in METHODS.
+
+    The first line of a subclass's docstring describes the method in README and in the JSON Schema.
+    """
 
     paper: ClassVar[str]  # address of the paper that the method is from
 

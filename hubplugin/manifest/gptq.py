@@ -17,28 +17,46 @@ GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as 
 
 
 class Override(Settings):
-    """What some linears do differently; a key that is not named is the step's own."""
+    """Settings for the linears of one pattern; keys that are left out keep the step's values."""
 
-    bits: Literal[2, 3, 4, 8] | None = None
-    group_size: Literal[-1, 32, 64, 128] | None = None
-    symmetric: StrictBool | None = None
-    activation_bits: Literal[8] | None = None
+    bits: Literal[2, 3, 4, 8] | None = Field(default=None, description="Bits per weight.", examples=[8])
+    group_size: Literal[-1, 32, 64, 128] | None = Field(
+        default=None, description="Inputs that share one scale; -1: all inputs of an output.", examples=[64]
+    )
+    symmetric: StrictBool | None = Field(default=None, description="A grid without zero points.", examples=[False])
+    activation_bits: Literal[8] | None = Field(
+        default=None, description="Bits of activations at run time, per token (W8A8).", examples=[8]
+    )
 
 
 class Option(Settings):
-    """One grid that a budget may choose for a unit of linears."""
+    """A grid that a budget may choose for a unit of linears."""
 
-    bits: Literal[2, 3, 4, 8]
-    group_size: Literal[-1, 32, 64, 128] = 128
-    symmetric: StrictBool = True
+    bits: Literal[2, 3, 4, 8] = Field(description="Bits per weight.", examples=[4])
+    group_size: Literal[-1, 32, 64, 128] = Field(
+        default=128, description="Inputs that share one scale; -1: all inputs of an output.", examples=[32]
+    )
+    symmetric: StrictBool = Field(default=True, description="A grid without zero points.", examples=[False])
 
 
 class Budget(Settings):
-    """What a variant may weigh; bits and group sizes are then chosen, linear by linear, from measured losses."""
+    """A size limit; bits and group sizes are then chosen for each unit of linears from measured losses."""
 
-    bits_per_weight: Real | None = Field(default=None, gt=0)  # of the blocks' linears, with scales and all
-    bytes: Whole | None = Field(default=None, gt=0)  # of all tensors of the folder
-    options: tuple[Option, ...] = ()  # empty: those that stock vLLM reads in the step's format
+    bits_per_weight: Real | None = Field(
+        default=None,
+        gt=0,
+        description="The most bits per weight of the blocks' linears, with scales, zero points and g_idx.",
+        examples=[4.5],
+    )
+    bytes: Whole | None = Field(
+        default=None, gt=0, description="The most bytes of all tensors of the variant.", examples=[9000000]
+    )
+    options: tuple[Option, ...] = Field(
+        default=(),
+        description="A list of grids to choose from. Left out: those that stock vLLM reads in the step's format; "
+        "with 4 bits alone the variant also runs on a CPU, compressed-tensors adds 2 and 3 bits.",
+        examples=[[{"bits": 4}, {"bits": 8}]],
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> "Budget":
@@ -48,51 +66,123 @@ class Budget(Settings):
 
 
 class Quantization(StepSettings):
-    """What every quantizer's step may say: the grid, which linears, the format, and what targets are corrected by."""
+    """The settings of a quantizer: the grid, which linears, the format, the corrections of the target."""
 
-    # what gptqmodel has too; the rest is our own engine's
+    # settings that gptqmodel has too; the others belong to hubplugin's engine
     shared: ClassVar[frozenset[str]] = frozenset(
         {"method", "engine", "bits", "group_size", "symmetric", "format", "act_order", "clip_search", "damp"}
     )
 
-    bits: Literal[2, 3, 4, 8] = 4
-    group_size: Literal[-1, 32, 64, 128] = 128  # inputs that share one scale; -1: a whole row
-    symmetric: StrictBool = True  # false: every group has a zero point of its own
-    format: Literal["gptq", "compressed-tensors"] | None = None  # None: gptq where stock vLLM reads it
-    activation_bits: Literal[8] | None = None  # 8: activations are rounded to int8 per token at run time (W8A8)
-    ignore: tuple[Text, ...] = ()  # linears that stay dense: patterns of module paths (schemes.py says the rule)
-    overrides: dict[Text, Override] = Field(default_factory=dict)  # pattern -> what these linears do differently
-    budget: Budget | None = None  # in place of bits, group_size and symmetric: chosen to fit it
-    lm_head: StrictBool = False  # quantize the output head too
-    act_order: StrictBool = True  # columns by second moment, inside and across groups (GAR); g_idx stays trivial
-    clip_search: StrictBool = True  # search each group's scale for the least weighted squared error
-    signed_scales: StrictBool = True  # and try negative ones: the long side of the grid serves the larger weights
-    qep: StrictBool = True  # aim at the base's outputs, so that later layers make up for the errors of earlier ones
-    qep_tokens: Whole = Field(default=2**15, ge=1)  # at most so many calibration tokens pass through the base for that
-    descent: Whole = Field(default=0, ge=0, le=8)  # passes of coordinate descent over the codes that GPTQ found
-    scale_refit: StrictBool = False  # refit scales to their codes by least squares, after each such pass or once
-    damp: Real = Field(default=0.01, gt=0, le=1)  # of the mean diagonal of the second moments
-    engine: Literal["hubplugin", "gptqmodel"] = "hubplugin"  # who makes the codes; all else is ours
+    bits: Literal[2, 3, 4, 8] = Field(default=4, description="Bits per weight.", examples=[4])
+    group_size: Literal[-1, 32, 64, 128] = Field(
+        default=128, description="Inputs that share one scale; -1: all inputs of an output.", examples=[128]
+    )
+    symmetric: StrictBool = Field(
+        default=True, description="A grid without zero points; false: a zero point per group.", examples=[False]
+    )
+    format: Literal["gptq", "compressed-tensors"] | None = Field(
+        default=None,
+        description="The checkpoint format. Left out: gptq where stock vLLM reads it, else compressed-tensors.",
+        examples=["gptq"],
+    )
+    activation_bits: Literal[8] | None = Field(
+        default=None,
+        description="Bits of activations at run time, per token (W8A8), with bits 8 and group_size -1. "
+        "Left out: activations are not quantized.",
+        examples=[8],
+    )
+    ignore: tuple[Text, ...] = Field(
+        default=(),
+        description="A list of linears that stay dense. A pattern matches a module path, or its end after a dot.",
+        examples=[["down_proj", "layers.0.*"]],
+    )
+    overrides: dict[Text, Override] = Field(
+        default_factory=dict,
+        description="Linears with other settings than the step's, by pattern. The first pattern that matches counts.",
+        examples=[{"down_proj": {"bits": 8}}],
+    )
+    budget: Budget | None = Field(
+        default=None,
+        description="A size limit, in place of bits, group_size and symmetric. Measured losses choose the grid of each "
+        "unit of linears.",
+        examples=[{"bits_per_weight": 4.5}],
+    )
+    lm_head: StrictBool = Field(
+        default=False, description="Quantize the output head too, where it is not tied.", examples=[True]
+    )
+    act_order: StrictBool = Field(
+        default=True,
+        description="Quantize columns in the order of their second moments, inside and across groups (GAR). "
+        "g_idx stays trivial.",
+        examples=[False],
+    )
+    clip_search: StrictBool = Field(
+        default=True,
+        description="Search the scale of each group for the least weighted squared error.",
+        examples=[False],
+    )
+    signed_scales: StrictBool = Field(
+        default=True,
+        description="Try negative scales too: the longer side of the grid then serves the larger weights.",
+        examples=[False],
+    )
+    qep: StrictBool = Field(
+        default=True,
+        description="Correct the target towards the base's outputs (QEP), so that later layers compensate for the "
+        "errors of earlier ones. false is faster.",
+        examples=[False],
+    )
+    qep_tokens: Whole = Field(
+        default=2**15,
+        ge=1,
+        description="The most calibration tokens that also pass through the base, for qep. More take longer.",
+        examples=[131072],
+    )
+    descent: Whole = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="A number of passes of coordinate descent over GPTQ's codes. 0: none.",
+        examples=[1],
+    )
+    scale_refit: StrictBool = Field(
+        default=False,
+        description="Refit scales to their codes by least squares, after each pass of descent or, without one, once.",
+        examples=[True],
+    )
+    damp: Real = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
+        examples=[0.01],
+    )
+    engine: Literal["hubplugin", "gptqmodel"] = Field(
+        default="hubplugin",
+        description=f"The engine that makes the codes: hubplugin's, or gptqmodel {GPTQMODEL}.",
+        examples=["gptqmodel"],
+    )
 
     @property
     def passes(self) -> int:
-        """How often codes or scales are gone through once more after GPTQ's own sweep."""
+        """The number of passes over codes or scales after GPTQ's sweep."""
         return max(self.descent, int(self.scale_refit))
 
     @model_serializer(mode="wrap")
     def _as_it_acts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is written into reports and cards: switches of our own engine are off where another one works."""
-        found: dict[str, Any] = write(self)
+        """The settings in effect, for reports and cards: with another engine, switches of hubplugin's are off."""
+        settings: dict[str, Any] = write(self)
         if self.engine != "hubplugin":
-            found.update({name: False for name, value in found.items() if value is True and name not in self.shared})
-        if not found.get("qep"):
-            found.pop("qep_tokens", None)
-        return found
+            switched_on = [name for name, value in settings.items() if value is True and name not in self.shared]
+            settings.update(dict.fromkeys(switched_on, False))
+        if not settings.get("qep"):
+            settings.pop("qep_tokens", None)
+        return settings
 
 
 class Gptq(Quantization):
-    """Weight quantization with error feedback, written in AutoGPTQ's checkpoint format or compressed-tensors'."""
+    """Weight quantization with error feedback (GPTQ), in AutoGPTQ's or compressed-tensors' checkpoint format."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
 
-    method: Literal["gptq"]
+    method: Literal["gptq"] = Field(description="The method of this step.", examples=["gptq"])

@@ -1,24 +1,20 @@
-"""Reads a manifest: YAML in, a checked `Document` out; every fault as place, cause and remedy.
+"""Reads a manifest: YAML in, a checked `Document` out; errors with place, cause and remedy.
 
 Knows the schema; no model, no torch and no network.
 """
 
-import difflib
 from pathlib import Path
-from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest import yaml_file
-from hubplugin.manifest.base import Settings
-from hubplugin.manifest.gptq import Budget, Option, Override
 from hubplugin.manifest.messages import explain
 from hubplugin.manifest.methods import METHODS
-from hubplugin.manifest.schema import Document, Evaluate, Gate, Manifest, Publish, Thresholds
-from hubplugin.manifest.source import Source
+from hubplugin.manifest.schema import Document, Manifest
+
+KEY_MARK = "[key]"  # pydantic's last location part where the key before it is wrong, not its value
 
 
 def load(path: str | Path) -> Document:
@@ -37,37 +33,23 @@ def load(path: str | Path) -> Document:
 def _schema_error(path: Path, error: ValidationError) -> ManifestError:
     """The first problem as place, cause and remedy; the number of others is added to the cause."""
     problems = error.errors(include_url=False)
-    problem = problems[0]
+    what, fix = explain(problems[0], METHODS)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ManifestError(f"{path}: {_place(problems[0]) or 'manifest'}", what + more, fix)
+
+
+def _place(problem: ErrorDetails) -> str:
+    """Where in the manifest a problem is, such as `variants.Int4[0].bits`."""
+    location = problem["loc"]
+    key_is_wrong = location[-1:] == (KEY_MARK,)
     place = ""
-    for index, part in enumerate(problem["loc"]):
-        if part in METHODS and index and isinstance(problem["loc"][index - 1], int):
-            continue  # pydantic names the branch of the union; the user did not write it
-        if part == "[key]":
-            continue  # and this is how it says that the key before it is wrong
-        place += f"[{part}]" if isinstance(part, int) and problem["loc"][-1] != "[key]" else f".{part}"
+    for index, part in enumerate(location):
+        is_branch = part in METHODS and index and isinstance(location[index - 1], int)
+        if is_branch or part == KEY_MARK:
+            continue  # the user wrote neither: pydantic names the branch of the union, and marks keys
+        place += f"[{part}]" if isinstance(part, int) and not key_is_wrong else f".{part}"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         place += ".method"
     if problem["type"] == "fault" and problem["ctx"]["place"]:
         place += f".{problem['ctx']['place']}"
-    what, fix = explain(problem, METHODS, _near)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return ManifestError(f"{path}: {place.lstrip('.') or 'manifest'}", what + more, fix)
-
-
-def _near(key: str, parents: list[Any]) -> str:
-    """What an unknown key may have meant: the nearest of those allowed in its place, or all of them."""
-    sections: dict[str, type[Settings]] = {
-        "calibrate": Source,
-        "data": Source,
-        "perplexity": Source,
-        "evaluate": Evaluate,
-        "gate": Gate,
-        "publish": Publish,
-        "budget": Budget,
-        **{name: row.settings for name, row in METHODS.items()},
-    }
-    section = sections.get(parents[-1], Thresholds) if parents else Manifest
-    section = Override if "overrides" in parents else Option if "options" in parents else section
-    allowed = [info.alias or name for name, info in section.model_fields.items()]
-    near = difflib.get_close_matches(key, allowed, n=1)
-    return f"did you mean `{near[0]}`?" if near else f"remove it; allowed here: {', '.join(allowed)}"
+    return place.lstrip(".")

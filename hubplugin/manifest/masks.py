@@ -1,4 +1,4 @@
-"""The settings of methods that set single weights to zero: a share or a pattern, exactly one of them.
+"""The settings of masks, which set single weights to zero: a sparsity or a pattern n:m, exactly one of them.
 
 Part of the manifest schema; knows no model and no torch.
 """
@@ -10,22 +10,36 @@ from pydantic import Field, field_validator, model_validator
 
 from hubplugin.manifest.base import Real, StepSettings, Text, fault
 
-MOST_IN_PATTERN = 64  # of n:m; a block of columns holds whole ones
+MOST_IN_PATTERN = 64  # largest m of n:m; a block of columns holds complete groups of m
 
 
 class Masking(StepSettings):
-    """Single weights become zero: a share of them, or so many of every few along the inputs. All are stored."""
+    """A mask: single weights become zero, by sparsity or by an n:m pattern along the inputs. All weights are stored."""
 
-    sparsity: Real | None = Field(default=None, gt=0, lt=1)  # share of each linear's weights that becomes zero
-    pattern: Text | None = None  # "n:m": of every m inputs in a row, an output keeps n
-    ignore: tuple[Text, ...] = ()  # linears that stay whole, by the same patterns as gptq's
+    sparsity: Real | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="The ratio of each linear's weights to set to zero.",
+        examples=[0.5],
+    )
+    pattern: Text | None = Field(
+        default=None,
+        description='A pattern "n:m" in quotes: of m consecutive inputs, an output keeps n weights.',
+        examples=["2:4"],
+    )
+    ignore: tuple[Text, ...] = Field(
+        default=(),
+        description="A list of linears without a mask, by the same patterns as gptq's.",
+        examples=[["down_proj", "layers.0.*"]],
+    )
 
     @field_validator("pattern", mode="before")
     @classmethod
     def _is_pattern(cls, value: Any) -> Any:
         # without quotes, YAML 1.1 takes 2:4 for two minutes and four seconds: the number 124
-        found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", value, re.ASCII) if isinstance(value, str) else None
-        if value is not None and not (found and int(found[1]) < int(found[2]) <= MOST_IN_PATTERN):
+        match = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", value, re.ASCII) if isinstance(value, str) else None
+        if value is not None and not (match and int(match[1]) < int(match[2]) <= MOST_IN_PATTERN):
             raise fault(
                 f"{value!r} is no pattern n:m with n below m, and m at most {MOST_IN_PATTERN}",
                 'write it in quotes, such as pattern: "2:4"',
@@ -43,12 +57,12 @@ class Masking(StepSettings):
         """n and m of a pattern: n weights are kept of every m."""
         if self.pattern is None:
             return None
-        kept, every = self.pattern.split(":")
-        return int(kept), int(every)
+        n, m = self.pattern.split(":")
+        return int(n), int(m)
 
     @property
     def share(self) -> float:
-        """The share of weights that becomes zero."""
+        """The ratio of weights that becomes zero."""
         if self.kept:
             return 1 - self.kept[0] / self.kept[1]
         assert self.sparsity is not None
@@ -56,17 +70,23 @@ class Masking(StepSettings):
 
 
 class Wanda(Masking):
-    """Zeros by weight times the size of its input, row by row; what is kept stays as it is."""
+    """A mask by |weight| times the norm of its input, per output; kept weights do not change (Wanda)."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.11695"
 
-    method: Literal["wanda"]
+    method: Literal["wanda"] = Field(description="The method of this step.", examples=["wanda"])
 
 
 class SparseGpt(Masking):
-    """Zeros by what OBS says they cost, block by block of columns; later weights of a row make up for them."""
+    """A mask by OBS saliency, per block of columns, with error feedback to the later columns (SparseGPT)."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2301.00774"
 
-    method: Literal["sparsegpt"]
-    damp: Real = Field(default=0.01, gt=0, le=1)
+    method: Literal["sparsegpt"] = Field(description="The method of this step.", examples=["sparsegpt"])
+    damp: Real = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
+        examples=[0.01],
+    )

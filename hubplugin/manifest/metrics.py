@@ -35,7 +35,8 @@ class GateKey:
     key: str  # the metric's key, in evaluation/metrics.py too
     better: Better  # lower: the limit is the greatest value allowed; higher: the least
     allowed: Mapping[str, float]  # values of the limit itself, as arguments of pydantic's Field: ge, gt, le, lt
-    description: str  # unit, allowed values and an example
+    description: str  # of the limit, with its unit
+    example: float
     needs: Measurement
 
     def holds(self, value: float | None, limit: float) -> bool:
@@ -48,8 +49,22 @@ class GateKey:
 GATE_KEYS = {
     row.key: row
     for row in (
-        GateKey("perplexity_ratio", "lower", {"ge": 1}, "variant / base, 1 or more, such as 1.1", PERPLEXITY),
-        GateKey("mean_kl", "lower", {"gt": 0}, "nats per token, above 0, such as 0.05", KL),
+        GateKey(
+            "perplexity_ratio",
+            "lower",
+            {"ge": 1},
+            "The highest ratio of the variant's perplexity to the base's.",
+            1.1,
+            PERPLEXITY,
+        ),
+        GateKey(
+            "mean_kl",
+            "lower",
+            {"gt": 0},
+            "The highest mean KL divergence from the base, in nats per token.",
+            0.05,
+            KL,
+        ),
     )
 }
 
@@ -65,16 +80,16 @@ class Limits(Settings):
 if TYPE_CHECKING:
 
     class Thresholds(Limits):
-        """The quality a variant must keep to be published."""
+        """The thresholds of quality that a variant must meet to be published."""
 else:
     _fields: dict[str, Any] = {
-        row.key: (Real | None, Field(default=None, description=row.description, **row.allowed))
+        row.key: (Real | None, Field(default=None, description=row.description, examples=[row.example], **row.allowed))
         for row in GATE_KEYS.values()
     }
     Thresholds = create_model(
         "Thresholds",
         __base__=Limits,
         __module__=__name__,
-        __doc__="The quality a variant must keep to be published.",
+        __doc__="The thresholds of quality that a variant must meet to be published.",
         **_fields,
     )

@@ -1,4 +1,4 @@
-"""What a manifest may say of structured pruning. Part of the schema in `manifest`, and like it without torch."""
+"""The settings of `method: prune`, structured pruning. Part of the manifest schema; knows no model and no torch."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -6,45 +6,93 @@ from pydantic import Field, StrictBool, model_validator
 
 from hubplugin.manifest.base import Real, StepSettings, Whole, fault
 
-Share = Annotated[Real, Field(gt=0, lt=1)]
+Ratio = Annotated[Real, Field(gt=0, lt=1)]
 Count = Annotated[Whole, Field(ge=1)]
 
 
 class Prune(StepSettings):
-    """Structured pruning: what goes is chosen by OBS and by KL, what stays is refitted to the base's outputs."""
+    """Structured pruning by OBS saliency and measured KL; the remaining weights are refitted to the base's outputs."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
     kinds: ClassVar[tuple[str, ...]] = ("ffn", "heads", "kv_heads", "layers", "attention", "mlp")
     targets: ClassVar[tuple[str, ...]] = ("ratio", "params", "latency")
 
-    method: Literal["prune"]
-    # how much of each kind: any of these ...
-    ffn: Share | None = None  # share of FFN channels to remove, the same count in every layer
-    heads: Share | None = None  # share of query heads, equally many of every KV group; the KV cache stays
-    kv_heads: Share | None = None  # share of KV groups: key, value and the query heads that read them
-    layers: Count | None = None  # whole layers
-    attention: Count | None = None  # attention sub-blocks, with layout: per-layer
-    mlp: Count | None = None  # FFN sub-blocks, with layout: per-layer
-    # ... or one target, split over the kinds by what each was measured to cost
-    ratio: Share | None = None  # share of the weights of the blocks' linears to remove
-    params: Count | None = None  # parameters that the whole model may keep
-    latency: Share | None = None  # time per generated token, as a share of the base's
-    layout: Literal["uniform", "per-layer"] = "uniform"  # per-layer: widths differ, vLLM needs hubplugin beside it
-    refit: StrictBool = True  # fit what stays to the base's outputs on the inputs it will really see
-    bias: StrictBool = False  # let biases make up for what is gone on average, where the class has them
-    damp: Real = Field(default=0.01, gt=0, le=1)
+    method: Literal["prune"] = Field(description="The method of this step.", examples=["prune"])
+    # a prune ratio or a count per kind: any of these ...
+    ffn: Ratio | None = Field(
+        default=None,
+        description="The ratio of FFN channels to remove, the same count in all layers.",
+        examples=[0.25],
+    )
+    heads: Ratio | None = Field(
+        default=None,
+        description="The ratio of query heads to remove, the same count in all KV groups. The KV cache keeps its size.",
+        examples=[0.25],
+    )
+    kv_heads: Ratio | None = Field(
+        default=None,
+        description="The ratio of KV heads to remove, with the query heads of their groups.",
+        examples=[0.25],
+    )
+    layers: Count | None = Field(default=None, description="How many layers to remove.", examples=[2])
+    attention: Count | None = Field(
+        default=None, description="How many attention sublayers to remove, with layout: per-layer.", examples=[2]
+    )
+    mlp: Count | None = Field(
+        default=None, description="How many FFN sublayers to remove, with layout: per-layer.", examples=[2]
+    )
+    # ... or one target, split over the kinds by their measured costs
+    ratio: Ratio | None = Field(
+        default=None,
+        description="The ratio of the weights of the blocks' linears to remove: a target, split over channels, heads "
+        "and layers by measured costs.",
+        examples=[0.3],
+    )
+    params: Count | None = Field(
+        default=None,
+        description="How many parameters the model may keep: a target, split like ratio.",
+        examples=[100000000],
+    )
+    latency: Ratio | None = Field(
+        default=None,
+        description="The time per generated token as a ratio of the base's: a target, split like ratio.",
+        examples=[0.8],
+    )
+    layout: Literal["uniform", "per-layer"] = Field(
+        default="uniform",
+        description="The layout of widths: uniform over layers, or per-layer, which loses less and is served with "
+        "hubplugin installed beside vLLM.",
+        examples=["per-layer"],
+    )
+    refit: StrictBool = Field(
+        default=True,
+        description="Fit the remaining weights to the base's outputs, on the pruned model's inputs.",
+        examples=[False],
+    )
+    bias: StrictBool = Field(
+        default=False,
+        description="Fit biases to the mean of the removed outputs, where the model class has biases.",
+        examples=[True],
+    )
+    damp: Real = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
+        examples=[0.01],
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> "Prune":
-        named = [key for key in self.kinds if getattr(self, key) is not None]
-        aims = [key for key in self.targets if getattr(self, key) is not None]
-        if not named and not aims:
+        kinds = [key for key in self.kinds if getattr(self, key) is not None]
+        targets = [key for key in self.targets if getattr(self, key) is not None]
+        if not kinds and not targets:
             raise fault("names nothing to remove", "write one of ffn: 0.25, kv_heads: 0.25, layers: 2, or ratio: 0.3")
-        if len(aims) > 1 or (aims and named):
+        if len(targets) > 1 or (targets and kinds):
             raise fault(
-                f"{aims[0]} and {(aims[1:] + named)[0]} both say how much",
+                f"{targets[0]} and {(targets[1:] + kinds)[0]} both say how much",
                 "keep one target, or kinds without a target",
-                aims[0],
+                targets[0],
             )
         for key in ("attention", "mlp"):
             if self.layout == "uniform" and getattr(self, key) is not None:
@@ -57,5 +105,5 @@ class Prune(StepSettings):
 
     @property
     def measures(self) -> bool:
-        """Whether what goes is decided by measurements on the model, before anything is removed."""
+        """Whether measurements on the model decide what to remove."""
         return any(getattr(self, key) is not None for key in ("layers", "attention", "mlp", *self.targets))

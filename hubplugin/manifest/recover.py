@@ -13,21 +13,60 @@ from hubplugin.manifest.source import Source
 
 
 class Recover(StepSettings):
-    """Training a pruned model back towards the base: its blocks on hidden states, then all of it on predictions."""
+    """Recovery of a pruned model: training on the base's hidden states, block by block, then on its predictions."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
 
-    method: Literal["recover"]
-    blocks: Whole = Field(default=2, ge=0, le=100)  # epochs over hidden states of up to 65536 tokens; 0: left out
-    distill: Real = Field(default=1, ge=0, le=100)  # epochs over the base's predictions; 0: left out
-    learning_rate: Real | None = Field(default=None, gt=0, le=0.1)  # None: 1e-4, with lora 1e-3
-    top_k: Whole = Field(default=64, ge=1)  # of the base's tokens that are told apart; the others count as one
-    lora: Whole | None = Field(default=None, ge=1, le=1024)  # rank of adapters, merged in the end; None: all weights
-    minutes: Real | None = Field(default=None, gt=0)  # of wall time; training is planned to end within
-    data: Source | None = None  # None: the calibration tokens. More text is worth more than more epochs
+    method: Literal["recover"] = Field(description="The method of this step.", examples=["recover"])
+    blocks: Whole = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="A number of epochs of each block on the base's hidden states, of at most 65536 tokens. 0: none.",
+        examples=[2],
+    )
+    distill: Real = Field(
+        default=1,
+        ge=0,
+        le=100,
+        description="A number of epochs of distillation on the base's predictions. 0: none.",
+        examples=[0.5],
+    )
+    learning_rate: Real | None = Field(
+        default=None,
+        gt=0,
+        le=0.1,
+        description="The learning rate. Left out: 0.0001, with lora 0.001.",
+        examples=[0.0001],
+    )
+    top_k: Whole = Field(
+        default=64,
+        ge=1,
+        description="The number of the base's most probable tokens in the distillation loss. The others count as one.",
+        examples=[64],
+    )
+    lora: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="The rank of adapters, which are merged at the end. Left out: all weights are trained.",
+        examples=[16],
+    )
+    minutes: Real | None = Field(
+        default=None,
+        gt=0,
+        description="The most minutes of wall time. Training is planned to end within them.",
+        examples=[10],
+    )
+    data: Source | None = Field(
+        default=None,
+        description="A source of training tokens. Left out: the calibration tokens. More text is worth more than more "
+        "epochs.",
+        examples=[{"files": ["texts/a.txt"], "samples": 1024, "sequence_length": 512}],
+    )
 
     @model_validator(mode="after")
-    def _something(self) -> "Recover":
+    def _trains(self) -> "Recover":
         if self.blocks == self.distill == 0:
             raise _fault("nothing is trained", "give blocks or distill an epoch, or remove the step")
         if self.lora is not None and self.distill == 0:

@@ -21,27 +21,38 @@ from pydantic import (
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import Settings, StepSettings, Text
 from hubplugin.manifest.base import fault as _fault
-from hubplugin.manifest.methods import METHODS
+from hubplugin.manifest.methods import METHODS, recovery_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
-from hubplugin.manifest.source import Source
+from hubplugin.manifest.source import LENGTH, Source
 
 if TYPE_CHECKING:
     Step = StepSettings
-else:  # whatever rows there are: pydantic picks one by its word
+else:  # the union of all rows: pydantic picks one by `method`
     Step = Annotated[Union[tuple(row.settings for row in METHODS.values())], Field(discriminator="method")]  # noqa: UP007
 
 
 class Evaluate(Settings):
-    """What is measured on each finished folder, base and variant in one run."""
+    """The evaluation of each variant beside the base."""
 
-    perplexity: Source
-    kl: StrictBool = True  # mean and 99th percentile of KL(base || variant), and top-1 agreement
+    perplexity: Source = Field(
+        description="A source of evaluation tokens.",
+        examples=[{"self": True, "seed": 1}, {"dataset": "owner/name", "split": "test"}],
+    )
+    kl: StrictBool = Field(
+        default=True,
+        description="Measure mean and 99th percentile of KL(base || variant), and top-1 agreement.",
+        examples=[False],
+    )
 
 
 class Gate(Thresholds):
-    """Thresholds for all variants; what a variant's own entry in `variants` names, it sets differently."""
+    """Thresholds for all variants; an entry in `variants` overrides them for its variant."""
 
-    variants: dict[str, Thresholds] = Field(default_factory=dict)
+    variants: dict[str, Thresholds] = Field(
+        default_factory=dict,
+        description="Thresholds for single variants, by name, in place of the general ones.",
+        examples=[{"Pruned-25": {"perplexity_ratio": 1.15}}],
+    )
 
     def of(self, variant: str) -> Thresholds:
         """The thresholds that hold for one variant: its entry's, and the general ones where that names none."""
@@ -50,12 +61,24 @@ class Gate(Thresholds):
 
 
 class Publish(Settings):
-    """Where variants go. `{model}` and `{variant}` are filled in."""
+    """Where variants are published."""
 
-    repo: str
-    private: StrictBool = True
-    collection: Text | None = Field(default=None, max_length=59)
-    accept_license: StrictBool = False  # the base is gated, or its licence puts duties on derivatives
+    repo: str = Field(
+        description="The repo of each variant, in quotes. `{model}` and `{variant}` are filled in.",
+        examples=["owner/{model}-{variant}"],
+    )
+    private: StrictBool = Field(default=True, description="Create private repos.", examples=[False])
+    collection: Text | None = Field(
+        default=None,
+        max_length=59,
+        description="The title of a collection of all variants. Left out: no collection.",
+        examples=["My models, compressed"],
+    )
+    accept_license: StrictBool = Field(
+        default=False,
+        description="Accept the licence of a gated base, or of one that binds derivatives.",
+        examples=[True],
+    )
 
     @field_validator("repo")
     @classmethod
@@ -72,12 +95,34 @@ class Publish(Settings):
 class Manifest(Settings):
     """One base model and all of its variants."""
 
-    model: Text  # Hub id, optionally @revision; or a local folder
-    calibrate: Source
-    variants: dict[str, tuple[Step, ...]] = Field(min_length=1)
-    evaluate: Evaluate | None = None
-    gate: Gate = Gate()
-    publish: Publish | None = None
+    model: Text = Field(
+        description="The base model: owner/name or owner/name@revision on the Hub, or a local folder.",
+        examples=["Qwen/Qwen3-0.6B", "./folder"],
+    )
+    calibrate: Source = Field(
+        description="A source of calibration tokens.",
+        examples=[{"self": True}, {"dataset": "owner/name", "split": "train"}],
+    )
+    variants: dict[str, tuple[Step, ...]] = Field(
+        min_length=1,
+        description="The variants: names with lists of steps. A step is a method with its settings.",
+        examples=[{"Int4": [{"method": "gptq", "bits": 4}]}],
+    )
+    evaluate: Evaluate | None = Field(
+        default=None,
+        description="The evaluation of each variant. Left out: nothing is measured.",
+        examples=[{"perplexity": {"dataset": "owner/name", "split": "test"}}],
+    )
+    gate: Gate = Field(
+        default=Gate(),
+        description="Thresholds that a variant must meet to be published.",
+        examples=[{"perplexity_ratio": 1.1}],
+    )
+    publish: Publish | None = Field(
+        default=None,
+        description="Where variants are published. Left out: nowhere.",
+        examples=[{"repo": "owner/{model}-{variant}"}],
+    )
 
     @field_validator("variants")
     @classmethod
@@ -105,6 +150,18 @@ class Manifest(Settings):
                     raise _fault(needs.missing, needs.fix, f"{place}.{key}")
         return self
 
+    def sources(self) -> list[tuple[str, Source]]:
+        """All sources of tokens with their places, such as `variants.Int4[0].data`."""
+        found = [("calibrate", self.calibrate)]
+        if self.evaluate is not None:
+            found.append(("evaluate.perplexity", self.evaluate.perplexity))
+        for name, steps in self.variants.items():
+            for index, step in enumerate(steps):
+                recover = recovery_of([step])
+                if recover is not None and recover.data is not None:
+                    found.append((f"variants.{name}[{index}].data", recover.data))
+        return found
+
     def repo_of(self, variant: str) -> str:
         """The repo id a variant is published to. Raises ManifestError where nothing is published."""
         if self.publish is None:
@@ -124,6 +181,12 @@ class Document(BaseModel):
     text: str
     sha256: str
     manifest: Manifest
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a plan says about the manifest itself, such as keys that have a new name."""
+        former = [f"{place}.{source.length_key}" for place, source in self.manifest.sources() if source.renamed]
+        return (f"{', '.join(former)}: this key is now called {LENGTH}",) if former else ()
 
     @property
     def folder(self) -> Path:

@@ -36,7 +36,8 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             self.aliases += 1
             if self.aliases > MAX_ALIASES:
-                raise _refusal(f"more than {MAX_ALIASES} aliases", self.peek_event())
+                parser: Any = self  # types-PyYAML has no types for peek_event
+                raise _refusal(f"more than {MAX_ALIASES} aliases", parser.peek_event())
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

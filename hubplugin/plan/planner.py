@@ -68,6 +68,7 @@ def make(
         linear_parameters=sizes.linear_parameters(row, dims),
         bytes=base.bytes,
         variants=tuple(_variant(document, name, steps, base) for name, steps in manifest.variants.items()),
+        notes=document.notes,
     )
 
 

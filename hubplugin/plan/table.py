@@ -175,7 +175,7 @@ def _notes(plan: Plan) -> list[str]:
     for variant in plan.variants:
         for note in variant.notes:
             found.setdefault(note, []).append(variant.name)
-    return [f"  {', '.join(names)}: {note}" for note, names in found.items()]
+    return [f"  {note}" for note in plan.notes] + [f"  {', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], left: int = 2) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from hubplugin.checkpoint import format_names
 from hubplugin.errors import PlanError
 from hubplugin.manifest.gptq import Quantization
-from hubplugin.manifest.methods import Kind, kind_of, pruning_of, quantization_of, recovery_of
+from hubplugin.manifest.methods import Kind, kind_of, pruning_of, quantization_of
 from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.source import Source
@@ -42,19 +42,13 @@ def text_model(config: Mapping[str, Any], where: str) -> None:
 def sources(document: Document, dims: Dimensions) -> None:
     """Token sources against the model's context, and evaluation against calibration."""
     manifest = document.manifest
-    found: dict[str, Source] = {"calibrate": manifest.calibrate}
-    if manifest.evaluate is not None:
-        found["evaluate.perplexity"] = manifest.evaluate.perplexity
-    for name, steps in manifest.variants.items():
-        for index, step in enumerate(steps):
-            if (own := recovery_of([step])) and own.data is not None:
-                found[f"variants.{name}[{index}].data"] = own.data
+    found: dict[str, Source] = dict(manifest.sources())
     for place, source in found.items():
-        if dims.context is not None and source.tokens > dims.context:
+        if dims.context is not None and source.sequence_length > dims.context:
             raise PlanError(
-                f"{document.path}: {place}.tokens",
-                f"{source.tokens} tokens are longer than this model's context of {dims.context}",
-                f"use tokens: {dims.context} or fewer",
+                f"{document.path}: {place}.{source.length_key}",
+                f"{source.sequence_length} tokens are longer than this model's context of {dims.context}",
+                f"use {source.length_key}: {dims.context} or fewer",
             )
     measured = found.pop("evaluate.perplexity", None)
     seeds = {source.seed for source in found.values() if source.self_}

@@ -102,6 +102,7 @@ class Plan:
     linear_parameters: int
     bytes: int  # as stored
     variants: tuple[VariantPlan, ...]
+    notes: tuple[str, ...] = ()  # about the manifest
 
     @property
     def linear_bits_per_weight(self) -> float:

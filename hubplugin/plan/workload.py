@@ -28,14 +28,14 @@ def of(
     prune = pruning_of(steps)
     recover = recovery_of(steps)
     text = recover.data or source if recover else source
-    seen = text.samples * text.tokens
+    seen = text.samples * text.sequence_length
     return estimates.Work(
         samples=source.samples,
-        tokens=source.tokens,
+        tokens=source.sequence_length,
         quantizes=gptq is not None,
         prunes=prune is not None,
         units=units,
-        corrected=corrected_tokens(steps, source.samples * source.tokens),
+        corrected=corrected_tokens(steps, source.samples * source.sequence_length),
         skips=prune is not None and prune.measures,
         descends=gptq.passes if gptq else 0,
         masks=mask_of(steps) is not None,
@@ -45,7 +45,7 @@ def of(
         blocks_tokens=recover.blocks * min(seen, limits.BLOCK_TOKENS) if recover else 0,
         distilled_tokens=int(recover.distill * seen) if recover else 0,
         # whose hidden states the base's evaluation keeps for its variants
-        evaluated=evaluate.perplexity.samples * evaluate.perplexity.tokens if evaluate else 0,
+        evaluated=evaluate.perplexity.samples * evaluate.perplexity.sequence_length if evaluate else 0,
     )
 
 
