@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress import calibration_data
+from hubplugin.compress.tokenizer import read_tokenizer
 from hubplugin.manifest.gptq import Gptq
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
@@ -32,7 +32,7 @@ def inputs_of_ffn(folder: Path, text: str, sequences: int) -> tuple[Tensor, nn.M
     view = DenseView(folder)
     row = families.match(view.config, str(folder))
     model = Model(view, view.config, row)
-    ids = torch.tensor(calibration_data.read_tokenizer(folder)(text)["input_ids"])
+    ids = torch.tensor(read_tokenizer(folder)(text)["input_ids"])
     batches = model.embed(ids[: len(ids) // TOKENS * TOKENS].reshape(-1, TOKENS)[:sequences])
     middle = len(model) // 2
     for index in range(middle):

@@ -23,7 +23,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress import calibration_data
 from hubplugin.compress.gptqmodel.worker import codes
-from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer import read_tokenizer
 from hubplugin.hub import snapshots
 from hubplugin.manifest import loading
 from hubplugin.methods import linear_algebra
@@ -93,13 +93,7 @@ def main() -> None:
     document, out = loading.load(options.manifest), options.out or Path("out") / options.manifest.stem
     pairs = [(out / name, out / f"{name}{THEIRS}") for name in document.manifest.variants if not name.endswith(THEIRS)]
     base = snapshots.pull(document.manifest.model, document.folder).path
-
-    def sample(count: int, tokens: int, seed: int) -> Tensor:
-        return sample_self(base, count, tokens, seed)
-
-    batch = calibration_data.tokens(
-        document.manifest.calibrate, calibration_data.read_tokenizer(base), document.folder, sample
-    )
+    batch = calibration_data.tokens(document.manifest.calibrate, read_tokenizer(base), document.folder, base)
     for folder in (folder for pair in pairs for folder in pair):
         if report.read(folder).calibration.sha256 != batch.description.sha256:
             parser.error(f"{folder} was made with other tokens; run `hubplugin run {options.manifest}` again")

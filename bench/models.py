@@ -21,7 +21,7 @@ from hubplugin import report
 from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.headers import Header
 from hubplugin.compress import calibration_data
-from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer import read_tokenizer
 from hubplugin.demo import MODEL as DOCS
 from hubplugin.manifest.source import Source
 
@@ -130,7 +130,7 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        vocabulary = len(calibration_data.read_tokenizer(DOCS))
+        vocabulary = len(read_tokenizer(DOCS))
         ids = torch.randint(vocabulary, (sequences, SEQUENCE), generator=generator, dtype=torch.int32)
         made = report.Tokens(
             source="random token ids", sequences=sequences, tokens_per_sequence=SEQUENCE, seed=seed, sha256=_sha256(ids)
@@ -139,19 +139,15 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
         where = {"files": (texts.name,)} if texts else {"self": True}
         source = Source(samples=sequences, tokens=SEQUENCE, seed=seed, **where)
         folder = texts.parent if texts else Path()
-        tokenizer = calibration_data.read_tokenizer(DOCS)
+        tokenizer = read_tokenizer(DOCS)
         # held-out text is read in order; calibration windows are chosen by the seed
-        batch = calibration_data.tokens(source, tokenizer, folder, _sample, shuffle=seed != HELD_OUT)
+        batch = calibration_data.tokens(source, tokenizer, folder, DOCS, shuffle=seed != HELD_OUT)
         ids, made = batch.ids, batch.description
     path.with_suffix(".json").write_text(made.model_dump_json(indent=1), encoding="utf-8")
     part = path.with_name(f".{path.name}")
     numpy.save(part, ids.to(torch.int32).numpy())
     os.replace(part, path)
     return path
-
-
-def _sample(count: int, length: int, seed: int) -> torch.Tensor:
-    return sample_self(DOCS, count, length, seed)
 
 
 def _sha256(ids: torch.Tensor) -> str:

@@ -19,7 +19,7 @@ from hubplugin import interrupt
 from hubplugin.errors import HubPluginError
 from hubplugin.manifest import loading
 from hubplugin.manifest.schema import Document
-from hubplugin.plan.variant_plan import Plan
+from hubplugin.plan.draft import Plan
 
 OUT = Path("out")
 
@@ -106,11 +106,11 @@ def _out(options: argparse.Namespace, path: Path) -> Path:
 def _plan(options: argparse.Namespace) -> int:
     with interrupt.held():
         from hubplugin import memory
-        from hubplugin.plan import table, variant_plan
+        from hubplugin.plan import draft, table
 
     made = _planned(loading.load(options.manifest))
     # planning takes little of what a run has: what is free now is what it will find
-    print(json.dumps(variant_plan.as_json(made), indent=1) if options.json else table.render(made, memory.available()))
+    print(json.dumps(draft.as_json(made), indent=1) if options.json else table.render(made, memory.available()))
     return 0
 
 

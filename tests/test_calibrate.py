@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from hubplugin.compress import calibration_data, self_sampling
 from hubplugin.compress.calibration_data import Batch
 from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.localhub.server import start
 from hubplugin.manifest.source import Source
@@ -191,7 +192,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="no tokenizer"):
         calibration_data.tokens(source(files=["x.txt"]), None, tmp_path, None)
     with pytest.raises(CalibrationError, match="tokenizer"):
-        calibration_data.read_tokenizer(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 # -- datasets
@@ -253,15 +254,16 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
 # -- the model's own samples
 
 
-def test_self_asks_the_model_and_describes_what_it_said(tmp_path: Path) -> None:
-    asked: list[tuple[int, int, int]] = []
+def test_self_asks_the_model_and_describes_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, int, int, int]] = []
 
-    def sample(count: int, tokens: int, seed: int) -> torch.Tensor:
-        asked.append((count, tokens, seed))
+    def sample(base: Path, count: int, tokens: int, seed: int) -> torch.Tensor:
+        asked.append((base, count, tokens, seed))
         return torch.arange(count * tokens).reshape(count, tokens)
 
-    batch = calibration_data.tokens(source(self=True, seed=5), None, tmp_path, sample)
-    assert asked == [(3, 16, 5)] and batch.ids.dtype == torch.int32
+    monkeypatch.setattr(calibration_data, "sample_self", sample)
+    batch = calibration_data.tokens(source(self=True, seed=5), None, tmp_path, tmp_path)
+    assert asked == [(tmp_path, 3, 16, 5)] and batch.ids.dtype == torch.int32
     assert "base model itself" in batch.description.source
     with pytest.raises(CalibrationError, match="no model"):
         calibration_data.tokens(source(self=True), None, tmp_path, None)

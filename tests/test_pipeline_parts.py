@@ -14,9 +14,10 @@ from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.compress import blockwise, calibration_data, export, stages
+from hubplugin.compress import blockwise, export, stages
 from hubplugin.compress.blockwise import Block
 from hubplugin.compress.self_sampling import sample_self
+from hubplugin.compress.tokenizer import read_tokenizer
 from hubplugin.disk import sha256
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
@@ -130,7 +131,7 @@ def test_a_repo_that_also_offers_its_own_code_is_run_by_transformers_class(tmp_p
     make(base, tmp_path / "v", GPTQ)
     assert "auto_map" not in (tmp_path / "v" / "config.json").read_text()
     assert sample_self(base, 2, 16, 0).shape == (2, 16)
-    assert calibration_data.read_tokenizer(base).eos_token_id == 256
+    assert read_tokenizer(base).eos_token_id == 256
 
 
 def in_pieces(base: Path, out: Path, step: dict[str, object], monkeypatch) -> tuple[list[Block], list[Block]]:

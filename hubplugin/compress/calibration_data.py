@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from hubplugin import report
+from hubplugin.compress.self_sampling import sample_self
 from hubplugin.errors import CalibrationError
 from hubplugin.manifest.source import Source
 
@@ -26,8 +27,6 @@ MESSAGES = ("messages", "conversations")
 TEXTS = ("text", "content")
 BUFFER = 1024  # documents of a streamed dataset that the shuffle can choose from at a time
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
-
-Sample = Callable[[int, int, int], Tensor]  # count, tokens, seed -> int32 [count, tokens]
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,10 @@ class _Rows:
     revision: str | None = None
 
 
-def tokens(source: Source, tokenizer: Any, folder: Path, sample: Sample | None, *, shuffle: bool = True) -> Batch:
+def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, shuffle: bool = True) -> Batch:
     """Sequences of exactly `source.tokens` tokens, as many as `source.samples`.
 
+    Files are relative to `folder`; `base` is the folder of the model whose own samples `self: true` asks for.
     Documents are shuffled by the seed, tokenized as the tokenizer wishes (with its BOS), ended with EOS, put in a
     row and cut; conversations are rendered by the chat template and get nothing added. Where files hold more than is
     needed, the seed chooses among all sequences; of a dataset no more is read than is needed. With `shuffle=False`
@@ -66,9 +66,9 @@ def tokens(source: Source, tokenizer: Any, folder: Path, sample: Sample | None, 
     """
     revision = None
     if source.self_:
-        if sample is None:
+        if base is None:
             raise CalibrationError("self: true", "there is no model to sample from", "use `dataset:` or `files:`")
-        ids, note = sample(source.samples, source.tokens, source.seed).to(torch.int32), ""
+        ids, note = sample_self(base, source.samples, source.tokens, source.seed).to(torch.int32), ""
     else:
         if tokenizer is None:
             raise CalibrationError(source.describe(), "the model has no tokenizer", "add its tokenizer files")
@@ -89,18 +89,6 @@ def tokens(source: Source, tokenizer: Any, folder: Path, sample: Sample | None, 
         revision=revision,
     )
     return Batch(ids.contiguous(), description)
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder. Raises CalibrationError where it is missing or broken."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(
-            f"{folder}: tokenizer", f"cannot be loaded: {_line(error)}", "put the model's tokenizer files beside it"
-        ) from error
 
 
 # -- from documents to sequences

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubplugin.compress.calibration_data import read_tokenizer
+from hubplugin.compress.tokenizer import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.progress import progress
 

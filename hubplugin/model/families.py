@@ -107,6 +107,18 @@ class Family:
     tied: bool = False  # whether embeddings are tied where config.json does not say
     experts: Experts | None = None  # `match` gives the row their taps
     whole_heads: bool = False  # transformers refuses a hidden_size that heads do not divide, head_dim or not
+    computed_head_dim: bool = False  # vLLM's class takes it as hidden_size / heads and ignores config.json's
+    alternating: bool = False  # every second layer looks through a window, the first does, where no layer_types say so
+    # pruning: whether blocks are those of DeciLM but for their sizes, and the keys that no other class reads
+    uneven: bool = False
+    class_keys: tuple[str, ...] = ()
+    gptqmodel: bool = False  # gptqmodel returns its linears as they were named (phi3's fused ones it would split)
+
+    @property
+    def every_bias(self) -> tuple[str, ...]:
+        """Keys of config.json that together give every linear of a block a bias; empty where the class has no such."""
+        named = {name for _, names in self.bias_keys for name in names}
+        return tuple(key for key, _ in self.bias_keys) if named >= set(self.linears()) else ()
 
     def linears(self) -> tuple[str, ...]:
         """All linears of a block, in order."""
@@ -177,10 +189,19 @@ FAMILIES: dict[str, Family] = {
         native="LlamaForCausalLM",
         bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)),
         whole_heads=True,
+        uneven=True,
+        class_keys=("pretraining_tp",),
+        gptqmodel=True,
     ),
-    "mistral": replace(SEPARATE, native="MistralForCausalLM"),
+    "mistral": replace(SEPARATE, native="MistralForCausalLM", uneven=True, gptqmodel=True),
     "qwen2": replace(
-        SEPARATE, native="Qwen2ForCausalLM", biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        SEPARATE,
+        native="Qwen2ForCausalLM",
+        biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        computed_head_dim=True,
+        uneven=True,
+        class_keys=("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
+        gptqmodel=True,
     ),
     "qwen3": replace(
         SEPARATE,
@@ -188,6 +209,7 @@ FAMILIES: dict[str, Family] = {
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         bias_keys=(("attention_bias", _ATTENTION),),
         head_dim=128,
+        gptqmodel=True,
     ),
     "gemma2": replace(
         SEPARATE,
@@ -204,6 +226,8 @@ FAMILIES: dict[str, Family] = {
         head_dim=256,
         tied=True,
         whole_heads=True,
+        alternating=True,
+        gptqmodel=True,
     ),
     "phi3": replace(FUSED, native="Phi3ForCausalLM"),
     # what our own pruning makes of a llama where blocks differ; pruned once more, from the base

@@ -14,14 +14,6 @@ from hubplugin.model.architecture import Dimensions, block_configs
 from hubplugin.model.families import FAMILIES, PER_LAYER, Family
 
 UNEVEN_HEADS = "UnevenHeadsForCausalLM"  # our plugin's class for vLLM: DeciLM with query heads layer by layer
-UNEVEN = ("llama", "mistral", "qwen2")  # families whose blocks are those of DeciLM, but for their sizes
-# what only the class that is left behind reads
-LEFT_BEHIND = {
-    "llama": ("pretraining_tp",),
-    "mistral": (),
-    "qwen2": ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
-}
-ALTERNATING = ("gemma2",)  # every second layer looks through a window, from the first on, where config.json names none
 BIASES = ("attention_bias", "mlp_bias")
 
 
@@ -42,7 +34,7 @@ def config(
     if after.blocks:
         return made | _per_layer(base, kind, after, where)
     fewer = (after.heads, after.kv_heads) != (before.heads, before.kv_heads)
-    if kind == "qwen2" and fewer:
+    if FAMILIES[kind].computed_head_dim and fewer:
         if _windows(base):
             what = "vLLM serves a qwen2 of other heads as a llama, which looks through no windows, and this model does"
             raise PlanError(where, what, "prune ffn or layers")
@@ -58,7 +50,7 @@ def config(
     return made
 
 
-def taken(
+def supported_heads(
     prune: Prune,
     base: Mapping[str, Any],
     family: Family,
@@ -84,6 +76,19 @@ def taken(
     return tuple(found)
 
 
+def biases(prune: Prune | None, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys that give every linear of a block a bias, where the step asks for it; `config` is the pruned model's.
+
+    Raises PlanError where its class has none.
+    """
+    if not (prune and prune.bias):
+        return {}
+    keys = FAMILIES[config["model_type"]].every_bias
+    if not keys:
+        raise PlanError(where, f"linears of {config['model_type']} have no biases to fit", "remove it")
+    return {key: True for key in keys}
+
+
 def _windows(base: Mapping[str, Any]) -> bool:
     """Whether layers look through a window, in a family where config.json decides it."""
     return bool(base.get("sliding_window") and (base["model_type"] == "mistral" or base.get("use_sliding_window")))
@@ -103,7 +108,7 @@ def _layers(base: Mapping[str, Any], before: Dimensions, sources: Sequence[int])
     """Keys that go by the number of layers, or name one thing for each."""
     found: dict[str, Any] = {"num_hidden_layers": len(sources)}
     types = base.get("layer_types")
-    if types is None and base["model_type"] in ALTERNATING:
+    if types is None and FAMILIES[base["model_type"]].alternating:
         types = ["full_attention" if index % 2 else "sliding_attention" for index in range(before.layers)]
     if types is not None:
         found["layer_types"] = [types[index] for index in sources]
@@ -120,12 +125,12 @@ def _per_layer(base: Mapping[str, Any], kind: str, after: Dimensions, where: str
     made = _as({}, kind, PER_LAYER, block_configs=block_configs(after), head_dim=after.head_dim, sliding_window=None)
     if len({block.heads for block in after.blocks if block.heads}) > 1:
         made["architectures"] = [UNEVEN_HEADS]
-    return made | ({"attention_bias": True} if kind == "qwen2" else {})
+    return made | ({"attention_bias": True} if FAMILIES[kind].biased else {})
 
 
 def _may_differ(base: Mapping[str, Any], kind: str, where: str) -> None:
     """Raises PlanError where blocks of this model may not differ."""
-    if kind not in UNEVEN or _windows(base):
+    if not FAMILIES[kind].uneven or _windows(base):
         raise PlanError(
             f"{where}.layout",
             f"vLLM's class for blocks that differ is a llama without windows, and this is {kind}",
@@ -137,7 +142,7 @@ def _may_differ(base: Mapping[str, Any], kind: str, where: str) -> None:
 
 def _as(made: Mapping[str, Any], kind: str, other: str, **keys: Any) -> dict[str, Any]:
     """The same model as one of another class."""
-    kept = {key: value for key, value in made.items() if key not in LEFT_BEHIND.get(kind, ())}
+    kept = {key: value for key, value in made.items() if key not in FAMILIES[kind].class_keys}
     return {**kept, "model_type": other, "architectures": [FAMILIES[other].native], **keys}
 
 

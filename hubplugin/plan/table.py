@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from hubplugin.manifest.methods import mask_of
 from hubplugin.plan import masks, schemes, vllm_support
-from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.plan.draft import DraftPlan, Plan
+from hubplugin.plan.variant_plan import VariantPlan
 
 _COLUMNS = (
     *("variant", "weights", "parameters", "MB", "ratio", "bits/weight", "of base", "whole model"),
@@ -26,7 +27,7 @@ def render(plan: Plan, free: int | None = None) -> str:
     revision = f" @ {plan.revision[:12]}" if plan.revision else ""
     blocks = plan.config["num_hidden_layers"]
     head = f"{plan.model}{revision}: {plan.model_type}, {blocks} blocks, {_millions(plan.parameters)} parameters"
-    rows = [_COLUMNS, _base_row(plan), *(_row(plan, variant) for variant in plan.variants)]
+    rows = [_COLUMNS, _base_row(plan), *(_row(plan, draft) for draft in plan.drafts)]
     parts = [
         [head],
         _aligned(rows),
@@ -55,17 +56,19 @@ def _base_row(plan: Plan) -> tuple[str, ...]:
     return ("base", dtypes, *numbers, *("" for _ in _COLUMNS[len(numbers) + 2 :]))
 
 
-def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
-    found = schemes.distinct(linear.scheme for linear in variant.quantized)
-    weights = [shape(plan, variant)] if variant.prune else []
-    if variant.budget:  # which of them is known once losses are measured
-        options = schemes.distinct(one for unit in variant.budget.units for one in unit.options)
+def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
+    variant = draft.estimate
+    planned = schemes.distinct(linear.scheme for linear in variant.quantized)
+    guess = " (a guess, measured by run)" if draft.space else ""
+    weights = [shape(variant) + guess] if variant.prune else []
+    if draft.budget:  # which of them is known once losses are measured
+        options = schemes.distinct(option for unit in draft.budget.units for option in unit.options)
         weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
     else:
-        weights += [str(scheme) for scheme in found]
+        weights += [str(scheme) for scheme in planned]
     if mask := mask_of(variant.steps):
         weights.append(masks.label(mask))
-    if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
+    if planned and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
     return (
@@ -91,15 +94,15 @@ SHORT = {
 }
 
 
-def shape(plan: Plan, variant: VariantPlan) -> str:
-    """What pruning leaves of the blocks."""
+def shape(variant: VariantPlan) -> str:
+    """What pruning leaves of the blocks, in few words."""
     named = [f"{SHORT[key]} {before}>{after}" for key, (before, after) in variant.widths.items()]
     if variant.dims.blocks:
         widths = [one.ffn for one in variant.dims.blocks]
         bare = sum(not one.heads for one in variant.dims.blocks)
         named = [one for one in named if not one.startswith("ffn")]
         named += [f"ffn {min(widths)} to {max(widths)}", *([f"{bare} without attention"] if bare else [])]
-    return ", ".join(named) + (" (a guess, measured by run)" if variant.space else "")
+    return ", ".join(named)
 
 
 def _spare(plan: Plan) -> int:

@@ -9,7 +9,7 @@ from math import gcd
 
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
 from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import PER_LAYER
+from hubplugin.model.families import FAMILIES, PER_LAYER
 from hubplugin.plan.schemes import GPTQ_BITS, HEAD_TILE, LinearPlan, Scheme
 
 CPU = "cpu"
@@ -32,8 +32,6 @@ PLUGIN = (
     "vLLM serves it with hubplugin installed beside it: layers differ in width, and a plugin of ours brings the class "
     "for that (no remote code); transformers alone cannot load it"
 )
-# vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
-COMPUTED_HEAD_DIM = ("qwen2",)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
 
 
 def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
-    if model_type in COMPUTED_HEAD_DIM and sizes.head_dim * sizes.heads != sizes.hidden:
+    if FAMILIES[model_type].computed_head_dim and sizes.head_dim * sizes.heads != sizes.hidden:
         return (
             f"vLLM's {model_type} takes head_dim to be hidden_size / num_attention_heads = "
             f"{sizes.hidden / sizes.heads:g}, this model has {sizes.head_dim}"
