@@ -206,7 +206,7 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
     script = f"""
     sys.path.insert(0, {str(Path(__file__).parent)!r})
     import pico
-    from hubplugin import calibrate
+    from hubplugin.compress import calibration_data
     from hubplugin.errors import CalibrationError
     from hubplugin.manifest import Source
 
@@ -219,7 +219,7 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
 
     def make(shuffle=True, **fields):
         source = Source.model_validate({{"samples": 3, "tokens": 16, **fields}})
-        batch = calibrate.tokens(source, pico.tokenizer(), Path(), None, shuffle=shuffle)
+        batch = calibration_data.tokens(source, pico.tokenizer(), Path(), None, shuffle=shuffle)
         return batch.description.model_dump() | {{"ids": batch.ids.flatten().tolist()}}
 
     def refused(**fields):

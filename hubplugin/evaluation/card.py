@@ -23,6 +23,7 @@ from hubplugin.report import LinearResult, Report
 TEMPLATE = "card.md.jinja"
 WORST = 5  # linears listed with their loss
 PAPERS = {name: row.paper for name, row in METHODS.items()}
+RELATIONS = {Kind.QUANTIZE: "quantized", Kind.RECOVER: "finetune"}  # to the base, in the Hub's vocabulary
 MASKS = {name: row.title for name, row in METHODS.items() if row.kind is Kind.MASK}
 # licences that ask for a sentence of their own in whatever is made from the model
 NOTICES = {
@@ -42,7 +43,9 @@ def render(report: Report) -> str:
     return _template().render(
         report=report,
         front_matter=_Markdown(_yaml(metadata(report))),
-        methods=methods,
+        kinds=[METHODS[method].kind.value for method in methods],
+        quantizer=next((METHODS[step].title for step in methods if METHODS[step].kind is Kind.QUANTIZE), None),
+        mask_updates=any(METHODS[method].updates_kept for method in methods),
         gptq=_gptq(report),
         mask=next((MASKS[method] for method in methods if method in MASKS), None),
         int8_inputs=8 in _settings(report, "activation_bits"),
@@ -67,7 +70,7 @@ def metadata(report: Report) -> dict[str, Any]:
         # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
         # "finetune" would claim training that never happened, so the relation is left out and a tag says what it is;
         # where it was trained back, it did happen.
-        relation = {"gptq": "quantized", "recover": "finetune"}.get(report.steps[-1]["method"])
+        relation = RELATIONS.get(METHODS[report.steps[-1]["method"]].kind)
         if relation:
             data["base_model_relation"] = relation
     if base.licence:
@@ -133,8 +136,8 @@ def _tags(report: Report) -> list[str]:
     gptq = _gptq(report)
     tags = ["hubplugin", "vllm"]
     if gptq:
-        tags += ["gptq", "quantized", f"{gptq['bits']}-bit", f"int{gptq['bits']}"]
-    if any(step["method"] == "prune" for step in report.steps):
+        tags += [gptq["method"], "quantized", f"{gptq['bits']}-bit", f"int{gptq['bits']}"]
+    if any(METHODS[step["method"]].kind is Kind.PRUNE for step in report.steps):
         tags.append("pruned")
     tags += [tag for step in report.steps if step["method"] in MASKS for tag in ("sparse", step["method"])]
     if any(name.startswith("chat_template") for name in report.files):
@@ -164,7 +167,7 @@ def _results(report: Report) -> dict[str, Any]:
 
 
 def _gptq(report: Report) -> dict[str, Any] | None:
-    return next((step for step in report.steps if step["method"] == "gptq"), None)
+    return next((step for step in report.steps if METHODS[step["method"]].kind is Kind.QUANTIZE), None)
 
 
 def _settings(report: Report, key: str) -> set[Any]:
