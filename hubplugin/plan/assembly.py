@@ -143,8 +143,8 @@ def _passes(recipe: Recipe, shape: Shape, variant: VariantPlan) -> tuple[Variant
     plans = [assemble(replace(recipe, steps=first), shape)]
     for steps in later:
         before = plans[-1]
-        made = base_model.read(recipe.name, before.family, before.config, before.tensors)
-        plans.append(assemble(replace(recipe, steps=steps, base=made), pruning_space.unchanged(made.dims)))
+        read = base_model.read(recipe.name, before.family, before.config, before.tensors)
+        plans.append(assemble(replace(recipe, steps=steps, base=read), pruning_space.unchanged(read.dims)))
     return tuple(plans)
 
 

@@ -35,7 +35,7 @@ class Work:
     prunes: Cost | None  # of the method that removes channels and heads
     units: int = 0  # that a budget chooses options for
     corrected: int = 0  # tokens that pass through the base too, to correct targets: a second set of activations
-    skips: bool = False  # parts of the model: the base's hidden states behind them are held too
+    skips: bool = False  # sublayers: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
     number: int = FP32  # bytes of one that the forward pass computes in
@@ -128,7 +128,7 @@ class _Pass:
         return int(weights * (self.work.number + becomes))
 
     def _worst(self) -> int:
-        """What the largest tap takes at its worst moment, or the forward pass that hands hidden states on."""
+        """What the largest input group takes at its worst moment, or the forward pass that hands hidden states on."""
         forward = self._micro() * 3 * max(self.dims.ffn, self.dims.hidden) * self.work.number
         return max(forward, *(self._input_group(input_group) for input_group in self.family.input_groups))
 
@@ -154,7 +154,7 @@ class _Pass:
         return max(moments)
 
     def _ends(self, input_group: InputGroup) -> bool:
-        return self.family.residual and any(part.end in input_group.linears for part in self.family.sublayers)
+        return self.family.residual and any(sublayer.end in input_group.linears for sublayer in self.family.sublayers)
 
     def _head(self) -> int:
         if not self.work.head:
@@ -166,7 +166,7 @@ class _Pass:
 def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work) -> float:
     """Time of the compression itself on a CPU; pulling, sampling calibration text and evaluation come on top.
 
-    Per block: one full forward pass to hand the compressed output on, and for each tap that is measured the
+    Per block: one full forward pass to hand the compressed output on, and for each input group that is measured the
     pass up to it, its second moments, and its method: a factor and the column loop for GPTQ, an inverse and
     the refit of the consumer for pruning.
     """
@@ -175,7 +175,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     size = {name: outputs * inputs for name, (outputs, inputs) in shapes.items()}
     attention = 4 * count * (work.tokens / 2) * dims.heads * dims.head_dim  # causal: half of all pairs
     consumers = {width.consumer for width in family.widths}
-    total = passed = steps = 0.0  # `passed`: one forward pass up to the tap
+    total = passed = steps = 0.0  # `passed`: one forward pass up to the input group
     for index, input_group in enumerate(family.input_groups):
         inputs = shapes[input_group.linears[0]][1]
         stacked = sum(size[name] for name in input_group.linears)

@@ -81,5 +81,5 @@ class VariantPlan:
             return None
         step = quantization_of(self.steps)
         assert step is not None
-        own = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
-        return step.model_copy(update=own)
+        grid = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
+        return step.model_copy(update=grid)

@@ -59,16 +59,18 @@ def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:
 
 def _place(linear: LinearPlan) -> tuple[str, str]:
     """What a linear shares with those it is stacked with: their parent's path, and the first of them."""
-    return linear.name.removesuffix(linear.short), next((one[0] for one in FUSED if linear.short in one), linear.short)
+    return linear.name.removesuffix(linear.short), next(
+        (stack[0] for stack in FUSED if linear.short in stack), linear.short
+    )
 
 
 def _grouped(
     linears: Sequence[LinearPlan], key: Callable[[LinearPlan], tuple[str, str]]
 ) -> list[tuple[LinearPlan, ...]]:
-    found: dict[tuple[str, str], list[LinearPlan]] = {}
+    groups: dict[tuple[str, str], list[LinearPlan]] = {}
     for linear in linears:
-        found.setdefault(key(linear), []).append(linear)
-    return [tuple(members) for members in found.values()]
+        groups.setdefault(key(linear), []).append(linear)
+    return [tuple(members) for members in groups.values()]
 
 
 def whole_words(scheme: Scheme) -> int:
@@ -83,10 +85,10 @@ def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) 
     packed = any(unit.scheme.weight_only for unit in units)
     tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
     note = f"an x86 CPU with {'AMX' if tiles else 'AVX-512'}" if packed or tiles else ""
-    found = [_verdict(CPU, general or cpu, note)]
+    by_target = [_verdict(CPU, general or cpu, note)]
     for tp in TENSOR_PARALLEL:
-        found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
-    return tuple(found)
+        by_target.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
+    return tuple(by_target)
 
 
 def _verdict(target: str, why: str, note: str) -> Verdict:
@@ -110,13 +112,13 @@ class _Unit:
 
 def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
     """The different units of all blocks."""
-    found: dict[_Unit, None] = {}
+    units: dict[_Unit, None] = {}
     for members in _grouped([linear for linear in linears if linear.scheme], _place):
         scheme = members[0].scheme
         assert scheme is not None
-        shorts, outputs = tuple(one.short for one in members), tuple(one.after[0] for one in members)
-        found[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
-    return list(found)
+        shorts, outputs = tuple(linear.short for linear in members), tuple(linear.after[0] for linear in members)
+        units[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
+    return list(units)
 
 
 def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
