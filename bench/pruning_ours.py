@@ -16,7 +16,7 @@ from typing import Any
 
 from hubplugin.hub import snapshots
 from hubplugin.manifest import loading
-from hubplugin.plan import planner, variant_plan
+from hubplugin.plan import draft, planner
 
 Step = dict[str, Any]
 INT8, INT4 = {"method": "gptq", "bits": 8, "group_size": 64}, {"method": "gptq", "bits": 4, "group_size": 64}
@@ -73,12 +73,12 @@ def least(base: Path, ratio: float, work: Path, made: int) -> int:
     return max(math.ceil(round(dense(base, work).linear_parameters * (1 - ratio), 6)), made)
 
 
-def dense(base: Path, work: Path) -> variant_plan.Plan:
+def dense(base: Path, work: Path) -> draft.Plan:
     """The plan of a base, for its own counts."""
     return _planned(base, QUANTIZED, work)
 
 
-def _planned(base: Path, variants: dict[str, list[Step]], work: Path) -> variant_plan.Plan:
+def _planned(base: Path, variants: dict[str, list[Step]], work: Path) -> draft.Plan:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         document = loading.load(

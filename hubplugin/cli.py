@@ -21,7 +21,7 @@ from hubplugin.errors import HubPluginError
 
 if TYPE_CHECKING:
     from hubplugin.manifest.schema import Document
-    from hubplugin.plan.variant_plan import Plan
+    from hubplugin.plan.draft import Plan
 
 NAME = "hubplugin"
 OUT = Path("out")
@@ -130,11 +130,11 @@ def _plan(
     with interrupt.held():
         from hubplugin import memory
         from hubplugin.manifest import loading
-        from hubplugin.plan import table, variant_plan
+        from hubplugin.plan import draft, table
 
     planned = _planned(loading.load(manifest))
     # planning takes little of what a run has: what is free now is what it will find
-    print(json.dumps(variant_plan.as_json(planned), indent=1) if as_json else table.render(planned, memory.available()))
+    print(json.dumps(draft.as_json(planned), indent=1) if as_json else table.render(planned, memory.available()))
 
 
 def _planned(document: "Document") -> "Plan":

@@ -25,7 +25,8 @@ from hubplugin.methods.base import Compressed
 from hubplugin.model import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.plan.draft import Plan
+from hubplugin.plan.variant_plan import VariantPlan
 
 # 4 query heads in 2 groups, which divide hidden_size, and so do half of them
 WIDE: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -59,14 +60,15 @@ def planned(folder: Path, *steps: dict[str, Any]) -> tuple[Document, Plan]:
 
 def decided(folder: Path, *steps: dict[str, Any], tokens: Tensor | None = None) -> VariantPlan:
     """The variant with its shape, measured where the steps leave it open."""
-    document, made = planned(folder, *steps)
-    variant = made.variants[0]
-    if variant.space is None:
-        return variant
+    _, made = planned(folder, *steps)
+    draft = made.drafts[0]
+    if draft.space is None:
+        return draft.settle()
     ids = pico.tokens(8, 48) if tokens is None else tokens
     outside = made.parameters - made.linear_parameters
-    found = pruning_search.search(model_of(folder), ids, pruning_search.Goal(variant.space, outside, "m.yaml"))
-    return planner.decided(document, made, "V", shape=pruning_search.shape_of(found))
+    goal = pruning_search.Goal(draft.space, outside, "m.yaml")
+    found = pruning_search.search(model_of(folder), ids, goal)
+    return draft.settle(shape=pruning_search.shape_of(found))
 
 
 def model_of(folder: Path) -> Model:

@@ -19,7 +19,7 @@ from hubplugin.manifest.gptq import Gptq
 from hubplugin.methods.gptq import gptq
 from hubplugin.model import families
 from hubplugin.model.block_runner import Model
-from hubplugin.plan import planner, variant_plan, vllm_support
+from hubplugin.plan import draft, planner, vllm_support
 from hubplugin.plan.choices.mixed_precision import Budget
 
 MANIFEST = """\
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pico.write(tmp_path_factory.mktemp("allocate") / "pico")
 
 
-def planned(folder: Path, path: Path) -> tuple[schema.Document, variant_plan.Plan]:
+def planned(folder: Path, path: Path) -> tuple[schema.Document, draft.Plan]:
     path.write_text(MANIFEST.format(model=folder), encoding="utf-8")
     document = loading.load(path)
     peek = snapshots.peek(document.manifest.model, document.folder)
@@ -46,11 +46,11 @@ def planned(folder: Path, path: Path) -> tuple[schema.Document, variant_plan.Pla
 
 def parts(folder: Path, path: Path) -> tuple[Model, Budget, Gptq]:
     _, made = planned(folder, path)
-    variant = made.variants[0]
-    step = variant.steps[0]
-    assert variant.budget and isinstance(step, Gptq)
+    draft = made.drafts[0]
+    step = draft.estimate.steps[0]
+    assert draft.budget and isinstance(step, Gptq)
     model = Model(DenseView(folder), made.config, families.match(made.config, "pico"))
-    return model, variant.budget, step
+    return model, draft.budget, step
 
 
 def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp_path: Path) -> None:

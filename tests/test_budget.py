@@ -11,6 +11,7 @@ from hubplugin.errors import ManifestError, PlanError
 from hubplugin.hub import snapshots
 from hubplugin.manifest import loading
 from hubplugin.plan import planner, table, vllm_support
+from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 
 CT: dict[str, Any] = {"format": "compressed-tensors"}
@@ -23,11 +24,15 @@ WIDE: dict[str, Any] = {
 
 
 def planned(budget: dict[str, Any], prune: bool = False, **step: Any) -> VariantPlan:
+    return drafted(budget, prune, **step).estimate
+
+
+def drafted(budget: dict[str, Any], prune: bool = False, **step: Any) -> DraftPlan:
     config = pico.config(**WIDE)
     steps: list[dict[str, Any]] = [{"method": "gptq", "budget": budget, **step}]
     if prune:
         steps.insert(0, {"method": "prune", "ffn": 0.25})
-    return planner.make(document(steps), config_json(config), headers(config)).variants[0]
+    return planner.make(document(steps), config_json(config), headers(config)).drafts[0]
 
 
 def refused(budget: dict[str, Any], **step: Any) -> PlanError:
@@ -51,9 +56,10 @@ def test_bytes_are_those_of_all_tensors_held_and_used(more: int) -> None:
 
 
 def test_the_costs_of_units_are_the_bytes_of_their_tensors() -> None:
-    made = planned({"bits_per_weight": 4.0}, **CT)
-    assert made.budget is not None
-    for unit in made.budget.units:
+    draft = drafted({"bits_per_weight": 4.0}, **CT)
+    made, budget = draft.estimate, draft.budget
+    assert budget is not None
+    for unit in budget.units:
         scheme = made.linear(unit.linears[0].name).scheme
         names = tuple(f"{linear.name}." for linear in unit.linears)
         stored = sum(header.bytes for name, header in made.tensors.items() if name.startswith(names))
@@ -67,20 +73,21 @@ def test_linears_that_are_stacked_agree() -> None:
 
 
 def test_default_options_are_those_of_the_format() -> None:
-    assert _bits(planned({"bits_per_weight": 5.0})) == {4, 8}
-    assert _bits(planned({"bits_per_weight": 5.0}, **CT)) == {2, 3, 4, 8}
-    assert _bits(planned({"bits_per_weight": 3.5, "options": [{"bits": 3}, {"bits": 4}]})) == {3, 4}
+    assert _bits(drafted({"bits_per_weight": 5.0})) == {4, 8}
+    assert _bits(drafted({"bits_per_weight": 5.0}, **CT)) == {2, 3, 4, 8}
+    assert _bits(drafted({"bits_per_weight": 3.5, "options": [{"bits": 3}, {"bits": 4}]})) == {3, 4}
 
 
-def _bits(made: VariantPlan) -> set[int]:
+def _bits(made: DraftPlan) -> set[int]:
     assert made.budget is not None
     return {scheme.bits for unit in made.budget.units for scheme in unit.options}
 
 
 def test_ignored_and_overridden_linears_stay_as_they_are_and_count() -> None:
-    made = planned({"bits_per_weight": 6.0}, ignore=["o_proj"], overrides={"down_proj": {"bits": 8}}, **CT)
-    assert made.budget is not None
-    assert {linear.short for unit in made.budget.units for linear in unit.linears} == {
+    draft = drafted({"bits_per_weight": 6.0}, ignore=["o_proj"], overrides={"down_proj": {"bits": 8}}, **CT)
+    made, budget = draft.estimate, draft.budget
+    assert budget is not None
+    assert {linear.short for unit in budget.units for linear in unit.linears} == {
         *("q_proj", "k_proj", "v_proj"),
         *("gate_proj", "up_proj"),
     }
@@ -102,10 +109,10 @@ def test_a_plan_with_chosen_schemes_has_just_these() -> None:
     config = pico.config(**WIDE)
     asked = document([{"method": "gptq", "budget": {"bits_per_weight": 4.0}, **CT}])
     whole = planner.make(asked, config_json(config), headers(config))
-    limit = whole.variants[0].budget
+    limit = whole.drafts[0].budget
     assert limit is not None
     chosen = limit.schemes([0] * len(limit.units))
-    made = planner.decided(asked, whole, "V", chosen)
+    made = whole.drafts[0].settle(schemes=chosen)
     assert {linear.name: linear.scheme for linear in made.linears} == chosen
 
 
@@ -156,18 +163,19 @@ def test_a_budget_has_exactly_one_limit(tmp_path: Path) -> None:
 def test_the_bench_gives_each_budget_the_bytes_of_a_uniform_variant() -> None:
     asked = loading.load(Path(__file__).parents[1] / "bench" / "allocation.yaml")
     peek = snapshots.peek(asked.manifest.model, asked.folder)
-    made = {variant.name: variant for variant in planner.make(asked, peek.config, peek.tensors).variants}
-    for name, variant in made.items():
-        if variant.budget:
-            uniform = made[name.removeprefix("as-")]
-            assert 0.995 * uniform.bytes < variant.bytes <= uniform.bytes
+    made = {draft.name: draft for draft in planner.make(asked, peek.config, peek.tensors).drafts}
+    for name, draft in made.items():
+        if draft.budget:
+            uniform = made[name.removeprefix("as-")].estimate
+            assert 0.995 * uniform.bytes < draft.estimate.bytes <= uniform.bytes
 
 
 def test_a_quantized_head_counts_in_bytes_and_is_not_chosen_for() -> None:
     config = pico.config(**WIDE, tie_word_embeddings=False)
     for limit in (600_000, 900_000):
         step = {"method": "gptq", "lm_head": True, "budget": {"bytes": limit}, **CT}
-        made = planner.make(document([step]), config_json(config), headers(config)).variants[0]
-        assert made.head and made.head.bits == 4 and made.budget
-        assert not any(unit.linears[0].short == "lm_head" for unit in made.budget.units)
+        draft = planner.make(document([step]), config_json(config), headers(config)).drafts[0]
+        made, budget = draft.estimate, draft.budget
+        assert made.head and made.head.bits == 4 and budget
+        assert not any(unit.linears[0].short == "lm_head" for unit in budget.units)
         assert 0.97 * limit < made.bytes <= limit

@@ -18,7 +18,6 @@ from hubplugin.compress.blockwise import Block
 from hubplugin.compress.search import pruning_search, width_curves
 from hubplugin.errors import PlanError
 from hubplugin.model.architecture import BlockShape
-from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Shaping
@@ -77,7 +76,7 @@ def test_the_first_layer_keeps_its_attention_where_blocks_differ(tmp_path: Path)
 def test_the_divergence_that_is_reported_is_the_models_own(tmp_path: Path) -> None:
     source = base(tmp_path / "m", num_hidden_layers=4)
     _, made = planned(source, step(layers=2))
-    space, ids = made.variants[0].space, pico.tokens(8, 48)
+    space, ids = made.drafts[0].space, pico.tokens(8, 48)
     assert space is not None
     found = pruning_search.search(model_of(source), ids, pruning_search.Goal(space, 0, "V"))
     first, second = found.removed
@@ -97,8 +96,8 @@ def test_a_target_that_no_shape_meets_is_refused(tmp_path: Path) -> None:
     _, made = planned(source, step(params=40000))
     with pytest.raises(PlanError) as caught:
         outside = made.parameters - made.linear_parameters
-        assert made.variants[0].space
-        goal = pruning_search.Goal(made.variants[0].space, outside, "m.yaml: V[0]")
+        assert made.drafts[0].space
+        goal = pruning_search.Goal(made.drafts[0].space, outside, "m.yaml: V[0]")
         pruning_search.search(model_of(source), pico.tokens(8, 48), goal)
     assert caught.value.where == "m.yaml: V[0]" and caught.value.what == "no shape is that small"
 
@@ -106,7 +105,7 @@ def test_a_target_that_no_shape_meets_is_refused(tmp_path: Path) -> None:
 def test_a_survey_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = base(tmp_path / "m", num_hidden_layers=4)
     _, made = planned(source, step(ratio=0.3))
-    space, store = made.variants[0].space, tmp_path / "work" / pruning_search.FILE_NAME
+    space, store = made.drafts[0].space, tmp_path / "work" / pruning_search.FILE_NAME
     assert space is not None
     outside = made.parameters - made.linear_parameters
     (tmp_path / "spill").mkdir()
@@ -171,9 +170,9 @@ def test_neighbours_make_up_for_layers_wherever_they_stood(sources: tuple[int, .
     source = base(tmp_path / "m", num_hidden_layers=4)
     wanted, errors = hidden(source), {}
     for refit in (True, False):
-        document, made = planned(source, step(layers=4 - len(sources), refit=refit))
+        _, made = planned(source, step(layers=4 - len(sources), refit=refit))
         shape = Shape(sources, made.variants[0].dims.shapes())
-        make(source, tmp_path / str(refit), planner.decided(document, made, "V", shape=shape), structured(64, seed=1))
+        make(source, tmp_path / str(refit), made.drafts[0].settle(shape=shape), structured(64, seed=1))
         errors[refit] = float((hidden(tmp_path / str(refit)) - wanted).square().mean())
     assert errors[True] < 0.96 * errors[False], errors
 
@@ -214,8 +213,8 @@ def in_half_precision(folder: Path, name: str) -> tuple[Path, VariantPlan]:
     source = base(folder, num_hidden_layers=6, dtype=torch.bfloat16)
     if name != "parts":
         return source, decided(source, *STEPS[name])
-    document, made = planned(source, *STEPS[name])
-    return source, planner.decided(document, made, "V", shape=HOLLOW)
+    _, made = planned(source, *STEPS[name])
+    return source, made.drafts[0].settle(shape=HOLLOW)
 
 
 def killed_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,9 +260,9 @@ def test_activations_in_files_change_no_byte(name: str, tmp_path: Path, monkeypa
 
 def test_the_plan_of_a_dropped_layer_takes_everything_from_the_layer_that_stays(tmp_path: Path) -> None:
     source = base(tmp_path / "m", num_hidden_layers=4)
-    document, made = planned(source, step(layers=1, refit=False))
+    _, made = planned(source, step(layers=1, refit=False))
     shape = Shape((0, 2, 3), made.variants[0].dims.shapes())
-    make(source, tmp_path / "v", planner.decided(document, made, "V", shape=shape))
+    make(source, tmp_path / "v", made.drafts[0].settle(shape=shape))
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "v"))
     for number, index in enumerate((0, 2, 3)):
         own = {name: tensor for name, tensor in after.items() if name.startswith(f"model.layers.{number}.")}
@@ -274,15 +273,15 @@ def test_the_plan_of_a_dropped_layer_takes_everything_from_the_layer_that_stays(
 
 def test_a_block_stands_for_all_up_to_the_next_that_stays(tmp_path: Path) -> None:
     source = base(tmp_path / "m", num_hidden_layers=6)
-    document, made = planned(source, step(layers=3))
+    _, made = planned(source, step(layers=3))
     for sources, ends in (((1, 3, 4), [2, 3, 5]), ((0, 1, 5), [0, 4, 5])):
         shape = Shape(sources, made.variants[0].dims.shapes())
-        assert stages.stands_for(planner.decided(document, made, "V", shape=shape), source) == ends
+        assert stages.stands_for(made.drafts[0].settle(shape=shape), 6) == ends
 
 
 def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, ids = base(tmp_path / "m", num_hidden_layers=2), pico.tokens(8, 48)
-    space = planned(source, step(ratio=0.3))[1].variants[0].space
+    space = planned(source, step(ratio=0.3))[1].drafts[0].space
     assert space is not None
     seen, curves = [], width_curves._curves
     monkeypatch.setattr(width_curves, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])

@@ -11,6 +11,7 @@ import pico
 import pytest
 from plan_helpers import config_json
 
+from hubplugin.manifest.methods import METHODS, Cost
 from hubplugin.manifest.schema import Manifest
 from hubplugin.model import architecture
 from hubplugin.model.families import match
@@ -19,7 +20,7 @@ from hubplugin.plan.estimates import Memory, Work
 
 BENCH = Path(__file__).parents[1] / "bench"
 GPTQ, PRUNE = {"method": "gptq"}, {"method": "prune", "ffn": 0.25}
-WORK = Work(samples=64, tokens=512, quantizes=True, prunes=False, corrected=64 * 512, number=2)
+WORK = Work(samples=64, tokens=512, quantizes=Cost(), prunes=None, corrected=64 * 512, number=2)
 
 
 def memory(work: Work = WORK, model_type: str = "llama", resident: int = 0, **changes: object) -> Memory:
@@ -58,7 +59,7 @@ def test_wider_blocks_wider_numbers_correction_and_pruning_take_more():
     assert memory().peak > plain.peak
     assert memory(replace(WORK, corrected=0, number=4)).peak > plain.peak
     assert (
-        memory(replace(WORK, corrected=0, prunes=True), intermediate_size=4096).peak
+        memory(replace(WORK, corrected=0, prunes=METHODS["prune"].cost), intermediate_size=4096).peak
         > memory(replace(WORK, corrected=0), intermediate_size=4096).peak
     )
     assert memory(intermediate_size=4096).spilled > memory().spilled

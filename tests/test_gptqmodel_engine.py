@@ -36,14 +36,14 @@ from hubplugin.hub import snapshots
 from hubplugin.manifest.gptq import GPTQMODEL, Gptq
 from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.model import families
-from hubplugin.plan import planner, variant_plan
+from hubplugin.plan import draft, planner
 
 THEIRS = {"method": "gptq", "engine": "gptqmodel", "bits": 4, "group_size": 32}
 DOUBLES = Path(__file__).parent / "doubles"
 library = pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is None, reason="make env-gptqmodel")
 
 
-def of_folder(base: Path, *steps: dict[str, Any]) -> variant_plan.Plan:
+def of_folder(base: Path, *steps: dict[str, Any]) -> draft.Plan:
     """A plan for a model folder, of one variant V."""
     data = {"model": str(base), "calibrate": {"self": True, "tokens": 48}, "variants": {"V": list(steps)}}
     peek = snapshots.peek(str(base), base)

@@ -21,11 +21,12 @@ from hubplugin.evaluation import card, gate, zeros
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.manifest import loading
 from hubplugin.manifest.masks import SparseGpt, Wanda
+from hubplugin.manifest.methods import DENSE
 from hubplugin.methods import linear_algebra, sparsegpt, wanda
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest
 from hubplugin.model import block_runner, families
-from hubplugin.plan import masks, planner, table, variant_plan
+from hubplugin.plan import draft, planner, table
 from hubplugin.plan.variant_plan import VariantPlan
 
 INPUTS = 192  # one and a half blocks
@@ -260,7 +261,7 @@ def test_what_the_manifest_refuses(step: str, where: str, what: str, tmp_path: P
     assert what in refusal.value.what
 
 
-def planned(steps: list[dict[str, Any]], model_type: str = "llama", **changes: Any) -> variant_plan.Plan:
+def planned(steps: list[dict[str, Any]], model_type: str = "llama", **changes: Any) -> draft.Plan:
     config = pico.config(model_type, **changes)
     return planner.make(document(steps), config_json(config), headers(config))
 
@@ -319,8 +320,8 @@ def test_the_plan_counts_zeros_as_weights_and_says_so() -> None:
     assert "quantization_config" not in variant.config
     text = " ".join(table.render(made).split())
     assert "2:4 zeros" in text and "V: vLLM runs this at dense speed and size: 2 of every 4 weights are zero" in text
-    assert variant_plan.as_json(made)["variants"][0]["notes"] == variant.notes
-    assert masks.NOTE not in table.render(planned([GPTQ]))
+    assert draft.as_json(made)["variants"][0]["notes"] == variant.notes
+    assert DENSE not in table.render(planned([GPTQ]))
 
 
 def test_a_pattern_holds_for_pruned_widths() -> None:
@@ -361,11 +362,11 @@ def test_masked_variants_are_made_measured_and_said_to_be_dense(
         made = report.read(out / name)
         line = next(line for line in made.gate if line.name == "zeros as asked")
         assert line.passed and made.passed
-        assert made.notes[0].startswith(masks.NOTE)
+        assert made.notes[0].startswith(DENSE)
         assert {result.method for result in made.linears} - {"prune", "refit"} == {made.steps[-1]["method"]}
         assert name == "Pruned" or made.disk_ratio == pytest.approx(1, rel=0.02)
         card = (out / name / "README.md").read_text()
-        assert masks.NOTE in card and "- sparse\n" in card and "base_model_relation" not in card
+        assert DENSE in card and "- sparse\n" in card and "base_model_relation" not in card
         assert made.steps[-1]["method"] in card and "Fallbacks: none" in card
         assert "sparsity_config" not in (out / name / "config.json").read_text()
     assert report.read(out / "Wanda").sizes.sparsity == pytest.approx(0.5)

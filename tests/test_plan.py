@@ -15,9 +15,10 @@ from hubplugin.errors import FamilyError, PlanError
 from hubplugin.manifest import loading
 from hubplugin.model import architecture
 from hubplugin.model.families import FAMILIES
-from hubplugin.plan import estimates, planner, sizes, table, variant_plan, vllm_support
+from hubplugin.plan import draft, estimates, planner, sizes, table, vllm_support
+from hubplugin.plan.draft import Plan
 from hubplugin.plan.schemes import Scheme
-from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.plan.variant_plan import VariantPlan
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 REAL = ("smollm2-135m-instruct", "qwen3-0.6b", "llama-3.1-8b-instruct")
@@ -563,7 +564,7 @@ def test_time_of_quantizing_is_the_sum_of_its_parts_by_hand():
     config = pico.config(hidden_size=64, intermediate_size=256, num_hidden_layers=1)
     dims = architecture.dimensions(config_json(config), FAMILIES["llama"], "")
     shapes = architecture.linear_shapes(FAMILIES["llama"], dims)
-    work = estimates.Work(samples=2, tokens=32, quantizes=False, prunes=False)
+    work = estimates.Work(samples=2, tokens=32, quantizes=None, prunes=None)
     weights = sum(outputs * inputs for outputs, inputs in shapes.values())
     flops = 2 * 64 * weights + 4 * 64 * 16 * 64  # one forward pass: linears, then causal attention
     assert estimates.seconds(FAMILIES["llama"], dims, shapes, work) == pytest.approx(flops / estimates.FLOPS)
@@ -665,7 +666,7 @@ def test_the_table_says_what_the_base_stores_in_vain():
 
 def test_the_json_holds_everything_and_survives_a_round_trip():
     made = planned({"Int4": [GPTQ], "Small": [PRUNE]})
-    read = json.loads(json.dumps(variant_plan.as_json(made)))
+    read = json.loads(json.dumps(draft.as_json(made)))
     assert read["parameters"] == made.parameters
     int4, small = read["variants"]
     assert int4["steps"][0].items() >= (GPTQ | {"act_order": True, "damp": 0.01, "format": "gptq"}).items()

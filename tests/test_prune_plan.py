@@ -10,7 +10,8 @@ from hubplugin.errors import PlanError
 from hubplugin.model.architecture import BlockShape, block_configs
 from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Measured, Shape
-from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.plan.draft import DraftPlan, Plan
+from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.plan.vllm_support import PLUGIN
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
@@ -29,6 +30,10 @@ def planned(*steps: dict[str, Any], kind: str = "llama", **changes: Any) -> Plan
 
 def variant(*steps: dict[str, Any], kind: str = "llama", **changes: Any) -> VariantPlan:
     return planned(*steps, kind=kind, **changes).variants[0]
+
+
+def drafted(*steps: dict[str, Any], kind: str = "llama", **changes: Any) -> DraftPlan:
+    return planned(*steps, kind=kind, **changes).drafts[0]
 
 
 OUTSIDE = planned(step(ffn=0.25)).parameters - LINEARS
@@ -156,15 +161,16 @@ def test_experts_are_not_pruned() -> None:
 
 
 def test_counts_decide_sizes_and_measurements_only_which_layers() -> None:
-    found = variant(step(layers=1, kv_heads=0.5, ffn=0.25))
+    draft = drafted(step(layers=1, kv_heads=0.5, ffn=0.25))
+    found = draft.estimate
     assert found.widths == {
         "num_hidden_layers": (4, 3),
         "num_attention_heads": (4, 2),
         "num_key_value_heads": (2, 1),
         "intermediate_size": (128, 96),
     }
-    assert found.space is not None and found.sources == (0, 1, 2), "a guess"
-    assert variant(step(kv_heads=0.5)).space is None
+    assert draft.space is not None and found.sources == (0, 1, 2), "a guess"
+    assert drafted(step(kv_heads=0.5)).space is None
 
 
 def test_a_decided_shape_replaces_the_guess() -> None:
@@ -172,8 +178,8 @@ def test_a_decided_shape_replaces_the_guess() -> None:
     config = pico.config("llama", **WIDE)
     made = planner.make(asked, config_json(config), headers(config))
     shape = Shape((0, 2, 3), (BlockShape(4, 2, 128),) * 3)
-    found = planner.decided(asked, made, "V", shape=shape)
-    assert made.variants[0].space is not None and found.space is None
+    found = made.drafts[0].settle(shape=shape)
+    assert made.drafts[0].space is not None and not hasattr(found, "space")
     assert found.sources == (0, 2, 3) and found.tensors == made.variants[0].tensors
 
 
@@ -188,9 +194,9 @@ def test_sizes_are_those_of_the_tensors_that_will_be_there() -> None:
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_widths_that_differ_from_layer_to_layer_keep_whole_groups(kind: str) -> None:
     changes = {"sliding_window": None} if kind == "mistral" else {}
-    found = variant(step(ratio=0.3, layout="per-layer"), {**GPTQ, "group_size": 64}, kind=kind, **changes)
+    found = drafted(step(ratio=0.3, layout="per-layer"), {**GPTQ, "group_size": 64}, kind=kind, **changes)
     assert found.space is not None and found.space.widths == (64, 128)
-    assert variant(step(ratio=0.3), GPTQ).space.widths == (32, 64, 96, 128)  # type: ignore[union-attr]
+    assert drafted(step(ratio=0.3), GPTQ).space.widths == (32, 64, 96, 128)  # type: ignore[union-attr]
 
 
 def test_biases_are_promised_where_they_are_asked_for() -> None:
@@ -209,7 +215,7 @@ def test_a_number_of_parameters_counts_the_biases_that_are_new(kind: str, keys: 
     for params in range(whole.parameters - whole.linear_parameters // 2, whole.parameters, 7777):
         asked = document([step(params=params, **keys)])
         made = planner.make(asked, whole.config, whole.tensors)
-        space = made.variants[0].space
+        space = made.drafts[0].space
         assert space is not None
         limit = space.limit(made.parameters - made.linear_parameters)
         cheap = {option: float(-option[0]) for option in space.weights.attention}
@@ -217,4 +223,4 @@ def test_a_number_of_parameters_counts_the_biases_that_are_new(kind: str, keys: 
         chosen = space.choose(measured, space.weights, limit)
         assert chosen is not None
         for shape in (chosen[0], space.before_measuring(made.parameters - made.linear_parameters)):
-            assert planner.decided(asked, made, "V", shape=shape).parameters <= params
+            assert made.drafts[0].settle(shape=shape).parameters <= params

@@ -15,7 +15,6 @@ from serve_helpers import skip_without_kernels
 from hubplugin.errors import ServeError
 from hubplugin.evaluation import engine_choice, gate
 from hubplugin.model.architecture import BlockShape
-from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.variant_plan import VariantPlan
 from serve import smoke
@@ -31,8 +30,8 @@ pytestmark = pytest.mark.serve
 
 def different(source: Path, *steps: dict[str, Any], shape: Shape = DIFFERENT) -> VariantPlan:
     """A variant whose blocks are narrower, without FFN and without attention, and one of the base's is gone."""
-    document, made = planned(source, step(ratio=0.3, **PER_LAYER), *steps)
-    return planner.decided(document, made, "V", shape=shape)
+    _, made = planned(source, step(ratio=0.3, **PER_LAYER), *steps)
+    return made.drafts[0].settle(shape=shape)
 
 
 def served(source: Path, out: Path, variant: VariantPlan) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_a_target_never_chooses_heads_that_no_class_takes(
     model_type: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     source = base(tmp_path / "m", model_type, num_key_value_heads=4, **changes)
-    space = planned(source, step(ratio=0.3))[1].variants[0].space
+    space = planned(source, step(ratio=0.3))[1].drafts[0].space
     assert space is not None and space.heads == ((1, 1), (2, 2), (4, 4))
 
 
@@ -158,7 +158,7 @@ def test_windows_of_a_qwen2_are_not_lost_with_its_heads(tmp_path: Path) -> None:
         planned(source, step(heads=0.5))
     assert caught.value.where == "m.yaml: variants.V[0]" and "window" in caught.value.what
     assert "ffn" in caught.value.fix
-    space = planned(source, step(ratio=0.3))[1].variants[0].space
+    space = planned(source, step(ratio=0.3))[1].drafts[0].space
     assert space is not None and space.heads == ((4, 2),)
 
 

@@ -183,7 +183,7 @@ def test_blocks_that_differ_are_refused_where_decilm_does_not_compute_them(sourc
     target = Prune.model_validate({"method": "prune", "ratio": 0.3, "layout": "per-layer"})
     row = FAMILIES[source["model_type"]]
     with pytest.raises(PlanError) as caught:  # before anything is measured
-        pruned_config.taken(target, source, row, dimensions(source, row, "x"), [(6, 3)], "V[0]")
+        pruned_config.supported_heads(target, source, row, dimensions(source, row, "x"), [(6, 3)], "V[0]")
     assert caught.value.where == "V[0].layout"
 
 
@@ -209,4 +209,5 @@ def test_targets_choose_among_heads_that_some_class_takes(
     target = Prune.model_validate({"method": "prune", "ratio": 0.3, "bias": bias})
     row = FAMILIES[source["model_type"]]
     sizes: Dimensions = dimensions(source, row, "x")
-    assert pruned_config.taken(target, source, row, sizes, [(2, 1), (4, 2), (3, 3), (6, 3)], "V[0]") == expected
+    heads = [(2, 1), (4, 2), (3, 3), (6, 3)]
+    assert pruned_config.supported_heads(target, source, row, sizes, heads, "V[0]") == expected

@@ -27,17 +27,17 @@ def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
         return None
     step = quantization_of(plan.steps)
     assert step is not None
-    found = schemes.distinct(linear.scheme for linear in plan.quantized)
-    return _gptq(plan, step, found) if found[0].layout == GPTQ else _compressed_tensors(plan, found)
+    distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
+    return _gptq(plan, step, distinct) if distinct[0].layout == GPTQ else _compressed_tensors(plan, distinct)
 
 
-def _gptq(plan: VariantPlan, step: Quantization, found: Sequence[Scheme]) -> dict[str, Any]:
-    usual = found[0]
-    made = {
+def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> dict[str, Any]:
+    commonest = distinct[0]
+    entries = {
         "quant_method": "gptq",
-        "bits": usual.bits,
-        "group_size": usual.group_size,
-        "sym": usual.symmetric,
+        "bits": commonest.bits,
+        "group_size": commonest.group_size,
+        "sym": commonest.symmetric,
         "desc_act": False,  # columns went back to their places: g_idx is trivial and loaders may ignore it
         "static_groups": False,
         "true_sequential": True,
@@ -57,9 +57,9 @@ def _gptq(plan: VariantPlan, step: Quantization, found: Sequence[Scheme]) -> dic
             "report": "report.json",
         },
     }
-    if dynamic := _dynamic(plan, found[1:]):
-        made["dynamic"] = dynamic
-    return made
+    if dynamic := _dynamic(plan, distinct[1:]):
+        entries["dynamic"] = dynamic
+    return entries
 
 
 def _dynamic(plan: VariantPlan, others: Sequence[Scheme]) -> dict[str, dict[str, Any]]:
@@ -68,9 +68,11 @@ def _dynamic(plan: VariantPlan, others: Sequence[Scheme]) -> dict[str, dict[str,
     rules: dict[str, dict[str, Any]] = {}
     for scheme in (None, *others):
         alike = [linear for linear in everything if linear.scheme == scheme]
-        own = {} if scheme is None else {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
+        settings = (
+            {} if scheme is None else {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
+        )
         sign = "-" if scheme is None else "+"
-        rules |= {f"{sign}:{pattern}": own for pattern in _expressions(alike)}
+        rules |= {f"{sign}:{pattern}": settings for pattern in _expressions(alike)}
     return rules
 
 
@@ -98,17 +100,17 @@ def _either(numbers: Sequence[str]) -> str:
     return numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
 
 
-def _compressed_tensors(plan: VariantPlan, found: Sequence[Scheme]) -> dict[str, Any]:
-    layouts = {scheme.layout for scheme in found}
+def _compressed_tensors(plan: VariantPlan, distinct: Sequence[Scheme]) -> dict[str, Any]:
+    layouts = {scheme.layout for scheme in distinct}
     groups = {}
-    for index, scheme in enumerate(found):
+    for index, scheme in enumerate(distinct):
         names = [linear.name for linear in plan.quantized if linear.scheme == scheme]
         if index == 0:  # "Linear" is every linear that is neither ignored nor named by another group, but vLLM's head
             names = ["Linear", *(name for name in names if plan.head and name == plan.head.name)]
         groups[f"group_{index}"] = _group(scheme, names)
     return {
         "quant_method": COMPRESSED_TENSORS,
-        "format": found[0].layout if len(layouts) == 1 else "mixed-precision",
+        "format": distinct[0].layout if len(layouts) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,

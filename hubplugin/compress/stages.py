@@ -1,12 +1,12 @@
-"""From a base's folder to a variant's: one sweep over its blocks, or a sweep, recovery, and a sweep over what it made.
+"""One pass over the blocks of a folder's model, which leaves the folder of a compressed one; where and in what memory.
 
-Every phase takes folders and leaves a folder, so that a killed run goes on in the phase it was killed in. Knows no Hub,
-no evaluation and no card.
+A killed pass goes on after its last finished block. Knows one pass: which of them make a variant, and in which order,
+is the pipeline's. Knows no Hub, no evaluation and no card.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,91 +21,55 @@ from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.compress import blockwise, export
 from hubplugin.compress.gptqmodel import backend
-from hubplugin.manifest.methods import Kind, kind_of, recovery_of
-from hubplugin.manifest.recover import Recover
-from hubplugin.manifest.schema import Document, Step
 from hubplugin.model import configs, families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
 from hubplugin.model.prefetch import Prefetch
-from hubplugin.plan import planner, sizes
+from hubplugin.plan import sizes
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress, track
-from hubplugin.report import LinearResult, Recovery
+from hubplugin.report import LinearResult
 
 SPILL = ".activations"
-PRUNED, RECOVERED = ".pruned", ".recovered"  # folders of phases, inside the variant's in the making
-FOLDERS = (PRUNED, RECOVERED)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What is known of a variant's weights once they are written."""
+class Swept:
+    """What a pass leaves beside its folder."""
 
-    results: list[LinearResult]
-    samples: dict[str, Tensor]  # rows that the gate compares, by linear
+    results: list[LinearResult]  # of all blocks, those of an interrupted run among them
+    samples: dict[str, Tensor]  # rows that the gate compares, float32 [rows, inputs] by full name of the linear
     peak: int  # bytes of memory at most
-    recovery: Recovery | None = None
 
 
-Recovering = Callable[[Path, Path, Recover, list[int]], Recovery]  # student, out, step, what its blocks stand for
+def stands_for(variant: VariantPlan, layers: int) -> list[int]:
+    """For each block of a variant the base's block whose output it should match: the last before the next it keeps.
 
-
-def run(
-    document: Document,
-    base: Path,
-    variant: VariantPlan,
-    tokens: Tensor,
-    out: Path,
-    identity: resume.Fingerprint,
-    recovering: Recovering,
-) -> Made:
-    """Write a variant's weights, config.json and tokenizer to `out`, from a base's folder and calibration tokens.
-
-    `identity` says what they are made from, and what an interrupted run left is taken up where that is the same.
+    `layers` is the number of the base's blocks.
     """
-    later = (at for at, step in enumerate(variant.steps) if at and kind_of(step) is not Kind.QUANTIZE)
-    if (place := next(later, None)) is None:  # pruning and codes are one sweep
-        return sweep(base, variant, tokens, out, identity)
-    pruned = _part(document, base, variant, variant.steps[:place])
-    first = sweep(base, pruned, tokens, out / PRUNED, identity)
-    step, source, rest, recovery = variant.steps[place], out / PRUNED, variant.steps[place:], None
-    if (training := recovery_of([step])) is not None:
-        recovery = recovering(source, out / RECOVERED, training, stands_for(variant, base))
-        source, rest = out / RECOVERED, variant.steps[place + 1 :]
-    if rest:
-        second = sweep(source, _part(document, source, variant, rest), tokens, out, identity)
-        return Made([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
-    for file in (file for file in source.iterdir() if file.name != resume.TRAINING):
-        shutil.copyfile(file, out / file.name)
-    return Made(first.results, _samples(out, variant), memory.peak(), recovery)
-
-
-def _part(document: Document, base: Path, variant: VariantPlan, steps: Sequence[Step]) -> VariantPlan:
-    return planner.part(document, configs.read_config(base, str(base)), model_folder.headers(base), variant, steps)
-
-
-def stands_for(variant: VariantPlan, base: Path) -> list[int]:
-    """For each block of a variant the base's block whose output it should match: the last before the next it keeps."""
-    layers = configs.read_config(base, str(base))["num_hidden_layers"]
     return [after - 1 for after in (*variant.sources[1:], layers)]
 
 
-def _samples(made: Path, variant: VariantPlan) -> dict[str, Tensor]:
-    """Rows of linears that training wrote: there is nothing else to compare them with than what was written."""
-    view = DenseView(made)
-    return {one.name: view.get(f"{one.name}.weight")[: blockwise.SAMPLE_ROWS].float() for one in variant.linears}
+def stored_samples(folder: Path, variant: VariantPlan) -> dict[str, Tensor]:
+    """First rows of linears as a folder stores them: training wrote them, and there is nothing else to compare."""
+    view = DenseView(folder)
+    names = [linear.name for linear in variant.linears]
+    return {name: view.get(f"{name}.weight")[: blockwise.SAMPLE_ROWS].float() for name in names}
 
 
-def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity: resume.Fingerprint) -> Made:
-    """One pass over the blocks of a folder's model; goes on after the last block that an interrupted one finished."""
+def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerprint: resume.Fingerprint) -> Swept:
+    """One pass over the blocks of the model in `base`, with calibration tokens [sequences, tokens]; writes to `out`.
+
+    `fingerprint` says what blocks are made from. Goes on after the last block that an interrupted pass finished, and
+    raises CompressError where that was made from something else.
+    """
     out.mkdir(exist_ok=True)
     config = configs.read_config(base, str(base))
     source: WeightSource = DenseView(base)
     row = families.match(config, str(base))
     if backend.step_of(variant):
-        made = backend.compress(base, out, tokens, variant, row)
-        return Made(made.results, made.samples, made.peak)
+        done = backend.compress(base, out, tokens, variant, row)
+        return Swept(done.results, done.samples, done.peak)
     first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
     stored = TORCH_DTYPES[model_folder.headers(base)[first].dtype]
     device = device_for(variant)
@@ -114,7 +78,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity:
         prefixes = [row.block.format(i=index) for index in range(config["num_hidden_layers"])]
         source = Prefetch(source, prefixes, device, dtype)
     model = Model(source, config, row, dtype, device)
-    target = export.Folder(out, base, variant, row, identity)
+    target = export.Folder(out, base, variant, row, fingerprint)
     if target.finished:
         of = f"{target.finished:02d}/{variant.dims.layers}"
         progress(f"{variant.name} | goes on after block {of} of an interrupted run")
@@ -123,7 +87,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity:
             _blocks(variant, tokens, target, model, stored, spill)
     results, samples = target.results(), target.samples()
     target.finish(keep_blocks=True)  # until evaluation and gate are through, too
-    return Made(results, samples, memory.peak())
+    return Swept(results, samples, memory.peak())
 
 
 def device_for(variant: VariantPlan) -> str:

@@ -1,15 +1,16 @@
 """METHODS: one row for every method that a step may name, ours and those that other distributions bring.
 
-A row says what a manifest may set, what kind of work it is, which module does it, and what a card calls it. The module
-is named, not imported: a manifest is read without torch. Another distribution adds a row by an entry point in the group
-`hubplugin.methods` whose object is a `Method` (docs/contributing.md, Add a method).
+A row says what a manifest may set, what kind of work it is, which module does it, what `plan` checks and estimates, and
+what cards say. Modules are named, not imported: a manifest is read without torch. Another distribution adds a row by an
+entry point in the group `hubplugin.methods` whose object is a `Method` (docs/contributing.md, Add a method). Knows no
+model and no order of steps.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from importlib import metadata
-from typing import cast
+from importlib import import_module, metadata
+from typing import Any, cast
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import StepSettings
@@ -40,6 +41,19 @@ BASES: dict[Kind, type[StepSettings]] = {
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a method adds to the estimates of time and memory, for each linear of [outputs, inputs] it works on.
+
+    All in float32. The defaults are those of a Cholesky factor of the second moments and one sweep over the columns.
+    """
+
+    cubic: float = 1 / 3  # floating-point operations over inputs^3: factors and inverses of second moments
+    sweeps: float = 1.0  # floating-point operations over outputs * inputs^2: updates of weights
+    # matrices of [inputs, inputs] and of [outputs, inputs] that are held together, at the moments that may be the worst
+    peaks: tuple[tuple[int, int], ...] = ((4, 1), (2, 4))
+
+
+@dataclass(frozen=True)
 class Method:
     """One row."""
 
@@ -47,6 +61,11 @@ class Method:
     kind: Kind
     title: str  # as cards write it
     solver: str  # the module with `prepare` and `compress` (methods/base.py, Solver), or that runs the step
+    # "module:function", called by `plan` with (step, linears, where): raises PlanError where settings do not fit
+    check: str = ""
+    cost: Cost = Cost()
+    note: str = ""  # a sentence on the result that table, report and card repeat; empty: sizes say it all
+    updates_kept: bool = False  # of a mask: weights that are kept change too, to make up for the zeros
 
     @property
     def name(self) -> str:
@@ -59,13 +78,32 @@ class Method:
         """The address of the paper."""
         return self.settings.paper
 
+    def fits(self, step: StepSettings, linears: Sequence[Any], where: str) -> None:
+        """Run the row's check on planned linears (plan/schemes.py, LinearPlan). Raises PlanError."""
+        if self.check:
+            module, _, function = self.check.partition(":")
+            getattr(import_module(module), function)(step, linears, where)
+
+
+# vLLM removed its sparse kernels and refuses a sparsity_config: zeros are numbers like any other to it
+DENSE = "vLLM runs this at dense speed and size"
+MASK_CHECK = "hubplugin.plan.masks:check"  # `ignore`, `pattern` and `sparsity` against every linear
 
 OURS = (
-    Method(Gptq, Kind.QUANTIZE, "GPTQ", "hubplugin.methods.gptq.gptq"),
-    Method(Prune, Kind.PRUNE, "OBS", "hubplugin.methods.obs"),
+    Method(Gptq, Kind.QUANTIZE, "GPTQ", "hubplugin.methods.gptq.gptq", check="hubplugin.plan.quantization:check"),
+    # an inverse in place of a factor, updated as columns go, and the refit of what stays
+    Method(Prune, Kind.PRUNE, "OBS", "hubplugin.methods.obs", cost=Cost(cubic=2, sweeps=2, peaks=((6, 4),))),
     Method(Recover, Kind.RECOVER, "distillation", "hubplugin.recovery.recover"),
-    Method(Wanda, Kind.MASK, "Wanda", "hubplugin.methods.wanda"),
-    Method(SparseGpt, Kind.MASK, "SparseGPT", "hubplugin.methods.sparsegpt"),
+    Method(Wanda, Kind.MASK, "Wanda", "hubplugin.methods.wanda", check=MASK_CHECK, note=DENSE),
+    Method(
+        SparseGpt,
+        Kind.MASK,
+        "SparseGPT",
+        "hubplugin.methods.sparsegpt",
+        check=MASK_CHECK,
+        note=DENSE,
+        updates_kept=True,
+    ),
 )
 
 
@@ -73,16 +111,33 @@ def _rows() -> dict[str, Method]:
     """Our rows and those of installed distributions, by name. Raises ManifestError where one is not a row of ours."""
     rows = {row.name: row for row in OURS}
     for entry in metadata.entry_points(group=GROUP):
-        row = entry.load()
-        where = f"entry point {entry.name} of {GROUP}"
-        if not isinstance(row, Method) or not issubclass(row.settings, BASES[row.kind]):
-            raise ManifestError(where, "is no row of METHODS", "mend or remove the package that brings it")
+        row, where = _loaded(entry), _place(entry)
         if row.name in rows:
             raise ManifestError(
                 where, f"a method called {row.name} exists already", "remove the package that brings it"
             )
         rows[row.name] = row
     return rows
+
+
+def _place(entry: metadata.EntryPoint) -> str:
+    package = f" in {entry.dist.name}" if entry.dist else ""
+    return f"entry point {entry.name} of {GROUP}{package}"
+
+
+def _loaded(entry: metadata.EntryPoint) -> Method:
+    """The row that an entry point names. Raises ManifestError where it cannot be imported or is none."""
+    where, fix = _place(entry), "mend or remove the package that brings it"
+    try:
+        row = entry.load()
+    except Exception as error:  # whatever a package raises while it is imported
+        raise ManifestError(where, f"cannot be loaded: {type(error).__name__}: {error}", fix) from error
+    if not isinstance(row, Method) or not issubclass(row.settings, BASES[row.kind]):
+        raise ManifestError(where, "is no row of METHODS", fix)
+    field = row.settings.model_fields.get("method")
+    if field is None or len(getattr(field.annotation, "__args__", ())) != 1 or not hasattr(row.settings, "paper"):
+        raise ManifestError(where, "its settings lack `method: Literal[...]` of one name, or `paper`", fix)
+    return row
 
 
 METHODS: dict[str, Method] = _rows()

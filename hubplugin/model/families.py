@@ -24,8 +24,8 @@ class Sublayer:
     """A submodule of a block that ends in one linear: what goes into that linear is all that must be kept of it."""
 
     name: str
-    end: str  # its last linear; the part's output is that linear's. Empty: it ends in a sum over experts
-    norm: str  # the norm whose output only this part reads
+    end: str  # its last linear; its output is that linear's. Empty: it ends in a sum over experts
+    norm: str  # the norm whose output only this sublayer reads
     pair: bool = False  # returns (output, something nobody reads)
 
     @property
@@ -35,7 +35,7 @@ class Sublayer:
 
     @property
     def output(self) -> str:
-        """The name under which the part's output is kept."""
+        """The name under which its output is kept."""
         return f"out.{self.name}"
 
 
@@ -88,7 +88,7 @@ _MLP_PART = Sublayer("mlp", "mlp.down_proj", "post_attention_layernorm")
 
 @dataclass(frozen=True)
 class Family:
-    """One row. Taps stand in the order in which the block runs them."""
+    """One row. Input groups stand in the order in which the block runs them."""
 
     input_groups: tuple[InputGroup, ...]
     widths: tuple[Width, ...]
@@ -99,21 +99,33 @@ class Family:
     norm: str = "model.norm"
     head: str = "lm_head"
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # weights of [hidden]
-    residual: bool = True  # a part's output is added to the stream as it is, with no norm in between
+    residual: bool = True  # a sublayer's output is added to the stream as it is, with no norm in between
     head_norms: tuple[str, ...] = ()  # weights of [head_dim]
     biased: tuple[str, ...] = ()  # linears that always have a bias
     bias_keys: tuple[tuple[str, tuple[str, ...]], ...] = ()  # config.json key -> linears it gives a bias to
     head_dim: int | None = None  # where config.json names none; None: hidden_size / num_attention_heads
     tied: bool = False  # whether embeddings are tied where config.json does not say
-    experts: Experts | None = None  # `match` gives the row their taps
+    experts: Experts | None = None  # `match` gives the row their input groups
     whole_heads: bool = False  # transformers refuses a hidden_size that heads do not divide, head_dim or not
+    computed_head_dim: bool = False  # vLLM's class takes it as hidden_size / heads and ignores config.json's
+    alternating: bool = False  # every second layer looks through a window, the first does, where no layer_types say so
+    # pruning: whether blocks are those of DeciLM but for their sizes, and the keys that no other class reads
+    uneven: bool = False
+    class_keys: tuple[str, ...] = ()
+    gptqmodel: bool = False  # gptqmodel returns its linears as they were named (phi3's fused ones it would split)
+
+    @property
+    def every_bias(self) -> tuple[str, ...]:
+        """Keys of config.json that together give every linear of a block a bias; empty where the class has no such."""
+        named = {name for _, names in self.bias_keys for name in names}
+        return tuple(key for key, _ in self.bias_keys) if named >= set(self.linears()) else ()
 
     def linears(self) -> tuple[str, ...]:
         """All linears of a block, in order."""
         return tuple(name for input_group in self.input_groups for name in input_group.linears)
 
     def input_group_of(self, linear: str) -> InputGroup:
-        """The tap whose input a linear reads."""
+        """The input group of a linear."""
         return next(input_group for input_group in self.input_groups if linear in input_group.linears)
 
     def width(self, name: str) -> Width:
@@ -121,8 +133,8 @@ class Family:
         return next(width for width in self.widths if width.name == name)
 
     def sublayer_of(self, linear: str) -> Sublayer:
-        """The part of a block that a linear belongs to."""
-        return next(part for part in self.sublayers if linear.startswith(part.name + "."))
+        """The sublayer of a linear."""
+        return next(sublayer for sublayer in self.sublayers if linear.startswith(sublayer.name + "."))
 
 
 _ATTENTION_OUT = InputGroup("attn_out", ("self_attn.o_proj",))
@@ -177,10 +189,19 @@ FAMILIES: dict[str, Family] = {
         native="LlamaForCausalLM",
         bias_keys=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP)),
         whole_heads=True,
+        uneven=True,
+        class_keys=("pretraining_tp",),
+        gptqmodel=True,
     ),
-    "mistral": replace(SEPARATE, native="MistralForCausalLM"),
+    "mistral": replace(SEPARATE, native="MistralForCausalLM", uneven=True, gptqmodel=True),
     "qwen2": replace(
-        SEPARATE, native="Qwen2ForCausalLM", biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        SEPARATE,
+        native="Qwen2ForCausalLM",
+        biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        computed_head_dim=True,
+        uneven=True,
+        class_keys=("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
+        gptqmodel=True,
     ),
     "qwen3": replace(
         SEPARATE,
@@ -188,6 +209,7 @@ FAMILIES: dict[str, Family] = {
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         bias_keys=(("attention_bias", _ATTENTION),),
         head_dim=128,
+        gptqmodel=True,
     ),
     "gemma2": replace(
         SEPARATE,
@@ -204,6 +226,8 @@ FAMILIES: dict[str, Family] = {
         head_dim=256,
         tied=True,
         whole_heads=True,
+        alternating=True,
+        gptqmodel=True,
     ),
     "phi3": replace(FUSED, native="Phi3ForCausalLM"),
     # what our own pruning makes of a llama where blocks differ; pruned once more, from the base
@@ -232,7 +256,7 @@ MOST_EXPERTS = 4096  # each one becomes names; a file from elsewhere must not as
 
 
 def match(config: dict[str, Any], where: str) -> Family:
-    """The row for a config.json, with the taps of as many experts as it names.
+    """The row for a config.json, with the input groups of as many experts as it names.
 
     Raises FamilyError for an architecture that is not in the table.
     """
@@ -248,7 +272,7 @@ def match(config: dict[str, Any], where: str) -> Family:
 
 
 def _with_experts(row: Family, names: Experts, config: dict[str, Any], where: str) -> Family:
-    """The row with two taps for each expert: gate and up, then down. Raises FamilyError where none are counted."""
+    """The row with two input groups per expert: gate and up, then down. Raises FamilyError where there are none."""
     key = next((key for key in names.counts if config.get(key) is not None), names.counts[0])
     count = _number(config, key, MOST_EXPERTS, where)
     share = _number(config, names.chosen, count, where) / count

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hubplugin.limits import DEVICE_MICRO_TOKENS, LOGITS_BYTES, MICRO_TOKENS, PROBE_TOKENS
+from hubplugin.manifest.methods import Cost
 from hubplugin.model.architecture import Dimensions
 from hubplugin.model.families import Family, InputGroup
 
@@ -30,15 +31,15 @@ class Work:
 
     samples: int
     tokens: int  # per sample
-    quantizes: bool
-    prunes: bool
+    quantizes: Cost | None  # of the method that makes codes, where one does
+    prunes: Cost | None  # of the method that removes channels and heads
     units: int = 0  # that a budget chooses options for
     corrected: int = 0  # tokens that pass through the base too, to correct targets: a second set of activations
-    skips: bool = False  # parts of the model: the base's hidden states behind them are held too
+    skips: bool = False  # sublayers: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
     number: int = FP32  # bytes of one that the forward pass computes in
-    masks: bool = False  # single weights are set to zero
+    masks: Cost | None = None  # of the method that sets single weights to zero
     trained: int = 0  # weights that recovery trains ...
     blocks_tokens: int = 0  # ... on so many tokens block by block
     distilled_tokens: int = 0  # ... and on so many all together
@@ -123,11 +124,11 @@ class _Pass:
     def _block(self) -> int:
         """A block as it is stored, and what it becomes: the weights that are computed with, and their codes."""
         weights = sum(outputs * inputs for outputs, inputs in self.shapes.values())
-        becomes = self.work.number * self.corrects + self.work.quantizes
+        becomes = self.work.number * self.corrects + (self.work.quantizes is not None)
         return int(weights * (self.work.number + becomes))
 
     def _worst(self) -> int:
-        """What the largest tap takes at its worst moment, or the forward pass that hands hidden states on."""
+        """What the largest input group takes at its worst moment, or the forward pass that hands hidden states on."""
         forward = self._micro() * 3 * max(self.dims.ffn, self.dims.hidden) * self.work.number
         return max(forward, *(self._input_group(input_group) for input_group in self.family.input_groups))
 
@@ -145,16 +146,15 @@ class _Pass:
             part = square * (self.work.corrected < self.work.samples * self.work.tokens)  # has moments of its own
             sums += part
             moments = [sums + rows, sums + 3 * square + 4 * stack]
-        if self.work.quantizes or self.work.masks:
-            moments += [4 * square + stack, 2 * square + 4 * stack]
+        shrinks = any(width.consumer in input_group.linears for width in self.family.widths)
+        for cost in (self.work.quantizes, self.work.masks, self.work.prunes if shrinks else None):
+            moments += [squares * square + stacks * stack for squares, stacks in cost.peaks] if cost else []
         if self.work.descends:
             moments += [4 * square + 3 * stack, 3 * square + 4 * stack]
-        if self.work.prunes and any(width.consumer in input_group.linears for width in self.family.widths):
-            moments.append(6 * square + 4 * stack)
         return max(moments)
 
     def _ends(self, input_group: InputGroup) -> bool:
-        return self.family.residual and any(part.end in input_group.linears for part in self.family.sublayers)
+        return self.family.residual and any(sublayer.end in input_group.linears for sublayer in self.family.sublayers)
 
     def _head(self) -> int:
         if not self.work.head:
@@ -166,7 +166,7 @@ class _Pass:
 def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work) -> float:
     """Time of the compression itself on a CPU; pulling, sampling calibration text and evaluation come on top.
 
-    Per block: one full forward pass to hand the compressed output on, and for each tap that is measured the
+    Per block: one full forward pass to hand the compressed output on, and for each input group that is measured the
     pass up to it, its second moments, and its method: a factor and the column loop for GPTQ, an inverse and
     the refit of the consumer for pruning.
     """
@@ -175,7 +175,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     size = {name: outputs * inputs for name, (outputs, inputs) in shapes.items()}
     attention = 4 * count * (work.tokens / 2) * dims.heads * dims.head_dim  # causal: half of all pairs
     consumers = {width.consumer for width in family.widths}
-    total = passed = steps = 0.0  # `passed`: one forward pass up to the tap
+    total = passed = steps = 0.0  # `passed`: one forward pass up to the input group
     for index, input_group in enumerate(family.input_groups):
         inputs = shapes[input_group.linears[0]][1]
         stacked = sum(size[name] for name in input_group.linears)
@@ -184,15 +184,14 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         reaching = count * input_group.share
         # tokens are brought to the experts of a block once
         measured = (1 + 2 * twice) * reaching * inputs**2
+        prunes = work.prunes if consumers & set(input_group.linears) else None
+        for cost in (work.masks, work.quantizes, prunes):
+            total += measured + cost.cubic * inputs**3 + cost.sweeps * stacked * inputs if cost else 0
         if work.masks:
-            total += measured + inputs**3 / 3 + stacked * inputs
             steps += inputs * COLUMN_SECONDS * len(input_group.linears)
         if work.quantizes:
-            total += measured + inputs**3 / 3 + stacked * inputs
             total += work.descends * 2 * stacked * inputs
             steps += stacked * WEIGHT_SECONDS * (1 + work.descends / 2) + inputs * COLUMN_SECONDS
-        if work.prunes and consumers & set(input_group.linears):
-            total += measured + 2 * inputs**3 + 2 * stacked * inputs
         passed += 2 * reaching * stacked
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
     # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token

@@ -1,21 +1,15 @@
-"""What a step that sets weights to zero may be given, and what a user must be told of the result.
+"""What a step that sets weights to zero may be given, and what plan, report and card say of the result.
 
-The sentence on speed and size stands here once; plan, report and card repeat it. Settings and shapes alone: no torch,
-and no knowledge of how weights are chosen (methods/wanda.py, methods/sparsegpt.py).
+Knows settings and shapes; not how weights are chosen (a method's solver does) and no torch.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest.masks import Masking
-from hubplugin.manifest.methods import Kind, kind_of
-from hubplugin.manifest.schema import Step
+from hubplugin.manifest.methods import row_of
 from hubplugin.plan import schemes
 from hubplugin.plan.schemes import LinearPlan
-
-# vLLM removed its sparse kernels and refuses a sparsity_config: zeros are numbers like any other to it
-NOTE = "vLLM runs this at dense speed and size"
 
 
 def label(step: Masking) -> str:
@@ -24,37 +18,16 @@ def label(step: Masking) -> str:
 
 
 def notes(step: Masking | None) -> tuple[str, ...]:
-    """What sizes and shapes alone would not tell a user."""
-    if step is None:
+    """The note of the method's row with the numbers of the step; empty where the row has none."""
+    if step is None or not (note := row_of(step).note):
         return ()
     zeros = f"{step.kept[1] - step.kept[0]} of every {step.kept[1]}" if step.kept else f"{100 * step.share:g} % of the"
     where = f" in all linears but {', '.join(step.ignore)}" if step.ignore else ""
-    return (f"{NOTE}: {zeros} weights are zero{where}, and zeros are stored and multiplied like any other number",)
-
-
-def order(steps: Sequence[Step], where: str) -> None:
-    """A mask may follow pruning; nothing follows a mask, and no mask follows codes."""
-    for index, (step, later) in enumerate(pairwise(steps), start=1):
-        kinds = kind_of(step), kind_of(later)
-        if kinds == (Kind.MASK, Kind.PRUNE):
-            raise PlanError(
-                f"{where}[{index}].method",
-                f"prune stands after {step.method}: its refit would fill the zeros again",
-                "put it first",
-            )
-        if kinds[0] is Kind.MASK or kinds == (Kind.QUANTIZE, Kind.MASK):
-            why = (
-                "codes would fill the zeros again" if kinds[1] is Kind.QUANTIZE else "each would undo the other's work"
-            )
-            raise PlanError(
-                f"{where}[{index}].method",
-                f"{later.method} stands after {step.method}: {why}",
-                "keep one of them, or make a variant of each",
-            )
+    return (f"{note}: {zeros} weights are zero{where}, and zeros are stored and multiplied like any other number",)
 
 
 def check(step: Masking, linears: Sequence[LinearPlan], where: str) -> None:
-    """The settings against every linear of the blocks, with the shapes it has once widths are pruned."""
+    """`ignore`, `pattern` and `sparsity` against every linear of the blocks, in the shapes that pruning leaves."""
     for pattern in step.ignore:
         if not any(schemes.matches(pattern, linear.name) for linear in linears):
             raise PlanError(
@@ -62,19 +35,19 @@ def check(step: Masking, linears: Sequence[LinearPlan], where: str) -> None:
                 f"{pattern!r} names no linear that this step sees",
                 f"write a path's end or a pattern, such as {linears[0].short}, {linears[0].name}",
             )
-    left = [linear for linear in linears if not schemes.is_ignored(step, linear.name)]
-    if not left:
+    masked = [linear for linear in linears if not schemes.is_ignored(step, linear.name)]
+    if not masked:
         raise PlanError(f"{where}.ignore", "no linear is left to set to zero", "ignore less, or remove the step")
-    for linear in left:
-        _fits(step, linear, left, where)
+    for linear in masked:
+        _check_linear(step, linear, masked, where)
 
 
-def _fits(step: Masking, linear: LinearPlan, linears: Sequence[LinearPlan], where: str) -> None:
-    """Rows hold whole groups of a pattern, and a share of them is some weights, but not all."""
+def _check_linear(step: Masking, linear: LinearPlan, masked: Sequence[LinearPlan], where: str) -> None:
+    """Rows hold whole groups of a pattern, and a sparsity is some of a row's weights, but not all."""
     inputs = linear.after[1]
     if step.kept and inputs % step.kept[1]:
-        every = [size for size in (4, 8, 16, 32) if not any(one.after[1] % size for one in linears)]
-        other = f"another pattern, such as {every[0] // 2}:{every[0]}" if every else "sparsity"
+        dividing = [size for size in (4, 8, 16, 32) if not any(other.after[1] % size for other in masked)]
+        other = f"another pattern, such as {dividing[0] // 2}:{dividing[0]}" if dividing else "sparsity"
         raise PlanError(
             f"{where}.pattern",
             f"groups of {step.kept[1]} do not divide {linear.short}'s {inputs} inputs",

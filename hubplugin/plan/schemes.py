@@ -59,18 +59,18 @@ def resolve(step: Quantization, names: Sequence[str], vocabulary: int) -> dict[s
     Without a `format:` it is AutoGPTQ's where stock vLLM reads all of it there (4 or 8 bits, symmetric, weights alone;
     and a quantized head only where `vocabulary`, its rows, is whole tiles), else compressed-tensors.
     """
-    found = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
-    kept = [scheme for scheme in found.values() if scheme] + _options(step)
-    plain = all(each.bits in GPTQ_BITS and each.symmetric and each.weight_only for each in kept)
-    usual = GPTQ if plain and not (step.lm_head and vocabulary % HEAD_TILE) else COMPRESSED_TENSORS
-    chosen = step.format or usual
-    return {name: scheme and replace(scheme, layout=_layout(chosen, scheme)) for name, scheme in found.items()}
+    resolved = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
+    wanted = [scheme for scheme in resolved.values() if scheme] + _options(step)
+    plain = all(scheme.bits in GPTQ_BITS and scheme.symmetric and scheme.weight_only for scheme in wanted)
+    default = GPTQ if plain and not (step.lm_head and vocabulary % HEAD_TILE) else COMPRESSED_TENSORS
+    layout_name = step.format or default
+    return {name: scheme and replace(scheme, layout=_layout(layout_name, scheme)) for name, scheme in resolved.items()}
 
 
 def _options(step: Quantization) -> list[Scheme]:
     """What a budget may choose, as far as the manifest says it."""
     options = step.budget.options if step.budget else ()
-    return [Scheme(one.bits, one.group_size, one.symmetric, None, GPTQ) for one in options]
+    return [Scheme(option.bits, option.group_size, option.symmetric, None, GPTQ) for option in options]
 
 
 def _layout(chosen: str, scheme: Scheme) -> str:
@@ -81,25 +81,25 @@ def _layout(chosen: str, scheme: Scheme) -> str:
 
 def _settings(step: Quantization, name: str) -> Scheme:
     pattern = override_of(step, name)
-    over = step.overrides[pattern] if pattern else Override()
+    override = step.overrides[pattern] if pattern else Override()
     return Scheme(
-        bits=step.bits if over.bits is None else over.bits,
-        group_size=step.group_size if over.group_size is None else over.group_size,
-        symmetric=step.symmetric if over.symmetric is None else over.symmetric,
-        activation_bits=step.activation_bits if over.activation_bits is None else over.activation_bits,
+        bits=step.bits if override.bits is None else override.bits,
+        group_size=step.group_size if override.group_size is None else override.group_size,
+        symmetric=step.symmetric if override.symmetric is None else override.symmetric,
+        activation_bits=step.activation_bits if override.activation_bits is None else override.activation_bits,
         layout=GPTQ,
     )
 
 
-def format_of(found: Iterable[Scheme | None]) -> Literal["gptq", "compressed-tensors"]:
+def format_of(resolved: Iterable[Scheme | None]) -> Literal["gptq", "compressed-tensors"]:
     """The file format that resolved schemes are in."""
-    return "gptq" if any(scheme and scheme.layout == GPTQ for scheme in found) else "compressed-tensors"
+    return "gptq" if any(scheme and scheme.layout == GPTQ for scheme in resolved) else "compressed-tensors"
 
 
 def distinct(schemes: Iterable[Scheme | None]) -> list[Scheme]:
     """The different schemes among these, the commonest first, else in their order."""
-    kept = [scheme for scheme in schemes if scheme]
-    return sorted(dict.fromkeys(kept), key=lambda scheme: -kept.count(scheme))
+    quantized = [scheme for scheme in schemes if scheme]
+    return sorted(dict.fromkeys(quantized), key=lambda scheme: -quantized.count(scheme))
 
 
 EXPERTS = ".experts."  # stands in the path of every expert's linears, before its number
@@ -133,5 +133,5 @@ class LinearPlan:
     @property
     def experts(self) -> str:
         """The path of the experts that it belongs to; empty for a linear that every token passes."""
-        before, found, _ = self.name.rpartition(EXPERTS)
-        return before + found.rstrip(".")
+        before, marker, _ = self.name.rpartition(EXPERTS)
+        return before + marker.rstrip(".")

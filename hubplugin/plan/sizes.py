@@ -16,7 +16,8 @@ from hubplugin.plan.schemes import LinearPlan, Scheme
 
 WIDTH_TILE = 128  # pruned widths are multiples of it: kernels and tensor parallelism like them
 SMALL_TILE = 32  # where WIDTH_TILE would leave the width as it was, or nothing of it
-# all that stands for a quantized weight, in any layout, by the end of the names
+RATIOS = tuple(hundredth / 100 for hundredth in range(1, 100))  # of which errors propose one that rounds to a width
+# all tensors of a quantized weight, in any layout, by the end of the names
 PACKED_PARTS = (
     *("qweight", "qzeros", "scales", "g_idx"),
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape"),
@@ -74,11 +75,11 @@ def stored(
     dense: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Header], family: Family, sources: Sequence[int]
 ) -> dict[str, Header]:
     """For every tensor of a variant, the one of the base that it comes from; for a new bias, its weight's."""
-    found = {}
+    headers = {}
     for name in dense:
         old = origin(family, name, sources)
-        found[name] = tensors.get(old) or tensors[old.removesuffix("bias") + "weight"]
-    return found
+        headers[name] = tensors.get(old) or tensors[old.removesuffix("bias") + "weight"]
+    return headers
 
 
 def changed(before: Dimensions, after: Dimensions) -> dict[str, tuple[int, int]]:
@@ -124,15 +125,15 @@ def tensors(
     `dense` are the names and shapes of the pruned, unquantized model; `stored` gives their dtypes.
     """
     quantized = {f"{linear.name}.weight": linear for linear in linears}
-    found: dict[str, Header] = {}
+    headers: dict[str, Header] = {}
     for name, shape in dense.items():
         linear = quantized.get(name)
         if linear is None or linear.scheme is None:
-            found[name] = Header(stored[name].dtype, shape)
+            headers[name] = Header(stored[name].dtype, shape)
         else:
             packed = packed_tensors(*linear.after, linear.scheme, stored[name].dtype)
-            found.update({f"{linear.name}.{part}": header for part, header in packed.items()})
-    return found
+            headers.update({f"{linear.name}.{part}": header for part, header in packed.items()})
+    return headers
 
 
 def packed_tensors(outputs: int, inputs: int, scheme: Scheme, dtype: str) -> dict[str, Header]:
@@ -182,7 +183,7 @@ def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parame
     """Bytes and bits per weight of the tensors of one folder, planned or read back from its files.
 
     `linears` are those of the blocks, with the shapes they have in that folder; `parameters` is the logical
-    count. A linear's bits are those of its weight, or of all that stands for it (codes, scales, zeros, g_idx, shape),
+    count. A linear's bits are those of its weight, or of its packed tensors (codes, scales, zeros, g_idx, shape),
     over its own weights after pruning; its bias is no weight. The model's bits are those of all tensors.
     """
     linears = tuple(linears)

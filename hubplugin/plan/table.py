@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from hubplugin.manifest.methods import mask_of
 from hubplugin.plan import masks, schemes, vllm_support
-from hubplugin.plan.variant_plan import Plan, VariantPlan
+from hubplugin.plan.draft import DraftPlan, Plan
+from hubplugin.plan.variant_plan import VariantPlan
 
 _COLUMNS = (
     *("variant", "weights", "parameters", "MB", "ratio", "bits/weight", "of base", "whole model"),
@@ -26,7 +27,7 @@ def render(plan: Plan, free: int | None = None) -> str:
     revision = f" @ {plan.revision[:12]}" if plan.revision else ""
     blocks = plan.config["num_hidden_layers"]
     head = f"{plan.model}{revision}: {plan.model_type}, {blocks} blocks, {_millions(plan.parameters)} parameters"
-    rows = [_COLUMNS, _base_row(plan), *(_row(plan, variant) for variant in plan.variants)]
+    rows = [_COLUMNS, _base_row(plan), *(_row(plan, draft) for draft in plan.drafts)]
     parts = [
         [head],
         _aligned(rows),
@@ -55,17 +56,19 @@ def _base_row(plan: Plan) -> tuple[str, ...]:
     return ("base", dtypes, *numbers, *("" for _ in _COLUMNS[len(numbers) + 2 :]))
 
 
-def _row(plan: Plan, variant: VariantPlan) -> tuple[str, ...]:
-    found = schemes.distinct(linear.scheme for linear in variant.quantized)
-    weights = [shape(plan, variant)] if variant.prune else []
-    if variant.budget:  # which of them is known once losses are measured
-        options = schemes.distinct(one for unit in variant.budget.units for one in unit.options)
+def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
+    variant = draft.estimate
+    planned = schemes.distinct(linear.scheme for linear in variant.quantized)
+    guess = " (a guess, measured by run)" if draft.space else ""
+    weights = [shape(variant) + guess] if variant.prune else []
+    if draft.budget:  # which of them is known once losses are measured
+        options = schemes.distinct(option for unit in draft.budget.units for option in unit.options)
         weights.append("a budget over " + "/".join(str(scheme) for scheme in options))
     else:
-        weights += [str(scheme) for scheme in found]
+        weights += [str(scheme) for scheme in planned]
     if mask := mask_of(variant.steps):
         weights.append(masks.label(mask))
-    if found and (dense := sum(linear.scheme is None for linear in variant.linears)):
+    if planned and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
     return (
@@ -91,15 +94,15 @@ SHORT = {
 }
 
 
-def shape(plan: Plan, variant: VariantPlan) -> str:
-    """What pruning leaves of the blocks."""
+def shape(variant: VariantPlan) -> str:
+    """What pruning leaves of the blocks, in few words."""
     named = [f"{SHORT[key]} {before}>{after}" for key, (before, after) in variant.widths.items()]
     if variant.dims.blocks:
-        widths = [one.ffn for one in variant.dims.blocks]
-        bare = sum(not one.heads for one in variant.dims.blocks)
-        named = [one for one in named if not one.startswith("ffn")]
+        widths = [block.ffn for block in variant.dims.blocks]
+        bare = sum(not block.heads for block in variant.dims.blocks)
+        named = [width for width in named if not width.startswith("ffn")]
         named += [f"ffn {min(widths)} to {max(widths)}", *([f"{bare} without attention"] if bare else [])]
-    return ", ".join(named) + (" (a guess, measured by run)" if variant.space else "")
+    return ", ".join(named)
 
 
 def _spare(plan: Plan) -> int:
@@ -111,22 +114,22 @@ def _spare(plan: Plan) -> int:
 
 def _short(plan: Plan, free: int | None) -> list[str]:
     """One line per variant whose activations go to disk, or which does not fit even so."""
-    found = []
+    lines = []
     for variant in plan.variants:
-        need = variant.memory
-        if free is None or need.peak <= free:
+        memory = variant.memory
+        if free is None or memory.peak <= free:
             continue
         line = f"  {variant.name}: {free / 1e9:.1f} GB are free, so activations go to disk: "
-        line += f"{need.disk / 1e9:.1f} GB there, {need.spilled / 1e9:.1f} GB in memory"
-        found.append(line + (", which is still too much" if need.spilled > free else ""))
-    return found
+        line += f"{memory.disk / 1e9:.1f} GB there, {memory.spilled / 1e9:.1f} GB in memory"
+        lines.append(line + (", which is still too much" if memory.spilled > free else ""))
+    return lines
 
 
 def _shapes(plan: Plan) -> list[str]:
     """One line per linear of a block: its shape, and each other shape with the variants that have it."""
     first, rows = plan.variants[0].linears[0].name, []
     block = first.removesuffix(next(name for name in plan.variants[0].family.linears() if first.endswith(name)))
-    for linear in (one for one in plan.variants[0].linears if one.name.startswith(block)):
+    for linear in (planned for planned in plan.variants[0].linears if planned.name.startswith(block)):
         changed: dict[str, dict[str, None]] = {}
         for variant in plan.variants:
             for other in variant.linears:
@@ -143,39 +146,39 @@ def _shapes(plan: Plan) -> list[str]:
 
 def _refusals(plan: Plan) -> list[str]:
     """One line per machine and reason, with the variants it concerns."""
-    found: dict[tuple[str, str], list[str]] = {}
+    refusals: dict[tuple[str, str], list[str]] = {}
     for variant in plan.variants:
         for verdict in variant.verdicts:
             if not verdict.loads:
-                found.setdefault((verdict.target, verdict.why), []).append(variant.name)
+                refusals.setdefault((verdict.target, verdict.why), []).append(variant.name)
     every = len(plan.variants)
     return [
         f"  on {target}, {'any variant' if len(names) == every else ', '.join(names)}: {why}"
-        for (target, why), names in found.items()
+        for (target, why), names in refusals.items()
     ]
 
 
 def _needs(plan: Plan) -> list[str]:
     """One line per kind of machine and what it must have, with the variants it concerns where not all do."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
+    needs: dict[tuple[str, str], dict[str, None]] = {}
     for variant in plan.variants:
         for verdict in variant.verdicts:
             if verdict.note:
-                found.setdefault((verdict.target.split()[0], verdict.note), {})[variant.name] = None
-    several = {target for target, _ in found if sum(target == other for other, _ in found) > 1}
+                needs.setdefault((verdict.target.split()[0], verdict.note), {})[variant.name] = None
+    several = {target for target, _ in needs if sum(target == other for other, _ in needs) > 1}
     return [
         f"  on {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
-        for (target, note), names in found.items()
+        for (target, note), names in needs.items()
     ]
 
 
 def _notes(plan: Plan) -> list[str]:
     """One line for each thing that the numbers alone would not tell, with the variants it concerns."""
-    found: dict[str, list[str]] = {}
+    noted: dict[str, list[str]] = {}
     for variant in plan.variants:
         for note in variant.notes:
-            found.setdefault(note, []).append(variant.name)
-    return [f"  {note}" for note in plan.notes] + [f"  {', '.join(names)}: {note}" for note, names in found.items()]
+            noted.setdefault(note, []).append(variant.name)
+    return [f"  {note}" for note in plan.notes] + [f"  {', '.join(names)}: {note}" for note, names in noted.items()]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], left: int = 2) -> list[str]:

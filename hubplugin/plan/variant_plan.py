@@ -1,6 +1,9 @@
-"""What a plan is: the base and its variants, each completely determined. Data only; `planner` makes it."""
+"""VariantPlan: all that is decided of one variant before its weights are made. Data; assembly.py makes it.
 
-from dataclasses import asdict, dataclass, replace
+Knows no measurements: what they leave open is in draft.py.
+"""
+
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +13,9 @@ from hubplugin.manifest.masks import Masking
 from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of
 from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Step
-from hubplugin.model import families
 from hubplugin.model.architecture import Dimensions
 from hubplugin.model.families import Family
 from hubplugin.plan import estimates, schemes
-from hubplugin.plan.choices.mixed_precision import Budget
-from hubplugin.plan.choices.pruning_space import Space
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.vllm_support import Verdict
 
@@ -26,6 +26,7 @@ class VariantPlan:
 
     name: str
     steps: tuple[Step, ...]  # as in the manifest; the format of quantized weights is filled in
+    family: Family  # the row of its own class; a pruned model may have left its base's
     widths: dict[str, tuple[int, int]]  # config key -> before, after; unchanged widths are not listed
     dims: Dimensions  # its own sizes
     sources: tuple[int, ...]  # the blocks of the base that its blocks come from
@@ -41,19 +42,14 @@ class VariantPlan:
     memory: estimates.Memory  # of compressing it
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
-    budget: Budget | None = None  # what the step's budget chooses among
-    space: Space | None = None  # what measurements decide of its shape; until then, shape and sizes are a guess
     notes: tuple[str, ...] = ()  # what these numbers alone would not tell a user
+    # the passes over all blocks that make it, each with steps of its own; empty: one pass, which this plan describes
+    passes: tuple["VariantPlan", ...] = ()
 
     @property
     def prune(self) -> Prune | None:
         """The pruning step."""
         return pruning_of(self.steps)
-
-    @property
-    def family(self) -> Family:
-        """Its own row of the table; a pruned model may have left its base's."""
-        return families.match(self.config, self.name)
 
     @property
     def peak_memory(self) -> int:
@@ -85,42 +81,5 @@ class VariantPlan:
             return None
         step = quantization_of(self.steps)
         assert step is not None
-        own = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
-        return step.model_copy(update=own)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The base and all variants."""
-
-    model: str
-    revision: str | None
-    model_type: str
-    config: dict[str, Any]
-    tensors: dict[str, Header]  # as stored
-    parameters: int
-    linear_parameters: int
-    bytes: int  # as stored
-    variants: tuple[VariantPlan, ...]
-    notes: tuple[str, ...] = ()  # about the manifest
-
-    @property
-    def linear_bits_per_weight(self) -> float:
-        """Bits of the base's own linears, as stored: 16 for a model in bf16."""
-        linears = self.variants[0].linears
-        stored = sum(self.tensors[f"{linear.name}.weight"].bytes for linear in linears)
-        return 8 * stored / self.linear_parameters
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain lists, mappings, numbers and strings."""
-    found = asdict(replace(plan, variants=()))
-    found["variants"] = [
-        {
-            **asdict(replace(variant, steps=(), budget=None, space=None)),
-            "steps": [step.model_dump(mode="json") for step in variant.steps],
-            "compression_ratio": plan.bytes / variant.bytes,
-        }
-        for variant in plan.variants
-    ]
-    return found
+        grid = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
+        return step.model_copy(update=grid)

@@ -9,7 +9,7 @@ from math import gcd
 
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
 from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import PER_LAYER
+from hubplugin.model.families import FAMILIES, PER_LAYER
 from hubplugin.plan.schemes import GPTQ_BITS, HEAD_TILE, LinearPlan, Scheme
 
 CPU = "cpu"
@@ -34,8 +34,6 @@ PLUGIN = (
     "vLLM serves it with hubplugin installed beside it: layers differ in width, and a plugin of ours brings the class "
     "for that (no remote code); transformers alone cannot load it"
 )
-# vLLM's model class computes head_dim as hidden_size / num_attention_heads and ignores config.json's
-COMPUTED_HEAD_DIM = ("qwen2",)
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,18 @@ def fused(linears: Sequence[LinearPlan]) -> list[tuple[LinearPlan, ...]]:
 
 def _place(linear: LinearPlan) -> tuple[str, str]:
     """What a linear shares with those it is stacked with: their parent's path, and the first of them."""
-    return linear.name.removesuffix(linear.short), next((one[0] for one in FUSED if linear.short in one), linear.short)
+    return linear.name.removesuffix(linear.short), next(
+        (stack[0] for stack in FUSED if linear.short in stack), linear.short
+    )
 
 
 def _grouped(
     linears: Sequence[LinearPlan], key: Callable[[LinearPlan], tuple[str, str]]
 ) -> list[tuple[LinearPlan, ...]]:
-    found: dict[tuple[str, str], list[LinearPlan]] = {}
+    groups: dict[tuple[str, str], list[LinearPlan]] = {}
     for linear in linears:
-        found.setdefault(key(linear), []).append(linear)
-    return [tuple(members) for members in found.values()]
+        groups.setdefault(key(linear), []).append(linear)
+    return [tuple(members) for members in groups.values()]
 
 
 def whole_words(scheme: Scheme) -> int:
@@ -89,10 +89,12 @@ def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) 
     tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
     int8 = any(not unit.scheme.weight_only for unit in units)
     features = (AMX,) if tiles else (AVX512,) * packed + (VNNI,) * int8
-    found = [_verdict(CPU, general or cpu, f"an x86 CPU with {' and '.join(features)}" if features else "", features)]
+    by_target = [
+        _verdict(CPU, general or cpu, f"an x86 CPU with {' and '.join(features)}" if features else "", features)
+    ]
     for tp in TENSOR_PARALLEL:
-        found.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
-    return tuple(found)
+        by_target.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
+    return tuple(by_target)
 
 
 def _verdict(target: str, why: str, note: str, features: tuple[str, ...] = ()) -> Verdict:
@@ -116,17 +118,17 @@ class _Unit:
 
 def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
     """The different units of all blocks."""
-    found: dict[_Unit, None] = {}
+    units: dict[_Unit, None] = {}
     for members in _grouped([linear for linear in linears if linear.scheme], _place):
         scheme = members[0].scheme
         assert scheme is not None
-        shorts, outputs = tuple(one.short for one in members), tuple(one.after[0] for one in members)
-        found[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
-    return list(found)
+        shorts, outputs = tuple(linear.short for linear in members), tuple(linear.after[0] for linear in members)
+        units[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
+    return list(units)
 
 
 def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
-    if model_type in COMPUTED_HEAD_DIM and sizes.head_dim * sizes.heads != sizes.hidden:
+    if FAMILIES[model_type].computed_head_dim and sizes.head_dim * sizes.heads != sizes.hidden:
         return (
             f"vLLM's {model_type} takes head_dim to be hidden_size / num_attention_heads = "
             f"{sizes.hidden / sizes.heads:g}, this model has {sizes.head_dim}"

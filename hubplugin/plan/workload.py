@@ -1,49 +1,38 @@
 """What making a variant has to do, for the estimates of memory and time. Knows steps and sizes; refuses nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hubplugin import limits
-from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of
+from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
 from hubplugin.manifest.schema import Document, Step
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family
 from hubplugin.plan import estimates, sizes
+from hubplugin.plan.base import Base
 
 
-def of(
-    document: Document,
-    family: Family,
-    dims: Dimensions,
-    tensors: Mapping[str, Header],
-    steps: Sequence[Step],
-    units: int,
-) -> estimates.Work:
-    """The work of these steps on a base of these sizes and tensors.
+def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> estimates.Work:
+    """The work of these steps on a base.
 
     `units` are the changes of single blocks that are run through the model before anything is decided.
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
-    gptq = quantization_of(steps)
-    prune = pruning_of(steps)
-    recover = recovery_of(steps)
+    gptq, prune, mask, recover = quantization_of(steps), pruning_of(steps), mask_of(steps), recovery_of(steps)
     text = recover.data or source if recover else source
-    seen = text.samples * text.sequence_length
+    text_tokens = text.samples * text.sequence_length
     return estimates.Work(
         samples=source.samples,
         tokens=source.sequence_length,
-        quantizes=gptq is not None,
-        prunes=prune is not None,
+        quantizes=row_of(gptq).cost if gptq else None,
+        prunes=row_of(prune).cost if prune else None,
         units=units,
         corrected=corrected_tokens(steps, source.samples * source.sequence_length),
         skips=prune is not None and prune.measures,
         descends=gptq.passes if gptq else 0,
-        masks=mask_of(steps) is not None,
+        masks=row_of(mask).cost if mask else None,
         head=gptq is not None and gptq.lm_head,
-        number=tensors[f"{sizes.names(family, dims)[0]}.weight"].itemsize,
-        trained=sum(header.count for header in tensors.values()) if recover else 0,
-        blocks_tokens=recover.blocks * min(seen, limits.BLOCK_TOKENS) if recover else 0,
-        distilled_tokens=int(recover.distill * seen) if recover else 0,
+        number=base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].itemsize,
+        trained=base.parameters if recover else 0,
+        blocks_tokens=recover.blocks * min(text_tokens, limits.BLOCK_TOKENS) if recover else 0,
+        distilled_tokens=int(recover.distill * text_tokens) if recover else 0,
         # whose hidden states the base's evaluation keeps for its variants
         evaluated=evaluate.perplexity.samples * evaluate.perplexity.sequence_length if evaluate else 0,
     )

@@ -66,11 +66,11 @@ def require(plans: Iterable[VariantPlan]) -> None:
     if wanting is None:
         return
     try:
-        found = metadata.version(PACKAGE)
+        installed = metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
-        found = ""
-    if found != GPTQMODEL:
-        what = f"gptqmodel {found} is installed" if found else "gptqmodel is not installed"
+        installed = ""
+    if installed != GPTQMODEL:
+        what = f"gptqmodel {installed} is installed" if installed else "gptqmodel is not installed"
         raise PlanError(
             f"variants.{wanting}: engine",
             f"{what}, and this engine is gptqmodel {GPTQMODEL}",
@@ -98,8 +98,8 @@ def compress(base: Path, folder: Path, ids: Tensor, plan: VariantPlan, family: F
     (work / worker.JOB).write_text(json.dumps(job), encoding="utf-8")
     save_file({"ids": ids.contiguous()}, work / worker.TOKENS)
     _run(work, plan.name, len(blocks))
-    found = json.loads((work / worker.RESULT).read_text(encoding="utf-8"))
-    results = _results(found["rows"], plan, family)
+    result = json.loads((work / worker.RESULT).read_text(encoding="utf-8"))
+    results = _results(result["rows"], plan, family)
     samples: dict[str, Tensor] = {}
     target = export.Folder(folder, base, plan, family)
     reader = Reader(base)
@@ -109,7 +109,7 @@ def compress(base: Path, folder: Path, ids: Tensor, plan: VariantPlan, family: F
         samples |= block.samples
     target.finish()
     shutil.rmtree(work)
-    return Made(results, samples, found["peak"])
+    return Made(results, samples, result["peak"])
 
 
 def _blocks(plan: VariantPlan, family: Family) -> Iterator[tuple[str, list[str]]]:
@@ -137,10 +137,10 @@ def _block(
 def _results(rows: list[dict[str, Any]], plan: VariantPlan, family: Family) -> list[LinearResult]:
     """What gptqmodel reported, by linear. Its loss is a sum in its own unit and is not taken over, but for one thing:
     where it is text, it says what was done instead of GPTQ."""
-    found = {f"{family.block.format(i=row['block'])}.{row['linear']}": row for row in rows}
+    by_linear = {f"{family.block.format(i=row['block'])}.{row['linear']}": row for row in rows}
     wanted = [linear.name for linear in plan.linears]
-    if found.keys() != set(wanted):
-        odd = sorted(found.keys() ^ set(wanted))
+    if by_linear.keys() != set(wanted):
+        odd = sorted(by_linear.keys() ^ set(wanted))
         raise CompressError(
             f"variants.{plan.name}: engine",
             f"gptqmodel quantized other linears than planned, first {odd[0]}",
@@ -151,10 +151,10 @@ def _results(rows: list[dict[str, Any]], plan: VariantPlan, family: Family) -> l
             name=name,
             method="gptq",
             loss=None,
-            damp=found[name]["damp"],
-            fallback=_fallback(found[name]["loss"]),
+            damp=by_linear[name]["damp"],
+            fallback=_fallback(by_linear[name]["loss"]),
             dead_inputs=None,
-            seconds=found[name]["seconds"],
+            seconds=by_linear[name]["seconds"],
         )
         for name in wanted
     ]

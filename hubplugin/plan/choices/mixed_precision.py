@@ -67,7 +67,7 @@ class Budget:
     def before_measuring(self) -> dict[str, Scheme]:
         """What is planned with before any loss is known: every code bit is taken to quarter a weight's loss."""
         return self.schemes(
-            self.choose([[unit.weights * _usual_loss(one) for one in unit.options] for unit in self.units])
+            self.choose([[unit.weights * _usual_loss(option) for option in unit.options] for unit in self.units])
         )
 
     def corners(self) -> list[dict[str, Scheme]]:
@@ -95,11 +95,16 @@ def make(
     assert step.budget is not None
     units = []
     for members in vllm_support.fused(linears):
-        free = [one for one in members if one.scheme and not schemes.override_of(step, one.name) and not is_head(one)]
-        if free and len(free) < len(members):
-            told, rest = free[0].name, ", ".join(one.short for one in members if one not in free)
-            raise PlanError(where, f"{told} is left to the budget and {rest} of the same stack is not", _both(members))
-        if free:
+        open_linears = [
+            linear
+            for linear in members
+            if linear.scheme and not schemes.override_of(step, linear.name) and not is_head(linear)
+        ]
+        if open_linears and len(open_linears) < len(members):
+            rest = ", ".join(linear.short for linear in members if linear not in open_linears)
+            what = f"{open_linears[0].name} is left to the budget and {rest} of the same stack is not"
+            raise PlanError(where, what, _both(members))
+        if open_linears:
             units.append(_unit(step, members, stored, where))
     names = [linear.name for unit in units for linear in unit.linears]
     if step.budget.bytes is not None:
@@ -109,8 +114,8 @@ def make(
     else:
         assert step.budget.bits_per_weight is not None
         block = [linear for linear in linears if not is_head(linear)]
-        limit = int(step.budget.bits_per_weight * sum(one.after[0] * one.after[1] for one in block) / 8)
-        fixed = sum(_bytes(one, one.scheme, stored) for one in block if one.name not in names)
+        limit = int(step.budget.bits_per_weight * sum(linear.after[0] * linear.after[1] for linear in block) / 8)
+        fixed = sum(_bytes(linear, linear.scheme, stored) for linear in block if linear.name not in names)
     _holds(step, units, limit, fixed, linears, where)
     return Budget(tuple(units), limit - fixed)
 
@@ -121,29 +126,31 @@ def is_head(linear: LinearPlan) -> bool:
 
 
 def _both(members: Sequence[LinearPlan]) -> str:
-    return f"let ignore and overrides name all of {', '.join(one.short for one in members)}, or none"
+    return f"let ignore and overrides name all of {', '.join(linear.short for linear in members)}, or none"
 
 
 def _bytes(linear: LinearPlan, scheme: Scheme | None, stored: Mapping[str, Header]) -> int:
     header = stored[f"{linear.name}.weight"]
     if scheme is None:
         return Header(header.dtype, linear.after).bytes
-    return sum(each.bytes for each in sizes.packed_tensors(*linear.after, scheme, header.dtype).values())
+    return sum(part.bytes for part in sizes.packed_tensors(*linear.after, scheme, header.dtype).values())
 
 
 def _unit(step: Quantization, members: tuple[LinearPlan, ...], stored: Mapping[str, Header], where: str) -> Unit:
     assert step.budget is not None and members[0].scheme is not None
     layout, inputs = members[0].scheme.layout, members[0].after[1]
     if step.budget.options:
-        wanted = [Scheme(one.bits, one.group_size, one.symmetric, None, layout) for one in step.budget.options]
+        grids = [
+            Scheme(option.bits, option.group_size, option.symmetric, None, layout) for option in step.budget.options
+        ]
     else:
         coarse = next(size for size in COARSE if size == -1 or inputs % size == 0)
         widths = schemes.GPTQ_BITS if layout == GPTQ else (2, 3, *schemes.GPTQ_BITS)
-        wanted = [Scheme(bits, coarse, True, None, layout) for bits in widths]
-        wanted.append(Scheme(4, FINE, True, None, layout))
+        grids = [Scheme(bits, coarse, True, None, layout) for bits in widths]
+        grids.append(Scheme(4, FINE, True, None, layout))
     costs = {
         scheme: sum(_bytes(linear, scheme, stored) for linear in members)
-        for scheme in wanted
+        for scheme in grids
         if all(_fits(linear, scheme) for linear in members)
     }
     if not costs:
@@ -174,7 +181,7 @@ def _holds(
         return
     key, low, high = "bytes", f"{least}", f"{most}"
     if step.budget.bytes is None:
-        weights = sum(one.after[0] * one.after[1] for one in linears if not is_head(one))
+        weights = sum(linear.after[0] * linear.after[1] for linear in linears if not is_head(linear))
         key, low, high = "bits_per_weight", f"{_up(8 * least / weights):g}", f"{int(800 * most / weights) / 100:g}"
     side = "below what the cheapest options take" if limit < least else "above what the dearest options take"
     more = "" if step.budget.options else _more(units, limit < least)

@@ -1,12 +1,13 @@
 """What a pruned model's blocks may be: shapes that a manifest names, and those among which measured costs decide.
 
-Arithmetic on sizes and settings; it knows no weights, and what anything costs in KL it is told.
+Arithmetic on sizes and settings; KL costs are given, and weights are not known.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from hubplugin.errors import PlanError
 from hubplugin.manifest.prune import Prune
 from hubplugin.model import architecture
 from hubplugin.model.architecture import BlockShape, Dimensions
@@ -32,14 +33,16 @@ class Shape:
 
     def dimensions(self, base: Dimensions) -> Dimensions:
         """The sizes of a model of this shape. Where blocks differ, its own width is the widest of theirs."""
-        heads, kv_heads, ffn = (max(getattr(one, key) for one in self.blocks) for key in ("heads", "kv_heads", "ffn"))
+        heads, kv_heads, ffn = (
+            max(getattr(block, key) for block in self.blocks) for key in ("heads", "kv_heads", "ffn")
+        )
         blocks = () if self.uniform else self.blocks
         return replace(base, layers=len(self.blocks), heads=heads, kv_heads=kv_heads, ffn=ffn, blocks=blocks)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part of a block costs, in any one unit: weights, or seconds per token."""
+    """What a sublayer costs, in any one unit: weights, or seconds per token."""
 
     attention: Mapping[tuple[int, int], float]  # by (query heads, KV heads)
     ffn: Mapping[int, float]  # by width
@@ -72,7 +75,7 @@ class Space:
 
     @property
     def aims(self) -> bool:
-        """Whether there is one target for all that goes."""
+        """Whether one target is set for all that is removed."""
         return any(getattr(self.step, key) is not None for key in Prune.targets)
 
     @property
@@ -90,8 +93,8 @@ class Space:
         """Weights of the linears."""
 
         def count(block: BlockShape) -> float:
-            own = replace(self.base, heads=block.heads, kv_heads=block.kv_heads, ffn=block.ffn)
-            return sizes.block_parameters(self.family, own)
+            dims = replace(self.base, heads=block.heads, kv_heads=block.kv_heads, ffn=block.ffn)
+            return sizes.block_parameters(self.family, dims)
 
         return Cost(
             attention={(0, 0): 0.0, **{option: count(BlockShape(*option, 0)) for option in self.heads}},
@@ -100,9 +103,9 @@ class Space:
 
     def limit(self, outside: int) -> float:
         """Weights of linears that a target leaves; `outside` are the parameters of everything else."""
-        whole = sizes.linear_parameters(self.family, self.base)
+        total = sizes.linear_parameters(self.family, self.base)
         if self.step.ratio:
-            return whole * (1 - self.step.ratio)
+            return total * (1 - self.step.ratio)
         return float((self.step.params or 0) - outside - self._biases)
 
     @property
@@ -116,12 +119,12 @@ class Space:
 
     def before_measuring(self, outside: int) -> Shape:
         """What is planned with before anything is measured: every block loses alike, the last layers go."""
-        own = BlockShape(self.base.heads, self.base.kv_heads, self.base.ffn)
+        unpruned = BlockShape(self.base.heads, self.base.kv_heads, self.base.ffn)
         if self.aims:  # before anything is timed, time is taken to go by weights
-            whole = sizes.linear_parameters(self.family, self.base)
-            return self._nearest(self.step.latency * whole if self.step.latency else self.limit(outside))
+            total = sizes.linear_parameters(self.family, self.base)
+            return self._nearest(self.step.latency * total if self.step.latency else self.limit(outside))
         kept = self.base.layers - (self.step.layers or 0)
-        blocks = [replace(own, heads=self.heads[0][0], kv_heads=self.heads[0][1], ffn=self.widths[0])] * kept
+        blocks = [replace(unpruned, heads=self.heads[0][0], kv_heads=self.heads[0][1], ffn=self.widths[0])] * kept
         for index in range(self.step.attention or 0):
             blocks[kept - 1 - index] = replace(blocks[kept - 1 - index], heads=0, kv_heads=0)
         for index in range(self.step.mlp or 0):
@@ -138,7 +141,7 @@ class Space:
         return Shape((0,), (BlockShape(*self.heads[0], self.widths[0]),))
 
     def slack(self, cost: Cost) -> float:
-        """How far above a share the nearest shape may lie: half of the smallest step. A number is a limit."""
+        """How far above a ratio the nearest shape may lie: half of the smallest step. A number is a limit."""
         if self.step.params or len(self.widths) < 2:
             return 0.0
         step = cost.ffn[self.widths[-1]] - cost.ffn[self.widths[-2]]
@@ -151,39 +154,39 @@ class Space:
     def _even(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
         """All combinations of how many layers, which heads and which width."""
         best: tuple[float, Shape] | None = None
-        for gone, fallen in self._depths(measured):
-            kept = [index for index in range(self.base.layers) if index not in gone]
+        for removed, kl_of_layers in self._depths(measured):
+            kept = [index for index in range(self.base.layers) if index not in removed]
             for heads in self.heads:
                 for width in self.widths:
-                    each = cost.attention[heads] + cost.ffn[width]
-                    if len(kept) * each + cost.rest > limit + self.slack(cost):
+                    per_layer = cost.attention[heads] + cost.ffn[width]
+                    if len(kept) * per_layer + cost.rest > limit + self.slack(cost):
                         continue
-                    kl = fallen + sum(measured.attention[i][heads] + measured.ffn[i][width] for i in kept)
+                    kl = kl_of_layers + sum(measured.attention[i][heads] + measured.ffn[i][width] for i in kept)
                     if best is None or kl < best[0]:
                         best = kl, Shape(tuple(kept), (BlockShape(*heads, width),) * len(kept))
         return None if best is None else (best[1], best[0])
 
     def _depths(self, measured: Measured) -> Iterator[tuple[set[int], float]]:
         yield set(), 0.0
-        gone: set[int] = set()
+        removed: set[int] = set()
         for index, kl in measured.layers:
-            gone = gone | {index}
-            yield gone, kl
+            removed = removed | {index}
+            yield removed, kl
 
     def _uneven(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
         """A width and heads for every block; the first block keeps some attention."""
         items, options = [], []
         for index in range(self.base.layers):
-            stays = [*self.heads] if index == 0 else [(0, 0), *self.heads]
-            items.append([Choice(int(cost.attention[one]), measured.attention[index][one]) for one in stays])
-            options.append(stays)
+            kept = [*self.heads] if index == 0 else [(0, 0), *self.heads]
+            items.append([Choice(int(cost.attention[option]), measured.attention[index][option]) for option in kept])
+            options.append(kept)
         widths = (0, *self.widths)
         for index in range(self.base.layers):
-            items.append([Choice(int(cost.ffn[one]), measured.ffn[index][one]) for one in widths])
+            items.append([Choice(int(cost.ffn[option]), measured.ffn[index][option]) for option in widths])
         chosen = knapsack.solve(items, int(limit + self.slack(cost) - cost.rest))
         if chosen is None:
             return None
-        kl = sum(own[index].loss for own, index in zip(items, chosen, strict=True))
+        kl = sum(item[index].loss for item, index in zip(items, chosen, strict=True))
         blocks = [
             BlockShape(*options[index][chosen[index]], widths[chosen[self.base.layers + index]])
             for index in range(self.base.layers)
@@ -198,8 +201,8 @@ def unchanged(base: Dimensions) -> Shape:
 
 def whole(blocks: Sequence[BlockShape]) -> Shape:
     """A shape without the blocks that have neither attention nor FFN."""
-    kept = [(index, one) for index, one in enumerate(blocks) if one.heads or one.ffn]
-    return Shape(tuple(index for index, _ in kept), tuple(one for _, one in kept))
+    kept = [(index, block) for index, block in enumerate(blocks) if block.heads or block.ffn]
+    return Shape(tuple(index for index, _ in kept), tuple(block for _, block in kept))
 
 
 def widths(before: int, group: int | None, per_layer: bool) -> tuple[int, ...]:
@@ -209,7 +212,7 @@ def widths(before: int, group: int | None, per_layer: bool) -> tuple[int, ...]:
     and tensor parallelism like large ones.
     """
     levels = LEVELS * 2 if per_layer else LEVELS
-    tile = next((one for one in (sizes.WIDTH_TILE, 64) if before >= levels * one), sizes.SMALL_TILE)
+    tile = next((size for size in (sizes.WIDTH_TILE, 64) if before >= levels * size), sizes.SMALL_TILE)
     unit = sizes.width_unit(tile, group)
     return (*range(unit, before, unit), before)
 
@@ -220,8 +223,50 @@ def heads(base: Dimensions, group: int | None) -> tuple[tuple[int, int], ...]:
     Fewer KV groups with all of their query heads, or equally fewer query heads in all groups, such that the inputs of
     o_proj are multiples of the group size.
     """
-    each = base.heads // base.kv_heads
-    found = [(each * kept, kept) for kept in range(1, base.kv_heads)]
-    found += [(base.kv_heads * kept, base.kv_heads) for kept in range(1, each)]
-    fits = [one for one in found if not group or one[0] * base.head_dim % group == 0]
-    return (*fits, (base.heads, base.kv_heads))
+    per_group = base.heads // base.kv_heads
+    choices = [(per_group * kept, kept) for kept in range(1, base.kv_heads)]
+    choices += [(base.kv_heads * kept, base.kv_heads) for kept in range(1, per_group)]
+    whole_groups = [choice for choice in choices if not group or choice[0] * base.head_dim % group == 0]
+    return (*whole_groups, (base.heads, base.kv_heads))
+
+
+def kept_heads(prune: Prune, dims: Dimensions, group: int, where: str) -> tuple[int, int]:
+    """(query heads, KV heads) that stay. Raises PlanError where no count is near the ratio."""
+    per_group, kv_heads = dims.heads // dims.kv_heads, dims.kv_heads
+    if prune.kv_heads is not None:
+        kv_heads = _kept(prune.kv_heads, kv_heads, per_group * dims.head_dim, group, f"{where}.kv_heads", "KV groups")
+    if prune.heads is not None:
+        inside = "query heads of a KV group"
+        per_group = _kept(prune.heads, per_group, kv_heads * dims.head_dim, group, f"{where}.heads", inside)
+    return kv_heads * per_group, kv_heads
+
+
+def _kept(ratio: float, count: int, columns: int, group: int, where: str, what: str) -> int:
+    """How many of `count` stay, the nearest to the ratio such that o_proj's inputs are whole groups."""
+    fits = [kept for kept in range(1, count) if kept * columns % group == 0]
+    if not fits:
+        raise PlanError(
+            where, f"there are {count} {what}, and none can go", "prune ffn or layers, or another group_size"
+        )
+    return min(fits, key=lambda kept: (abs(kept - count * (1 - ratio)), -kept))
+
+
+def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:
+    """The pruned FFN width. Raises PlanError where no allowed width is near the ratio."""
+    kept = sizes.kept_width(before, ratio, group)
+    if kept is not None:
+        return kept
+    unit = sizes.width_unit(sizes.SMALL_TILE, group)
+    fits = [near for near in sizes.RATIOS if sizes.kept_width(before, near, group)]
+    if not fits:
+        raise PlanError(
+            where,
+            f"no multiple of {unit} below {before} FFN channels is left to keep",
+            "prune a wider model, or quantize alone",
+        )
+    count = "none" if ratio < fits[0] else "all"
+    raise PlanError(
+        where,
+        f"{ratio:g} of {before} FFN channels rounds to {count} of them: widths are multiples of {unit}",
+        f"use a ratio from {fits[0]:g} to {fits[-1]:g}",
+    )

@@ -1,0 +1,193 @@
+"""Steps, a base, a shape and schemes -> VariantPlan: tensors, sizes, costs, and where stock vLLM loads it.
+
+Arithmetic and checks on what is decided, or assumed until it is measured; chooses nothing itself. Reads no weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hubplugin.checkpoint.format_names import GPTQ
+from hubplugin.errors import PlanError
+from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
+from hubplugin.manifest.schema import Document, Step
+from hubplugin.model import architecture, pruned_config
+from hubplugin.model.architecture import Dimensions
+from hubplugin.plan import base as base_model
+from hubplugin.plan import estimates, masks, quantization, schemes, sizes, vllm_support, workload
+from hubplugin.plan import steps as step_order
+from hubplugin.plan.base import Base
+from hubplugin.plan.choices import pruning_space
+from hubplugin.plan.choices.mixed_precision import Budget
+from hubplugin.plan.choices.pruning_space import Shape, Space
+from hubplugin.plan.schemes import LinearPlan, Scheme
+from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.plan.vllm_support import Verdict
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a variant is made of: steps of a manifest on a base."""
+
+    document: Document
+    name: str  # of the variant
+    steps: tuple[Step, ...]
+    base: Base
+
+    @property
+    def where(self) -> str:
+        """The variant's place in the manifest."""
+        return f"{self.document.path}: variants.{self.name}"
+
+    @property
+    def last(self) -> str:
+        """The place of the last step, where codes and masks stand."""
+        return f"{self.where}[{len(self.steps) - 1}]"
+
+
+@dataclass(frozen=True)
+class Open:
+    """What measurements are still to decide of a variant that is estimated."""
+
+    space: Space | None = None
+    budget: Budget | None = None
+
+    @property
+    def probes(self) -> int:
+        """Changes of single blocks that are run through the model at one time, to decide."""
+        return len(self.budget.units) if self.budget else self.space.probes if self.space else 0
+
+
+def assemble(
+    recipe: Recipe, shape: Shape, chosen: Mapping[str, Scheme] | None = None, still_open: Open | None = None
+) -> VariantPlan:
+    """The plan of a variant of this shape. `chosen` are the schemes a budget was spent on, by full path of the linear.
+
+    Raises PlanError for what these steps cannot do to this base.
+    """
+    base, where = recipe.base, recipe.where
+    dims, prune = shape.dimensions(base.dims), pruning_of(recipe.steps)
+    resolved = {**resolve_schemes(recipe, dims), **(chosen or {})}
+    config = pruned_config.config(base.config, base.family, base.dims, dims, shape.sources, f"{where}[0]")
+    config |= pruned_config.biases(prune, config, f"{where}[0].bias")
+    family = base_model.family_of(base, config, where)
+    linears = sizes.linears(base.family, base.dims, dims, resolved, shape.sources)
+    head = head_plan(resolved, base)
+    planned = linears if head is None else (*linears, head)
+    for index, step in enumerate(recipe.steps):
+        row_of(step).fits(step, planned, f"{where}[{index}]")
+    dense = architecture.expected(config, family, dims)
+    tensors = sizes.tensors(dense, sizes.stored(dense, base.tensors, base.family, shape.sources), planned)
+    weight = sizes.measure(tensors, linears, sizes.parameters(dense))
+    still_open = still_open or Open()
+    verdicts = _verdicts(config["model_type"], dims, planned, still_open.budget)
+    _check_loads(verdicts, recipe)
+    work = workload.of(recipe.document, base, recipe.steps, still_open.probes)
+    shapes, sampled = architecture.linear_shapes(base.family, base.dims), _sampled_bytes(recipe)
+    may_differ = still_open.space is not None and still_open.space.per_layer
+    variant = VariantPlan(
+        name=recipe.name,
+        steps=_resolved_steps(recipe.steps, linears, resolved),
+        family=family,
+        widths=sizes.changed(base.dims, dims),
+        dims=dims,
+        sources=shape.sources,
+        config=config,
+        linears=linears,
+        head=head,
+        tensors=tensors,
+        parameters=sizes.parameters(dense),
+        linear_parameters=sizes.linear_parameters(family, dims),
+        bytes=weight.bytes,
+        linear_bits_per_weight=weight.linear_bits_per_weight,
+        model_bits_per_weight=weight.model_bits_per_weight,
+        memory=estimates.memory(base.family, base.dims, shapes, work, sampled),
+        seconds=estimates.seconds(base.family, base.dims, shapes, work),
+        verdicts=verdicts,
+        notes=masks.notes(mask_of(recipe.steps)) + vllm_support.notes(config["model_type"], may_differ),
+    )
+    return replace(variant, passes=_passes(recipe, shape, variant))
+
+
+def resolve_schemes(recipe: Recipe, dims: Dimensions) -> dict[str, Scheme | None]:
+    """Every linear's scheme by its full path, for blocks of the sizes `dims`; the head's where the step asks for it.
+
+    Empty where nothing is quantized. Raises PlanError where settings exclude one another.
+    """
+    step, prune, base, where = quantization_of(recipe.steps), pruning_of(recipe.steps), recipe.base, recipe.last
+    if step is None:
+        return {}
+    quantization.engine(step, prune, base.model_type, where)
+    quantization.head(step, base.family, base.dims, where)
+    names = sizes.names(base.family, dims) + ([base.family.head] if step.lm_head else [])
+    quantization.patterns(step, names, where)
+    resolved = schemes.resolve(step, names, base.dims.vocab)
+    quantization.grids(step, resolved, where)
+    quantization.budget(step, prune, resolved, where)
+    return resolved
+
+
+def head_plan(resolved: Mapping[str, Scheme | None], base: Base) -> LinearPlan | None:
+    """The output head where it is quantized."""
+    scheme = resolved.get(base.family.head)
+    shape = (base.dims.vocab, base.dims.hidden)
+    return LinearPlan(base.family.head, base.family.head, shape, shape, scheme) if scheme else None
+
+
+def _passes(recipe: Recipe, shape: Shape, variant: VariantPlan) -> tuple[VariantPlan, ...]:
+    """A plan for each pass over the blocks, where one pass is not all: of the base, then of what the first has made."""
+    first, *later = step_order.passes(variant.steps)
+    if not later and recovery_of(variant.steps) is None:
+        return ()
+    plans = [assemble(replace(recipe, steps=first), shape)]
+    for steps in later:
+        before = plans[-1]
+        read = base_model.read(recipe.name, before.family, before.config, before.tensors)
+        plans.append(assemble(replace(recipe, steps=steps, base=read), pruning_space.unchanged(read.dims)))
+    return tuple(plans)
+
+
+def _sampled_bytes(recipe: Recipe) -> int:
+    """Bytes of the model that calibration text is sampled from; 0 where text is given."""
+    return recipe.document.manifest.calibrate.self_ * recipe.base.bytes
+
+
+def _verdicts(
+    model_type: str, dims: Dimensions, linears: Sequence[LinearPlan], open_budget: Budget | None
+) -> tuple[Verdict, ...]:
+    """What loads the variant; before a budget is spent, what loads it whatever is chosen."""
+    verdicts = vllm_support.verdicts(model_type, dims, linears)
+    for chosen in open_budget.corners() if open_budget else ():
+        other = [replace(linear, scheme=chosen.get(linear.name, linear.scheme)) for linear in linears]
+        of_choice = vllm_support.verdicts(model_type, dims, other)
+        verdicts = tuple(one if two.loads else two for one, two in zip(verdicts, of_choice, strict=True))
+    return verdicts
+
+
+def _check_loads(verdicts: Sequence[Verdict], recipe: Recipe) -> None:
+    """Raise PlanError where no kind of machine loads the variant."""
+    if not any(verdict.loads for verdict in verdicts):
+        whys, step = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts)), quantization_of(recipe.steps)
+        fix = "use format: compressed-tensors, or leave it out" if step and step.format == GPTQ else "use another model"
+        raise PlanError(recipe.where, f"stock vLLM loads it nowhere: {whys}", f"{fix}, or other bits")
+
+
+def _resolved_steps(
+    steps: Sequence[Step], linears: Sequence[LinearPlan], resolved: Mapping[str, Scheme | None]
+) -> tuple[Step, ...]:
+    """The steps, that of codes with the format it gets and with what most linears get of a budget: cards name that."""
+    quantizing = quantization_of(steps)
+    return tuple(
+        _resolved_step(quantizing, linears, resolved) if quantizing and step is quantizing else step for step in steps
+    )
+
+
+def _resolved_step(
+    step: Quantization, linears: Sequence[LinearPlan], resolved: Mapping[str, Scheme | None]
+) -> Quantization:
+    known: dict[str, Any] = {"format": schemes.format_of(resolved.values())}
+    if step.budget:
+        usual = schemes.distinct(linear.scheme for linear in linears)[0]
+        known |= {"bits": usual.bits, "group_size": usual.group_size, "symmetric": usual.symmetric}
+    return step.model_copy(update=known)

@@ -1,0 +1,102 @@
+"""Plan: the base and a draft of every variant, which holds what only measurements can decide.
+
+Decides once what a variant becomes when they have; measures nothing and reads no weights. `planner` makes it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from hubplugin.checkpoint.headers import Header
+from hubplugin.model.families import Family
+from hubplugin.plan.assembly import Recipe, assemble
+from hubplugin.plan.choices import pruning_space
+from hubplugin.plan.choices.mixed_precision import Budget
+from hubplugin.plan.choices.pruning_space import Shape, Space
+from hubplugin.plan.schemes import Scheme
+from hubplugin.plan.variant_plan import VariantPlan
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """One variant before measurements."""
+
+    recipe: Recipe
+    space: Space | None  # of shapes, among which measured KL decides; None: the manifest says it all
+    budget: Budget | None  # of bytes, which are spent by measured losses; None: the manifest says it all
+    estimate: VariantPlan  # what is shown before anything is measured; exact where nothing is open
+
+    @property
+    def name(self) -> str:
+        """The variant's name in the manifest."""
+        return self.recipe.name
+
+    def settle(self, *, shape: Shape | None = None, schemes: Mapping[str, Scheme] | None = None) -> VariantPlan:
+        """The variant as it will be made: with the shape that `space` and the schemes that `budget` left open.
+
+        `schemes` go by full path of the linear. Raises PlanError where stock vLLM loads what was chosen nowhere, and
+        ValueError where what is open is not given, or the other way round.
+        """
+        if (shape is None) != (self.space is None) or (schemes is None) != (self.budget is None):
+            raise ValueError(f"{self.name}: a shape settles a space, schemes settle a budget, and nothing else is open")
+        if shape is None and schemes is None:
+            return self.estimate
+        return assemble(self.recipe, shape or pruning_space.unchanged(self.recipe.base.dims), schemes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The base and the drafts of all variants."""
+
+    model: str
+    revision: str | None
+    model_type: str
+    family: Family
+    config: dict[str, Any]
+    tensors: dict[str, Header]  # as stored
+    parameters: int
+    linear_parameters: int
+    bytes: int  # as stored
+    drafts: tuple[DraftPlan, ...]
+    notes: tuple[str, ...] = ()  # about the manifest
+
+    @cached_property
+    def variants(self) -> tuple[VariantPlan, ...]:
+        """Every variant as far as it is known: estimates where its draft leaves something open."""
+        return tuple(draft.estimate for draft in self.drafts)
+
+    @property
+    def linear_bits_per_weight(self) -> float:
+        """Bits of the base's own linears, as stored: 16 for a model in bf16."""
+        linears = self.variants[0].linears
+        stored = sum(self.tensors[f"{linear.name}.weight"].bytes for linear in linears)
+        return 8 * stored / self.linear_parameters
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain lists, mappings, numbers and strings."""
+    return {
+        **_plain(plan, "drafts", "family"),
+        "variants": [
+            {
+                **_plain(variant, "family", "passes"),
+                "steps": [step.model_dump(mode="json") for step in variant.steps],
+                "compression_ratio": plan.bytes / variant.bytes,
+            }
+            for variant in plan.variants
+        ],
+    }
+
+
+def _plain(record: Plan | VariantPlan, *without: str) -> dict[str, Any]:
+    """A dataclass's fields but some, records inside them as mappings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(plain(item) for item in value)
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+    return {field.name: plain(getattr(record, field.name)) for field in fields(record) if field.name not in without}

@@ -1,0 +1,79 @@
+"""The base, the sources of tokens and the names of repos, against one another: each contradiction a PlanError.
+
+Knows what config.json says of context and kind, and the Hub's rules for names; no method, no shapes.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hubplugin.errors import PlanError
+from hubplugin.manifest.schema import Document
+from hubplugin.manifest.source import Source
+from hubplugin.model.architecture import Dimensions
+
+LONGEST_NAME = 96  # of a repo on the Hub
+
+
+def check_base(config: Mapping[str, Any], where: str) -> None:
+    """The base must be unquantized and generate text."""
+    if config.get("quantization_config") is not None:
+        raise PlanError(
+            f"{where}: quantization_config",
+            "the base is already quantized",
+            "name the original, unquantized model",
+        )
+    names = config.get("architectures") or []
+    if names and not any(str(name).endswith("ForCausalLM") for name in names):
+        raise PlanError(f"{where}: architectures", f"{names[0]} does not generate text", "name a ...ForCausalLM model")
+
+
+def check_sources(document: Document, dims: Dimensions) -> None:
+    """Token sources against the model's context, and evaluation against calibration."""
+    manifest = document.manifest
+    sources: dict[str, Source] = dict(manifest.sources())
+    for place, source in sources.items():
+        if dims.context is not None and source.sequence_length > dims.context:
+            raise PlanError(
+                f"{document.path}: {place}.{source.length_key}",
+                f"{source.sequence_length} tokens are longer than this model's context of {dims.context}",
+                f"use {source.length_key}: {dims.context} or fewer",
+            )
+    measured = sources.pop("evaluate.perplexity", None)
+    seeds = {source.seed for source in sources.values() if source.self_}
+    if measured and measured.self_ and measured.seed in seeds:
+        raise PlanError(
+            f"{document.path}: evaluate.perplexity.seed",
+            f"the same samples (seed {measured.seed}) would calibrate and measure",
+            f"use another seed, such as {max(seeds) + 1}",
+        )
+
+
+def check_repos(document: Document) -> None:
+    """The repos that variants go to, against each other, the base and the Hub's rules for names."""
+    manifest = document.manifest
+    where = f"{document.path}: publish.repo"
+    repos = {manifest.model.split("@")[0].casefold(): "the base model"}
+    for variant in manifest.variants:
+        repo = manifest.repo_of(variant)
+        name = repo.split("/", 1)[1]
+        if len(name) > LONGEST_NAME:
+            raise PlanError(
+                where,
+                f"{name!r} has {len(name)} characters, the Hub allows {LONGEST_NAME}",
+                "shorten repo or the variant's name",
+            )
+        legal = re.fullmatch(r"\w|\w[\w.-]*\w", name, re.ASCII)
+        if not legal or "--" in name or ".." in name or name.endswith(".git"):
+            raise PlanError(
+                where,
+                f"{name!r} is no repo name on the Hub",
+                "use letters, digits and single '-', '.', '_' between them; no .git at the end",
+            )
+        if repo.casefold() in repos:
+            raise PlanError(
+                where,
+                f"{variant} and {repos[repo.casefold()]} would both be {repo}",
+                "rename the variant or the repo",
+            )
+        repos[repo.casefold()] = variant
