@@ -18,7 +18,7 @@ from hubplugin import memory
 from hubplugin.checkpoint import model_folder, training_checkpoints
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.compress import blockwise, export
+from hubplugin.compress import block_record, blockwise, export
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.manifest.methods import Kind, kind_of, recovery_of
 from hubplugin.manifest.recover import Recover
@@ -93,7 +93,7 @@ def stands_for(variant: VariantPlan, base: Path) -> list[int]:
 def _samples(made: Path, variant: VariantPlan) -> dict[str, Tensor]:
     """Rows of linears that training wrote: there is nothing else to compare them with than what was written."""
     view = DenseView(made)
-    return {one.name: view.get(f"{one.name}.weight")[: blockwise.SAMPLE_ROWS].float() for one in variant.linears}
+    return {one.name: view.get(f"{one.name}.weight")[: block_record.SAMPLE_ROWS].float() for one in variant.linears}
 
 
 def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity: dict[str, str]) -> Made:
@@ -141,7 +141,7 @@ def _blocks(
 ) -> None:
     """Compress all blocks that are not finished yet, with a line of progress for each."""
     begun, first, count = time.monotonic(), target.finished, variant.dims.layers
-    for block in blockwise.blocks(model, tokens, variant, stored, target, spill):
+    for block in blockwise.blocks(model, blockwise.Calibration(tokens, spill), variant, stored, target):
         target.add(block)
         left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
         place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
@@ -152,7 +152,7 @@ def _blocks(
         del block  # before the next one is made
 
 
-def _worst(block: blockwise.Block) -> str:
+def _worst(block: block_record.Block) -> str:
     """The linear of a block that lost most, in words."""
     if not block.results:
         return "left dense"

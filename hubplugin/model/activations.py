@@ -3,6 +3,7 @@
 Knows names, sequences and tensors; no model and no method.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,21 @@ class Batch:
         return self.get("hidden")
 
 
+@dataclass(frozen=True)
+class BlockActivations:
+    """What goes into a block, in the compressed model and in the base."""
+
+    compressed: list[Batch]
+    base: list[Batch] | None = None  # of the same sequences or some of them; None: nothing is compared with the base
+    # what the base makes of these up to the next block that the compressed model has, where sublayers or blocks are
+    # pruned behind the last sublayer that stays; None: none are
+    base_after_pruned: list[Batch] | None = None
+
+
 def copied(batches: list[Batch], folder: Path | None = None) -> list[Batch]:
-    """A second lane that sets out from the same hidden states."""
+    """Batches of their own that set out from the same hidden states."""
     pool = Pool(sum(batch.shape("hidden")[0] for batch in batches))
-    lane = [Batch(batch.keywords, batch.first, pool, folder) for batch in batches]
-    for batch, other in zip(batches, lane, strict=True):
-        other.put("hidden", batch.hidden)
-    return lane
+    copies = [Batch(batch.keywords, batch.first, pool, folder) for batch in batches]
+    for batch, copy in zip(batches, copies, strict=True):
+        copy.put("hidden", batch.hidden)
+    return copies

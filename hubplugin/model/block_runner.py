@@ -243,7 +243,7 @@ class Model:
             yield self._inside(input_group, block, batch.rows(REACHING, here))
 
     @torch.inference_mode()
-    def at_large(
+    def unrouted_inputs(
         self, index: int, batches: list[Batch], input_group: InputGroup, most: int | None = None
     ) -> Iterator[Tensor]:
         """What the linears of an expert would be given [tokens, inputs], were all tokens of the block sent there.
