@@ -102,9 +102,9 @@ def test_tokens_at_large_are_every_nth_of_all_batches(base, tmp_path: Path, monk
     batches = model.embed(pico.tokens(3, 50), tmp_path)
     model.block(0)
     input_group = next(input_group for input_group in model.family.input_groups if input_group.expert == 1)
-    every = torch.cat(list(model.unrouted_inputs(0, batches, input_group)))
+    every = torch.cat(list(model.staged(0).unrouted_inputs(batches, input_group)))
     assert len(batches) == 3 and len(every) == 150
-    assert torch.equal(torch.cat(list(model.unrouted_inputs(0, batches, input_group, 22))), every[::7])
+    assert torch.equal(torch.cat(list(model.staged(0).unrouted_inputs(batches, input_group, 22))), every[::7])
 
 
 def test_all_experts_are_quantized_whether_or_not_tokens_reach_them(base, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hubplugin.compress.block_record import AppliedGroup, Block, Quantized
 from hubplugin.compress.block_task import BlockTask
 from hubplugin.manifest.methods import mask_of
 from hubplugin.methods.base import solver_of
-from hubplugin.model import architecture
+from hubplugin.model import architecture, staged_block
 from hubplugin.model.activations import Batch, BlockActivations, copied
 from hubplugin.model.block_runner import Model
 from hubplugin.model.families import InputGroup
@@ -154,7 +154,7 @@ def _forward(task: BlockTask, modules: BlockModules, activations: BlockActivatio
 def compress_block(task: BlockTask, modules: BlockModules, activations: BlockActivations) -> Block:
     """Run all steps over the input groups of a block, in the order in which the block runs them."""
     modules.add_zero_biases(architecture.biased_linears(task.plan.config, task.plan.family))
-    projection = modules.sublayers[-1].end
+    projection = modules.sublayers[-1].output_projection
     statistics = BlockStatistics(task.model, task.index, activations, modules.base, projection)
     groups = []
     for input_group in task.family.input_groups:
@@ -186,7 +186,7 @@ def _compress_group(
     if result.kept is not None:
         width = next(width for width in task.family.widths if width.consumer in names)
         kept_outputs = modules.keep_outputs(width, result.kept)
-        task.model.forget(statistics.activations.compressed, input_group)
+        staged_block.drop_inputs(statistics.activations.compressed, task.family.sublayers, input_group.linears[0])
     modules.set_weights(names, result.weight)
     if result.bias_change is not None:
         modules.add_to_biases(names, result.bias_change, task.stored)

@@ -25,7 +25,7 @@ from hubplugin.manifest.recover import Recover
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.model import configs, families
 from hubplugin.model.block_runner import Model
-from hubplugin.model.devices import computing_dtype
+from hubplugin.model.devices import computing_dtype, default_device, device_with, free_device_memory
 from hubplugin.model.prefetch import Prefetch
 from hubplugin.plan import planner, sizes
 from hubplugin.plan.variant_plan import VariantPlan
@@ -127,11 +127,10 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, identity:
 
 def device_for(variant: VariantPlan) -> str:
     """Where a variant is compressed: on a CUDA device that has the memory for it, else on the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    free, needed = torch.cuda.mem_get_info()[0], variant.memory.device
-    if needed <= free:
-        return "cuda"
+    needed = variant.memory.device
+    if default_device() == "cpu" or device_with(needed) == "cuda":
+        return device_with(needed)
+    free = free_device_memory()
     progress(f"{variant.name} | {needed / 1e9:.1f} GB of the GPU are planned, {free / 1e9:.1f} GB are free: on the CPU")
     return "cpu"
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.model.block_runner import Model
+from hubplugin.model.devices import default_device
 from hubplugin.model.families import Family
 from hubplugin.model.kl_divergence import LOGITS, divergence
 from hubplugin.progress import progress
@@ -44,13 +45,9 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32,
     return model
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
     """Measure the base once for all its variants."""
-    model = open_model(folder, family, device=_device())
+    model = open_model(folder, family, device=default_device())
     hidden = model.hidden_states(tokens, _talk("base", len(model)))
     losses = [_nll(logits, ids) for logits, ids in _pieces(model, hidden, tokens)]
     return Reference(tokens, model, hidden, quality(losses, len(tokens)), description)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, products_of
 from hubplugin.methods.qep import TargetCorrection
+from hubplugin.model import staged_block
 from hubplugin.model.activations import Batch, BlockActivations
 from hubplugin.model.block_runner import Model
 from hubplugin.model.families import Family, InputGroup
@@ -91,15 +92,14 @@ class BlockStatistics:
         if not input_group.linears[0].endswith(f".{self._family.experts.down}"):
             return self._of_hidden_states
         tokens = COLD * self._inputs(input_group)
-        return second_moments_of(
-            self.model.unrouted_inputs(self.index, self.activations.compressed, input_group, tokens)
-        )
+        staged = self.model.staged(self.index)
+        return second_moments_of(staged.unrouted_inputs(self.activations.compressed, input_group, tokens))
 
     @cached_property
     def _of_hidden_states(self) -> SecondMoments:
         """Second moments of all that the router of a block with experts is given."""
         first = next(group for group in self._family.input_groups if group.expert is not None)
-        return second_moments_of(self.model.unrouted_inputs(self.index, self.activations.compressed, first))
+        return second_moments_of(self.model.staged(self.index).unrouted_inputs(self.activations.compressed, first))
 
     def with_corrections(self, input_group: InputGroup, weight: Tensor, means: bool = False) -> GroupStatistics:
         """Second moments of an input group, and the corrections of its targets towards the base's outputs.
@@ -108,7 +108,7 @@ class BlockStatistics:
         """
         base = self.activations.base
         assert base is not None
-        projects = input_group.linears[0] in [sublayer.end for sublayer in self._family.sublayers]
+        projects = input_group.linears[0] in [sublayer.output_projection for sublayer in self._family.sublayers]
         matched, rest, prepared = SecondMoments(), SecondMoments(), PreparedInputs()
         fit, check = (TargetCorrection(weight, projects, means) for _ in range(2))
         places = {batch.first: place for place, batch in enumerate(base)}
@@ -142,10 +142,11 @@ class BlockStatistics:
         """
         base, base_after_pruned = self.activations.base, self.activations.base_after_pruned
         assert base is not None
-        residual = self.model.residual(batch, input_group)
-        if base_after_pruned is None or input_group.linears[0] != self.last_projection:
-            return self.model.residual(base[place], input_group) - residual
-        projection = cast(nn.Linear, self.base_block.get_submodule(input_group.linears[0]))
+        linear = input_group.linears[0]
+        residual = staged_block.residual(batch, self._family.sublayers, linear)
+        if base_after_pruned is None or linear != self.last_projection:
+            return staged_block.residual(base[place], self._family.sublayers, linear) - residual
+        projection = cast(nn.Linear, self.base_block.get_submodule(linear))
         with products_of(base_inputs.dtype):
             base_outputs = base_inputs.float() @ projection.weight.float().T
         if projection.bias is not None:

@@ -29,7 +29,8 @@ from hubplugin.limits import BLOCK_TOKENS
 from hubplugin.manifest.recover import Recover
 from hubplugin.model import configs, families
 from hubplugin.model.block_runner import Model
-from hubplugin.model.kl_divergence import divergence
+from hubplugin.model.devices import device_with
+from hubplugin.model.kl_divergence import divergence, logits_pairs
 from hubplugin.progress import progress
 from hubplugin.recovery import block_training, distillation
 from hubplugin.report import RecoveredBlock, Recovery
@@ -86,10 +87,8 @@ class _Work:
         base, expected = self.reference
         student = self.model(self.student, new)
         found = student.hidden_states(self.held).flatten(0, 1)
-        count, total = max(1, distillation.LOGITS // student.vocabulary), 0.0
-        for ours, theirs in zip(found.split(count), expected.split(count), strict=True):
-            total += float(divergence(base.logits(theirs), student.logits(ours)).sum())
-        return total / self.held.numel()
+        pairs = logits_pairs(base, expected, student, found)
+        return sum(float(divergence(*pair).sum()) for pair in pairs) / self.held.numel()
 
     def stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights as they will be stored."""
@@ -144,7 +143,7 @@ def _stages(
     if step.distill:
         whole = work.model(work.student, new)
         left = None if step.minutes is None else limit - seconds.get("blocks", 0.0)
-        models = whole.whole(), work.model(work.base).whole()
+        models = whole.load_all(), work.model(work.base).load_all()
         training = distillation.Distillation(*models, whole.family, (work.train, work.held), step, least, left)
         distilled = training.run(marks)
         trained = work.stored(distilled.weights)
@@ -231,10 +230,8 @@ def _depth(folder: Path) -> int:
 
 def _device(student: Path, base: Path) -> str:
     """A CUDA device where both models and an optimizer's state fit, else the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
     weights = sum(header.count for folder in (student, base) for header in Reader(folder).headers.values())
-    return "cuda" if PER_WEIGHT * weights <= torch.cuda.mem_get_info()[0] else "cpu"
+    return device_with(PER_WEIGHT * weights)
 
 
 def _words(step: Recover) -> str:
