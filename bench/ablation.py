@@ -103,7 +103,7 @@ def make(step: dict[str, Any], ids: Path) -> Path:
     row = families.match(peek.config, str(DOCS))
     model = Model(DenseView(DOCS), peek.config, row, computing_dtype(torch.bfloat16))
     target = export.Folder(out, DOCS, variant, row)
-    for block in blockwise.blocks(model, calibration, variant, torch.bfloat16):
+    for block in blockwise.blocks(model, blockwise.Calibration(calibration), variant, torch.bfloat16):
         target.add(block)
     target.finish()
     return out

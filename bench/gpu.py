@@ -83,7 +83,7 @@ def run(shape: Shape, device: str, weights: Weights, **settings: int | bool) -> 
         prefixes = [row.block.format(i=index) for index in range(shape.layers)]
         source = Prefetch(weights, prefixes, device, torch.bfloat16)
         model = Model(source, weights.config, row, torch.bfloat16, device)
-        for block in blockwise.blocks(model, tokens(shape), variant, torch.bfloat16):
+        for block in blockwise.blocks(model, blockwise.Calibration(tokens(shape)), variant, torch.bfloat16):
             for name, encoding in block.encodings.items():
                 assert isinstance(encoding, Grid)
                 scheme = variant.linear(name).scheme

@@ -20,16 +20,16 @@ from hubplugin.kernels.second_moments import SecondMoments
 from hubplugin.kernels.xtx_cuda import add_lower, ieee_products
 from hubplugin.methods import qep
 from hubplugin.methods.gptq import gptq
-from hubplugin.model import block_runner
+from hubplugin.model import block_runner, staged_block
 
 OTHER = "everything else"
 # what is wrapped, and the stage it is; in the order in which a table shows them
 WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (block_runner.Model, "_load", "weights to the device"),
-    (block_runner.Model, "start", "forward"),
-    (block_runner.Model, "visit", "forward"),
-    (block_runner.Model, "advance", "forward"),
-    (block_runner.Model, "residual", "forward"),
+    (block_runner.Model, "embed", "forward"),
+    (block_runner.Model, "capture_inputs", "forward"),
+    (block_runner.Model, "forward_block", "forward"),
+    (staged_block, "residual", "forward"),
     (SecondMoments, "add", "second moments"),
     (SecondMoments, "matrix", "second moments"),
     (qep.TargetCorrection, "add", "cross moments"),
@@ -87,7 +87,7 @@ def watched(marks: TrainingCheckpoints) -> Iterator[None]:
     """While this holds, the engine's functions say which stage they are."""
     with ExitStack() as stack:
         for owner, name, stage in WRAPPED:
-            wrap = _generator if name == "visit" else _function
+            wrap = _generator if name == "capture_inputs" else _function
             stack.enter_context(mock.patch.object(owner, name, wrap(marks, stage, getattr(owner, name))))
         yield
 

@@ -72,7 +72,7 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
         forced.mkdir()
         memory.spare()
     with nullcontext(forced) if case.get("spill") else stages.spilling(variant, out) as spill:
-        for block in blockwise.blocks(model, ids, variant, stored, spill=spill):
+        for block in blockwise.blocks(model, blockwise.Calibration(ids, spill), variant, stored):
             target.add(block)
             del block
     disk = sum(file.stat().st_size for file in spill.rglob("*") if file.is_file()) if spill and spill.exists() else 0

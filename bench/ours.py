@@ -55,7 +55,7 @@ def main() -> None:
         options.out.mkdir(parents=True)
         target = export.Folder(options.out, options.base, variant, row)
     with clock.stage("quantize"):
-        for block in blockwise.blocks(model, ids, variant, stored):
+        for block in blockwise.blocks(model, blockwise.Calibration(ids), variant, stored):
             target.add(block)
     with clock.stage("save"):
         target.finish()

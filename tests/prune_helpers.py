@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Columns
 from hubplugin.compress import blockwise, export
-from hubplugin.compress.blockwise import Block
+from hubplugin.compress.block_record import Block
 from hubplugin.compress.search import pruning_search
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.hub import snapshots
@@ -90,7 +90,9 @@ def make(
     stored = {"F32": torch.float32, "BF16": torch.bfloat16}[next(iter(variant.tensors.values())).dtype]
     target, ids, made = export.Folder(out, folder, variant, model.family), tokens, []
     ids = pico.tokens(8, 48) if ids is None else ids
-    for block in blockwise.blocks(model, ids, variant, stored, target if finished else None, spill):
+    for block in blockwise.blocks(
+        model, blockwise.Calibration(ids, spill), variant, stored, target if finished else None
+    ):
         target.add(block)
         made.append(block)
     target.finish(keep_blocks=finished)

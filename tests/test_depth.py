@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hubplugin.checkpoint import resume
 from hubplugin.compress import export, stages
-from hubplugin.compress.blockwise import Block
+from hubplugin.compress.block_record import Block
 from hubplugin.compress.search import pruning_search, width_curves
 from hubplugin.errors import PlanError
 from hubplugin.model.architecture import BlockShape

@@ -104,9 +104,9 @@ def test_tokens_at_large_are_every_nth_of_all_batches(base, tmp_path: Path, monk
     batches = model.embed(pico.tokens(3, 50), tmp_path)
     model.block(0)
     input_group = next(input_group for input_group in model.family.input_groups if input_group.expert == 1)
-    every = torch.cat(list(model.at_large(0, batches, input_group)))
+    every = torch.cat(list(model.staged(0).unrouted_inputs(batches, input_group)))
     assert len(batches) == 3 and len(every) == 150
-    assert torch.equal(torch.cat(list(model.at_large(0, batches, input_group, 22))), every[::7])
+    assert torch.equal(torch.cat(list(model.staged(0).unrouted_inputs(batches, input_group, 22))), every[::7])
 
 
 def test_all_experts_are_quantized_whether_or_not_tokens_reach_them(base, tmp_path: Path) -> None:
@@ -298,7 +298,9 @@ def test_an_interrupted_run_goes_on_with_the_experts_it_finished(base, tmp_path:
             return dict(view.below(f"model.layers.{index}"))
 
     variant, _, _ = planned(folder, GPTQ)
-    (second,) = blockwise.blocks(opened(folder), pico.tokens(), variant, torch.bfloat16, Finished())
+    (second,) = blockwise.blocks(
+        opened(folder), blockwise.Calibration(pico.tokens()), variant, torch.bfloat16, Finished()
+    )
     assert second.index == 1 and second.encodings.keys() == whole[1].encodings.keys()
     for name, encoding in second.encodings.items():
         assert torch.equal(encoding.codes, whole[1].encodings[name].codes), name

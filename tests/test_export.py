@@ -19,7 +19,7 @@ from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Dense, Encoding, Grid
 from hubplugin.compress import export
-from hubplugin.compress.blockwise import Block
+from hubplugin.compress.block_record import Block
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
 from hubplugin.evaluation.engine_choice import generate

@@ -15,7 +15,7 @@ from hubplugin import cli, report
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Masked
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.compress import blockwise
+from hubplugin.compress import block_record, blockwise
 from hubplugin.errors import ManifestError, PlanError
 from hubplugin.evaluation import card, gate, zeros
 from hubplugin.evaluation.generation import Generated, generate_dequantized
@@ -417,12 +417,12 @@ def test_the_gate_reads_the_files(pico_folder: Path) -> None:
     assert not line.passed and "q_proj" in line.detail and "hold more than 2" in line.detail
 
 
-def masked(folder: Path, step: dict[str, Any]) -> tuple[VariantPlan, list[blockwise.Block]]:
+def masked(folder: Path, step: dict[str, Any]) -> tuple[VariantPlan, list[block_record.Block]]:
     """The plan of a variant of one step, and its blocks."""
     view = DenseView(folder)
     made = planner.make(document([step]), view.config, Reader(folder).headers).variants[0]
     model = block_runner.Model(view, view.config, families.match(view.config, "here"), torch.float32, "cpu")
-    return made, list(blockwise.blocks(model, pico.tokens(), made, torch.bfloat16))
+    return made, list(blockwise.blocks(model, blockwise.Calibration(pico.tokens()), made, torch.bfloat16))
 
 
 def test_a_linear_is_masked_under_what_the_masked_ones_before_it_make(pico_folder: Path) -> None:

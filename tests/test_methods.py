@@ -63,7 +63,7 @@ variants:
 RUN = """
 import sys
 
-import hubplugin.evaluation.engine_choice as generate
+from hubplugin.evaluation import engine_choice
 from hubplugin import cli
 from hubplugin.evaluation.generation import generate_dequantized
 

@@ -16,7 +16,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress import blockwise, export, stages
-from hubplugin.compress.blockwise import Block
+from hubplugin.compress.block_record import Block
 from hubplugin.compress.self_sampling import sample_self
 from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.disk import sha256
@@ -30,7 +30,7 @@ from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.methods import linear_algebra
 from hubplugin.model import activations, families, kl_divergence
 from hubplugin.model.block_runner import Model
-from hubplugin.model.layer_inputs import LayerInputs
+from hubplugin.model.layer_inputs import BlockStatistics
 from hubplugin.plan import planner
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Tokens
@@ -69,9 +69,8 @@ def make(
     target = export.Folder(out, base, variant, row)
     made = []
     model = Model(DenseView(base), config, row, device=device)
-    for block in blockwise.blocks(
-        model, pico.tokens() if tokens is None else tokens, variant, torch.bfloat16, spill=spill
-    ):
+    calibration = blockwise.Calibration(pico.tokens() if tokens is None else tokens, spill)
+    for block in blockwise.blocks(model, calibration, variant, torch.bfloat16):
         target.add(block)
         made.append(block)
     target.finish()
@@ -179,9 +178,9 @@ def test_targets_are_corrected_with_the_tokens_that_pass_through_the_base(pico_f
     input_group, base_block = model.family.input_groups[0], model.copy_block(0)
     x, given = (list(model.capture_inputs(0, lane, input_group)) for lane in (ours, base))
     weight = torch.eye(x[0].shape[-1])
-    every, matched, fit, check = LayerInputs(model, 0, ours, base, base_block, "mlp.down_proj").corrections(
-        input_group, weight
-    )
+    both = activations.BlockActivations(ours, base)
+    found = BlockStatistics(model, 0, both, base_block, "mlp.down_proj").with_corrections(input_group, weight)
+    every, matched, (fit, check) = found.second_moments, found.matched, found.corrections
     everything = torch.cat([part.reshape(32, -1) for part in x])
     passed = torch.cat([part.reshape(32, -1) for part in (x[0], x[3])])
     expected = sum((b - a).reshape(32, -1).T @ a.reshape(32, -1) for a, b in zip((x[0], x[3]), given, strict=True))

@@ -238,13 +238,13 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     work = training_setup.TrainingSetup(pruned, pico_folder, tokens, recover.Reader(pruned).headers, "cpu")
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
-    models = distillation.Models(student.whole(), base.whole(), student.family)
+    models = distillation.Models(student.load_all(), base.load_all(), student.family)
     training = distillation.Distillation(models, tokens, settings, math.inf, None)
     done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
     with torch.no_grad():
-        torch.testing.assert_close(merged.whole()(input_ids=ids).logits, seen[-1], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(merged.load_all()(input_ids=ids).logits, seen[-1], atol=2e-5, rtol=1e-4)
     assert not seen[-1].allclose(seen[0], atol=1e-3), "nothing was learnt"
     before = load_file(pruned / "model.safetensors")
     changed = {name for name, weight in done.weights.items() if not weight.equal(before[name].float())}

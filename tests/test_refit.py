@@ -59,7 +59,7 @@ def test_what_is_owed_where_columns_are_gone_is_that_of_the_columns_that_stay(en
     # base - x is (0, -1, 0) and (2, 0, 0); W of it is (-2, 1) and (2, 0)
     whole = torch.tensor([[-2.0, -4.0 + 2.0, -6.0 - 2.0], [1.0, 2.0, 3.0]])
     assert torch.allclose(correction.owed(correction.sum()), whole)
-    correction.keep(torch.tensor([0, 2]))
+    correction = correction.on_columns(torch.tensor([0, 2]))
     assert torch.allclose(correction.owed(correction.sum()), whole[:, [0, 2]])
 
 
@@ -75,7 +75,7 @@ def test_what_is_owed_on_average_by_hand(ends: bool, columns: list[int] | None) 
     kept = None if columns is None else torch.tensor(columns)
     made, seen = (made, x) if columns is None else (made[:, columns], x[:, columns])
     if kept is not None:
-        correction.keep(kept)
+        correction = correction.on_columns(kept)
     expected = (base @ weight.T - seen @ made.T + (lost if ends else 0)).sum(dim=0)
     assert torch.allclose(correction.on_average(made, kept), expected)
     assert correction.tokens == 7

@@ -44,7 +44,7 @@ def make(base: Path, out: Path, pause: float = 0.0, inputs: dict[str, str] | Non
     )
     view = DenseView(base)
     model, made = Model(view, view.config, row), 0
-    for block in blockwise.blocks(model, pico.tokens(9, 48), variant, torch.bfloat16, target):
+    for block in blockwise.blocks(model, blockwise.Calibration(pico.tokens(9, 48)), variant, torch.bfloat16, target):
         time.sleep(pause)
         target.add(block)
         time.sleep(pause)

@@ -1,37 +1,20 @@
-"""What the report says of a linear, or of linears that were solved together. Knows methods' results; no module."""
+"""What the report says of linears that were solved together. Knows results of steps and names; no module."""
 
-import time
-
-from hubplugin.methods.base import Compressed
-from hubplugin.methods.linear_algebra import Prepared
+from hubplugin.compress.solve import StepResult
 from hubplugin.report import LinearResult
 
 
-def of(name: str, method: str, done: Compressed, begun: float, share: float | None = None) -> LinearResult:
-    """Of a method's result; `begun` is when it began, `share` how much of the correction of its target was taken."""
+def of(name: str, result: StepResult, seconds: float) -> LinearResult:
+    """The report's record of a step on the linears that `name` names; `seconds` of wall time."""
     return LinearResult(
         name=name,
-        method=method,
-        loss=done.loss,
-        damp=done.damp,
-        fallback=done.fallback,
-        dead_inputs=done.dead_inputs,
-        correction=share,
-        seconds=round(time.monotonic() - begun, 3),
-    )
-
-
-def fitted(name: str, prepared: Prepared, share: float, begun: float) -> LinearResult:
-    """Of linears that stay dense and were fitted to the base's outputs."""
-    return LinearResult(
-        name=name,
-        method="refit",
-        loss=None,
-        damp=prepared.factor.damp,
-        fallback=prepared.factor.fallback,
-        dead_inputs=int(prepared.dead.sum()),
-        correction=share,
-        seconds=round(time.monotonic() - begun, 3),
+        method=result.method,
+        loss=result.loss,
+        damp=result.damp,
+        fallback=result.fallback,
+        dead_inputs=result.dead_inputs,
+        correction=result.correction,
+        seconds=round(seconds, 3),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
+from hubplugin.model.devices import default_device
 from hubplugin.progress import progress
 
 BATCH = 32  # sequences sampled together; bounds the KV cache
@@ -28,7 +29,7 @@ def sample_self(folder: Path, count: int, tokens: int, seed: int) -> Tensor:
     from transformers import AutoModelForCausalLM
 
     tokenizer = read_tokenizer(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     model = model.to(device).eval()

@@ -19,11 +19,11 @@ from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.compress import blockwise, export
+from hubplugin.compress import block_record, blockwise, export
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.model import configs, families
 from hubplugin.model.block_runner import Model
-from hubplugin.model.devices import computing_dtype
+from hubplugin.model.devices import computing_dtype, default_device, device_with, free_device_memory
 from hubplugin.model.prefetch import Prefetch
 from hubplugin.plan import sizes
 from hubplugin.plan.variant_plan import VariantPlan
@@ -54,7 +54,7 @@ def stored_samples(folder: Path, variant: VariantPlan) -> dict[str, Tensor]:
     """First rows of linears as a folder stores them: training wrote them, and there is nothing else to compare."""
     view = DenseView(folder)
     names = [linear.name for linear in variant.linears]
-    return {name: view.get(f"{name}.weight")[: blockwise.SAMPLE_ROWS].float() for name in names}
+    return {name: view.get(f"{name}.weight")[: block_record.SAMPLE_ROWS].float() for name in names}
 
 
 def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerprint: resume.Fingerprint) -> Swept:
@@ -92,11 +92,10 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerpri
 
 def device_for(variant: VariantPlan) -> str:
     """Where a variant is compressed: on a CUDA device that has the memory for it, else on the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    free, needed = torch.cuda.mem_get_info()[0], variant.memory.device
-    if needed <= free:
-        return "cuda"
+    needed = variant.memory.device
+    if default_device() == "cpu" or device_with(needed) == "cuda":
+        return device_with(needed)
+    free = free_device_memory()
     progress(f"{variant.name} | {needed / 1e9:.1f} GB of the GPU are planned, {free / 1e9:.1f} GB are free: on the CPU")
     return "cpu"
 
@@ -107,7 +106,7 @@ def _blocks(
     """Compress all blocks that are not finished yet, with a line of progress for each."""
     begun, first, count = time.monotonic(), target.finished, variant.dims.layers
     with track(variant.name, total=count + (variant.head is not None), completed=first) as bar:
-        for block in blockwise.blocks(model, tokens, variant, stored, target, spill):
+        for block in blockwise.blocks(model, blockwise.Calibration(tokens, spill), variant, stored, target):
             target.add(block)
             left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
             place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
@@ -118,7 +117,7 @@ def _blocks(
             del block  # before the next one is made
 
 
-def _worst(block: blockwise.Block) -> str:
+def _worst(block: block_record.Block) -> str:
     """The linear of a block that lost most, in words."""
     if not block.results:
         return "left dense"

@@ -84,7 +84,7 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     view = DenseView(folder)
     row = match(view.config, str(folder))
     # transformers' own loading knows no blocks that differ
-    model: Any = open_model(folder, row).whole() if view.config.get("block_configs") else _loaded(view, row)
+    model: Any = open_model(folder, row).load_all() if view.config.get("block_configs") else _loaded(view, row)
     generated = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(

@@ -16,6 +16,7 @@ from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.evaluation.token_statistics import LogitsPiece, TokenValues
 from hubplugin.model.block_runner import Model
+from hubplugin.model.devices import default_device
 from hubplugin.model.families import Family
 from hubplugin.model.kl_divergence import LOGITS
 from hubplugin.progress import progress
@@ -43,13 +44,9 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32,
     return model
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
     """Measure the base once for all its variants. `tokens` are int [windows, tokens]."""
-    model = open_model(folder, family, device=_device())
+    model = open_model(folder, family, device=default_device())
     hidden = model.hidden_states(tokens, _progress_of("base", len(model)))
     values = TokenValues(against_base=False)
     for logits, ids in _logits(model, hidden, tokens):

@@ -3,6 +3,8 @@
 Quantization error propagation (QEP, arXiv 2504.09629), docs/maths.md, Corrected targets. Knows no grid and no widths.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -49,10 +51,12 @@ class TargetCorrection:
             made = inputs @ self._narrow.T
             return made if lost is None else made.add_(lost)
 
-    def keep(self, columns: Tensor) -> None:
-        """From now on as if x had these inputs alone, and W the best repair of what that loses."""
+    def on_columns(self, columns: Tensor) -> "TargetCorrection":
+        """As if x had these inputs alone, int64 [kept], and W the best repair of what that loses."""
+        kept = copy.copy(self)
         if self._sum is not None:
-            self._sum = self._sum[:, columns]
+            kept._sum = self._sum[:, columns]
+        return kept
 
     def on_average(self, made: Tensor, columns: Tensor | None) -> Tensor:
         """What is still owed [outputs], summed over tokens, where `made` stands for W on these columns of x, or all."""

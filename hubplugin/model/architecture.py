@@ -159,7 +159,7 @@ def linear_shapes(family: Family, sizes: Dimensions) -> dict[str, tuple[int, int
 def absent(family: Family, sizes: Dimensions) -> tuple[Sublayer, ...]:
     """The parts that a block of these sizes lacks."""
     there = linear_shapes(family, sizes)
-    return tuple(part for part in family.sublayers if part.end and part.end not in there)
+    return tuple(part for part in family.sublayers if part.output_projection and part.output_projection not in there)
 
 
 def biased_linears(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:

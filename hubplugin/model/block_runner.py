@@ -1,13 +1,11 @@
-"""Runs a model one block at a time: transformers' own modules, built on the meta device and filled from a reader.
+"""Runs a model one block at a time: transformers' own modules, built on the meta device and filled from a source.
 
-Memory holds one block and the hidden states, whatever the model's size. A pass is staged: a block is walked tap by tap,
-each time from where the last stage ended, so that linears can change on the way at the price of one forward pass. Knows
-no method, no format and no metric; a `WeightSource` may hand out any tensors of the right names and shapes.
+Memory holds one block and the hidden states, whatever the model's size. Knows no method, no format and no metric; a
+`WeightSource` may hand out any tensors of the right names and shapes.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,71 +14,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.errors import CheckpointError
 from hubplugin.kernels import rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
-from hubplugin.model import architecture, experts, heterogeneous
+from hubplugin.model import architecture, experts, heterogeneous, module_weights
 from hubplugin.model.activations import Batch, Pool
-from hubplugin.model.families import Family, InputGroup, Sublayer
-
-REACHING, CHOSEN = "experts.hidden", "experts.chosen"  # what a batch keeps of the tokens that come to a router
-
-
-class _Stop(BaseException):
-    """Ends a block's forward once its tap was seen. Never leaves this file."""
-
-
-@contextmanager
-def _watched(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While this holds, what goes into a module is noted, and the forward pass ends there."""
-    seen: list[Tensor] = []
-
-    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.extend(inputs)
-        raise _Stop
-
-    hook = module.register_forward_pre_hook(see)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _staged(block: nn.Module, batch: Batch, parts: tuple[Sublayer, ...], remember: bool) -> Iterator[None]:
-    """While this holds, parts of a block take up where a batch's last stage ended."""
-    modules = [block.get_submodule(part.name) for part in parts]
-    for part, module in zip(parts, modules, strict=True):
-        module.forward = _resumed(block, module, batch, part, remember)
-    for part in parts:
-        if part.output in batch or part.input in batch:  # nobody reads what its norm makes
-            modules.append(block.get_submodule(part.norm))
-            modules[-1].forward = lambda hidden: hidden
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def _resumed(block: nn.Module, module: nn.Module, batch: Batch, part: Sublayer, remember: bool) -> Callable[..., Any]:
-    """The forward of a part: its known output; else its last linear on its known input; else all of it."""
-    whole = module.forward
-
-    def forward(*inputs: Any, **keywords: Any) -> Any:
-        if part.output in batch:
-            out = batch.get(part.output)
-        elif part.input in batch:
-            out = block.get_submodule(part.end)(batch.get(part.input))
-        else:
-            result = whole(*inputs, **keywords)
-            out = result[0] if part.pair else result
-        if remember and part.output not in batch:
-            batch.put(part.output, out)
-            batch.drop(part.input)
-        return (out, None) if part.pair else out
-
-    return forward
+from hubplugin.model.families import Family, InputGroup
+from hubplugin.model.staged_block import StagedBlock
 
 
 class _Recorder(nn.Module):
@@ -94,13 +33,6 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor, **keywords: Any) -> Tensor:
         self.keywords = keywords
         return hidden
-
-
-def _unload(module: nn.Module) -> None:
-    """Forget a module's weights; what it computed for itself stays."""
-    for inner in module.modules():
-        for name, weight in inner.named_parameters(recurse=False):
-            setattr(inner, name, nn.Parameter(weight.to("meta"), requires_grad=False))
 
 
 class Model:
@@ -131,7 +63,7 @@ class Model:
                 heterogeneous.fit(block, family, self.dims.at(index))
         if dtype == torch.bfloat16 and device == "cpu":
             rms_norm.install(self._trunk)
-        self._fill_buffers()
+        module_weights.fill_buffers(self._model, device)
         self._softcap = getattr(settings, "final_logit_softcapping", None)
 
     def __len__(self) -> int:
@@ -142,22 +74,8 @@ class Model:
         """Rows of the embedding table."""
         return int(self._trunk.embed_tokens.weight.shape[0])
 
-    def _fill_buffers(self) -> None:
-        """Rotary frequencies and the like are computed, not stored: let transformers initialise them for real."""
-        for module in self._trunk.modules():
-            empty = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
-            for name in empty:
-                module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)
-            if empty:
-                self._model._init_weights(module)
-
     def _load(self, module: nn.Module, prefix: str) -> None:
-        state = {name: tensor.to(self.device, self.dtype) for name, tensor in self.source.below(prefix)}
-        try:
-            module.load_state_dict(state, strict=True, assign=True)
-        except RuntimeError as error:
-            raise CheckpointError(prefix, f"does not fit the architecture: {error}", "pull the model again") from error
-        module.requires_grad_(False)
+        module_weights.load(module, self.source, prefix, self.device, self.dtype)
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor, folder: Path | None = None, micro_tokens: int | None = None) -> list[Batch]:
@@ -181,7 +99,7 @@ class Model:
             batches.append(Batch(keywords, number * rows, pool, folder))
             batches[-1].put("hidden", hidden)
         self._trunk.layers, self._trunk.norm = nn.ModuleList(self._blocks), norm
-        _unload(self._trunk.embed_tokens)
+        module_weights.unload(self._trunk.embed_tokens)
         return batches
 
     def block(self, index: int) -> nn.Module:
@@ -191,10 +109,10 @@ class Model:
 
     def free(self, index: int) -> None:
         """Forget a block's weights."""
-        _unload(self._blocks[index])
+        module_weights.unload(self._blocks[index])
 
-    def whole(self) -> nn.Module:
-        """transformers' whole model with all its weights, embeddings tied where the source has no head."""
+    def load_all(self) -> nn.Module:
+        """transformers' model with all its weights, embeddings tied where the source has no head."""
         self._load(self._trunk.embed_tokens, self.family.embed)
         for index in range(len(self)):
             self.block(index)
@@ -210,95 +128,19 @@ class Model:
         block = self._blocks[index]
         return copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
 
-    @torch.inference_mode()
+    def staged(self, index: int, block: nn.Module | None = None) -> StagedBlock:
+        """Block `index`, or a copy of it, for a forward pass in stages."""
+        return StagedBlock(self._blocks[index] if block is None else block, index, self.family)
+
     def capture_inputs(
         self, index: int, batches: list[Batch], input_group: InputGroup, block: nn.Module | None = None
     ) -> Iterator[Tensor]:
-        """The inputs [sequences, tokens, inputs] of a tap's linears, batch by batch, as the block stands now.
+        """As `StagedBlock.capture_inputs`. `block` may be a copy; its batches must then be its own."""
+        return self.staged(index, block).capture_inputs(batches, input_group)
 
-        Parts of the block that end before the tap run once and are remembered: visit taps in the order in which the
-        block runs them. `block` may be a twin; its batches must then be its own.
-        """
-        block = self._blocks[index] if block is None else block
-        if input_group.expert is not None:
-            yield from self._routed(index, batches, input_group, block)
-            return
-        parts = self.family.sublayers
-        at = next(number for number, part in enumerate(parts) if input_group.linears[0].startswith(part.name + "."))
-        linear = block.get_submodule(input_group.linears[0])
-        for batch in batches:
-            batch.drop(parts[at].input)
-            with _staged(block, batch, parts[:at], remember=True), _watched(linear) as seen, suppress(_Stop):
-                block(batch.hidden, **batch.keywords[index])
-            if input_group.linears[0] == parts[at].end:
-                batch.put(parts[at].input, seen[0])
-            yield seen[0]
-
-    def _routed(self, index: int, batches: list[Batch], input_group: InputGroup, block: nn.Module) -> Iterator[Tensor]:
-        """The inputs [tokens, inputs] of an expert's linears, of the tokens that the router sends there."""
-        assert input_group.expert is not None
-        for batch in batches:
-            self._reach(index, batch, block)
-            here = torch.eq(batch.get(CHOSEN), input_group.expert).any(dim=-1)
-            yield self._inside(input_group, block, batch.rows(REACHING, here))
-
-    @torch.inference_mode()
-    def at_large(
-        self, index: int, batches: list[Batch], input_group: InputGroup, most: int | None = None
-    ) -> Iterator[Tensor]:
-        """What the linears of an expert would be given [tokens, inputs], were all tokens of the block sent there.
-
-        Of every n-th token, where there are more than `most`.
-        """
-        block, first = self._blocks[index], 0
-        for batch in batches:
-            self._reach(index, batch, block)
-        step = -(-sum(batch.shape(REACHING)[0] for batch in batches) // most) if most else 1
-        for batch in batches:
-            yield self._inside(input_group, block, batch.rows(REACHING, slice(-first % step, None, step)))
-            first += batch.shape(REACHING)[0]
-
-    def _inside(self, input_group: InputGroup, block: nn.Module, rows: Tensor) -> Tensor:
-        names = self.family.experts
-        assert names is not None
-        expert = cast(experts.Expert, block.get_submodule(f"{names.name}.{input_group.expert}"))
-        return expert.inner(rows) if input_group.linears[0].endswith(f".{names.down}") else rows
-
-    def _reach(self, index: int, batch: Batch, block: nn.Module) -> None:
-        """Keep the tokens [tokens, hidden] of a batch that come to the router, and where each is sent."""
-        if REACHING in batch:
-            return
-        names, parts = self.family.experts, self.family.sublayers
-        assert names is not None
-        inside = block.get_submodule(names.name)
-        with _staged(block, batch, parts[:-1], remember=True), _watched(inside) as seen, suppress(_Stop):
-            block(batch.hidden, **batch.keywords[index])
-        batch.put(REACHING, seen[0])
-        batch.put(CHOSEN, seen[1])
-
-    def residual(self, batch: Batch, input_group: InputGroup) -> Tensor:
-        """What the output of a part's last linear is added to: the block's input and the outputs of earlier parts.
-
-        For the tap that was visited last.
-        """
-        ends = [part.end for part in self.family.sublayers]
-        earlier = self.family.sublayers[: ends.index(input_group.linears[0])]
-        return sum((batch.get(part.output) for part in earlier), batch.hidden)
-
-    def forget(self, batches: list[Batch], input_group: InputGroup) -> None:
-        """The inputs of a visited tap changed since: run what leads to it again when it is needed."""
-        for batch in batches:
-            batch.drop(*(part.input for part in self.family.sublayers if input_group.linears[0] == part.end))
-
-    @torch.inference_mode()
     def forward_block(self, index: int, batches: list[Batch], block: nn.Module | None = None) -> None:
         """Replace the hidden states by the block's output, taking up where the last stage ended."""
-        block = self._blocks[index] if block is None else block
-        for batch in batches:
-            with _staged(block, batch, self.family.sublayers, remember=False):
-                out = block(batch.hidden, **batch.keywords[index])
-            batch.put("hidden", out[0] if isinstance(out, tuple) else out)
-            batch.drop(*(key for part in self.family.sublayers for key in (part.input, part.output)), REACHING, CHOSEN)
+        self.staged(index, block).forward(batches)
 
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
         """As `on_inputs` below, for linears of this model."""

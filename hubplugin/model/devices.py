@@ -7,3 +7,18 @@ def computing_dtype(stored: torch.dtype, device: str = "cpu") -> torch.dtype:
     """What to compute a model in: bfloat16 where it is stored so and the device multiplies it, else float32."""
     fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if stored == torch.bfloat16 and fast else torch.float32
+
+
+def default_device() -> str:
+    """The CUDA device where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_with(needed: int) -> str:
+    """The CUDA device where so many bytes of its memory are free, else the CPU."""
+    return "cuda" if needed <= free_device_memory() else "cpu"
+
+
+def free_device_memory() -> int:
+    """Bytes of a CUDA device's memory that nobody uses; 0 where there is none."""
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else 0

@@ -43,25 +43,25 @@ class Experts(nn.ModuleList):
         for index, expert in enumerate(self):
             tokens, place = torch.where(chosen == index)
             if len(tokens):
-                made = expert(hidden[tokens]) * weights[tokens, place, None]
-                out.index_add_(0, tokens, made.to(out.dtype))
+                weighted = expert(hidden[tokens]) * weights[tokens, place, None]
+                out.index_add_(0, tokens, weighted.to(out.dtype))
         return out
 
 
 def install(block: nn.Module, names: families.Experts) -> None:
     """Put plain linears in the place of a block's fused experts, and name their parent as checkpoints do.
 
-    The block goes on finding its part under the attribute `mlp`; as a submodule it has the checkpoint's name alone.
+    The block goes on finding its MLP under the attribute `mlp`; as a submodule it has the checkpoint's name alone.
     """
-    part: Any = block.get_submodule("mlp")
-    fused = part.experts
+    mlp: Any = block.get_submodule("mlp")
+    fused = mlp.experts
     parent, _, last = names.name.rpartition(".")
-    made = []
+    plain = []
     for both, down in zip(fused.gate_up_proj, fused.down_proj, strict=True):
         gate, up = both.chunk(2)
-        made.append(Expert(names, gate, up, down, fused.act_fn))
-    setattr(part, last, Experts(made))
+        plain.append(Expert(names, gate, up, down, fused.act_fn))
+    setattr(mlp, last, Experts(plain))
     if parent != "mlp":
         del block.mlp
-        block.add_module(parent, part)
-        object.__setattr__(block, "mlp", part)
+        block.add_module(parent, mlp)
+        object.__setattr__(block, "mlp", mlp)

@@ -24,17 +24,17 @@ class Sublayer:
     """A submodule of a block that ends in one linear: what goes into that linear is all that must be kept of it."""
 
     name: str
-    end: str  # its last linear; its output is that linear's. Empty: it ends in a sum over experts
+    output_projection: str  # its last linear, whose output is its own; empty: it ends in a sum over experts
     norm: str  # the norm whose output only this sublayer reads
     pair: bool = False  # returns (output, something nobody reads)
 
     @property
-    def input(self) -> str:
+    def input_key(self) -> str:
         """The name under which the last linear's input is kept."""
-        return f"into.{self.end}"
+        return f"into.{self.output_projection}"
 
     @property
-    def output(self) -> str:
+    def output_key(self) -> str:
         """The name under which its output is kept."""
         return f"out.{self.name}"
 
@@ -240,13 +240,13 @@ FAMILIES: dict[str, Family] = {
     "mixtral": replace(
         SPARSE,
         native="MixtralForCausalLM",
-        sublayers=(_ATTENTION_PART, replace(_MLP_PART, name="block_sparse_moe", end="")),
+        sublayers=(_ATTENTION_PART, replace(_MLP_PART, name="block_sparse_moe", output_projection="")),
         experts=Experts("block_sparse_moe.experts", "w1", "w3", "w2", width="intermediate_size"),
     ),
     "qwen3_moe": replace(
         SPARSE,
         native="Qwen3MoeForCausalLM",
-        sublayers=(_ATTENTION_PART, replace(_MLP_PART, end="")),
+        sublayers=(_ATTENTION_PART, replace(_MLP_PART, output_projection="")),
         experts=Experts("mlp.experts", "gate_proj", "up_proj", "down_proj", width="moe_intermediate_size"),
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         bias_keys=(("attention_bias", _ATTENTION),),

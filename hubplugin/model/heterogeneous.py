@@ -1,4 +1,4 @@
-"""Blocks that differ in width or lack a part, inside transformers' own classes, which know neither.
+"""Blocks that differ in width or lack a sublayer, inside transformers' own classes, which know neither.
 
 Knows modules and sizes; no weights, no method and no file.
 """
@@ -15,25 +15,25 @@ from hubplugin.model.architecture import Dimensions
 from hubplugin.model.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Sublayer, Width
 from hubplugin.model.pruned_config import BIASES
 
-NOT_FOR_THEM = ("quantization_config", "auto_map")  # transformers would load itself what we read
+OUR_KEYS = ("quantization_config", "auto_map")  # transformers would load itself what we read
 
 
 class Absent(nn.Module):
-    """A part that adds nothing to the stream."""
+    """Stands in for a sublayer that was removed: it adds nothing to the residual stream."""
 
-    def __init__(self, part: Sublayer) -> None:
+    def __init__(self, sublayer: Sublayer) -> None:
         super().__init__()
-        self._pair = part.pair
+        self._pair = sublayer.pair
 
     def forward(self, *inputs: Tensor, **keywords: Any) -> Any:
-        """Zeros of the shape of what came in, as the part would return them."""
+        """Zeros of the shape of what came in, as the sublayer would return them."""
         hidden = inputs[0] if inputs else keywords["hidden_states"]
         return (torch.zeros_like(hidden), None) if self._pair else torch.zeros_like(hidden)
 
 
 def transformers_config(config: dict[str, Any]) -> PretrainedConfig:
     """A config.json as transformers' own, of a class with the same blocks; `fit` gives these their sizes."""
-    return AutoConfig.for_model(**_known({key: value for key, value in config.items() if key not in NOT_FOR_THEM}))
+    return AutoConfig.for_model(**_known({key: value for key, value in config.items() if key not in OUR_KEYS}))
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
@@ -47,22 +47,22 @@ def _known(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(block: nn.Module, family: Family, sizes: Dimensions) -> None:
-    """Give an empty block linears of these sizes, and take away the parts that it lacks."""
+    """Give an empty block linears of these sizes, and take away the sublayers that it lacks."""
     for name, (outputs, inputs) in architecture.linear_shapes(family, sizes).items():
         old = cast(nn.Linear, block.get_submodule(name))
         if (old.out_features, old.in_features) != (outputs, inputs):
-            made = nn.Linear(inputs, outputs, old.bias is not None, device="meta", dtype=old.weight.dtype)
+            linear = nn.Linear(inputs, outputs, old.bias is not None, device="meta", dtype=old.weight.dtype)
             parent, _, last = name.rpartition(".")
-            setattr(block.get_submodule(parent), last, made)
-    for part in architecture.absent(family, sizes):
-        remove(block, part)
+            setattr(block.get_submodule(parent), last, linear)
+    for sublayer in architecture.absent(family, sizes):
+        remove(block, sublayer)
     share_heads(block, family, sizes)
 
 
-def remove(block: nn.Module, part: Sublayer) -> None:
-    """Let a part of a block add nothing, and be given what came in as it is."""
-    setattr(block, part.name, Absent(part))
-    setattr(block, part.norm, nn.Identity())
+def remove(block: nn.Module, sublayer: Sublayer) -> None:
+    """Let a sublayer of a block add nothing; its norm passes on what comes in."""
+    setattr(block, sublayer.name, Absent(sublayer))
+    setattr(block, sublayer.norm, nn.Identity())
 
 
 def share_heads(block: nn.Module, family: Family, sizes: Dimensions) -> None:
@@ -80,17 +80,17 @@ def share_heads(block: nn.Module, family: Family, sizes: Dimensions) -> None:
 
 
 def kept_rows(width: Width, before: Dimensions, kept: Tensor) -> dict[str, Tensor]:
-    """By producer: the rows that somebody still reads where columns `kept` of their consumer stay."""
-    each, size = before.heads // before.kv_heads, before.head_dim
-    pairs = (kept // size // each).unique()  # KV heads that some kept query head reads
-    keys = (pairs[:, None] * size + torch.arange(size, device=kept.device)).reshape(-1)
-    wanted = {CHANNELS: kept, QUERIES: kept, KEYS: keys}
+    """By producer: the rows int64 that are still read where columns `kept` of their consumer stay."""
+    group_size, size = before.heads // before.kv_heads, before.head_dim
+    kv_heads = (kept // size // group_size).unique()  # that some kept query head reads
+    keys = (kv_heads[:, None] * size + torch.arange(size, device=kept.device)).reshape(-1)
+    rows_of = {CHANNELS: kept, QUERIES: kept, KEYS: keys}
     heights = {CHANNELS: before.ffn, QUERIES: before.heads * size, KEYS: before.kv_heads * size}
-    found = {}
+    kept_by_producer = {}
     for producer in width.producers:
         first, rows = 0, []
         for kind in producer.rows:
-            rows.append(wanted[kind] + first)
+            rows.append(rows_of[kind] + first)
             first += heights[kind]
-        found[producer.name] = torch.cat(rows)
-    return found
+        kept_by_producer[producer.name] = torch.cat(rows)
+    return kept_by_producer

@@ -1,10 +1,11 @@
-"""What the linears of a block are given: second moments of their inputs, and what they owe the base's outputs.
+"""Statistics of what a block's linears are given: second moments of their inputs, and corrections of their targets.
 
-Knows lanes of activations and modules; no method, no plan and no file.
+Knows activations and modules; no method that uses the statistics, no plan and no file.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import cast
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, products_of
 from hubplugin.methods.qep import TargetCorrection
-from hubplugin.model.activations import Batch
+from hubplugin.model import staged_block
+from hubplugin.model.activations import Batch, BlockActivations
 from hubplugin.model.block_runner import Model
 from hubplugin.model.families import Family, InputGroup
 
@@ -20,18 +22,31 @@ COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
 HELD_OUT = 8  # one sequence in so many decides how far targets are corrected
 
 
-@dataclass
-class LayerInputs:
-    """Of one block while it is changed."""
+@dataclass(frozen=True)
+class GroupStatistics:
+    """What methods need to know of the inputs x of an input group, summed over calibration tokens."""
+
+    second_moments: Tensor  # H = sum x x^T [inputs, inputs], of all tokens
+    matched: Tensor  # H of the tokens that pass through the base too; the same tensor where all do
+    corrections: tuple[TargetCorrection, ...] = ()  # by the tokens that fit, by those that check; empty: none
+    cold: str | None = None  # what stood in for tokens that an expert did not see, in words
+
+    def on_columns(self, kept: Tensor) -> "GroupStatistics":
+        """The statistics of these inputs alone, int64 [kept]; every token must have passed through the base."""
+        moments = self.second_moments[kept][:, kept]
+        corrections = tuple(correction.on_columns(kept) for correction in self.corrections)
+        return replace(self, second_moments=moments, matched=moments, corrections=corrections)
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """Of one block, whose linears change one input group after another."""
 
     model: Model
     index: int
-    ours: list[Batch]
-    base: list[Batch] | None  # what the base makes of the same tokens
+    activations: BlockActivations
     base_block: nn.Module  # the block as the base has it
-    last_end: str  # the last linear whose output goes into the stream
-    ahead: list[Batch] | None = None  # the base's lane behind all that is left out after that linear
-    _everyone: tuple[Tensor, int] | None = field(default=None, init=False)  # moments of all that reach the experts
+    last_projection: str  # the last linear whose output is added to the residual stream
 
     @property
     def _family(self) -> Family:
@@ -43,94 +58,100 @@ class LayerInputs:
     def _inputs(self, input_group: InputGroup) -> int:
         return cast(nn.Linear, self.base_block.get_submodule(input_group.linears[0])).in_features
 
-    def second_moments(self, input_group: InputGroup) -> Tensor:
-        """Second moments [inputs, inputs] of a tap."""
-        return second_moments(self.model, self.index, self.ours, input_group)
+    def of(self, input_group: InputGroup) -> GroupStatistics:
+        """Second moments of an input group, as the block stands now; of an expert's, see `_of_expert`."""
+        if input_group.expert is not None:
+            return self._of_expert(input_group)
+        moments = second_moments(self.model, self.index, self.activations.compressed, input_group)
+        return GroupStatistics(moments, moments)
 
-    def of_expert(self, input_group: InputGroup) -> tuple[Tensor, str | None]:
+    def _of_expert(self, input_group: InputGroup) -> GroupStatistics:
         """Second moments for an expert's linears, and what was done where the router sent it too few tokens.
 
         From few tokens they are mostly chance, and error feedback that follows chance is worse than rounding. A cold
         expert also sees tokens of the block at large, which count as many as it has inputs (docs/maths.md, Experts).
         """
-        own, where = (
-            second_moments_of(self.model.capture_inputs(self.index, self.ours, input_group)),
-            self._where(input_group),
-        )
-        inputs = self._inputs(input_group)
-        if own.tokens >= COLD * inputs:
-            return own.matrix(where), None
-        large, tokens = self._at_large(input_group)
-        blended = large * (inputs / tokens)
-        if own.tokens:
-            blended += own.matrix(where)
-        return blended, f"saw {own.tokens} tokens: {tokens} of the block at large stand in, as {inputs}"
+        routed = second_moments_of(self.model.capture_inputs(self.index, self.activations.compressed, input_group))
+        where, inputs = self._where(input_group), self._inputs(input_group)
+        if routed.tokens >= COLD * inputs:
+            moments = routed.matrix(where)
+            return GroupStatistics(moments, moments)
+        substitute = self._of_unrouted_tokens(input_group)
+        blended = substitute.matrix(where) * (inputs / substitute.tokens)
+        if routed.tokens:
+            blended += routed.matrix(where)
+        cold = f"saw {routed.tokens} tokens: {substitute.tokens} of the block at large stand in, as {inputs}"
+        return GroupStatistics(blended, blended, cold=cold)
 
-    def _at_large(self, input_group: InputGroup) -> tuple[Tensor, int]:
-        """Second moments of the tokens of the block, and how many: of all where experts share them, else of some."""
-        names, index = self._family.experts, self.index
-        assert names is not None
-        if input_group.linears[0].endswith(f".{names.down}"):
-            most = COLD * self._inputs(input_group)
-            some = second_moments_of(self.model.at_large(index, self.ours, input_group, most))
-            return some.matrix(self._where(input_group)), some.tokens
-        if self._everyone is None:
-            every = second_moments_of(self.model.at_large(index, self.ours, input_group))
-            self._everyone = every.matrix(self._where(input_group)), every.tokens
-        return self._everyone
+    def _of_unrouted_tokens(self, input_group: InputGroup) -> SecondMoments:
+        """Second moments of the block's tokens, as if all went to this expert: of all, or of some for its last linear.
 
-    def corrections(
-        self, input_group: InputGroup, weight: Tensor, averages: bool = False
-    ) -> tuple[Tensor, Tensor, TargetCorrection, TargetCorrection]:
-        """Second moments of a tap, twice, and what its linears owe: by the tokens that fit, and by those that check.
-
-        `weight` [outputs, inputs] is theirs, stacked, as in the base; `averages` as in `Drift`. The other second
-        moments are of the tokens that pass through the base, by which what is owed is divided; the same where all do.
+        All experts read the same hidden states; what goes into the last linear is each expert's own.
         """
-        assert self.base is not None
-        ends = input_group.linears[0] in [part.end for part in self._family.sublayers]
-        both, rest, seen = SecondMoments(), SecondMoments(), PreparedInputs()
-        fit, check = (TargetCorrection(weight, ends, averages) for _ in range(2))
-        places = {batch.first: place for place, batch in enumerate(self.base)}
-        theirs, before = self.model.capture_inputs(self.index, self.base, input_group, self.base_block), 0
-        for batch, inputs in zip(self.ours, self.model.capture_inputs(self.index, self.ours, input_group), strict=True):
-            seen.take(inputs)
+        assert self._family.experts is not None
+        if not input_group.linears[0].endswith(f".{self._family.experts.down}"):
+            return self._of_hidden_states
+        tokens = COLD * self._inputs(input_group)
+        staged = self.model.staged(self.index)
+        return second_moments_of(staged.unrouted_inputs(self.activations.compressed, input_group, tokens))
+
+    @cached_property
+    def _of_hidden_states(self) -> SecondMoments:
+        """Second moments of all that the router of a block with experts is given."""
+        first = next(group for group in self._family.input_groups if group.expert is not None)
+        return second_moments_of(self.model.staged(self.index).unrouted_inputs(self.activations.compressed, first))
+
+    def with_corrections(self, input_group: InputGroup, weight: Tensor, means: bool = False) -> GroupStatistics:
+        """Second moments of an input group, and the corrections of its targets towards the base's outputs.
+
+        `weight` [outputs, inputs] is that of its linears, stacked, as in the base; `means` as in `TargetCorrection`.
+        """
+        base = self.activations.base
+        assert base is not None
+        projects = input_group.linears[0] in [sublayer.output_projection for sublayer in self._family.sublayers]
+        matched, rest, prepared = SecondMoments(), SecondMoments(), PreparedInputs()
+        fit, check = (TargetCorrection(weight, projects, means) for _ in range(2))
+        places = {batch.first: place for place, batch in enumerate(base)}
+        captured = self.model.capture_inputs(self.index, self.activations.compressed, input_group)
+        base_captured, earlier = self.model.capture_inputs(self.index, base, input_group, self.base_block), 0
+        for batch, inputs in zip(self.activations.compressed, captured, strict=True):
+            prepared.take(inputs)
             if batch.first not in places:
-                rest.add(seen)
+                rest.add(prepared)
                 continue
-            both.add(seen)
-            base_inputs = next(theirs)
-            lost = (
-                self._lost(input_group, batch, places[batch.first], base_inputs)
-                if self._family.residual and ends
-                else None
-            )
+            matched.add(prepared)
+            base_inputs, residual_error = next(base_captured), None
+            if self._family.residual and projects:
+                residual_error = self._residual_error(input_group, batch, places[batch.first], base_inputs)
             sequences, tokens = inputs.shape[:2]
-            for first, last, held in runs(before, sequences):
-                some, correction = seen.part(first * tokens, last * tokens), check if held else fit
-                correction.add(some, base_inputs[first:last], None if lost is None else lost[first:last])
-            before += sequences
-        matched = both.matrix(self._where(input_group))
+            for first, last, held_out in runs(earlier, sequences):
+                error = None if residual_error is None else residual_error[first:last]
+                correction = check if held_out else fit
+                correction.add(prepared.part(first * tokens, last * tokens), base_inputs[first:last], error)
+            earlier += sequences
+        moments = matched.matrix(self._where(input_group))
         if not rest.tokens:
-            return matched, matched, fit, check
-        return rest.matrix(self._where(input_group)).add_(matched), matched, fit, check
+            return GroupStatistics(moments, moments, (fit, check))
+        return GroupStatistics(rest.matrix(self._where(input_group)).add_(moments), moments, (fit, check))
 
-    def _lost(self, input_group: InputGroup, batch: Batch, place: int, base_inputs: Tensor) -> Tensor:
-        """What the stream that an end's output is added to has lost so far [sequences, tokens, hidden], in one batch.
+    def _residual_error(self, input_group: InputGroup, batch: Batch, place: int, base_inputs: Tensor) -> Tensor:
+        """Base minus compressed [sequences, tokens, hidden] of the stream that an output projection is added to.
 
-        `place` is the batch's in the base's lane. Where nothing that was taken out follows, until the next block: of
-        the base, up to the end of what was.
+        `place` is the batch's among those of the base. Where sublayers or blocks that were pruned follow before the
+        next block: of the base, the stream behind those.
         """
-        assert self.base is not None
-        ours = self.model.residual(batch, input_group)
-        if self.ahead is None or input_group.linears[0] != self.last_end:
-            return self.model.residual(self.base[place], input_group) - ours
-        own = cast(nn.Linear, self.base_block.get_submodule(input_group.linears[0]))
+        base, base_after_pruned = self.activations.base, self.activations.base_after_pruned
+        assert base is not None
+        linear = input_group.linears[0]
+        residual = staged_block.residual(batch, self._family.sublayers, linear)
+        if base_after_pruned is None or linear != self.last_projection:
+            return staged_block.residual(base[place], self._family.sublayers, linear) - residual
+        projection = cast(nn.Linear, self.base_block.get_submodule(linear))
         with products_of(base_inputs.dtype):
-            made = base_inputs.float() @ own.weight.float().T
-        if own.bias is not None:
-            made += own.bias.float()
-        return self.ahead[place].hidden.float() - made - ours
+            base_outputs = base_inputs.float() @ projection.weight.float().T
+        if projection.bias is not None:
+            base_outputs += projection.bias.float()
+        return base_after_pruned[place].hidden.float() - base_outputs - residual
 
 
 def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
@@ -138,13 +159,13 @@ def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
 
     Counted from the first of the `count`.
     """
-    for held, run in groupby(range(count), lambda place: (first + place + 1) % HELD_OUT == 0):
+    for held_out, run in groupby(range(count), lambda place: (first + place + 1) % HELD_OUT == 0):
         places = list(run)
-        yield places[0], places[-1] + 1, held
+        yield places[0], places[-1] + 1, held_out
 
 
 def second_moments(model: Model, index: int, batches: list[Batch], input_group: InputGroup) -> Tensor:
-    """Second moments [inputs, inputs] of a tap of a block, as the block stands now."""
+    """Second moments [inputs, inputs] of an input group of a block, as the block stands now."""
     return second_moments_of(model.capture_inputs(index, batches, input_group)).matrix(
         f"{model.family.block.format(i=index)}.{input_group.linears[0]}"
     )
@@ -152,8 +173,8 @@ def second_moments(model: Model, index: int, batches: list[Batch], input_group: 
 
 def second_moments_of(batches: Iterable[Tensor]) -> SecondMoments:
     """Second moments of inputs, batch by batch [tokens, inputs]."""
-    moment = SecondMoments()
+    moments = SecondMoments()
     for inputs in batches:
         if len(inputs):  # a router may send no token of a batch
-            moment.add(inputs)
-    return moment
+            moments.add(inputs)
+    return moments

@@ -1,4 +1,4 @@
-"""Reads a model's weights one block ahead: while a block is worked on, the next comes from disk and onto the device.
+"""Reads a model's weights one block ahead: while one block is computed, the next comes from disk and onto the device.
 
 A `WeightSource` around another one. Holds at most one block that nobody has asked for. Knows names and devices; no
 format and no model.
@@ -31,7 +31,7 @@ class Prefetch:
         self._source, self._device, self._dtype = source, torch.device(device), dtype
         self._next = dict(pairwise(prefixes))
         self._prefixes = set(prefixes)
-        self._coming: dict[str, Future[_Read]] = {}
+        self._pending: dict[str, Future[_Read]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
@@ -47,16 +47,16 @@ class Prefetch:
         if prefix not in self._prefixes:
             yield from self._source.below(prefix)
             return
-        coming = self._coming.pop(prefix, None) or self._reader.submit(self._read, prefix)
-        read = coming.result()
+        pending = self._pending.pop(prefix, None) or self._reader.submit(self._read, prefix)
+        read = pending.result()
         following = self._next.get(prefix)
-        if following is not None and following not in self._coming:
-            self._coming[following] = self._reader.submit(self._read, following)
+        if following is not None and following not in self._pending:
+            self._pending[following] = self._reader.submit(self._read, following)
         if read.arrived is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(read.arrived)
             for _, tensor in read.tensors:
-                tensor.record_stream(current)  # made on one stream, used and freed on another
+                tensor.record_stream(current)  # allocated on one stream, used and freed on another
         yield from read.tensors
 
     def _read(self, prefix: str) -> _Read:

@@ -154,7 +154,9 @@ class _Pass:
         return max(moments)
 
     def _ends(self, input_group: InputGroup) -> bool:
-        return self.family.residual and any(sublayer.end in input_group.linears for sublayer in self.family.sublayers)
+        return self.family.residual and any(
+            sublayer.output_projection in input_group.linears for sublayer in self.family.sublayers
+        )
 
     def _head(self) -> int:
         if not self.work.head:

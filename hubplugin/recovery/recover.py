@@ -141,7 +141,7 @@ def _distill(
 ) -> tuple[distillation.Distilled, _Weights]:
     """The second stage, from the best weights of the first. `limit` in seconds."""
     student = setup.model(setup.student, start.replaced)
-    models = distillation.Models(student.whole(), setup.model(setup.base).whole(), student.family)
+    models = distillation.Models(student.load_all(), setup.model(setup.base).load_all(), student.family)
     training = distillation.Distillation(models, setup.tokens, step, start.held_out_kl, limit)
     distilled = training.run(checkpoints)
     trained = setup.as_stored(distilled.weights)

@@ -16,8 +16,8 @@ from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.model import families
 from hubplugin.model.block_runner import Model
-from hubplugin.model.kl_divergence import divergence
-from hubplugin.recovery import distillation
+from hubplugin.model.devices import device_with
+from hubplugin.model.kl_divergence import divergence, logits_pairs
 from hubplugin.recovery.splitting import Split
 
 BYTES_PER_WEIGHT = 24  # on a device: base, student, gradient, two moments of an optimizer, the best weights so far
@@ -49,10 +49,8 @@ class TrainingSetup:
         base, base_hidden = self._reference
         student = self.model(self.student, replaced)
         student_hidden = student.hidden_states(self.tokens.held_out).flatten(0, 1)
-        positions, total = max(1, distillation.LOGITS // student.vocabulary), 0.0
-        for ours, theirs in zip(student_hidden.split(positions), base_hidden.split(positions), strict=True):
-            total += float(divergence(base.logits(theirs), student.logits(ours)).sum())
-        return total / self.tokens.held_out.numel()
+        pairs = logits_pairs(base, base_hidden, student, student_hidden)
+        return sum(float(divergence(*pair).sum()) for pair in pairs) / self.tokens.held_out.numel()
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -67,7 +65,5 @@ class TrainingSetup:
 
 def device_for(student: Path, base: Path) -> str:
     """A CUDA device where both models and an optimizer's state fit, else the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
     weights = sum(header.count for folder in (student, base) for header in Reader(folder).headers.values())
-    return "cuda" if BYTES_PER_WEIGHT * weights <= torch.cuda.mem_get_info()[0] else "cpu"
+    return device_with(BYTES_PER_WEIGHT * weights)

@@ -24,7 +24,7 @@ from torch import Tensor
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress import export
-from hubplugin.compress.blockwise import Block
+from hubplugin.compress.block_record import Block
 from hubplugin.compress.gptqmodel import worker as worker
 from hubplugin.errors import CompressError, PlanError
 from hubplugin.limits import MICRO_TOKENS

@@ -1,0 +1,162 @@
+"""What becomes of the linears of one input group: columns pruned, targets corrected, quantized, masked or refit dense.
+
+Pure functions from weights and statistics of their inputs to new weights (docs/maths.md). Knows the methods; no module,
+no model, no plan and no file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hubplugin.checkpoint.encodings import Columns, Grid
+from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.masks import Masking
+from hubplugin.manifest.prune import Prune
+from hubplugin.methods import linear_algebra, obs, qep
+from hubplugin.methods.base import Compressed, solver_of
+from hubplugin.methods.linear_algebra import Prepared
+from hubplugin.methods.qep import TargetCorrection
+from hubplugin.model.layer_inputs import GroupStatistics
+
+
+@dataclass(frozen=True)
+class GroupSteps:
+    """What is asked of linears that read the same input, and the precisions their weights go back into."""
+
+    prune: Prune | None  # the variant's pruning step
+    cuts: tuple[obs.Cut, ...]  # of that step, what this group's input columns lose; empty: all columns stay
+    quantization: Quantization | None  # None: the weights stay dense
+    computing: torch.dtype  # that the model computes in
+    stored: torch.dtype  # of dense weights and biases in the checkpoint
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether any step but a mask applies."""
+        return bool(self.quantization or self.cuts or (self.prune and self.prune.refit))
+
+    @property
+    def corrects_targets(self) -> bool:
+        """Whether the weights are fitted to the base's outputs."""
+        return self.quantization.qep if self.quantization else self.prune is not None and self.prune.refit
+
+    @property
+    def fits_biases(self) -> bool:
+        """Whether biases make up for the mean error of the outputs."""
+        return self.prune is not None and self.prune.bias
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the report says of one step on one group; see `report.LinearResult`."""
+
+    method: str
+    loss: float | None
+    damp: float
+    fallback: str | None
+    dead_inputs: int
+    correction: float | None = None  # share of the target correction that was applied; None: there was none
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The new weights of a group's linears, stacked by rows."""
+
+    weight: Tensor  # [outputs, kept inputs], as it is stored: of a grid the dequantized float32 weight
+    results: tuple[StepResult, ...]
+    grid: Grid | None = None  # the codes behind `weight`; None: it is stored dense
+    kept: Tensor | None = None  # int64, the input columns that stay; None: all
+    bias_change: Tensor | None = None  # float32 [outputs], to add to the biases; None: they stay
+
+
+def solve_group(weight: Tensor, statistics: GroupStatistics, steps: GroupSteps) -> GroupResult:
+    """Prune, correct and quantize or refit weight float32 [outputs, inputs], as far as each is asked for.
+
+    All outputs share the second moments of their input, so one factor serves all rows. Raises CompressError where
+    second moments stay singular under the damping.
+    """
+    before, kept, results = weight, None, []
+    if steps.cuts:
+        assert steps.prune
+        pruned = obs.compress(weight, statistics.second_moments, steps.prune, steps.cuts)
+        assert isinstance(pruned.encoding, Columns)
+        kept = pruned.encoding.keep
+        weight, before, statistics = pruned.weight, weight[:, kept], statistics.on_columns(kept)
+        results.append(_step_result("prune", pruned))
+    if steps.quantization:
+        solved = quantize(weight, statistics, steps.quantization)
+    else:
+        solved = _refit(weight, before, statistics, steps)
+    bias_change = None
+    if statistics.corrections and steps.fits_biases:
+        visible = solved.weight.to(steps.computing).contiguous()  # what the model computes with from now on
+        bias_change = _mean_error(visible, statistics.corrections, kept)
+    return GroupResult(solved.weight, (*results, *solved.results), solved.grid, kept, bias_change)
+
+
+def quantize(weight: Tensor, statistics: GroupStatistics, step: Quantization) -> GroupResult:
+    """Quantize weight [outputs, inputs], its target corrected where a correction is known."""
+    solver, applied, prepared = solver_of(step), None, None
+    if statistics.corrections:
+        prepared = solver.prepare(statistics.matched, step)
+        weight, applied = qep.corrected(weight, prepared, *statistics.corrections)
+        if statistics.matched is not statistics.second_moments:
+            prepared = None
+    compressed = solver.compress(weight, statistics.second_moments, step, prepared)
+    assert isinstance(compressed.encoding, Grid)
+    result = _step_result(step.method, compressed, applied, statistics.cold)
+    return GroupResult(compressed.weight, (result,), compressed.encoding)
+
+
+def _refit(weight: Tensor, before: Tensor, statistics: GroupStatistics, steps: GroupSteps) -> GroupResult:
+    """Fit weight [outputs, inputs] to the base's outputs where a correction is known; rounded as it will be stored.
+
+    `before` is the weight as the base has it: a row keeps it where rounding would cost more than the fit gains.
+    """
+    results: tuple[StepResult, ...] = ()
+    if statistics.corrections and steps.prune:
+        prepared = linear_algebra.prepare(statistics.second_moments, steps.prune.damp)
+        weight, applied = qep.corrected(weight, prepared, *statistics.corrections)
+        results = (_refit_result(prepared, applied),)
+    rounded = qep.stored(weight, before, statistics.second_moments, steps.stored)
+    return GroupResult(rounded.to(steps.stored), results)
+
+
+def _mean_error(weight: Tensor, corrections: Sequence[TargetCorrection], kept: Tensor | None) -> Tensor:
+    """What the outputs of weight [outputs, kept inputs] lack on average over tokens, [outputs]."""
+    errors = [correction.on_average(weight, kept) for correction in corrections if correction.tokens]
+    return sum(errors[1:], errors[0]) / sum(correction.tokens for correction in corrections)
+
+
+def solve_mask(weight: Tensor, statistics: GroupStatistics, step: Masking, prepared: Any) -> GroupResult:
+    """Set entries of weight float32 [outputs, inputs] to zero; `prepared` is what the solver made for the group."""
+    compressed = solver_of(step).compress(weight, statistics.second_moments, step, prepared)
+    result = _step_result(step.method, compressed, cold=statistics.cold)
+    return GroupResult(compressed.weight, (result,))
+
+
+def _step_result(
+    method: str, compressed: Compressed, correction: float | None = None, cold: str | None = None
+) -> StepResult:
+    """`cold` says what stood in for the tokens that an expert did not see."""
+    return StepResult(
+        method=method,
+        loss=compressed.loss,
+        damp=compressed.damp,
+        fallback="; ".join(filter(None, (cold, compressed.fallback))) or None,
+        dead_inputs=compressed.dead_inputs,
+        correction=correction,
+    )
+
+
+def _refit_result(prepared: Prepared, correction: float) -> StepResult:
+    return StepResult(
+        method="refit",
+        loss=None,
+        damp=prepared.factor.damp,
+        fallback=prepared.factor.fallback,
+        dead_inputs=int(prepared.dead.sum()),
+        correction=correction,
+    )
