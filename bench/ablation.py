@@ -20,11 +20,12 @@ from models import DOCS, HELD_OUT, tokens
 
 from hubplugin import report
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress import blockwise, export
+from hubplugin.compress import export
+from hubplugin.compress.blocks import blockwise
 from hubplugin.evaluation import quality_metrics
 from hubplugin.hub import snapshots
 from hubplugin.manifest import loading
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
 from hubplugin.plan import planner

@@ -15,7 +15,7 @@ import torch
 
 from hubplugin.evaluation import generation
 from hubplugin.evaluation.generation import logprobs
-from hubplugin.model import configs, families
+from hubplugin.model.architectures import configs, families
 from serve import client, engine, smoke
 
 PROMPTS = [[72, 532, 411, 45, 67, 12, 90], [110, 101, 120, 7, 8, 9], [200, 30, 40, 12], [5, 6, 7, 100, 101]]

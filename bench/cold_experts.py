@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress.tokenizer_files import read_tokenizer
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.manifest.gptq import Gptq
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import COLD
 

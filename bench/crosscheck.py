@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 from hubplugin import report
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.compress import calibration_data
+from hubplugin.compress.calibration import calibration_data
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel.worker import codes
-from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.hub import snapshots
 from hubplugin.manifest import loading
 from hubplugin.methods import linear_algebra

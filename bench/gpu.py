@@ -33,13 +33,14 @@ from gpu_stages import TO_HOST, TrainingCheckpoints, ceilings, watched
 
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.compress import blockwise
+from hubplugin.compress.blocks import blockwise
 from hubplugin.demo import MODEL as DOCS
 from hubplugin.manifest import loading
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.prefetch import Prefetch
-from hubplugin.plan import planner, workload
+from hubplugin.plan import planner
+from hubplugin.plan.costs import workload
 from hubplugin.plan.variant_plan import VariantPlan
 
 HERE = Path(__file__).parent

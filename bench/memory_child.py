@@ -35,10 +35,11 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     from hubplugin import memory
     from hubplugin.checkpoint.dense_view import DenseView
     from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
-    from hubplugin.compress import blockwise, export, stages
+    from hubplugin.compress import export, stages
+    from hubplugin.compress.blocks import blockwise
     from hubplugin.hub import snapshots
     from hubplugin.manifest import loading
-    from hubplugin.model import families
+    from hubplugin.model.architectures import families
     from hubplugin.model.block_runner import Model
     from hubplugin.model.devices import computing_dtype
     from hubplugin.plan import planner

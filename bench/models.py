@@ -20,8 +20,8 @@ import torch
 from hubplugin import report
 from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.headers import Header
-from hubplugin.compress import calibration_data
-from hubplugin.compress.tokenizer_files import read_tokenizer
+from hubplugin.compress.calibration import calibration_data
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.demo import MODEL as DOCS
 from hubplugin.manifest.source import Source
 

@@ -28,10 +28,11 @@ def main() -> None:
         import hubplugin
         from hubplugin.checkpoint.dense_view import DenseView
         from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
-        from hubplugin.compress import blockwise, export
+        from hubplugin.compress import export
+        from hubplugin.compress.blocks import blockwise
         from hubplugin.hub import snapshots
         from hubplugin.manifest import loading
-        from hubplugin.model import families
+        from hubplugin.model.architectures import families
         from hubplugin.model.block_runner import Model
         from hubplugin.model.devices import computing_dtype
         from hubplugin.plan import planner

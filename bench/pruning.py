@@ -34,7 +34,8 @@ from safetensors import safe_open
 
 from hubplugin import disk, report
 from hubplugin.evaluation import quality_metrics
-from hubplugin.model import configs, families, kl_divergence
+from hubplugin.model import kl_divergence
+from hubplugin.model.architectures import configs, families
 from hubplugin.progress import progress
 
 HERE = Path(__file__).parent

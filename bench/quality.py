@@ -17,7 +17,7 @@ import torch
 from hubplugin import report
 from hubplugin.errors import HubPluginError
 from hubplugin.evaluation import quality_metrics
-from hubplugin.model import configs, families
+from hubplugin.model.architectures import configs, families
 
 
 def main() -> None:

@@ -15,12 +15,14 @@ from hubplugin import memory, report, report_assembly, variant_folder
 from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
-from hubplugin.compress import calibration_data, stages
+from hubplugin.compress import stages
+from hubplugin.compress.calibration import calibration_data
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
-from hubplugin.compress.tokenizer_files import read_tokenizer
 from hubplugin.disk import digest
-from hubplugin.evaluation import card, gate, generation, quality_metrics
+from hubplugin.evaluation import gate, generation, quality_metrics
+from hubplugin.evaluation.cards import card
 from hubplugin.hub import snapshots
 from hubplugin.manifest.methods import quantization_of, recovery_of
 from hubplugin.manifest.recover import Recover

@@ -17,7 +17,7 @@ import hubplugin
 from hubplugin import report
 from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress.calibration_data import TokenSequences
+from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
 from hubplugin.evaluation import zeros

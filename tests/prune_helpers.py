@@ -14,15 +14,16 @@ from transformers import AutoModelForCausalLM
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Columns
-from hubplugin.compress import blockwise, export
-from hubplugin.compress.block_record import Block
+from hubplugin.compress import export
+from hubplugin.compress.blocks import blockwise
+from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.search import pruning_search
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.hub import snapshots
 from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.methods import obs
 from hubplugin.methods.base import Compressed
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
 from hubplugin.plan.draft import Plan

@@ -17,7 +17,7 @@ from hubplugin.hub import snapshots
 from hubplugin.manifest import loading, schema
 from hubplugin.manifest.gptq import Gptq
 from hubplugin.methods.gptq import gptq
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import draft, planner, vllm_support
 from hubplugin.plan.choices.mixed_precision import Budget

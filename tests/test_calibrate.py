@@ -11,10 +11,10 @@ import torch
 from localhub_helpers import client
 from transformers import AutoModelForCausalLM
 
-from hubplugin.compress import calibration_data, self_sampling
-from hubplugin.compress.calibration_data import TokenSequences
-from hubplugin.compress.self_sampling import sample_self
-from hubplugin.compress.tokenizer_files import read_tokenizer
+from hubplugin.compress.calibration import calibration_data, self_sampling
+from hubplugin.compress.calibration.calibration_data import TokenSequences
+from hubplugin.compress.calibration.self_sampling import sample_self
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.localhub.server import start
 from hubplugin.manifest.source import Source

@@ -9,7 +9,7 @@ import yaml
 from card_helpers import report
 from huggingface_hub import ModelCard
 
-from hubplugin.evaluation import card
+from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.metrics import QUALITY, SIZES
 from hubplugin.report import (
     Base,

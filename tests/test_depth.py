@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from hubplugin.checkpoint import resume
 from hubplugin.compress import export, stages
-from hubplugin.compress.block_record import Block
+from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.search import pruning_search, width_curves
 from hubplugin.errors import PlanError
-from hubplugin.model.architecture import BlockShape
+from hubplugin.model.architectures.architecture import BlockShape
 from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Shaping

@@ -13,10 +13,10 @@ from plan_helpers import config_json
 
 from hubplugin.manifest.methods import METHODS, Cost
 from hubplugin.manifest.schema import Manifest
-from hubplugin.model import architecture
-from hubplugin.model.families import match
-from hubplugin.plan import estimates, workload
-from hubplugin.plan.estimates import Memory, Work
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.families import match
+from hubplugin.plan.costs import estimates, workload
+from hubplugin.plan.costs.estimates import Memory, Work
 
 BENCH = Path(__file__).parents[1] / "bench"
 GPTQ, PRUNE = {"method": "gptq"}, {"method": "prune", "ffn": 0.25}

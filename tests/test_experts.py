@@ -14,14 +14,16 @@ from transformers import AutoModelForCausalLM
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
-from hubplugin.compress import blockwise, export
+from hubplugin.compress import export
+from hubplugin.compress.blocks import blockwise
 from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.errors import FamilyError, PlanError
 from hubplugin.evaluation import gate, quality_metrics
 from hubplugin.evaluation.engine_choice import generate
 from hubplugin.evaluation.generation import generate_dequantized
 from hubplugin.evaluation.quality_metrics import open_model
-from hubplugin.model import architecture, experts, families, layer_inputs
+from hubplugin.model import experts, layer_inputs
+from hubplugin.model.architectures import architecture, families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
 

@@ -19,7 +19,7 @@ from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Dense, Encoding, Grid
 from hubplugin.compress import export
-from hubplugin.compress.block_record import Block
+from hubplugin.compress.blocks.block_record import Block
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
 from hubplugin.evaluation.engine_choice import generate
@@ -27,7 +27,8 @@ from hubplugin.evaluation.generation import generate_dequantized, logprobs
 from hubplugin.hub import snapshots
 from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.methods.gptq import grid
-from hubplugin.model import families, kl_divergence
+from hubplugin.model import kl_divergence
+from hubplugin.model.architectures import families
 from hubplugin.plan import planner
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.variant_plan import VariantPlan

@@ -15,7 +15,7 @@ from hubplugin.errors import FamilyError
 from hubplugin.evaluation import gate
 from hubplugin.evaluation.generation import generate_dequantized
 from hubplugin.evaluation.quality_metrics import open_model
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 
 
 @pytest.fixture(params=sorted(pico.BY_TYPE))

@@ -30,12 +30,13 @@ from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.gptqmodel import worker as worker
 from hubplugin.compress.quantization_config import quantization_config
 from hubplugin.errors import CompressError, PlanError
-from hubplugin.evaluation import card, gate
+from hubplugin.evaluation import gate
+from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.hub import snapshots
 from hubplugin.manifest.gptq import GPTQMODEL, Gptq
 from hubplugin.manifest.schema import Document, Manifest
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.plan import draft, planner
 
 THEIRS = {"method": "gptq", "engine": "gptqmodel", "bits": 4, "group_size": 32}

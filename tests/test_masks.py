@@ -15,9 +15,10 @@ from hubplugin import cli, report
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Masked
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.compress import block_record, blockwise
+from hubplugin.compress.blocks import block_record, blockwise
 from hubplugin.errors import ManifestError, PlanError
-from hubplugin.evaluation import card, gate, zeros
+from hubplugin.evaluation import gate, zeros
+from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.manifest import loading
 from hubplugin.manifest.masks import SparseGpt, Wanda
@@ -25,7 +26,8 @@ from hubplugin.manifest.methods import DENSE
 from hubplugin.methods import linear_algebra, sparsegpt, wanda
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest
-from hubplugin.model import block_runner, families
+from hubplugin.model import block_runner
+from hubplugin.model.architectures import families
 from hubplugin.plan import draft, planner, table
 from hubplugin.plan.variant_plan import VariantPlan
 

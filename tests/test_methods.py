@@ -10,7 +10,7 @@ import pytest
 from hubplugin import report
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.manifest.methods import METHODS, Kind, Method
-from hubplugin.plan import steps as step_order
+from hubplugin.plan.checks import steps as step_order
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ ROW = Method(
     Kind.MASK,
     "Magnitude",
     "magnitude_solver",
-    check="hubplugin.plan.masks:check",
+    check="hubplugin.plan.checks.masks:check",
     note="zeros are not skipped",
 )
 """

@@ -10,7 +10,8 @@ from gate_helpers import candidate
 from huggingface_hub import ModelCard
 
 from hubplugin import report
-from hubplugin.evaluation import card, card_metadata, gate, metrics, numbers, token_statistics
+from hubplugin.evaluation import gate, metrics, token_statistics
+from hubplugin.evaluation.cards import card, card_metadata, numbers
 from hubplugin.evaluation.metrics import QUALITY, SIZES, CardRow, Column, Metric, ModelIndex
 from hubplugin.evaluation.token_statistics import LogitsPiece, Statistic, TokenValues, kl_from_base
 from hubplugin.manifest import metrics as manifest_metrics

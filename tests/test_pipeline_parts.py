@@ -15,10 +15,11 @@ from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.compress import blockwise, export, stages
-from hubplugin.compress.block_record import Block
-from hubplugin.compress.self_sampling import sample_self
-from hubplugin.compress.tokenizer_files import read_tokenizer
+from hubplugin.compress import export, stages
+from hubplugin.compress.blocks import blockwise
+from hubplugin.compress.blocks.block_record import Block
+from hubplugin.compress.calibration.self_sampling import sample_self
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.disk import sha256
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
@@ -28,7 +29,8 @@ from hubplugin.hub import snapshots
 from hubplugin.kernels import second_moments
 from hubplugin.manifest.schema import Document, Manifest
 from hubplugin.methods import linear_algebra
-from hubplugin.model import activations, families, kl_divergence
+from hubplugin.model import activations, kl_divergence
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import BlockStatistics
 from hubplugin.plan import planner

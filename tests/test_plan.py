@@ -13,9 +13,10 @@ from transformers import AutoConfig
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import FamilyError, PlanError
 from hubplugin.manifest import loading
-from hubplugin.model import architecture
-from hubplugin.model.families import FAMILIES
-from hubplugin.plan import draft, estimates, planner, sizes, table, vllm_support
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.families import FAMILIES
+from hubplugin.plan import draft, planner, sizes, table, vllm_support
+from hubplugin.plan.costs import estimates
 from hubplugin.plan.draft import Plan
 from hubplugin.plan.schemes import Scheme
 from hubplugin.plan.variant_plan import VariantPlan

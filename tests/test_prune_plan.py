@@ -7,7 +7,7 @@ import pytest
 from plan_helpers import config_json, document, headers
 
 from hubplugin.errors import PlanError
-from hubplugin.model.architecture import BlockShape, block_configs
+from hubplugin.model.architectures.architecture import BlockShape, block_configs
 from hubplugin.plan import planner
 from hubplugin.plan.choices.pruning_space import Measured, Shape
 from hubplugin.plan.draft import DraftPlan, Plan

@@ -14,7 +14,7 @@ from serve_helpers import skip_without_kernels
 
 from hubplugin.errors import ServeError
 from hubplugin.evaluation import engine_choice, gate
-from hubplugin.model.architecture import BlockShape
+from hubplugin.model.architectures.architecture import BlockShape
 from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.variant_plan import VariantPlan
 from serve import smoke

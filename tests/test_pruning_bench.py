@@ -26,7 +26,8 @@ from pruning_rivals import RIVALS, parts
 
 from hubplugin import disk, report
 from hubplugin.evaluation import quality_metrics
-from hubplugin.model import families, kl_divergence
+from hubplugin.model import kl_divergence
+from hubplugin.model.architectures import families
 
 IDS = pico.tokens(4, 24)
 

@@ -15,11 +15,12 @@ import torch
 
 from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress import blockwise, export
+from hubplugin.compress import export
+from hubplugin.compress.blocks import blockwise
 from hubplugin.errors import CompressError
 from hubplugin.hub import snapshots
 from hubplugin.manifest.schema import Document, Manifest
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
 from hubplugin.plan.variant_plan import VariantPlan

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hubplugin.manifest.prune import Prune
-from hubplugin.model.architecture import BlockShape, Dimensions
-from hubplugin.model.families import FAMILIES
+from hubplugin.model.architectures.architecture import BlockShape, Dimensions
+from hubplugin.model.architectures.families import FAMILIES
 from hubplugin.plan.choices import pruning_space
 from hubplugin.plan.choices.pruning_space import Cost, Measured, Shape, Space
 

@@ -9,8 +9,8 @@ import torch
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.model import staged_block
 from hubplugin.model.activations import Batch
+from hubplugin.model.architectures.families import InputGroup, match
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import InputGroup, match
 
 
 def opened(folder: Path, model_type: str) -> Model:

@@ -8,9 +8,9 @@ import pytest
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest.prune import Prune
-from hubplugin.model import pruned_config
-from hubplugin.model.architecture import BlockShape, Dimensions, dimensions
-from hubplugin.model.families import FAMILIES
+from hubplugin.model.architectures import pruned_config
+from hubplugin.model.architectures.architecture import BlockShape, Dimensions, dimensions
+from hubplugin.model.architectures.families import FAMILIES
 
 SIZES: dict[str, Any] = {
     "hidden_size": 66, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 6,

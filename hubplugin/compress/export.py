@@ -18,9 +18,9 @@ from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
-from hubplugin.compress.block_record import Block
+from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.quantization_config import quantization_config
-from hubplugin.model.families import Family
+from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import LinearResult

@@ -19,9 +19,10 @@ from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.compress import block_record, blockwise, export
+from hubplugin.compress import export
+from hubplugin.compress.blocks import block_record, blockwise
 from hubplugin.compress.gptqmodel import backend
-from hubplugin.model import configs, families
+from hubplugin.model.architectures import configs, families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype, default_device, device_with, free_device_memory
 from hubplugin.model.prefetch import Prefetch

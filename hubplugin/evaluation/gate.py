@@ -20,7 +20,7 @@ from hubplugin.evaluation.generation import Generate, logprobs, served_dtype
 from hubplugin.manifest.methods import mask_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.model import heterogeneous
-from hubplugin.plan import masks
+from hubplugin.plan.checks import masks
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Evaluation, GateLine, Report
 

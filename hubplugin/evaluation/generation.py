@@ -17,7 +17,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.errors import ServeError
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.model import block_runner, experts, heterogeneous
-from hubplugin.model.families import Family, match
+from hubplugin.model.architectures.families import Family, match
 from hubplugin.plan.vllm_support import Verdict
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from hubplugin.evaluation import numbers
+from hubplugin.evaluation.cards import numbers
 from hubplugin.manifest.metrics import Better
 from hubplugin.report import Quality, Sizes
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.evaluation.token_statistics import LogitsPiece, TokenValues
+from hubplugin.model.architectures.families import Family
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import default_device
-from hubplugin.model.families import Family
 from hubplugin.model.kl_divergence import LOGITS
 from hubplugin.progress import progress
 from hubplugin.report import Evaluation, Quality, Tokens

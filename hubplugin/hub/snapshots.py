@@ -20,7 +20,7 @@ from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
 from hubplugin.errors import HubError
 from hubplugin.hub.client import cache_folder, clear_errors, connect
-from hubplugin.model import configs
+from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 
 ALLOW = list(PULLED)

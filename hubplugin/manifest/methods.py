@@ -87,10 +87,12 @@ class Method:
 
 # vLLM removed its sparse kernels and refuses a sparsity_config: zeros are numbers like any other to it
 DENSE = "vLLM runs this at dense speed and size"
-MASK_CHECK = "hubplugin.plan.masks:check"  # `ignore`, `pattern` and `sparsity` against every linear
+MASK_CHECK = "hubplugin.plan.checks.masks:check"  # `ignore`, `pattern` and `sparsity` against every linear
 
 OURS = (
-    Method(Gptq, Kind.QUANTIZE, "GPTQ", "hubplugin.methods.gptq.gptq", check="hubplugin.plan.quantization:check"),
+    Method(
+        Gptq, Kind.QUANTIZE, "GPTQ", "hubplugin.methods.gptq.gptq", check="hubplugin.plan.checks.quantization:check"
+    ),
     # an inverse in place of a factor, updated as columns go, and the refit of what stays
     Method(Prune, Kind.PRUNE, "OBS", "hubplugin.methods.obs", cost=Cost(cubic=2, sweeps=2, peaks=((6, 4),))),
     Method(Recover, Kind.RECOVER, "distillation", "hubplugin.recovery.recover"),

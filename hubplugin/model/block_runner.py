@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.kernels import rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
-from hubplugin.model import architecture, experts, heterogeneous, module_weights
+from hubplugin.model import experts, heterogeneous, module_weights
 from hubplugin.model.activations import Batch, Pool
-from hubplugin.model.families import Family, InputGroup
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.families import Family, InputGroup
 from hubplugin.model.staged_block import StagedBlock
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 
 
 class Expert(nn.Module):

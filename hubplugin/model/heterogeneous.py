@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from hubplugin.model import architecture
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Sublayer, Width
-from hubplugin.model.pruned_config import BIASES
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Sublayer, Width
+from hubplugin.model.architectures.pruned_config import BIASES
 
 OUR_KEYS = ("quantization_config", "auto_map")  # transformers would load itself what we read
 

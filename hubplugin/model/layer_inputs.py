@@ -15,8 +15,8 @@ from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, prod
 from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model import staged_block
 from hubplugin.model.activations import Batch, BlockActivations
+from hubplugin.model.architectures.families import Family, InputGroup
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Family, InputGroup
 
 COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
 HELD_OUT = 8  # one sequence in so many decides how far targets are corrected

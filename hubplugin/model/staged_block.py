@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hubplugin.model import experts
 from hubplugin.model.activations import Batch
-from hubplugin.model.families import Family, InputGroup, Sublayer
+from hubplugin.model.architectures.families import Family, InputGroup, Sublayer
 
 ROUTER_INPUTS, CHOSEN_EXPERTS = "experts.hidden", "experts.chosen"  # what a batch keeps of the tokens at a router
 

@@ -12,15 +12,17 @@ from hubplugin.errors import PlanError
 from hubplugin.manifest.gptq import Quantization
 from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
 from hubplugin.manifest.schema import Document, Step
-from hubplugin.model import architecture, pruned_config
-from hubplugin.model.architecture import Dimensions
+from hubplugin.model.architectures import architecture, pruned_config
+from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.plan import base as base_model
-from hubplugin.plan import estimates, masks, quantization, schemes, sizes, vllm_support, workload
-from hubplugin.plan import steps as step_order
+from hubplugin.plan import schemes, sizes, vllm_support
 from hubplugin.plan.base import Base
+from hubplugin.plan.checks import masks, quantization
+from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Shape, Space
+from hubplugin.plan.costs import estimates, workload
 from hubplugin.plan.schemes import LinearPlan, Scheme
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.plan.vllm_support import Verdict

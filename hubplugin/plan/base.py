@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.model import architecture, families
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family
+from hubplugin.model.architectures import architecture, families
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 
 

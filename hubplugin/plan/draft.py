@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.model.families import Family
+from hubplugin.model.architectures.families import Family
 from hubplugin.plan.assembly import Recipe, assemble
 from hubplugin.plan.choices import pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget

@@ -12,12 +12,13 @@ from hubplugin.checkpoint.headers import Header
 from hubplugin.manifest.methods import pruning_of, quantization_of
 from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Document
-from hubplugin.model import architecture, families, pruned_config
+from hubplugin.model.architectures import architecture, families, pruned_config
 from hubplugin.plan import base as base_model
-from hubplugin.plan import pruning, quantization, sizes, sources
-from hubplugin.plan import steps as step_order
+from hubplugin.plan import sizes
 from hubplugin.plan.assembly import Open, Recipe, assemble, head_plan, resolve_schemes
 from hubplugin.plan.base import Base
+from hubplugin.plan.checks import pruning, quantization, sources
+from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import mixed_precision, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Space

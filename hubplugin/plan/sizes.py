@@ -9,9 +9,9 @@ from math import floor, lcm
 
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
 from hubplugin.checkpoint.headers import Header
-from hubplugin.model import architecture
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family
 from hubplugin.plan.schemes import LinearPlan, Scheme
 
 WIDTH_TILE = 128  # pruned widths are multiples of it: kernels and tensor parallelism like them

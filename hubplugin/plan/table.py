@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from hubplugin.manifest.methods import mask_of
-from hubplugin.plan import masks, schemes, vllm_support
+from hubplugin.plan import schemes, vllm_support
+from hubplugin.plan.checks import masks
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
 

@@ -13,9 +13,10 @@ from hubplugin.manifest.masks import Masking
 from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of
 from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Step
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family
-from hubplugin.plan import estimates, schemes
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family
+from hubplugin.plan import schemes
+from hubplugin.plan.costs import estimates
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.vllm_support import Verdict
 

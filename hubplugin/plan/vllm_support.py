@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import gcd
 
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import FAMILIES, PER_LAYER
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import FAMILIES, PER_LAYER
 from hubplugin.plan.schemes import GPTQ_BITS, HEAD_TILE, LinearPlan, Scheme
 
 CPU = "cpu"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.manifest.recover import Recover
-from hubplugin.model.families import Family
+from hubplugin.model.architectures.families import Family
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
 from hubplugin.recovery.optimizers import Optimizers, adam, fast_products, optimizers, schedule

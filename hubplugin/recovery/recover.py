@@ -18,11 +18,11 @@ from hubplugin.checkpoint import model_folder, safetensors_io
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.compress.calibration_data import sha256_of_ids
+from hubplugin.compress.calibration.calibration_data import sha256_of_ids
 from hubplugin.disk import digest, sha256
 from hubplugin.limits import BLOCK_TOKENS
 from hubplugin.manifest.recover import Recover
-from hubplugin.model import configs
+from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 from hubplugin.recovery import block_training, distillation
 from hubplugin.recovery.splitting import Split, split

@@ -14,7 +14,7 @@ from torch import Tensor
 from hubplugin.checkpoint.dense_view import ReplacedWeights
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
-from hubplugin.model import families
+from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import device_with
 from hubplugin.model.kl_divergence import divergence, logits_pairs

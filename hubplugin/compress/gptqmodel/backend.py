@@ -24,13 +24,13 @@ from torch import Tensor
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress import export
-from hubplugin.compress.block_record import Block
+from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.gptqmodel import worker as worker
 from hubplugin.errors import CompressError, PlanError
 from hubplugin.limits import MICRO_TOKENS
 from hubplugin.manifest.gptq import GPTQMODEL, Quantization
 from hubplugin.manifest.methods import quantization_of
-from hubplugin.model.families import Family
+from hubplugin.model.architectures.families import Family
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.report import LinearResult

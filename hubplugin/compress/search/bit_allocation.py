@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.compress.blockwise import activations_folder
+from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.limits import PROBE_TOKENS
 from hubplugin.manifest.gptq import Quantization

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from hubplugin.model import architecture
-from hubplugin.model.architecture import BlockShape
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.architecture import BlockShape
 from hubplugin.plan.choices.pruning_space import Cost, Space
 
 ROUNDS = 15

@@ -13,8 +13,8 @@ from hubplugin.compress.search import sensitivity
 from hubplugin.errors import PlanError
 from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
+from hubplugin.model.architectures.families import Sublayer
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Sublayer
 from hubplugin.plan.choices.pruning_space import Space
 from hubplugin.progress import progress
 from hubplugin.report import Removal

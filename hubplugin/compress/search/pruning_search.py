@@ -14,7 +14,7 @@ from hubplugin.compress.search import latency, layer_dropping, sensitivity, widt
 from hubplugin.compress.search.layer_dropping import LAYER
 from hubplugin.errors import PlanError
 from hubplugin.limits import PROBE_TOKENS
-from hubplugin.model.architecture import BlockShape
+from hubplugin.model.architectures.architecture import BlockShape
 from hubplugin.model.block_runner import Model
 from hubplugin.plan.choices.pruning_space import Measured, Shape, Space, whole
 from hubplugin.report import PrunedBlock, Removal, Shaping

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hubplugin.model import heterogeneous
 from hubplugin.model.activations import Batch
+from hubplugin.model.architectures.families import Sublayer
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Sublayer
 
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is chosen
 

@@ -13,14 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.compress.blockwise import activations_folder
+from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.manifest.prune import Prune
 from hubplugin.methods import obs
 from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
+from hubplugin.model.architectures.families import Width
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Width
 from hubplugin.model.layer_inputs import second_moments
 from hubplugin.plan.choices.pruning_space import Space
 from hubplugin.progress import progress

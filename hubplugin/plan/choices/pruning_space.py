@@ -9,9 +9,9 @@ from functools import cached_property
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest.prune import Prune
-from hubplugin.model import architecture
-from hubplugin.model.architecture import BlockShape, Dimensions
-from hubplugin.model.families import Family
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.architecture import BlockShape, Dimensions
+from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.choices import knapsack
 from hubplugin.plan.choices.knapsack import Choice

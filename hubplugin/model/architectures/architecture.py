@@ -9,7 +9,7 @@ from typing import Any
 
 from hubplugin.checkpoint.headers import FLOATS, Header
 from hubplugin.errors import PlanError
-from hubplugin.model.families import Family, Sublayer
+from hubplugin.model.architectures.families import Family, Sublayer
 
 LARGEST = {"num_hidden_layers": 4096}  # every layer becomes names; a file from elsewhere must not ask for 10^9
 

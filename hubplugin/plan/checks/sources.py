@@ -10,7 +10,7 @@ from typing import Any
 from hubplugin.errors import PlanError
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.source import Source
-from hubplugin.model.architecture import Dimensions
+from hubplugin.model.architectures.architecture import Dimensions
 
 LONGEST_NAME = 96  # of a repo on the Hub
 

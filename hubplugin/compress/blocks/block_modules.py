@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.model import architecture, heterogeneous
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family, Sublayer, Width
+from hubplugin.model import heterogeneous
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family, Sublayer, Width
 
 
 @dataclass(frozen=True)

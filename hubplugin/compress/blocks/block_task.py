@@ -8,12 +8,12 @@ from functools import cached_property
 
 import torch
 
-from hubplugin.compress.block_modules import BlockModules
-from hubplugin.compress.solve import GroupSteps
+from hubplugin.compress.blocks.block_modules import BlockModules
+from hubplugin.compress.blocks.solve import GroupSteps
 from hubplugin.methods import obs
-from hubplugin.model.architecture import Dimensions
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family, InputGroup
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import Family, InputGroup
 from hubplugin.plan.variant_plan import VariantPlan
 
 

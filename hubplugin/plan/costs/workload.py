@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from hubplugin import limits
 from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
 from hubplugin.manifest.schema import Document, Step
-from hubplugin.plan import estimates, sizes
+from hubplugin.plan import sizes
 from hubplugin.plan.base import Base
+from hubplugin.plan.costs import estimates
 
 
 def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> estimates.Work:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Dense, Encoding, Grid
-from hubplugin.compress.block_modules import BlockModules
+from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.report import LinearResult
 
 SAMPLE_ROWS = 8  # of every linear, kept in float32 so that the gate can compare what was stored

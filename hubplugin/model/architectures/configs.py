@@ -5,7 +5,7 @@ from typing import Any
 
 from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.errors import HubError
-from hubplugin.model.families import FAMILIES
+from hubplugin.model.architectures.families import FAMILIES
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:

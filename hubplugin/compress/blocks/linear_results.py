@@ -1,6 +1,6 @@
 """What the report says of linears that were solved together. Knows results of steps and names; no module."""
 
-from hubplugin.compress.solve import StepResult
+from hubplugin.compress.blocks.solve import StepResult
 from hubplugin.report import LinearResult
 
 

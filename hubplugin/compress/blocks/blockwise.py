@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from hubplugin import memory
-from hubplugin.compress import block_record, linear_results, solve
-from hubplugin.compress.block_modules import BlockModules
-from hubplugin.compress.block_record import AppliedGroup, Block, Quantized
-from hubplugin.compress.block_task import BlockTask
+from hubplugin.compress.blocks import block_record, linear_results, solve
+from hubplugin.compress.blocks.block_modules import BlockModules
+from hubplugin.compress.blocks.block_record import AppliedGroup, Block, Quantized
+from hubplugin.compress.blocks.block_task import BlockTask
 from hubplugin.manifest.methods import mask_of
 from hubplugin.methods.base import solver_of
-from hubplugin.model import architecture, staged_block
+from hubplugin.model import staged_block
 from hubplugin.model.activations import Batch, BlockActivations, copied
+from hubplugin.model.architectures import architecture
+from hubplugin.model.architectures.families import InputGroup
 from hubplugin.model.block_runner import Model
-from hubplugin.model.families import InputGroup
 from hubplugin.model.layer_inputs import BlockStatistics, GroupStatistics, second_moments_of
-from hubplugin.plan import workload
+from hubplugin.plan.costs import workload
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.variant_plan import VariantPlan
 

@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin import licences
 from hubplugin.checkpoint.format_names import GPTQ
-from hubplugin.evaluation import markdown, numbers
-from hubplugin.evaluation.card_metadata import heterogeneous, metadata
+from hubplugin.evaluation.cards import markdown, numbers
+from hubplugin.evaluation.cards.card_metadata import heterogeneous, metadata
+from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
-from hubplugin.evaluation.steps import method_of, step_of
 from hubplugin.manifest.methods import METHODS, Kind
 from hubplugin.plan.schemes import Scheme
 from hubplugin.report import LinearResult, Report

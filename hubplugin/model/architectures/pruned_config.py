@@ -10,8 +10,8 @@ from typing import Any
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest.prune import Prune
-from hubplugin.model.architecture import Dimensions, block_configs
-from hubplugin.model.families import FAMILIES, PER_LAYER, Family
+from hubplugin.model.architectures.architecture import Dimensions, block_configs
+from hubplugin.model.architectures.families import FAMILIES, PER_LAYER, Family
 
 UNEVEN_HEADS = "UnevenHeadsForCausalLM"  # our plugin's class for vLLM: DeciLM with query heads layer by layer
 BIASES = ("attention_bias", "mlp_bias")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from hubplugin.limits import DEVICE_MICRO_TOKENS, LOGITS_BYTES, MICRO_TOKENS, PROBE_TOKENS
 from hubplugin.manifest.methods import Cost
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import Family, InputGroup
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family, InputGroup
 
 FLOPS = 7e11  # floating-point operations per second of two cores that multiply bfloat16 in AMX units
 TRAINING_FLOPS = 2.5e11  # the same where half of the work is between products

@@ -5,8 +5,8 @@ Knows reports and the Hub's words (https://huggingface.co/docs/hub/model-cards).
 
 from typing import Any
 
+from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY
-from hubplugin.evaluation.steps import method_of, step_of
 from hubplugin.manifest.methods import Kind
 from hubplugin.report import Base, Evaluation, Report
 

@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from hubplugin import report
-from hubplugin.compress import self_sampling
+from hubplugin.compress.calibration import self_sampling
 from hubplugin.errors import CalibrationError, one_line
 from hubplugin.manifest.source import Source
 

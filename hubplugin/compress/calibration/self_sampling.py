@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubplugin.compress.tokenizer_files import read_tokenizer
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.model.devices import default_device
 from hubplugin.progress import progress

@@ -9,8 +9,8 @@ from hubplugin.checkpoint import format_names
 from hubplugin.errors import PlanError
 from hubplugin.manifest.gptq import Quantization
 from hubplugin.manifest.prune import Prune
-from hubplugin.model.architecture import Dimensions
-from hubplugin.model.families import FAMILIES, Family
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import FAMILIES, Family
 from hubplugin.plan import schemes, sizes, vllm_support
 from hubplugin.plan.schemes import LinearPlan, Scheme
 

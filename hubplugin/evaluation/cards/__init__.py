@@ -1,0 +1,4 @@
+"""The model card: a pure function of a report.
+
+Knows reports. Knows no folder, no network and no torch.
+"""
