@@ -63,7 +63,7 @@ def test_what_a_linear_owes_is_the_same_summed_over_inputs_or_over_outputs() -> 
         correction = qep.TargetCorrection(weight, ends)
         for part, other in zip(x.split(100), base.split(100), strict=True):
             correction.add(part, other)
-        owed.append(correction.owed(correction.sum(0.5)))
+        owed.append(correction.cross_term(correction.sum(0.5)))
     assert torch.allclose(owed[0], weight @ (base - x).T @ x / 2) and torch.allclose(*owed)
 
 
@@ -98,7 +98,7 @@ def test_what_is_owed_in_bfloat16_is_that_of_float64_but_for_the_rounding_of_dif
     for first, last in ((0, cut), (cut, 128)):
         correction.add(seen.part(first, last), base[first:last], lost[first:last] if ends else None)
     missing = (base.double() - x.double()) @ weight.double().T + (lost.double() if ends else 0)
-    owed, expected = correction.owed(correction.sum()), missing.T @ x.double()
+    owed, expected = correction.cross_term(correction.sum()), missing.T @ x.double()
     assert correction.tokens == 128
     assert float((owed - expected).norm() / expected.norm()) < 0.01
 

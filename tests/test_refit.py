@@ -54,13 +54,13 @@ def test_float32_stores_every_fit() -> None:
 def test_what_is_owed_where_columns_are_gone_is_that_of_the_columns_that_stay(ends: bool) -> None:
     x, base = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, -1.0]]), torch.tensor([[1.0, 1.0, 3.0], [2.0, 1.0, -1.0]])
     weight = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 1.0]])
-    correction = qep.TargetCorrection(weight, ends, averages=True)
+    correction = qep.TargetCorrection(weight, ends, means=True)
     correction.add(x, base)
     # base - x is (0, -1, 0) and (2, 0, 0); W of it is (-2, 1) and (2, 0)
     whole = torch.tensor([[-2.0, -4.0 + 2.0, -6.0 - 2.0], [1.0, 2.0, 3.0]])
-    assert torch.allclose(correction.owed(correction.sum()), whole)
+    assert torch.allclose(correction.cross_term(correction.sum()), whole)
     correction = correction.on_columns(torch.tensor([0, 2]))
-    assert torch.allclose(correction.owed(correction.sum()), whole[:, [0, 2]])
+    assert torch.allclose(correction.cross_term(correction.sum()), whole[:, [0, 2]])
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -69,7 +69,7 @@ def test_what_is_owed_on_average_by_hand(ends: bool, columns: list[int] | None) 
     generator = torch.Generator().manual_seed(3)
     x, base, lost = (torch.randn(7, size, generator=generator).double() for size in (3, 3, 2))
     weight, made = torch.randn(2, 3, generator=generator).double(), torch.randn(2, 3, generator=generator).double()
-    correction = qep.TargetCorrection(weight, ends, averages=True)
+    correction = qep.TargetCorrection(weight, ends, means=True)
     for part in (slice(0, 4), slice(4, 7)):
         correction.add(x[part], base[part], lost[part] if ends else None)
     kept = None if columns is None else torch.tensor(columns)

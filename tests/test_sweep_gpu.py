@@ -36,8 +36,10 @@ def unexplained(case: Case, got: Swept, want: Swept) -> list[str]:
         start = group * first(grids, len(grids))
         if start <= column and start < case.inputs:
             inside = slice(start, start + group)
-            owed = upper[:start, inside].T @ errors[:start, row]
-            updated = loop.fully_updated(columns[inside, row : row + 1].double(), owed[:, None], upper[inside, inside])
+            feedback = upper[:start, inside].T @ errors[:start, row]
+            updated = loop.fully_updated(
+                columns[inside, row : row + 1].double(), feedback[:, None], upper[inside, inside]
+            )
             at = start // group, row
             pair = [(found.scales[at].double()[None], found.zeros[at].double()[None]) for found in (got, want)]
             costs = [grid._error(updated.T, *each, importance[inside].double(), case.spec) for each in pair]
@@ -119,7 +121,7 @@ def test_the_row_kernel_compiles_for_hopper_within_its_shared_memory(group: int)
     from hubplugin.methods.gptq import loop_cuda, loop_triton
 
     fixed = {"GROUP": group, "FIT": True, "SYMMETRIC": True, "TOP": 15, "ROWS": loop_cuda.ROWS}
-    pointers = ("columns", "owed", "upper", "transfer", "importance", "shares", "scales", "zeros", "errors")
+    pointers = ("columns", "feedback", "upper", "transfer", "importance", "shares", "scales", "zeros", "errors")
     kinds = dict.fromkeys(pointers, "*fp32") | {"codes": "*u8"}
     options = {"num_warps": loop_cuda.WARPS, "num_stages": 1}
     made = triton_cases.compiled_for_hopper(loop_triton.block_rows, kinds, fixed, options)

@@ -1,7 +1,7 @@
-"""Second moments of a linear's inputs, their damping and their one factorisation. The only Cholesky in the house.
+"""Second moments of a linear's inputs, and the precision in which sums over tokens are taken.
 
 Conventions: X is [tokens, inputs], H = X^T X (the 2/N of the papers cancels everywhere: damping is relative).
-Knows no bits, no masks and no modules.
+Knows activations; no method and no module.
 """
 
 import copy
@@ -21,7 +21,7 @@ PANEL = 512  # rows of H that are summed at a time: only what lies left of the d
 
 
 class PreparedInputs:
-    """Inputs of a linear, made ready once for all the sums they go into; `take` replaces them and keeps the memory.
+    """Inputs of a linear, prepared once for all the sums they go into; `take` replaces them and keeps the memory.
 
     Half precisions are widened, or stay as they are where a matrix unit multiplies them: products are exact either way.
     """
@@ -42,14 +42,14 @@ class PreparedInputs:
 
     def part(self, first: int, last: int) -> Self:
         """Tokens first .. last."""
-        found = copy.copy(self)
-        found.rows = self.rows[first:last]
+        selected = copy.copy(self)
+        selected.rows = self.rows[first:last]
         if self._tiled:
-            found._tiles = self._tiles.part(first, last) or Tiles().fill(found.rows)
-        return found
+            selected._tiles = self._tiles.part(first, last) or Tiles().fill(selected.rows)
+        return selected
 
     def add_square(self, total: Tensor) -> None:
-        """total += x^T x over all tokens, at least on and below the diagonal; see `Moment.matrix`."""
+        """total += x^T x over all tokens, at least on and below the diagonal; see `SecondMoments.matrix`."""
         rows = self.rows
         if self._tiled:
             xtx_cpu.add_lower(total, self._tiles)
@@ -82,36 +82,36 @@ class SecondMoments:
     def __init__(self) -> None:
         self.tokens = 0
         self._sum: Tensor | None = None
-        self._seen = PreparedInputs()
+        self._prepared = PreparedInputs()
 
     def add(self, x: Tensor | PreparedInputs) -> None:
         """Add inputs [..., inputs]."""
-        seen = x if isinstance(x, PreparedInputs) else self._seen.take(x)
+        prepared = x if isinstance(x, PreparedInputs) else self._prepared.take(x)
         if self._sum is None:
-            self._sum = zero_sum(seen.rows, seen.rows.shape[1])
-        self.tokens += len(seen.rows)
-        seen.add_square(self._sum)
+            self._sum = zero_sum(prepared.rows, prepared.rows.shape[1])
+        self.tokens += len(prepared.rows)
+        prepared.add_square(self._sum)
 
     def matrix(self, where: str) -> Tensor:
         """H [inputs, inputs], the sum itself and no copy: change it only where nothing is added any more.
 
         Raises CompressError where activations were not finite or nothing was seen.
         """
-        found = self._sum
-        if found is None:
+        total = self._sum
+        if total is None:
             raise CompressError(where, "no calibration token reached this layer", "calibrate with more samples")
-        for first in range(0, len(found), PANEL):
+        for first in range(0, len(total), PANEL):
             last = first + PANEL
-            inside = found[first:last, first:last].tril()
-            found[first:last, first:last] = inside + inside.tril(-1).T
-            found[:first, first:last] = found[first:last, :first].T
-        if not bool(torch.isfinite(found.diagonal()).all()):  # no entry is larger than the largest of these
+            inside = total[first:last, first:last].tril()
+            total[first:last, first:last] = inside + inside.tril(-1).T
+            total[:first, first:last] = total[first:last, :first].T
+        if not bool(torch.isfinite(total.diagonal()).all()):  # no entry is larger than the largest of these
             raise CompressError(
                 where,
                 "activations are NaN or infinite",
                 "the base model overflows on these tokens; check its weights",
             )
-        return found
+        return total
 
 
 def half_precision(weight: Tensor) -> torch.dtype:
@@ -166,5 +166,5 @@ def lossless() -> bool:
     """Whether float32 products through bfloat16 units are as exact as float32's own, for bfloat16 inputs."""
     x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     with _fast():
-        found = x.float().T @ x.float()
-    return xtx_cpu.lossless(found, x)
+        product = x.float().T @ x.float()
+    return xtx_cpu.lossless(product, x)

@@ -60,7 +60,7 @@ def _add(total: Tensor, left: Tensor, right: Tensor, lower: bool) -> None:
         return
     left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
     grid = (triton.cdiv(shape[0], TALL) * triton.cdiv(shape[1], WIDE),)
-    for some, others in zip(left.split(SPAN), right.split(SPAN), strict=True):
+    for some, others in zip(torch.split(left, SPAN), torch.split(right, SPAN), strict=True):
         _add_tiles[grid](
             total,
             some,

@@ -22,8 +22,8 @@ class Factor:
 
     unit_upper: Tensor  # M [inputs, inputs]
     diagonal: Tensor  # D [inputs]
-    damp: float  # share of the mean diagonal that was added
-    fallback: str | None  # what was done where the asked-for damping did not do
+    damp: float  # added to the diagonal, relative to its mean
+    fallback: str | None  # what replaced the damping asked for, in words; None: nothing
 
 
 def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,13 +51,13 @@ def factor(hessian: Tensor, damp: float, order: Tensor | None = None) -> Factor:
     while tries[-1] < 1:
         tries.append(min(1.0, tries[-1] * 10))
     for tried in tries:
-        made = _factored(hessian, tried * mean, order)
-        if made is not None:
-            return Factor(*made, tried, None if tried == damp else f"damping raised from {damp:g} to {tried:g}")
+        factored = _factored(hessian, tried * mean, order)
+        if factored is not None:
+            return Factor(*factored, tried, None if tried == damp else f"damping raised from {damp:g} to {tried:g}")
     floor = hessian.diagonal().max()
-    made = _factored(hessian, floor, order)
-    if made is not None:
-        return Factor(*made, float(floor / mean), "damping raised to the largest second moment")
+    factored = _factored(hessian, floor, order)
+    if factored is not None:
+        return Factor(*factored, float(floor / mean), "damping raised to the largest second moment")
     diagonal = hessian.diagonal()[order].clamp(min=float(mean) * damp if mean > 0 else 1.0)
     return Factor(
         torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device),
@@ -72,6 +72,7 @@ def _factored(hessian: Tensor, added: Tensor | float, order: Tensor) -> tuple[Te
     backwards = order.flip(0)
     damped = hessian.index_select(0, backwards).index_select(1, backwards)
     damped.diagonal().add_(added)
+    lower: Tensor
     lower, info = torch.linalg.cholesky_ex(damped)
     diagonal = lower.diagonal().flip(0)
     if int(info) != 0 or not bool(torch.isfinite(diagonal).all()):
@@ -87,9 +88,10 @@ def _factored(hessian: Tensor, added: Tensor | float, order: Tensor) -> tuple[Te
 def divided(right: Tensor, factor: Factor) -> Tensor:
     """X with X (H + damping) = right [rows, inputs], by the factor of H."""
     upper = factor.unit_upper
-    half = torch.linalg.solve_triangular(upper, right.T, upper=True, unitriangular=True)
+    half: Tensor = torch.linalg.solve_triangular(upper, right.T, upper=True, unitriangular=True)
     half /= factor.diagonal[:, None]
-    return torch.linalg.solve_triangular(upper.T, half, upper=False, unitriangular=True).T
+    solution: Tensor = torch.linalg.solve_triangular(upper.T, half, upper=False, unitriangular=True)
+    return solution.T
 
 
 def damped(hessian: Tensor, damp: float) -> Tensor:
@@ -110,6 +112,7 @@ def solve(hessian: Tensor, right: Tensor, where: str) -> Tensor:
 
 
 def _lower(hessian: Tensor, where: str) -> Tensor:
+    lower: Tensor
     lower, info = torch.linalg.cholesky_ex(hessian)
     if int(info) != 0:
         raise CompressError(where, "second moments are not positive definite", "raise `damp:` or calibrate with more")
@@ -125,9 +128,9 @@ def energy(weight: Tensor, hessian: Tensor) -> float:
         return inner(weight @ hessian, weight)
 
 
-def inner(one: Tensor, other: Tensor) -> float:
+def inner(left: Tensor, right: Tensor) -> float:
     """Sum of the products, entry by entry."""
-    return float(torch.dot(one.reshape(-1), other.reshape(-1)))
+    return float(torch.dot(left.reshape(-1), right.reshape(-1)))
 
 
 LOSS_ROWS = 256  # outputs over which a loss is taken, evenly spaced where there are more
@@ -143,10 +146,10 @@ def relative_loss(before: Tensor, after: Tensor, hessian: Tensor) -> float:
 
     Of LOSS_ROWS evenly spaced outputs where there are more.
     """
-    every = spaced(len(before))
-    before, after = before[::every], after[::every]
-    whole = energy(before, hessian)
-    return energy(before - after, hessian) / whole if whole > 0 else 0.0
+    step = spaced(len(before))
+    before, after = before[::step], after[::step]
+    original = energy(before, hessian)
+    return energy(before - after, hessian) / original if original > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,20 @@ from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 
 BATCH = 32  # columns removed between two re-scorings
-PROTECTED = 0.001  # share of columns that never go alone: those with most energy carry outliers and attention sinks
+PROTECTED = 0.001  # ratio of columns never removed one by one: the most energetic carry outliers and attention sinks
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What goes, unit by unit: each so many columns side by side."""
+    """How many units of input columns stay."""
 
-    columns: int
+    columns: int  # of a unit, side by side
     keep: int  # units that stay
-    segments: int = 1  # equal stretches of units that each lose as many
+    segments: int = 1  # equal stretches of units, which all lose the same number
 
 
 def compress(weight: Tensor, hessian: Tensor, settings: Prune, cuts: Sequence[Cut], batch: int = BATCH) -> Compressed:
-    """Drop input columns of weight [outputs, inputs], cut by cut; the rest of the weight makes up for the lost ones.
+    """Drop input columns of weight [outputs, inputs], cut by cut; the rest of the weight compensates.
 
     The refit is exact least squares on the kept inputs: W_F = W H_{:,F} H_FF^-1. Computes in float32, or float64
     where the weight is float64. Raises CompressError where H stays singular under the damping.
@@ -69,9 +69,9 @@ def curve(
     alive, dead = linear_algebra.without_dead(hessian.to(work.dtype))
     work = torch.where(dead, 0, work)
     damped = linear_algebra.damped(alive, settings.damp)
-    whole = linear_algebra.inner(work @ damped, work)
+    original = linear_algebra.inner(work @ damped, work)
     state = _State.of(work, damped)
-    return [(kept, error / whole if whole > 0 else 0.0) for kept, error in path(state, cut, stops, batch)]
+    return [(kept, error / original if original > 0 else 0.0) for kept, error in path(state, cut, stops, batch)]
 
 
 def repaired(weight: Tensor, hessian: Tensor, settings: Prune, kept: Tensor) -> Tensor:
@@ -108,23 +108,24 @@ class _State:
         if columns == 1:
             return self.weight.square().sum(dim=0) / self.inverse.diagonal()
         units = len(self.kept) // columns
-        own = torch.arange(units, device=self.kept.device)
-        blocks = self.inverse.reshape(units, columns, units, columns)[own, :, own, :]
-        parts = self.weight.reshape(-1, units, columns).permute(1, 2, 0)  # [units, columns, outputs]
-        return (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
+        index = torch.arange(units, device=self.kept.device)
+        blocks = self.inverse.reshape(units, columns, units, columns)[index, :, index, :]
+        by_unit = self.weight.reshape(-1, units, columns).permute(1, 2, 0)  # [units, columns, outputs]
+        costs: Tensor = (by_unit * torch.linalg.solve(blocks, by_unit)).sum(dim=(1, 2))
+        return costs
 
-    def remove(self, gone: Tensor) -> None:
+    def remove(self, removed: Tensor) -> None:
         """Drop columns (bool mask) and repair: W_F -= W_P [(H^-1)_PP]^-1 (H^-1)_PF, and likewise for H^-1."""
-        stays = ~gone
-        repair = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone][:, stays])
-        self.weight = self.weight[:, stays] - self.weight[:, gone] @ repair
-        self.inverse = self.inverse[stays][:, stays] - self.inverse[stays][:, gone] @ repair
+        stays = ~removed
+        repair = torch.linalg.solve(self.inverse[removed][:, removed], self.inverse[removed][:, stays])
+        self.weight = self.weight[:, stays] - self.weight[:, removed] @ repair
+        self.inverse = self.inverse[stays][:, stays] - self.inverse[stays][:, removed] @ repair
         self.kept, self.energy = self.kept[stays], self.energy[stays]
 
-    def error(self, gone: Tensor) -> float:
+    def error(self, removed: Tensor) -> float:
         """What dropping these columns (bool mask) costs, all of them together."""
-        part = self.weight[:, gone]
-        return float((part.T * torch.linalg.solve(self.inverse[gone][:, gone], part.T)).sum())
+        columns = self.weight[:, removed]
+        return float((columns.T * torch.linalg.solve(self.inverse[removed][:, removed], columns.T)).sum())
 
 
 def path(state: _State, cut: Cut, stops: Sequence[int], batch: int) -> Iterator[tuple[Tensor, float]]:
@@ -138,10 +139,10 @@ def path(state: _State, cut: Cut, stops: Sequence[int], batch: int) -> Iterator[
                 costs[protected[state.kept]] = torch.inf
             count = min(max(1, batch // cut.columns // cut.segments), (units - stop) // cut.segments)
             lowest = costs.reshape(cut.segments, -1).argsort(dim=1, stable=True)[:, :count]
-            gone = torch.zeros(cut.segments, units // cut.segments, dtype=torch.bool, device=costs.device)
-            gone = gone.scatter(1, lowest, value=True).reshape(-1).repeat_interleave(cut.columns)
-            error += state.error(gone)
-            state.remove(gone)
+            removed = torch.zeros(cut.segments, units // cut.segments, dtype=torch.bool, device=costs.device)
+            removed = removed.scatter(1, lowest, value=True).reshape(-1).repeat_interleave(cut.columns)
+            error += state.error(removed)
+            state.remove(removed)
             units -= count * cut.segments
         yield state.kept, error
 

@@ -13,15 +13,15 @@ from hubplugin.methods.gptq.loop import Swept
 
 
 def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool, refit: bool) -> None:
-    """Improve what a sweep found for columns [inputs, outputs], in place, group by group.
+    """Improve the result of a sweep of columns [inputs, outputs], in place, group by group.
 
     `hessian` [inputs, inputs] are the second moments that the sweep followed, damping included, in its order.
 
-    `move`: each code in turn goes to the best there is while all others stay (coordinate descent as in QuantEase, arXiv
+    `move`: each code in turn goes to its optimum while all others stay (coordinate descent as in QuantEase, arXiv
     2309.01885, and CDQuant, arXiv 2406.17542). `refit`: each scale then goes to the least-squares answer for its codes,
     rounded to what is stored.
     """
-    group, errors = len(columns) // len(swept.scales), missed(columns, swept)
+    group, errors = len(columns) // len(swept.scales), quantization_error(columns, swept)
     for number, (scale, zero) in enumerate(zip(swept.scales, swept.zeros, strict=True)):
         inside = slice(number * group, (number + 1) * group)
         square = hessian[inside, inside]
@@ -35,18 +35,19 @@ def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool
             errors[inside] -= refitted(steps, gradient, square, scale) * steps
 
 
-def missed(columns: Tensor, swept: Swept) -> Tensor:
+def quantization_error(columns: Tensor, swept: Swept) -> Tensor:
     """Columns [inputs, outputs] minus what the codes stand for."""
     group = len(columns) // len(swept.scales)
-    groups = zip(columns.split(group), swept.codes.split(group), swept.scales, swept.zeros, strict=True)
-    return torch.cat([part - encodings.values(code.to(part.dtype), scale, zero) for part, code, scale, zero in groups])
+    groups = zip(torch.split(columns, group), torch.split(swept.codes, group), swept.scales, swept.zeros, strict=True)
+    errors = [column - encodings.values(code.to(column.dtype), scale, zero) for column, code, scale, zero in groups]
+    return torch.cat(errors)
 
 
 def _move(code: Tensor, gradient: Tensor, square: Tensor, errors: Tensor, scale: Tensor, top: int) -> None:
     """Codes [group, outputs] (as floats), their gradient H (W - Q) and errors, changed in place."""
     for column in range(len(code)):
-        wanted = code[column] + gradient[column] / (square[column, column] * scale)
-        moved = wanted.round_().clamp_(0, top)
+        optimum = code[column] + gradient[column] / (square[column, column] * scale)
+        moved = optimum.round_().clamp_(0, top)
         change = scale * (moved - code[column])
         code[column] = moved
         errors[column] -= change

@@ -1,8 +1,8 @@
 """Coordinate descent and refit compiled for CPUs: rows never influence each other, so tiles of rows go through alone.
 
-Same signature and same answer as `descent.descend`, in float32. What all columns of the matrix pull a block by is one
-matrix product; inside a block, a tile of TILE rows keeps its gradient in the first-level cache. Knows second moments
-and a grid; no model, no file, no order of columns.
+Same signature and same answer as `coordinate_descent.descend`, in float32. The gradient of a block is one matrix
+product; inside a block, a tile of TILE rows keeps its gradient in the first-level cache. Knows second moments and a
+grid; no model, no file, no order of columns.
 """
 
 import numpy as np
@@ -16,16 +16,16 @@ from hubplugin.methods.gptq.loop_cpu import BLOCK
 
 
 def descend(columns: Tensor, hessian: Tensor, swept: Swept, top: int, move: bool, refit: bool) -> None:
-    """Improve what a sweep found for float32 columns [inputs, outputs]; see `descent.descend`."""
+    """Improve the result of a sweep of float32 columns [inputs, outputs]; see `coordinate_descent.descend`."""
     inputs, outputs = columns.shape
-    group, errors = inputs // len(swept.scales), coordinate_descent.missed(columns, swept)
+    group, errors = inputs // len(swept.scales), coordinate_descent.quantization_error(columns, swept)
     for number, (scale, zero) in enumerate(zip(swept.scales, swept.zeros, strict=True)):
         begin, end = number * group, (number + 1) * group
         if move:
             for first in range(begin, end, BLOCK):
-                part = slice(first, min(first + BLOCK, end))
-                arrays = (hessian[part] @ errors, hessian[part, part].contiguous(), scale)
-                changed = swept.codes[part].numpy(), errors[part].numpy()
+                block = slice(first, min(first + BLOCK, end))
+                arrays = (hessian[block] @ errors, hessian[block, block].contiguous(), scale)
+                changed = swept.codes[block].numpy(), errors[block].numpy()
                 spread(_move_rows, outputs, *(array.numpy() for array in arrays), np.float32(top), *changed, least=TILE)
         if refit:
             inside = slice(begin, end)
@@ -52,7 +52,7 @@ def _move_rows(first, last, gradient, square, scales, top, codes, errors):  # ty
                 codes[column, start + row] = np.uint8(moved)
                 change[row] = scale[row] * (moved - code)
                 errors[column, start + row] -= change[row]
-            for later in range(column + 1, count):  # nobody reads the pull of what is done
+            for later in range(column + 1, count):  # earlier columns are final
                 share = square[later, column]
                 for row in range(width):
                     pull[later, row] -= share * change[row]

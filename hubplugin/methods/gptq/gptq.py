@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): quantize column by column, each feeding its error to the ones not yet done.
+"""GPTQ (Frantar et al., arXiv 2210.17323): quantize column by column, each feeding its error to the later ones.
 
 Written in the form that needs one Cholesky factor and no inverse (docs/maths.md, GPTQ). Weight in, codes out: knows no
 module, no file and no device.
@@ -31,21 +31,21 @@ def compress(weight: Tensor, hessian: Tensor, settings: Quantization, prepared: 
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
     Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
-    group size, order and damping, where there is one already.
+    group size, order and damping, if it is known alshared.
     With `act_order`, columns are visited by falling second moment inside their group, and groups by their largest one
     (group-aware reordering); columns return to their places, so g_idx stays trivial.
     """
     work = weight if weight.dtype == torch.float64 else weight.float()
     spec = spec_of(settings, work.shape[1])
     group = spec.group_size
-    ready = prepared or prepare(hessian.to(work.dtype), settings)
-    order, factor = ready.order, ready.factor
-    if bool(ready.dead.any()):
-        work = work.masked_fill(ready.dead, 0)
+    shared = prepared or prepare(hessian.to(work.dtype), settings)
+    order, factor = shared.order, shared.factor
+    if bool(shared.dead.any()):
+        work = work.masked_fill(shared.dead, 0)
     columns = _to_columns(work, order)
-    swept = _sweep(columns, factor, ready.alive.diagonal()[order], spec)
+    swept = _sweep(columns, factor, shared.alive.diagonal()[order], spec)
     if settings.passes:
-        _descend(columns, swept, ready, settings, spec.top)
+        _descend(columns, swept, shared, settings, spec.top)
     del columns
     groups = (order[::group] // group).argsort()
     codes, scales, zeros = _to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
@@ -63,18 +63,18 @@ def compress(weight: Tensor, hessian: Tensor, settings: Quantization, prepared: 
         loss=linear_algebra.relative_loss(work, dense, hessian.to(work.dtype)),
         damp=factor.damp,
         fallback=factor.fallback,
-        dead_inputs=int(ready.dead.sum()),
+        dead_inputs=int(shared.dead.sum()),
     )
 
 
 def _sweep(columns: Tensor, factor: linear_algebra.Factor, importance: Tensor, spec: grid.Spec) -> Swept:
-    """The fastest sweep there is for these columns."""
+    """By the fastest implementation for these columns."""
     if columns.is_cuda and columns.dtype == torch.float32:
         from hubplugin.methods.gptq import loop_cuda  # Triton is there where CUDA is
 
         return loop_cuda.sweep(columns, factor, importance, spec)
-    way = loop_cpu if _compiled(columns) else loop
-    return way.sweep(columns, factor, importance, spec)
+    sweep = loop_cpu.sweep if _compiled(columns) else loop.sweep
+    return sweep(columns, factor, importance, spec)
 
 
 def _compiled(columns: Tensor) -> bool:
@@ -82,14 +82,14 @@ def _compiled(columns: Tensor) -> bool:
     return columns.device.type == "cpu" and columns.dtype == torch.float32
 
 
-def _descend(columns: Tensor, swept: Swept, ready: Prepared, settings: Quantization, top: int) -> None:
-    """Improve what a sweep found, in place, as often as the settings say."""
-    damped = linear_algebra.damped(ready.alive, ready.factor.damp)
-    hessian = damped.index_select(0, ready.order).index_select(1, ready.order)
+def _descend(columns: Tensor, swept: Swept, shared: Prepared, settings: Quantization, top: int) -> None:
+    """Improve the result of a sweep, in place, as often as the settings say."""
+    damped = linear_algebra.damped(shared.alive, shared.factor.damp)
+    hessian = damped.index_select(0, shared.order).index_select(1, shared.order)
     del damped
-    way = coordinate_descent_cpu if _compiled(columns) else coordinate_descent
+    descend = coordinate_descent_cpu.descend if _compiled(columns) else coordinate_descent.descend
     for _ in range(settings.passes):
-        way.descend(columns, hessian, swept, top, settings.descent > 0, settings.scale_refit)
+        descend(columns, hessian, swept, top, settings.descent > 0, settings.scale_refit)
 
 
 def _to_columns(weight: Tensor, order: Tensor) -> Tensor:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HIGHEST, LOWEST = 1.10, {2: 0.34, 3: 0.46, 4: 0.56, 8: 0.94}  # shares worth trying, by bits; see docs/maths.md
+HIGHEST, LOWEST = (
+    1.10,
+    {2: 0.34, 3: 0.46, 4: 0.56, 8: 0.94},
+)  # ratios of the full range worth trying, by bits; see docs/maths.md
 LOWEST_OF_LONG = 0.40  # or less, in groups of more than LONG inputs: one outlier there is far from the rest
 LONG = 128
 SMALLEST_SCALE = 2.0**-20
@@ -28,7 +31,7 @@ class Spec:
     @property
     def top(self) -> int:
         """The largest code."""
-        return 2**self.bits - 1
+        return int(2**self.bits - 1)
 
     @property
     def middle(self) -> int:

@@ -1,6 +1,6 @@
 """GPTQ's sweep compiled for CPUs: rows never influence each other, so tiles of rows run through a block alone.
 
-Same signature and same answer as `sweep.sweep`, in float32. What earlier blocks owe a block is one matrix product;
+Same signature and same answer as `loop.sweep`, in float32. The error feedback of earlier blocks is one matrix product;
 inside a block, a tile of TILE rows keeps its targets and errors in the first-level cache and every inner loop runs over
 the rows, which vectorises (a column of a tile is contiguous). Knows a factor and a grid; no model, no file, no order of
 columns.
@@ -19,30 +19,30 @@ from hubplugin.methods.gptq.loop import Swept, fully_updated
 from hubplugin.methods.linear_algebra import Factor
 
 BLOCK = 128  # columns between two matrix products, a multiple of every group size but a whole row; x TILE: 32 KB
-RUN = 8  # columns; `_owe` is written out for as many
+RUN = 8  # columns; `_feed_back` is written out for as many
 SMALLEST_NORMAL_HALF = 2.0**-14
 HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
 
 
 def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> Swept:
-    """Quantize float32 columns [inputs, outputs] one after another; see `sweep.sweep`."""
+    """Quantize float32 columns [inputs, outputs] one after another; see `loop.sweep`."""
     inputs = len(columns)
     group, upper = spec.group_size, factor.unit_upper.contiguous()
-    made = _Out(columns, spec)
+    out = _Out(columns, spec)
     for start in range(0, inputs, group if group > BLOCK else BLOCK):
         stop = min(start + max(group, BLOCK), inputs)
-        owed = upper[:start, start:stop].T @ made.errors[:start]
+        feedback = upper[:start, start:stop].T @ out.errors[:start]
         if group >= BLOCK:
             inside = slice(start, stop)
-            updated = fully_updated(columns[inside], owed, upper[inside, inside]) if start else columns[inside]
-            made.fit(start // group, updated, importance[start:stop])
+            updated = fully_updated(columns[inside], feedback, upper[inside, inside]) if start else columns[inside]
+            out.fit(start // group, updated, importance[start:stop])
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
-            due = owed[first - start : last - start]
+            block_feedback = feedback[first - start : last - start]
             if first > start:
-                due += upper[start:first, first:last].T @ made.errors[start:first]
-            made.block(first, last, due, upper, importance)
-    return Swept(made.codes, made.scales, made.zeros)
+                block_feedback += upper[start:first, first:last].T @ out.errors[start:first]
+            out.block(first, last, block_feedback, upper, importance)
+    return Swept(out.codes, out.scales, out.zeros)
 
 
 class _Out:
@@ -61,10 +61,10 @@ class _Out:
         """Scales and zeros of one group, from its fully updated weights [group, outputs]."""
         spec = self.spec
         arguments = (updated.numpy(), importance.numpy(), self.shares, spec.symmetric, np.float32(spec.top))
-        made = self.scales[group].numpy(), self.zeros[group].numpy()
-        spread(_fit_rows, self.columns.shape[1], *arguments, *made, least=TILE)
+        results = self.scales[group].numpy(), self.zeros[group].numpy()
+        spread(_fit_rows, self.columns.shape[1], *arguments, *results, least=TILE)
 
-    def block(self, first: int, last: int, owed: Tensor, upper: Tensor, importance: Tensor) -> None:
+    def block(self, first: int, last: int, feedback: Tensor, upper: Tensor, importance: Tensor) -> None:
         """Codes and errors of columns first .. last; fits the groups that start inside where they are smaller."""
         spec, inside = self.spec, slice(first, last)
         groups = slice(first // spec.group_size, -(-last // spec.group_size))
@@ -72,7 +72,7 @@ class _Out:
             _block_rows,
             self.columns.shape[1],
             self.columns[inside].numpy(),
-            owed.contiguous().numpy(),
+            feedback.contiguous().numpy(),
             upper[inside, inside].contiguous().numpy(),
             importance[inside].numpy(),
             self.shares,
@@ -150,14 +150,14 @@ def _fit_rows(first, last, weight, importance, shares, symmetric, top, scales, z
 
 @compiled
 def _block_rows(  # type: ignore[no-untyped-def]
-    first, last, weight, owed, upper, importance, shares, symmetric, top, group, scales, zeros, codes, errors
+    first, last, weight, feedback, upper, importance, shares, symmetric, top, group, scales, zeros, codes, errors
 ):
     """Codes and errors of rows first .. last of one block; `group` > 0: its groups are fitted on the way."""
     count = len(weight)
     for start in range(first, last, TILE):
         rows = slice(start, min(start + TILE, last))
         width = rows.stop - rows.start
-        target = (weight[:, rows] + owed[:, rows]).copy()
+        target = (weight[:, rows] + feedback[:, rows]).copy()
         error = np.empty((count, width), np.float32)
         updated = np.empty((max(group, 1), width), np.float32)
         for column in range(count):
@@ -172,19 +172,19 @@ def _block_rows(  # type: ignore[no-untyped-def]
                 code = min(max(np.rint(target[column, row] / scale[row]) + zero[row], np.float32(0)), top)
                 codes[column, start + row] = np.uint8(code)
                 error[column, row] = weight[column, start + row] - scale[row] * (code - zero[row])
-            run = column - column % RUN  # columns of a run owe each other at once, and what comes later together
+            run = column - column % RUN  # columns of a run feed each other at once, and later columns together
             for later in range(column + 1, min(run + RUN, count)):
                 share = upper[column, later]
                 for row in range(width):
                     target[later, row] += share * error[column, row]
             if column == run + RUN - 1:
-                _owe(target, error, upper, run)
+                _feed_back(target, error, upper, run)
         errors[:, rows] = error
 
 
 @compiled
-def _owe(target, error, upper, first):  # type: ignore[no-untyped-def]
-    """Add to all columns after a run of eight what these owe: one read and write of a target for eight products."""
+def _feed_back(target, error, upper, first):  # type: ignore[no-untyped-def]
+    """Add the error feedback of a run of eight to later columns: one read and write of a target for eight products."""
     count, width = target.shape
     for later in range(first + 8, count):
         a, b, c, d = upper[first, later], upper[first + 1, later], upper[first + 2, later], upper[first + 3, later]

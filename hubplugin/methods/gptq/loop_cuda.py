@@ -1,8 +1,9 @@
-"""GPTQ's sweep for CUDA devices, in Triton: same signature and same answer as `sweep.sweep`, in float32.
+"""GPTQ's sweep for CUDA devices, in Triton: same signature and same answer as `loop.sweep`, in float32.
 
 Rows never influence each other, so a program takes ROWS of them through a block of BLOCK columns alone: scales, codes
-and errors in one launch. What earlier blocks owe is a matrix product. Runs on CPU tensors under Triton's interpreter
-(TRITON_INTERPRET=1, set before the first import). Knows a factor and a grid; no model, no file, no order of columns.
+and errors in one launch. The error feedback of earlier blocks is a matrix product. Runs on CPU tensors under Triton's
+interpreter (TRITON_INTERPRET=1, set before the first import). Knows a factor and a grid; no model, no file, no order of
+columns.
 
 Why these sizes, for 132 multiprocessors: the narrowest linears of an 8B model have 4096 rows, which 32 at a time make
 128 programs, one wave. A block's fit holds 128 x 32 weights, 32 registers in each of 128 threads; a candidate costs
@@ -22,26 +23,26 @@ from hubplugin.methods.gptq.loop_triton import DEPTH, block_rows, fit_rows
 from hubplugin.methods.linear_algebra import Factor
 
 BLOCK = 128  # columns of one launch
-PANEL = 8  # blocks; what all columns before a panel owe it is one product, large enough to fill the device
+PANEL = 8  # blocks; the error feedback of all columns before a panel is one product, large enough to fill the device
 ROWS = 32  # of the weight, per program
 WARPS = 4
 
 
 def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> Swept:
-    """Quantize float32 columns [inputs, outputs] one after another; see `sweep.sweep`."""
+    """Quantize float32 columns [inputs, outputs] one after another; see `loop.sweep`."""
     columns, upper = columns.contiguous(), factor.unit_upper.contiguous()
     blocks = _blocks(len(columns), spec.group_size)
     with ieee_products():
-        made = _Out(columns, upper, importance.contiguous(), spec)
+        out = _Out(columns, upper, importance.contiguous(), spec)
         for panel in (blocks[first : first + PANEL] for first in range(0, len(blocks), PANEL)):
             start, stop = panel[0][0], panel[-1][1]
-            owed = upper[:start, start:stop].T @ made.errors[:start]
+            feedback = upper[:start, start:stop].T @ out.errors[:start]
             for first, last in panel:
-                due = owed[first - start : last - start]
+                block_feedback = feedback[first - start : last - start]
                 if first > start:
-                    due.addmm_(upper[start:first, first:last].T, made.errors[start:first])
-                made.block(first, last, due)
-    return Swept(made.codes, made.scales, made.zeros)
+                    block_feedback.addmm_(upper[start:first, first:last].T, out.errors[start:first])
+                out.block(first, last, block_feedback)
+    return Swept(out.codes, out.scales, out.zeros)
 
 
 def _blocks(inputs: int, group: int) -> list[tuple[int, int]]:
@@ -70,15 +71,15 @@ class _Out:
         self.transfer = _transfer(upper, group) if self.fused else upper
         self.grid = (triton.cdiv(outputs, ROWS),)
 
-    def block(self, first: int, last: int, owed: Tensor) -> None:
-        """Codes and errors of columns first .. last, and scales of the groups that start there; overwrites `owed`."""
+    def block(self, first: int, last: int, feedback: Tensor) -> None:
+        """Codes and errors of columns first .. last, and scales of groups that start there; overwrites `feedback`."""
         spec, inside = self.spec, slice(first, last)
         if not self.fused and first % spec.group_size == 0:
             self.fit(first // spec.group_size)
         groups = slice(first // spec.group_size, -(-last // spec.group_size))
         block_rows[self.grid](
             self.columns[inside],
-            owed,
+            feedback,
             self.upper[inside, inside],
             self.transfer[groups],
             self.importance[inside],
@@ -107,8 +108,8 @@ class _Out:
         inside = slice(start, start + self.spec.group_size)
         updated = self.columns[inside]
         if start:
-            owed = self.upper[:start, inside].T @ self.errors[:start]
-            updated = fully_updated(updated, owed, self.upper[inside, inside]).contiguous()
+            feedback = self.upper[:start, inside].T @ self.errors[:start]
+            updated = fully_updated(updated, feedback, self.upper[inside, inside]).contiguous()
         fit_rows[self.grid](
             updated,
             self.importance[inside],
@@ -127,8 +128,9 @@ class _Out:
 
 
 def _transfer(upper: Tensor, group: int) -> Tensor:
-    """M_gg^-T of every group [groups, group, group]: times what a group is owed, it says how far its weights move."""
+    """M_gg^-T of every group [groups, group, group]: times the feedback to a group: how far its weights move."""
     groups = len(upper) // group
     inside = upper.reshape(groups, group, groups, group).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     unit = torch.eye(group, dtype=upper.dtype, device=upper.device).expand(groups, group, group)
-    return torch.linalg.solve_triangular(inside.mT, unit, upper=False, unitriangular=True).contiguous()
+    inverse: Tensor = torch.linalg.solve_triangular(inside.mT, unit, upper=False, unitriangular=True)
+    return inverse.contiguous()

@@ -1,4 +1,4 @@
-"""The kernels of `sweep_gpu`: a program takes ROWS rows of a weight (columns of what it is given) through one block.
+"""The kernels of `loop_cuda`: a program takes ROWS rows of a weight (columns of what it is given) through one block.
 
 Everything is float32 and [columns, outputs], outputs contiguous, so that threads side by side read side by side. Knows
 pointers and sizes only. Kernels are written in Triton's subset of Python: scalars and tensors alike are `tl.tensor`.
@@ -205,7 +205,7 @@ def _chunk(
 @triton.jit
 def _fit_group(
     columns: tl.tensor,
-    owed: tl.tensor,
+    feedback: tl.tensor,
     upper: tl.tensor,
     transfer: tl.tensor,
     importance: tl.tensor,
@@ -221,16 +221,16 @@ def _fit_group(
     SYMMETRIC: tl.constexpr,
     TOP: tl.constexpr,
 ) -> tl.tensor:
-    """Scales and zeros of the group at `start`, fitted to its fully updated weights W + M^-T owed (see sweep.py)."""
+    """Scales and zeros of the group at `start`, fitted to its fully updated weights W + M^-T feedback (loop.py)."""
     if start > 0:
-        due = _tile(owed, start, count, row, outputs, GROUP)
+        due = _tile(feedback, start, count, row, outputs, GROUP)
         due = _fed(due, start, 0, start, errors, upper, pitch, count, row, outputs)
-        _keep(owed, due, start, count, row, outputs, GROUP)
+        _keep(feedback, due, start, count, row, outputs, GROUP)
     weight = _tile(columns, start, count, row, outputs, GROUP)
     inside = tl.arange(0, GROUP)
     for first in range(0, GROUP, DEPTH):
         at = (start + inside)[:, None] * GROUP + first + tl.arange(0, DEPTH)[None, :]
-        due = _tile(owed, start + first, count, row, outputs, DEPTH)
+        due = _tile(feedback, start + first, count, row, outputs, DEPTH)
         weight = tl.dot(tl.load(transfer + at), due, weight, input_precision="ieee")
     return _fit(weight, tl.load(importance + start + inside), shares, tried, SYMMETRIC, TOP)
 
@@ -238,7 +238,7 @@ def _fit_group(
 @triton.jit(do_not_specialize=["count", "tried"], do_not_specialize_on_alignment=["scales", "zeros"])
 def block_rows(
     columns: tl.tensor,
-    owed: tl.tensor,
+    feedback: tl.tensor,
     upper: tl.tensor,
     transfer: tl.tensor,
     importance: tl.tensor,
@@ -258,15 +258,15 @@ def block_rows(
     ROWS: tl.constexpr,
 ) -> None:
     """One block of `count` columns for ROWS rows. Everything is [columns, outputs] but `upper`, whose rows are `pitch`
-    apart. `owed` is overwritten by targets: threads hand each other columns through it and through `errors`."""
+    apart. `feedback` is overwritten by targets: threads hand each other columns through it and through `errors`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mine = row < outputs
     for start in range(0, count, GROUP):
         group = start // GROUP
         if FIT:
             scale, zero = _fit_group(
-                columns, owed, upper, transfer, importance, shares, errors, start, outputs, pitch, count, tried, row,
-                GROUP, SYMMETRIC, TOP,
+                columns, feedback, upper, transfer, importance, shares, errors, start, outputs, pitch, count, tried,
+                row, GROUP, SYMMETRIC, TOP,
             )  # fmt: skip
             tl.store(scales + group * outputs + row, scale, mask=mine)
             tl.store(zeros + group * outputs + row, zero, mask=mine)
@@ -275,11 +275,11 @@ def block_rows(
         scale = tl.load(scales + group * outputs + row, mask=mine, other=1.0)
         zero = tl.load(zeros + group * outputs + row, mask=mine, other=0.0)
         for first in range(start, tl.minimum(start + GROUP, count), CHUNK):
-            due = _tile(owed, first, count, row, outputs, CHUNK) + _tile(columns, first, count, row, outputs, CHUNK)
+            due = _tile(feedback, first, count, row, outputs, CHUNK) + _tile(columns, first, count, row, outputs, CHUNK)
             due = _fed(due, first, start, first, errors, upper, pitch, count, row, outputs)
-            _keep(owed, due, first, count, row, outputs, CHUNK)
+            _keep(feedback, due, first, count, row, outputs, CHUNK)
             at = first * outputs
             _chunk(
-                columns + at, owed + at, upper + first * pitch + first, codes + at, errors + at, scale, zero, row,
+                columns + at, feedback + at, upper + first * pitch + first, codes + at, errors + at, scale, zero, row,
                 outputs, pitch, count - first, TOP,
             )  # fmt: skip
