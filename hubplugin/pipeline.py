@@ -57,7 +57,7 @@ def run(document: Document, planned: Plan, out: Path, generate: generation.Gener
         else:
             progress(f"{draft.name}: already made from this manifest and revision, kept")
         reports.append(kept)
-    gate.refuse_failed(reports)
+    report.refuse_failed(reports)
     return reports
 
 

@@ -4,13 +4,14 @@ Knows the layout of report.json, reads and writes it. Computes nothing and knows
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from hubplugin.disk import write_atomically
-from hubplugin.errors import CheckpointError
+from hubplugin.errors import CheckpointError, GateError
 
 FILE_NAME = "report.json"
 
@@ -231,6 +232,22 @@ class Report(Record):
     def fallbacks(self) -> tuple[LinearResult, ...]:
         """Linears where the normal way failed and something else was done."""
         return tuple(linear for linear in self.linears if linear.fallback)
+
+
+def refuse_failed(reports: Iterable[Report]) -> None:
+    """Raise GateError naming every line of a gate that failed."""
+    failed = [
+        f"{report.variant}: {line.name} ({line.detail})"
+        for report in reports
+        for line in report.gate
+        if not line.passed
+    ]
+    if failed:
+        raise GateError(
+            "gate",
+            "; ".join(failed),
+            "change the variant's steps or the manifest's `gate:`; nothing was published",
+        )
 
 
 def write(report: Report, folder: Path) -> Path:

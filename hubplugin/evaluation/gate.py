@@ -14,7 +14,7 @@ from torch import Tensor
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.errors import CheckpointError, GateError, ServeError
+from hubplugin.errors import CheckpointError, ServeError
 from hubplugin.evaluation import metrics, zeros
 from hubplugin.evaluation.generation import Generate, logprobs, served_dtype
 from hubplugin.manifest.methods import mask_of
@@ -22,7 +22,7 @@ from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.model import heterogeneous
 from hubplugin.plan.checks import masks
 from hubplugin.plan.variant_plan import VariantPlan
-from hubplugin.report import Evaluation, GateLine, Report
+from hubplugin.report import Evaluation, GateLine
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 8
@@ -168,16 +168,3 @@ LINES: tuple[Callable[[Candidate], GateLine | None], ...] = (
 def check(candidate: Candidate) -> tuple[GateLine, ...]:
     """All lines that concern the candidate, whether they passed or not."""
     return tuple(line for check_line in LINES if (line := check_line(candidate)) is not None)
-
-
-def refuse_failed(reports: list[Report]) -> None:
-    """Raise GateError naming every line that failed."""
-    failed = [
-        f"{made.variant}: {line.name} ({line.detail})" for made in reports for line in made.gate if not line.passed
-    ]
-    if failed:
-        raise GateError(
-            "gate",
-            "; ".join(failed),
-            "change the variant's steps or the manifest's `gate:`; nothing was published",
-        )

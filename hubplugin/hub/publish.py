@@ -9,7 +9,6 @@ from pathlib import Path
 from hubplugin import licences, report
 from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, PlanError
-from hubplugin.evaluation import gate
 from hubplugin.hub import push
 from hubplugin.licences import Derivatives
 from hubplugin.manifest.schema import Document
@@ -31,7 +30,7 @@ def publish(document: Document, out: Path) -> list[push.Pushed]:
             'add publish: {repo: "you/{model}-{variant}"}',
         )
     reports = [_current_report(out / name, document) for name in manifest.variants]
-    gate.refuse_failed(reports)
+    report.refuse_failed(reports)
     for variant in reports:
         check_licence(variant.base, manifest.publish.accept_license)
     published, notes = [], {}
