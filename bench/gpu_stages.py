@@ -18,7 +18,7 @@ from hubplugin.checkpoint import formats
 from hubplugin.kernels import second_moments
 from hubplugin.kernels.second_moments import SecondMoments
 from hubplugin.kernels.xtx_cuda import add_lower, ieee_products
-from hubplugin.methods import qep
+from hubplugin.methods import linear_algebra, qep
 from hubplugin.methods.gptq import gptq
 from hubplugin.model import block_runner, staged_block
 
@@ -34,10 +34,10 @@ WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (SecondMoments, "matrix", "second moments"),
     (qep.TargetCorrection, "add", "cross moments"),
     (qep, "corrected", "target correction"),
-    (second_moments, "factor", "factor"),
+    (linear_algebra, "factor", "factor"),
     (gptq, "_sweep", "sweep"),
     (gptq, "compress", "reorder and dequantize"),
-    (second_moments, "relative_loss", "loss"),
+    (linear_algebra, "relative_loss", "loss"),
     (formats, "tensors", "pack"),
 )
 TO_HOST = "codes to the host"

@@ -16,7 +16,7 @@ import pytest
 from serve_helpers import CHROMIUM_FLAGS, DEMO, WORDS, Fake, chromium, fake, until
 
 from hubplugin.errors import ServeError
-from serve import app, engine
+from serve import app, engine, markdown
 
 
 def test_a_wrong_url_is_an_error_before_any_page_is_served() -> None:
@@ -48,7 +48,7 @@ def test_a_page_port_in_use_is_an_error_with_three_parts() -> None:
     ],
 )
 def test_tags_in_an_answer_are_text_and_code_stays_as_it_is(said: str, shown: str) -> None:
-    assert app._literal(said) == shown
+    assert markdown.literal(said) == shown
 
 
 def test_an_error_cannot_bring_markup_into_the_page() -> None:
