@@ -1,8 +1,7 @@
 """docs/contributing.md names only what exists. Sources are parsed, never imported.
 
-The syntax, outside fenced code: a back-quoted word with a slash or ending in .py, .md or .toml is a path from the top of
-the project, where it starts with a file or folder there; a back-quoted `module.name` or `module.Class.name` is something
-that a module called so defines.
+The syntax, outside fenced code: a back-quoted word with a slash, or one that ends in .py, .md or .toml, is a path from
+the top of the project; a back-quoted `module.name` or `module.Class.name` is what some module of that name defines.
 """
 
 import ast
