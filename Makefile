@@ -60,6 +60,7 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/generate.py --check
 
 # the generated parts of README.md and docs/, and manifests/schema.json

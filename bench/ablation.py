@@ -24,7 +24,7 @@ from hubplugin.compress import export
 from hubplugin.compress.blocks import blockwise
 from hubplugin.evaluation import quality_metrics
 from hubplugin.hub import snapshots
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype

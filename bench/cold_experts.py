@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
 from hubplugin.model.architectures import families

@@ -25,7 +25,7 @@ from hubplugin.compress.calibration import calibration_data
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel.worker import codes
 from hubplugin.hub import snapshots
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 from hubplugin.methods import linear_algebra
 
 THEIRS = "-gptqmodel"

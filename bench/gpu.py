@@ -35,7 +35,7 @@ from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.compress.blocks import blockwise
 from hubplugin.demo import MODEL as DOCS
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.prefetch import Prefetch

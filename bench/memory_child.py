@@ -38,7 +38,7 @@ def run(base: Path, tokens: Path, out: Path, case: dict[str, Any]) -> dict[str, 
     from hubplugin.compress import export, stages
     from hubplugin.compress.blocks import blockwise
     from hubplugin.hub import snapshots
-    from hubplugin.manifest import loading
+    from hubplugin.manifest.reading import loading
     from hubplugin.model.architectures import families
     from hubplugin.model.block_runner import Model
     from hubplugin.model.devices import computing_dtype

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.hub import snapshots
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 from hubplugin.plan import draft, planner
 
 Step = dict[str, Any]

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hubplugin import cli  # noqa: E402
-from hubplugin.manifest.hints import first_sentence, flow_yaml  # noqa: E402
-from hubplugin.manifest.json_schema import definition_of, json_schema  # noqa: E402
 from hubplugin.manifest.methods import METHODS, Kind  # noqa: E402
+from hubplugin.manifest.reading.hints import first_sentence, flow_yaml  # noqa: E402
+from hubplugin.manifest.reading.json_schema import definition_of, json_schema  # noqa: E402
 
 # rooms in import order: a room imports from rooms before it; names without a slash are modules
 BEFORE = ("errors", "progress", "limits", "disk", "report", "memory", "interrupt")

@@ -129,7 +129,7 @@ def _plan(
     """
     with interrupt.held():
         from hubplugin import memory
-        from hubplugin.manifest import loading
+        from hubplugin.manifest.reading import loading
         from hubplugin.plan import draft, table
 
     planned = _planned(loading.load(manifest))
@@ -157,7 +157,7 @@ def _run(manifest: Manifest, out: Variants = None) -> None:
     """
     _let_idle_threads_sleep()
     with interrupt.held():
-        from hubplugin.manifest import loading
+        from hubplugin.manifest.reading import loading
 
     document = loading.load(manifest)
     planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
@@ -189,7 +189,7 @@ def _publish(manifest: Manifest, out: Variants = None) -> None:
     """
     with interrupt.held():
         from hubplugin.hub import publish
-        from hubplugin.manifest import loading
+        from hubplugin.manifest.reading import loading
 
     for pushed in publish.publish(loading.load(manifest), out or OUT / manifest.stem):
         print(pushed.url)

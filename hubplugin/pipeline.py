@@ -25,8 +25,8 @@ from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.cards import card
 from hubplugin.hub import snapshots
 from hubplugin.manifest.methods import quantization_of, recovery_of
-from hubplugin.manifest.recover import Recover
 from hubplugin.manifest.schema import Document
+from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
 from hubplugin.plan import table

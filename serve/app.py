@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import html
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,13 +16,15 @@ from types import TracebackType
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, ports, signals, style
+from serve import client, markdown, ports, signals
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
     import gradio as gr
-    from starlette.datastructures import MutableHeaders
     from starlette.middleware import Middleware
+
+    from serve import style
+    from serve.policy import PolicyHeaders
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 
@@ -33,10 +34,6 @@ ASK_TOKENS = 96
 EAGER = 8  # pieces at the start of an answer that are drawn at once, so that a slow engine is seen to have begun
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
-# What markdown shows as it stands: fenced, indented and inline code. A model's reasoning tags are Gradio's to show.
-AS_IT_STANDS = re.compile(
-    r"(^```.*?(?:^```|\Z)|^~~~.*?(?:^~~~|\Z)|^(?: {4}|\t)[^\n]*$|`[^`\n]+`|</?think>)", re.MULTILINE | re.DOTALL
-)
 
 
 def build(base_url: str, model: str | None = None, *, api_key: str | None = None) -> gr.Blocks:
@@ -188,14 +185,7 @@ async def _turn(
 
 
 def _message(role: str, text: str) -> Message:
-    return {"role": role, "content": _literal(text)}
-
-
-def _literal(text: str) -> str:
-    """Markdown in which a tag is text: `List<int>` is to be read, not to vanish as an unknown element."""
-    parts = AS_IT_STANDS.split(text)  # every second one is code
-    parts[::2] = [html.escape(part, quote=False).replace("&gt;", ">") for part in parts[::2]]
-    return "".join(parts)
+    return {"role": role, "content": markdown.literal(text)}
 
 
 def _failure(error: ServeError, title: str) -> Message:
@@ -281,8 +271,8 @@ def launch(
             mcp_server=False,
             pwa=False,
             max_file_size=1,  # bytes: nothing is ever uploaded
-            app_kwargs={"middleware": [Middleware(_Headers)], "docs_url": None, "redoc_url": None},
-            theme=_theme(),
+            app_kwargs={"middleware": [Middleware(PolicyHeaders)], "docs_url": None, "redoc_url": None},
+            theme=style.theme(),
             css=style.CSS,
         )
     except OSError as error:
@@ -303,31 +293,3 @@ def run_forever(base_url: str, *, ready: Callable[[Page], None], **options: Any)
         except KeyboardInterrupt:
             pass
     return signals.exit_code(caught)
-
-
-class _Headers:
-    """Adds the content policy to every response."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = style.POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-            await send(message)
-
-        await self.app(scope, receive, guarded)
-
-
-def _theme() -> Any:
-    """Quiet greys, one accent, and the fonts the reader's system has."""
-    return gr.themes.Base(
-        primary_hue="indigo",
-        neutral_hue="slate",
-        radius_size="md",
-        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
-    )

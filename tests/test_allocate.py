@@ -14,8 +14,9 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.search import bit_allocation
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.hub import snapshots
-from hubplugin.manifest import loading, schema
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest import schema
+from hubplugin.manifest.reading import loading
+from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.methods.gptq import gptq
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model

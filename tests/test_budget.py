@@ -9,7 +9,7 @@ from plan_helpers import config_json, document, headers
 
 from hubplugin.errors import ManifestError, PlanError
 from hubplugin.hub import snapshots
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 from hubplugin.plan import planner, table, vllm_support
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan

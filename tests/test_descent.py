@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hubplugin.checkpoint import encodings
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, gptq, grid, loop
 from hubplugin.methods.gptq.loop import Swept

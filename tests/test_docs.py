@@ -14,9 +14,11 @@ import yaml
 from plan_helpers import config_json, document, headers
 
 from hubplugin.errors import ManifestError, PlanError
-from hubplugin.manifest import base, gptq, loading, masks, methods, prune, recover, schema, sections, source
-from hubplugin.manifest.hints import first_sentence, hint
-from hubplugin.manifest.json_schema import definition_of, json_schema
+from hubplugin.manifest import base, methods, schema, source
+from hubplugin.manifest.reading import loading, sections
+from hubplugin.manifest.reading.hints import first_sentence, hint
+from hubplugin.manifest.reading.json_schema import definition_of, json_schema
+from hubplugin.manifest.steps import gptq, masks, prune, recover
 from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]

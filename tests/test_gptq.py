@@ -5,7 +5,7 @@ import torch
 
 from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.methods import linear_algebra, qep
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.gptq import gptq, grid, loop

@@ -34,8 +34,8 @@ from hubplugin.evaluation import gate
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.hub import snapshots
-from hubplugin.manifest.gptq import GPTQMODEL, Gptq
 from hubplugin.manifest.schema import Document, Manifest
+from hubplugin.manifest.steps.gptq import GPTQMODEL, Gptq
 from hubplugin.model.architectures import families
 from hubplugin.plan import draft, planner
 

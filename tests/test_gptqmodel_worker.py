@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hubplugin.compress.gptqmodel import worker as worker
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.steps.gptq import Gptq
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from hubplugin.errors import ManifestError
-from hubplugin.manifest import loading, schema
-from hubplugin.manifest.gptq import Gptq
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest import schema
+from hubplugin.manifest.reading import loading
+from hubplugin.manifest.reading.yaml_file import MAX_ALIASES, MAX_BYTES
 from hubplugin.manifest.source import Source
-from hubplugin.manifest.yaml_file import MAX_ALIASES, MAX_BYTES
+from hubplugin.manifest.steps.gptq import Gptq
+from hubplugin.manifest.steps.prune import Prune
 
 GOOD: dict[str, Any] = {
     "model": "owner/base",

@@ -20,9 +20,9 @@ from hubplugin.errors import ManifestError, PlanError
 from hubplugin.evaluation import gate, zeros
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.manifest import loading
-from hubplugin.manifest.masks import SparseGpt, Wanda
 from hubplugin.manifest.methods import DENSE
+from hubplugin.manifest.reading import loading
+from hubplugin.manifest.steps.masks import SparseGpt, Wanda
 from hubplugin.methods import linear_algebra, sparsegpt, wanda
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest

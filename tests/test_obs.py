@@ -5,7 +5,7 @@ import torch
 
 from hubplugin.checkpoint.encodings import Columns
 from hubplugin.errors import CompressError
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.methods import linear_algebra, obs
 
 STEP = Prune(method="prune", ffn=0.25, damp=1e-6)

@@ -15,7 +15,8 @@ from hubplugin.errors import CompressError, GateError, HubPluginError, PlanError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.hub import publish
 from hubplugin.hub import snapshots as hub_client
-from hubplugin.manifest import loading, schema
+from hubplugin.manifest import schema
+from hubplugin.manifest.reading import loading
 from hubplugin.plan import planner
 from serve import cpu_features, vllm_settings
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import FamilyError, PlanError
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.families import FAMILIES
 from hubplugin.plan import draft, planner, sizes, table, vllm_support

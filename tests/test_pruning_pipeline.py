@@ -13,7 +13,7 @@ from hubplugin import cli, report
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.search import latency
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import FAMILIES
 from hubplugin.plan.choices.pruning_space import Space

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
 from hubplugin.recovery import block_training, distillation, recover, splitting, training_setup
 from hubplugin.report import Recovery

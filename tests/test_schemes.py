@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from hubplugin.manifest.gptq import Gptq
+from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.plan import schemes
 
 NAMES = [

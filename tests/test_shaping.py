@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions
 from hubplugin.model.architectures.families import FAMILIES
 from hubplugin.plan.choices import pruning_space

@@ -7,7 +7,7 @@ import pico
 import pytest
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures import pruned_config
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions, dimensions
 from hubplugin.model.architectures.families import FAMILIES

@@ -10,8 +10,8 @@ from typing import Any
 
 import hubplugin
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
-from hubplugin.manifest.gptq import GPTQMODEL, Quantization
 from hubplugin.manifest.methods import quantization_of
+from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
 from hubplugin.plan import schemes, vllm_support
 from hubplugin.plan.schemes import LinearPlan, Scheme
 from hubplugin.plan.variant_plan import VariantPlan

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.manifest.masks import Masking
+from hubplugin.manifest.steps.masks import Masking
 
 ROUNDED = 0.001  # ratio of weights that may become zero by being stored in half precision
 

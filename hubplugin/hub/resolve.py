@@ -8,7 +8,7 @@ from pathlib import Path
 from hubplugin import report
 from hubplugin.errors import ServeError
 from hubplugin.hub import snapshots
-from hubplugin.manifest import loading
+from hubplugin.manifest.reading import loading
 
 
 def find(target: str, variant: str | None, out: Path | None) -> tuple[Path, str]:

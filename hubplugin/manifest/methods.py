@@ -14,10 +14,10 @@ from typing import Any, cast
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import StepSettings
-from hubplugin.manifest.gptq import Gptq, Quantization
-from hubplugin.manifest.masks import Masking, SparseGpt, Wanda
-from hubplugin.manifest.prune import Prune
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.steps.gptq import Gptq, Quantization
+from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
+from hubplugin.manifest.steps.prune import Prune
+from hubplugin.manifest.steps.recover import Recover
 
 GROUP = "hubplugin.methods"  # of entry points
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Columns
 from hubplugin.errors import CompressError
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Masked
-from hubplugin.manifest.masks import SparseGpt
+from hubplugin.manifest.steps.masks import SparseGpt
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.gptq.loop import fully_updated

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Masked
-from hubplugin.manifest.masks import Wanda
+from hubplugin.manifest.steps.masks import Wanda
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.selection import lowest

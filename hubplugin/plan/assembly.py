@@ -9,9 +9,9 @@ from typing import Any
 
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Quantization
 from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
 from hubplugin.manifest.schema import Document, Step
+from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.model.architectures import architecture, pruned_config
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.plan import base as base_model

@@ -10,8 +10,8 @@ from typing import Any
 
 from hubplugin.checkpoint.headers import Header
 from hubplugin.manifest.methods import pruning_of, quantization_of
-from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Document
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures import architecture, families, pruned_config
 from hubplugin.plan import base as base_model
 from hubplugin.plan import sizes

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
-from hubplugin.manifest.gptq import Override, Quantization
-from hubplugin.manifest.masks import Masking
+from hubplugin.manifest.steps.gptq import Override, Quantization
+from hubplugin.manifest.steps.masks import Masking
 
 GPTQ_BITS = (4, 8)  # of symmetric grids: what stock vLLM reads of AutoGPTQ's format
 HEAD_TILE = 64  # vLLM pads the vocabulary to multiples of it, and cannot pad AutoGPTQ's tensors

@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.gptq import Quantization
-from hubplugin.manifest.masks import Masking
 from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of
-from hubplugin.manifest.prune import Prune
 from hubplugin.manifest.schema import Step
+from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.masks import Masking
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import schemes

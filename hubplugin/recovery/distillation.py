@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress

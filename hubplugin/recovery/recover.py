@@ -21,7 +21,7 @@ from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
 from hubplugin.disk import digest, sha256
 from hubplugin.limits import BLOCK_TOKENS
-from hubplugin.manifest.recover import Recover
+from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 from hubplugin.recovery import block_training, distillation

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Columns, Grid
-from hubplugin.manifest.gptq import Quantization
-from hubplugin.manifest.masks import Masking
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.masks import Masking
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.methods import linear_algebra, obs, qep
 from hubplugin.methods.base import Compressed, solver_of
 from hubplugin.methods.linear_algebra import Prepared

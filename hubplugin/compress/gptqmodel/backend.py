@@ -28,8 +28,8 @@ from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.gptqmodel import worker as worker
 from hubplugin.errors import CompressError, PlanError
 from hubplugin.limits import MICRO_TOKENS
-from hubplugin.manifest.gptq import GPTQMODEL, Quantization
 from hubplugin.manifest.methods import quantization_of
+from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress

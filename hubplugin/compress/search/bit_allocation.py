@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.limits import PROBE_TOKENS
-from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
 from hubplugin.model import kl_divergence

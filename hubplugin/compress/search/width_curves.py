@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.methods import obs
 from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied

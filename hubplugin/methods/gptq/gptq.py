@@ -10,7 +10,7 @@ from torch import Tensor
 from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.kernels import transposes
-from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, grid, loop, loop_cpu

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import Dimensions, block_configs
 from hubplugin.model.architectures.families import FAMILIES, PER_LAYER, Family
 

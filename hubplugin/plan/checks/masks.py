@@ -6,8 +6,8 @@ Knows settings and shapes; not how weights are chosen (a method's solver does) a
 from collections.abc import Sequence
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.masks import Masking
 from hubplugin.manifest.methods import row_of
+from hubplugin.manifest.steps.masks import Masking
 from hubplugin.plan import schemes
 from hubplugin.plan.schemes import LinearPlan
 

@@ -4,7 +4,7 @@ Knows settings, families and counts; decides no shape (choices/pruning_space.py)
 """
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.choices.pruning_space import Space

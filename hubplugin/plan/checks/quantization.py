@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from hubplugin.checkpoint import format_names
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Quantization
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import FAMILIES, Family
 from hubplugin.plan import schemes, sizes, vllm_support

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
-from hubplugin.manifest.gptq import Quantization
+from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.plan import schemes, sizes, vllm_support
 from hubplugin.plan.choices import knapsack
 from hubplugin.plan.choices.knapsack import Choice

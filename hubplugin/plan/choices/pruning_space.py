@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.prune import Prune
+from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions
 from hubplugin.model.architectures.families import Family

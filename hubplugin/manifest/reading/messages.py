@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from hubplugin.manifest.hints import hint
-from hubplugin.manifest.sections import field_of, keys_of, section_of
+from hubplugin.manifest.reading.hints import hint
+from hubplugin.manifest.reading.sections import field_of, keys_of, section_of
 
 
 def explain(problem: ErrorDetails, methods: Iterable[str]) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hubplugin.errors import ManifestError
-from hubplugin.manifest import yaml_file
-from hubplugin.manifest.messages import explain
 from hubplugin.manifest.methods import METHODS
+from hubplugin.manifest.reading import yaml_file
+from hubplugin.manifest.reading.messages import explain
 from hubplugin.manifest.schema import Document, Manifest
 
 KEY_MARK = "[key]"  # pydantic's last location part where the key before it is wrong, not its value
