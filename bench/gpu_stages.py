@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint import formats
-from hubplugin.kernels import second_moments
 from hubplugin.kernels.second_moments import SecondMoments
 from hubplugin.kernels.xtx_cuda import add_lower, ieee_products
 from hubplugin.methods import linear_algebra, qep

@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,18 @@ from hubplugin.manifest.methods import METHODS, Kind  # noqa: E402
 from hubplugin.manifest.reading.hints import first_sentence, flow_yaml  # noqa: E402
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema  # noqa: E402
 
-# rooms in import order: a room imports from rooms before it; names without a slash are modules
-BEFORE = ("errors", "progress", "limits", "disk", "report", "memory", "interrupt")
-ROOMS = (
-    *("manifest", "checkpoint", "kernels", "methods", "model", "plan", "compress", "evaluation", "recovery", "hub"),
-    *("localhub", "demo"),
-)
-AFTER = ("pipeline", "cli", "__main__")
+
+def _layers() -> list[str]:
+    """Rooms and top-level modules in import order, lowest first, as import-linter holds them (pyproject.toml)."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    return [name for layer in reversed(layers) for name in layer.split(" | ")] + ["__main__"]
+
+
+ORDER = _layers()
+ROOMS = [name for name in ORDER if (ROOT / "hubplugin" / name).is_dir()]
+BEFORE = ORDER[: ORDER.index(ROOMS[0])]
+AFTER = [name for name in ORDER if name not in (*ROOMS, *BEFORE)]
 KIND_TITLES = {
     Kind.QUANTIZE: "Quantization",
     Kind.PRUNE: "Pruning",

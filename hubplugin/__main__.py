@@ -8,14 +8,9 @@ def main() -> None:
     """Load the command line and run it; exit code 130 for ctrl-C."""
     try:
         from hubplugin import interrupt
-        from hubplugin.errors import HubPluginError
 
-        try:
-            with interrupt.held():
-                from hubplugin import cli  # reads METHODS, rows of other distributions among them
-        except HubPluginError as error:
-            sys.stderr.write(error.lines() + "\n")
-            sys.exit(2)
+        with interrupt.held():
+            from hubplugin import cli
         cli.main()
     except KeyboardInterrupt:
         sys.stdout.flush()

@@ -206,7 +206,7 @@ def test_a_dataset_is_streamed_from_a_hub_and_pinned_in_the_description(tmp_path
     script = f"""
     sys.path.insert(0, {str(Path(__file__).parent)!r})
     import pico
-    from hubplugin.compress import calibration_data
+    from hubplugin.compress.calibration import calibration_data
     from hubplugin.errors import CalibrationError
     from hubplugin.manifest.source import Source
 

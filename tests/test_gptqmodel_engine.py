@@ -272,7 +272,7 @@ def test_the_whole_arrow_with_both_engines_and_the_librarys_loader_reads_what_we
     (back / worker.CHECKPOINT).symlink_to(tmp_path / "Ours")
     names = [linear.name for linear in planned.variants[0].linears]
     job = {"blocks": [names], "settings": {"bits": 4}}
-    code = "import json, sys; from pathlib import Path; from hubplugin import gptqmodel_worker as worker;"
+    code = "import json, sys; from pathlib import Path; from hubplugin.compress.gptqmodel import worker;"
     code += "worker.unpack(json.loads(sys.argv[1]), Path(sys.argv[2]))"
     environment = backend.environment()
     subprocess.run([sys.executable, "-c", code, json.dumps(job), str(back)], check=True, env=environment)

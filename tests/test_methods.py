@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ROW = """
 from typing import ClassVar, Literal
 
-from hubplugin.manifest.masks import Masking
+from hubplugin.manifest.steps.masks import Masking
 from hubplugin.manifest.methods import Kind, Method
 
 
@@ -139,7 +139,7 @@ def test_it_is_planned_and_checked_like_ours(site: Path, pico_folder: Path) -> N
 )
 def test_a_broken_row_is_an_error_that_names_its_package(target: str, text: str, what: str, tmp_path: Path) -> None:
     install(tmp_path, "broken", target, broken=text)
-    status, said, errors = hubplugin(tmp_path, "--version")
+    status, said, errors = hubplugin(tmp_path, "plan", "m.yaml")
     assert (status, said) == (2, "")
     where, cause, fix = errors.splitlines()
     assert where == "where: entry point broken of hubplugin.methods in broken"
