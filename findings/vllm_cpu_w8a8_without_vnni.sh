@@ -27,8 +27,9 @@ def wrong(largest_weight: int) -> float:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(-largest_weight, largest_weight + 1, (128, 128), generator=generator, dtype=torch.int8)
     inputs = torch.randint(-127, 128, (16, 128), generator=generator, dtype=torch.int8)
+    scales = torch.ones(128)  # the handler keeps their address and no reference
     handler = torch.tensor(
-        torch.ops._C.create_onednn_scaled_mm_handler(weights.t(), torch.ones(128), torch.float32, True, False, 128)
+        torch.ops._C.create_onednn_scaled_mm_handler(weights.t(), scales, torch.float32, True, False, 128)
     )
     out = torch.empty(16, 128)
     torch.ops._C.onednn_scaled_mm(out, inputs, torch.ones(16, 1), None, None, None, handler)
