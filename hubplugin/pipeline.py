@@ -165,14 +165,14 @@ def _compress(job: Job, variant: VariantPlan, out: Path) -> Weights:
     """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass."""
     base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, _fingerprint(job, variant)
     if not variant.passes:
-        swept = stages.sweep(base, variant, tokens, out, fingerprint)
-        return Weights(swept.results, swept.samples, swept.peak)
+        result = stages.run_pass(base, variant, tokens, out, fingerprint)
+        return Weights(result.results, result.samples, result.peak)
     pruning, *later = variant.passes
-    first, source, recovery = stages.sweep(base, pruning, tokens, out / PRUNED, fingerprint), out / PRUNED, None
+    first, source, recovery = stages.run_pass(base, pruning, tokens, out / PRUNED, fingerprint), out / PRUNED, None
     if step := recovery_of(variant.steps):
         recovery, source = _recover(job, variant, step, source, out / RECOVERED), out / RECOVERED
     if later:
-        second = stages.sweep(source, later[0], tokens, out, fingerprint)
+        second = stages.run_pass(source, later[0], tokens, out, fingerprint)
         return Weights([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
     for file in (file for file in source.iterdir() if file.name != resume.TRAINING):
         shutil.copyfile(file, out / file.name)

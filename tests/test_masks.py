@@ -104,7 +104,7 @@ def textbook(weight: torch.Tensor, h: torch.Tensor, step: SparseGpt) -> torch.Te
                 found = cost.argsort(dim=1)[:, : every - step.kept[0]]
                 gone[:, inside] = torch.zeros_like(cost, dtype=torch.bool).scatter(1, found, True)
             else:
-                limit = cost.flatten().sort().values[round(step.share * cost.numel())]
+                limit = cost.flatten().sort().values[round(step.ratio * cost.numel())]
                 gone[:, inside] = cost < limit
         new = weight[:, column].masked_fill(gone[:, column], 0)
         error = (weight[:, column] - new) / upper[column, column]
@@ -140,7 +140,7 @@ def test_as_many_zeros_as_asked(method: str, measure: dict[str, Any]) -> None:
     made = run(method, weight, h, **measure)
     step = Wanda.model_validate({"method": "wanda", **measure})
     assert zeros.fault(made.weight, step, before=0) == ""
-    assert 1 - float(kept(made).double().mean()) == pytest.approx(step.share, abs=0.5 / INPUTS)
+    assert 1 - float(kept(made).double().mean()) == pytest.approx(step.ratio, abs=0.5 / INPUTS)
     if method == "wanda":
         rows = kept(made).sum(dim=1)
         assert int(rows.min()) == int(rows.max()), "every output keeps as many"

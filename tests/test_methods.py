@@ -48,7 +48,7 @@ def prepare(hessian, settings):
 
 
 def compress(weight, hessian, settings, prepared=None):
-    keep = ~lowest(weight.abs(), round(settings.share * weight.shape[1]), dim=1)
+    keep = ~lowest(weight.abs(), round(settings.ratio * weight.shape[1]), dim=1)
     return Compressed(weight.masked_fill(~keep, 0), Masked(keep), loss=0.0, damp=0.0, fallback=None, dead_inputs=0)
 """
 

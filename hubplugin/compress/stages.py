@@ -35,7 +35,7 @@ SPILL = ".activations"
 
 
 @dataclass(frozen=True)
-class Swept:
+class PassResult:
     """What a pass leaves beside its folder."""
 
     results: list[LinearResult]  # of all blocks, those of an interrupted run among them
@@ -58,7 +58,9 @@ def stored_samples(folder: Path, variant: VariantPlan) -> dict[str, Tensor]:
     return {name: view.get(f"{name}.weight")[: block_record.SAMPLE_ROWS].float() for name in names}
 
 
-def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerprint: resume.Fingerprint) -> Swept:
+def run_pass(
+    base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerprint: resume.Fingerprint
+) -> PassResult:
     """One pass over the blocks of the model in `base`, with calibration tokens [sequences, tokens]; writes to `out`.
 
     `fingerprint` says what blocks are made from. Goes on after the last block that an interrupted pass finished, and
@@ -70,7 +72,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerpri
     row = families.match(config, str(base))
     if backend.step_of(variant):
         done = backend.compress(base, out, tokens, variant, row)
-        return Swept(done.results, done.samples, done.peak)
+        return PassResult(done.results, done.samples, done.peak)
     first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
     stored = TORCH_DTYPES[model_folder.headers(base)[first].dtype]
     device = device_for(variant)
@@ -88,7 +90,7 @@ def sweep(base: Path, variant: VariantPlan, tokens: Tensor, out: Path, fingerpri
             _blocks(variant, tokens, target, model, stored, spill)
     results, samples = target.results(), target.samples()
     target.finish(keep_blocks=True)  # until evaluation and gate are through, too
-    return Swept(results, samples, memory.peak())
+    return PassResult(results, samples, memory.peak())
 
 
 def device_for(variant: VariantPlan) -> str:

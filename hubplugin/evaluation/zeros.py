@@ -38,7 +38,7 @@ def fault(weight: Tensor, step: Masking, before: int) -> str:
         full = (weight != 0).unflatten(1, (-1, every)).sum(dim=2) > kept
         if bool(full.any()):
             return f"{int(full.sum())} groups of {every} hold more than {kept} weights that are not zero"
-    outputs, zeros, asked = len(weight), count(weight), step.share * weight.numel()
+    outputs, zeros, asked = len(weight), count(weight), step.ratio * weight.numel()
     if not asked - outputs <= zeros <= asked + outputs + before + ROUNDED * weight.numel():
         return f"{zeros / weight.numel():.2%} of its weights are zero"
     return ""

@@ -76,4 +76,4 @@ def _chosen(costs: Tensor, settings: SparseGpt) -> Tensor:
     if settings.kept:
         kept, group = settings.kept
         return lowest(costs, group - kept, dim=0)
-    return lowest(costs.reshape(-1), round(settings.share * costs.numel()), dim=0).reshape(costs.shape)
+    return lowest(costs.reshape(-1), round(settings.ratio * costs.numel()), dim=0).reshape(costs.shape)

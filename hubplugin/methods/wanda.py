@@ -28,7 +28,7 @@ def compress(weight: Tensor, hessian: Tensor, settings: Wanda, prepared: None = 
     work = weight if weight.dtype == torch.float64 else weight.float()
     matrix = hessian.to(work.dtype)
     scores = work.abs() * matrix.diagonal().clamp(min=0).sqrt()
-    kept, group = settings.kept or (work.shape[1] - round(settings.share * work.shape[1]), work.shape[1])
+    kept, group = settings.kept or (work.shape[1] - round(settings.ratio * work.shape[1]), work.shape[1])
     keep = ~lowest(scores.reshape(len(scores), -1, group), group - kept, dim=2).flatten(1)
     dense = work.masked_fill(~keep, 0)
     return Compressed(

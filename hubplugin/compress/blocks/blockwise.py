@@ -7,7 +7,7 @@ A block's flow is straight: statistics of an input group -> `solve` -> new weigh
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -78,7 +78,7 @@ def blocks(
             block = compress_block(task, modules, activations)
         base = _forward(task, modules, activations)
         if block:
-            block.seconds = time.monotonic() - started
+            block = replace(block, seconds=time.monotonic() - started)
         del modules, activations  # and with them what the block was before
         model.free(index)
         memory.trim()
@@ -116,8 +116,7 @@ def _output_head(model: Model, batches: list[Batch], plan: VariantPlan, head: Li
     block = Block(len(plan.sources), head.name, head.name, encodings={head.name: result.grid})
     block.samples[head.name] = block_record.sample(result.weight)
     block.results.append(linear_results.of(head.name, result.results[0], time.monotonic() - started))
-    block.seconds = time.monotonic() - started
-    return block
+    return replace(block, seconds=time.monotonic() - started)
 
 
 def activations_folder(spill: Path | None, name: str) -> Path | None:

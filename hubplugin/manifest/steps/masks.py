@@ -61,7 +61,7 @@ class Masking(StepSettings):
         return int(n), int(m)
 
     @property
-    def share(self) -> float:
+    def ratio(self) -> float:
         """The ratio of weights that becomes zero."""
         if self.kept:
             return 1 - self.kept[0] / self.kept[1]

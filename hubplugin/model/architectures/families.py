@@ -16,7 +16,7 @@ class InputGroup:
     name: str
     linears: tuple[str, ...]  # module paths inside the block
     expert: int | None = None  # whose linears these are, where only the tokens that a router sends pass them
-    share: float = 1.0  # of all tokens, that pass if the router is even
+    token_ratio: float = 1.0  # of all tokens, that pass if the router is even
 
 
 @dataclass(frozen=True)

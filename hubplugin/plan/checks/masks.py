@@ -14,14 +14,14 @@ from hubplugin.plan.schemes import LinearPlan
 
 def label(step: Masking) -> str:
     """What becomes of the weights, in few words."""
-    return f"{step.pattern} zeros" if step.pattern else f"{100 * step.share:g} % zeros"
+    return f"{step.pattern} zeros" if step.pattern else f"{100 * step.ratio:g} % zeros"
 
 
 def notes(step: Masking | None) -> tuple[str, ...]:
     """The note of the method's row with the numbers of the step; empty where the row has none."""
     if step is None or not (note := row_of(step).note):
         return ()
-    zeros = f"{step.kept[1] - step.kept[0]} of every {step.kept[1]}" if step.kept else f"{100 * step.share:g} % of the"
+    zeros = f"{step.kept[1] - step.kept[0]} of every {step.kept[1]}" if step.kept else f"{100 * step.ratio:g} % of the"
     where = f" in all linears but {', '.join(step.ignore)}" if step.ignore else ""
     return (f"{note}: {zeros} weights are zero{where}, and zeros are stored and multiplied like any other number",)
 
@@ -53,9 +53,9 @@ def _check_linear(step: Masking, linear: LinearPlan, masked: Sequence[LinearPlan
             f"groups of {step.kept[1]} do not divide {linear.short}'s {inputs} inputs",
             f"leave it whole with ignore: [{linear.short}], or use {other}",
         )
-    if not 0 < round(step.share * inputs) < inputs:
+    if not 0 < round(step.ratio * inputs) < inputs:
         raise PlanError(
             f"{where}.sparsity",
-            f"{step.share:g} of {linear.short}'s {inputs} inputs rounds to {round(step.share * inputs)} of them",
+            f"{step.ratio:g} of {linear.short}'s {inputs} inputs rounds to {round(step.ratio * inputs)} of them",
             f"use {1 / inputs:.2g} to {1 - 1 / inputs:.2g}, or leave it whole with ignore: [{linear.short}]",
         )

@@ -183,7 +183,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         stacked = sum(size[name] for name in input_group.linears)
         if index == 1:
             passed += attention
-        reaching = count * input_group.share
+        reaching = count * input_group.token_ratio
         # tokens are brought to the experts of a block once
         measured = (1 + 2 * twice) * reaching * inputs**2
         prunes = work.prunes if consumers & set(input_group.linears) else None
