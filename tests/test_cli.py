@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pico
 import pytest
-import torch
 import typer
 from safetensors.torch import load_file, save_file
 
 from hubplugin import cli
+from serve import cpu_features
 
 MANIFEST = """\
 model: ./base
@@ -263,7 +263,7 @@ def test_ctrl_c_at_any_point_leaves_nothing_under_a_final_name(place: Path, mark
 
 @pytest.mark.slow
 def test_kill_9_in_the_middle_leaves_no_half_folder_and_the_next_run_is_whole(place: Path) -> None:
-    if not torch.cpu._is_avx512_supported():  # vLLM, which the gate runs, has no kernel for 4-bit weights here
+    if not cpu_features.has(cpu_features.AVX512):  # vLLM, which the gate runs, has no kernel for 4-bit weights here
         rewrite(("gptq, bits: 4, group_size: 32", "prune, ffn: 0.25"))(place)
     words = [sys.executable, "-m", "hubplugin", "run", "m.yaml", "--out", "out"]
     process = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True)

@@ -18,7 +18,7 @@ from hubplugin.evaluation.token_statistics import LogitsPiece, TokenValues
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import default_device
-from hubplugin.model.kl_divergence import LOGITS
+from hubplugin.model.kl_divergence import hidden_pieces
 from hubplugin.progress import progress
 from hubplugin.report import Evaluation, Quality, Tokens
 
@@ -92,6 +92,6 @@ def _logits(model: Model, hidden: Tensor, tokens: Tensor) -> Iterator[tuple[Tens
     """(logits [positions, vocabulary], the tokens that follow [positions]), a bounded number of positions at a time."""
     predicting = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     following = tokens[:, 1:].reshape(-1).long()
-    count = max(1, LOGITS // model.vocabulary)
-    for rows, ids in zip(predicting.split(count), following.split(count), strict=True):
+    pieces = hidden_pieces(model, predicting)
+    for rows, ids in zip(pieces, following.split([len(piece) for piece in pieces]), strict=True):
         yield model.logits(rows), ids

@@ -19,7 +19,7 @@ from huggingface_hub import (
     errors,
 )
 
-from hubplugin.errors import CheckpointError, HubError
+from hubplugin.errors import CheckpointError, HubError, one_line
 from hubplugin.progress import progress
 
 
@@ -62,14 +62,14 @@ def clear_errors(where: str) -> Iterator[None]:
     try:
         yield
     except errors.SafetensorsParsingError as error:
-        raise CheckpointError(where, _line(error), "the upload is damaged; ask its owner to repeat it") from error
+        raise CheckpointError(where, one_line(error), "the upload is damaged; ask its owner to repeat it") from error
     except (OSError, httpx2.HTTPError, errors.EntryNotFoundError, errors.XetDownloadError) as error:
         raise _translated(error, where) from error
     except (
         ValueError,
         RuntimeError,
     ) as error:  # refused ids and card metadata; failures inside the Xet transfer
-        raise HubError(where, _line(error), "mend what the Hub names here, then try again") from error
+        raise HubError(where, one_line(error), "mend what the Hub names here, then try again") from error
 
 
 def _translated(error: Exception, where: str) -> HubError:
@@ -95,21 +95,17 @@ def _translated(error: Exception, where: str) -> HubError:
     elif status == 401:
         what, fix = "the Hub does not accept this token (401)", "set HF_TOKEN to a valid token, or unset it"
     elif status == 403:
-        what = f"this token may not do that (403): {_line(error)}"
+        what = f"this token may not do that (403): {one_line(error)}"
         fix = "use a token with write access to this owner, or another `publish.repo`"
     elif status == 412:
         what, fix = "the branch moved while we were publishing; nothing was published", "publish again"
     elif status:
-        what, fix = f"the Hub answered {status}: {_line(error)}", "try again later"
+        what, fix = f"the Hub answered {status}: {one_line(error)}", "try again later"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         what, fix = f"the disk of {cache_folder()} is full", "free some space, or set HF_HOME to a larger disk"
     elif isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
-        what = f"cannot reach {endpoint()}: {_line(error)}"
+        what = f"cannot reach {endpoint()}: {one_line(error)}"
         fix = "check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is cached"
     else:
-        what, fix = _line(error), f"check the space and the rights of {cache_folder()}"
+        what, fix = one_line(error), f"check the space and the rights of {cache_folder()}"
     return HubError(where, what, fix)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__

@@ -11,13 +11,12 @@ from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import FAMILIES, PER_LAYER
 from hubplugin.plan.schemes import GPTQ_BITS, HEAD_TILE, LinearPlan, Scheme
+from serve.cpu_features import AMX, AVX512, VNNI
 
 CPU = "cpu"
 TENSOR_PARALLEL = (1, 2, 4)
 TARGETS = (CPU, *(f"cuda tp={tp}" for tp in TENSOR_PARALLEL))
 
-# of a CPU: for 4-bit weights; for quantized experts; for int8 weights with int8 inputs, whose products saturate without
-AVX512, AMX, VNNI = "AVX-512", "AMX", "VNNI"
 CPU_BITS = (4,)  # the kernel for packed weights reads 4-bit codes; int8 weights with int8 activations have their own
 CPU_TILE = 32  # the packed kernel's step along inputs and along outputs
 CPU_EXPERT_GROUPS = (-1, 64, 128)  # of the kernel for 4-bit experts
