@@ -14,6 +14,15 @@ from pydantic_core import PydanticCustomError
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True)]
+Damp = Annotated[
+    Real,
+    Field(
+        gt=0,
+        le=1,
+        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
+        examples=[0.01],
+    ),
+]
 
 
 def fault(what: str, fix: str, place: str = "") -> PydanticCustomError:

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from hubplugin.manifest.base import Real, Settings, StepSettings, Text, Whole
+from hubplugin.manifest.base import Damp, Real, Settings, StepSettings, Text, Whole
 from hubplugin.manifest.base import fault as _fault
 
 GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as in pyproject.toml
@@ -150,13 +150,7 @@ class Quantization(StepSettings):
         description="Refit scales to their codes by least squares, after each pass of descent or, without one, once.",
         examples=[True],
     )
-    damp: Real = Field(
-        default=0.01,
-        gt=0,
-        le=1,
-        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
-        examples=[0.01],
-    )
+    damp: Damp = 0.01
     engine: Literal["hubplugin", "gptqmodel"] = Field(
         default="hubplugin",
         description=f"The engine that makes the codes: hubplugin's, or gptqmodel {GPTQMODEL}.",

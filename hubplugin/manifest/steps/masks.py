@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hubplugin.manifest.base import Real, StepSettings, Text, fault
+from hubplugin.manifest.base import Damp, Real, StepSettings, Text, fault
 
 MOST_IN_PATTERN = 64  # largest m of n:m; a block of columns holds complete groups of m
 
@@ -83,10 +83,4 @@ class SparseGpt(Masking):
     paper: ClassVar[str] = "https://arxiv.org/abs/2301.00774"
 
     method: Literal["sparsegpt"] = Field(description="The method of this step.", examples=["sparsegpt"])
-    damp: Real = Field(
-        default=0.01,
-        gt=0,
-        le=1,
-        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
-        examples=[0.01],
-    )
+    damp: Damp = 0.01

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
-from hubplugin.manifest.base import Real, StepSettings, Whole, fault
+from hubplugin.manifest.base import Damp, Real, StepSettings, Whole, fault
 
 Ratio = Annotated[Real, Field(gt=0, lt=1)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -74,13 +74,7 @@ class Prune(StepSettings):
         description="Fit biases to the mean of the removed outputs, where the model class has biases.",
         examples=[True],
     )
-    damp: Real = Field(
-        default=0.01,
-        gt=0,
-        le=1,
-        description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
-        examples=[0.01],
-    )
+    damp: Damp = 0.01
 
     @model_validator(mode="after")
     def _one_way(self) -> "Prune":
