@@ -1,21 +1,23 @@
-"""What vLLM's CPU kernels need of a processor, and whether this one has it.
+"""What kernels need of a processor, vLLM's and torch's, and whether this one has it.
 
 vLLM 0.32's CPU build brings three libraries and picks one by the processor. That for AVX2 has no kernel for 4-bit
 weights, and only that for AVX-512 with bfloat16 has the experts' kernels, which execute AMX: vLLM notices neither while
 it loads a model, and the first forward pass ends in an AttributeError. Products of int8 weights and int8 inputs run
 anywhere, but without VNNI oneDNN adds pairs of them in 16 bits, which overflow: answers are wrong, and nothing says so
-(findings/). Knows processors; no model.
+(findings/). Products of bfloat16 run anywhere too, but where no instruction takes them, torch is hundreds of times
+slower at them than at float32. Knows processors; no model.
 """
 
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-AVX512, AMX, VNNI = "AVX-512", "AMX", "VNNI"
+AVX512, AMX, VNNI, BFLOAT16 = "AVX-512", "AMX", "VNNI", "AVX512-BF16"
 # what Linux calls them: all flags of any one set
 FLAGS: dict[str, tuple[frozenset[str], ...]] = {
     AVX512: (frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),),
     AMX: (frozenset({"avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}),),
+    BFLOAT16: (frozenset({"avx512f", "avx512_bf16"}),),
     VNNI: (frozenset({"avx512_vnni"}), frozenset({"avx_vnni"})),
 }
 

@@ -6,11 +6,12 @@ import pytest
 
 from hubplugin.errors import ServeError
 from serve import cpu_features, vllm_settings
-from serve.cpu_features import AMX, AVX512, VNNI
+from serve.cpu_features import AMX, AVX512, BFLOAT16, VNNI
 
 ZEN3 = frozenset("avx avx2 fma bmi2".split())  # noqa: SIM905 - as /proc/cpuinfo has them
 SKYLAKE = ZEN3 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-SAPPHIRE_RAPIDS = SKYLAKE | {"avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8"}
+ZEN4 = SKYLAKE | {"avx512_bf16", "avx512_vnni"}
+SAPPHIRE_RAPIDS = ZEN4 | {"amx_tile", "amx_bf16", "amx_int8"}
 INT4 = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 PACKED = {"quantization_config": {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}}}
 INT8 = {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8}}
@@ -24,7 +25,8 @@ W8A8 = {"quantization_config": {"config_groups": {"group_0": INT8}}}
         (SKYLAKE, {AVX512}),
         (ZEN3 | {"avx_vnni"}, {VNNI}),
         (SKYLAKE | {"avx512_vnni"}, {AVX512, VNNI}),
-        (SAPPHIRE_RAPIDS, {AVX512, VNNI, AMX}),
+        (ZEN4, {AVX512, VNNI, BFLOAT16}),
+        (SAPPHIRE_RAPIDS, {AVX512, VNNI, BFLOAT16, AMX}),
     ],
 )
 def test_features_are_read_from_the_processors_flags(flags: frozenset[str], features: set[str]) -> None:

@@ -20,7 +20,7 @@ from hubplugin.plan.costs.estimates import Memory, Work
 
 BENCH = Path(__file__).parents[1] / "bench"
 GPTQ, PRUNE = {"method": "gptq"}, {"method": "prune", "ffn": 0.25}
-WORK = Work(samples=64, tokens=512, quantizes=Cost(), prunes=None, corrected=64 * 512, number=2)
+WORK = Work(samples=64, tokens=512, quantizes=Cost(), prunes=None, corrected=64 * 512, number=2, device_number=2)
 
 
 def memory(work: Work = WORK, model_type: str = "llama", resident: int = 0, **changes: object) -> Memory:

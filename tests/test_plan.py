@@ -7,6 +7,7 @@ from typing import Any
 
 import pico
 import pytest
+import torch
 from plan_helpers import GPTQ, PRUNE, RECOVER, config_json, document, headers, published
 from transformers import AutoConfig
 
@@ -15,11 +16,13 @@ from hubplugin.errors import FamilyError, PlanError
 from hubplugin.manifest.reading import loading
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.families import FAMILIES
+from hubplugin.model.devices import computing_dtype
 from hubplugin.plan import draft, planner, sizes, table, vllm_support
 from hubplugin.plan.costs import estimates
 from hubplugin.plan.draft import Plan
 from hubplugin.plan.schemes import Scheme
 from hubplugin.plan.variant_plan import VariantPlan
+from serve import cpu_features
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 REAL = ("smollm2-135m-instruct", "qwen3-0.6b", "llama-3.1-8b-instruct")
@@ -551,6 +554,29 @@ def test_memory_and_time_grow_with_the_tokens_and_are_never_nothing():
     assert small.peak_memory > estimates.RUNTIME_BYTES
 
 
+@pytest.mark.parametrize(
+    ("dtype", "flags", "number", "device_number"),
+    [
+        ("BF16", {cpu_features.BFLOAT16, cpu_features.AVX512}, 2, 2),
+        ("BF16", {cpu_features.AVX512}, 4, 2),  # computed in float32: devices.computing_dtype
+        ("F16", {cpu_features.BFLOAT16, cpu_features.AVX512}, 4, 4),
+        ("F32", set(), 4, 4),
+    ],
+)
+def test_memory_and_time_are_those_of_the_numbers_that_this_cpu_computes_with(
+    monkeypatch, dtype, flags, number, device_number
+):
+    monkeypatch.setattr(cpu_features, "has", flags.__contains__)
+    variant = planned([GPTQ], dtype=dtype, calibrate={"self": True, "tokens": 64, "samples": 4096}).variants[0]
+    stored = getattr(torch, {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[dtype])
+    assert computing_dtype(stored).itemsize == number
+    monkeypatch.setattr(cpu_features, "has", lambda feature: True)
+    fastest = planned([GPTQ], dtype="BF16", calibrate={"self": True, "tokens": 64, "samples": 4096}).variants[0]
+    assert variant.memory.disk * 2 == fastest.memory.disk * number
+    assert (variant.memory.device > fastest.memory.device) == (device_number == 4)
+    assert (variant.seconds > fastest.seconds) == (cpu_features.AMX not in flags)
+
+
 def test_the_table_says_where_activations_go_to_disk_and_where_even_that_is_too_much():
     made = planned([GPTQ], calibrate={"files": ["a.txt"], "samples": 4096, "tokens": 64})
     need = made.variants[0].memory
@@ -568,7 +594,7 @@ def test_time_of_quantizing_is_the_sum_of_its_parts_by_hand():
     work = estimates.Work(samples=2, tokens=32, quantizes=None, prunes=None)
     weights = sum(outputs * inputs for outputs, inputs in shapes.values())
     flops = 2 * 64 * weights + 4 * 64 * 16 * 64  # one forward pass: linears, then causal attention
-    assert estimates.seconds(FAMILIES["llama"], dims, shapes, work) == pytest.approx(flops / estimates.FLOPS)
+    assert estimates.seconds(FAMILIES["llama"], dims, shapes, work) == pytest.approx(flops / work.cpu.flops)
 
 
 # the manifests that come with the project

@@ -1,19 +1,18 @@
 """What compressing one variant will cost, roughly: peak memory and seconds, from shapes alone.
 
 Memory is counted tensor by tensor, as the engine holds them, and is good to some 15 % (docs/memory.md); seconds are
-those of a few cores, good to a factor of about two. Reports hold what was measured.
+those of two cores of this machine's kind, good to a factor of about two. Reports hold what was measured.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hubplugin.limits import DEVICE_MICRO_TOKENS, LOGITS_BYTES, MICRO_TOKENS, PROBE_TOKENS
 from hubplugin.manifest.methods import Cost
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family, InputGroup
+from serve import cpu_features
 
-FLOPS = 7e11  # floating-point operations per second of two cores that multiply bfloat16 in AMX units
-TRAINING_FLOPS = 2.5e11  # the same where half of the work is between products
 STUDENT_COPIES, TEACHER_COPIES = 4, 1  # in float32: weights, gradients, what the optimizer keeps; and the base
 WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
@@ -23,6 +22,19 @@ HOLES_BYTES = 84 * 2**20  # between tensors below 32 MB, which lie in the alloca
 SLACK, MOST_SLACK = 0.3, 320 * 2**20  # ... and more by what a block needs
 POOL_SLACK = 0.05  # of activations, which lie apart
 FP32 = 4  # bytes per number: second moments and the weights that a method works on
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Floating-point operations per second of two cores."""
+
+    flops: float
+    training: float  # where half of the work is between products
+
+
+WITH_AMX = Cpu(7e11, 2.5e11)  # measured: bfloat16 in its matrix units
+WITH_AVX512 = Cpu(2e11, 1.4e11)  # twice the width of AVX2, not measured
+OTHER = Cpu(1.1e11, 0.8e11)  # measured: float32 in AVX2
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,9 @@ class Work:
     skips: bool = False  # sublayers: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
-    number: int = FP32  # bytes of one that the forward pass computes in
+    number: int = FP32  # bytes of one that the forward pass computes in on the CPU ...
+    device_number: int = FP32  # ... and on an accelerator
+    cpu: Cpu = WITH_AMX
     masks: Cost | None = None  # of the method that sets single weights to zero
     trained: int = 0  # weights that recovery trains ...
     blocks_tokens: int = 0  # ... on so many tokens block by block
@@ -64,7 +78,7 @@ def memory(
     `resident` is a whole model in bytes, where calibration text is sampled from it before.
     """
     host = _Pass(family, dims, shapes, work, MICRO_TOKENS)
-    device = _Pass(family, dims, shapes, work, DEVICE_MICRO_TOKENS)
+    device = _Pass(family, dims, shapes, replace(work, number=work.device_number), DEVICE_MICRO_TOKENS)
     kept = RUNTIME_BYTES + (work.evaluated * dims.hidden + bool(work.evaluated) * dims.vocab * dims.hidden) * FP32
     sampling = RUNTIME_BYTES + LOGITS_BYTES + resident if resident else 0
     training = kept + work.trained * FP32 * (STUDENT_COPIES + TEACHER_COPIES) + LOGITS_BYTES if work.trained else 0
@@ -165,6 +179,13 @@ class _Pass:
         return weights * (self.work.number + 4 * FP32 + 1) + 3 * self.dims.hidden**2 * FP32
 
 
+def this_cpu() -> Cpu:
+    """How fast a processor of this kind is."""
+    if cpu_features.has(cpu_features.AMX):
+        return WITH_AMX
+    return WITH_AVX512 if cpu_features.has(cpu_features.AVX512) else OTHER
+
+
 def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, int]], work: Work) -> float:
     """Time of the compression itself on a CPU; pulling, sampling calibration text and evaluation come on top.
 
@@ -197,5 +218,5 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         passed += 2 * reaching * stacked
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
     # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token
-    training = 8 * work.trained * (work.blocks_tokens + work.distilled_tokens) / TRAINING_FLOPS
-    return dims.layers * ((total + passed * (1 + twice + probes)) / FLOPS + steps) + training
+    training = 8 * work.trained * (work.blocks_tokens + work.distilled_tokens) / work.cpu.training
+    return dims.layers * ((total + passed * (1 + twice + probes)) / work.cpu.flops + steps) + training

@@ -8,6 +8,7 @@ from hubplugin.manifest.schema import Document, Step
 from hubplugin.plan import sizes
 from hubplugin.plan.base import Base
 from hubplugin.plan.costs import estimates
+from serve import cpu_features
 
 
 def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> estimates.Work:
@@ -19,6 +20,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
     gptq, prune, mask, recover = quantization_of(steps), pruning_of(steps), mask_of(steps), recovery_of(steps)
     text = recover.data or source if recover else source
     text_tokens = text.samples * text.sequence_length
+    stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
     return estimates.Work(
         samples=source.samples,
         tokens=source.sequence_length,
@@ -30,7 +32,9 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         descends=gptq.passes if gptq else 0,
         masks=row_of(mask).cost if mask else None,
         head=gptq is not None and gptq.lm_head,
-        number=base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].itemsize,
+        number=2 if stored == "BF16" and cpu_features.has(cpu_features.BFLOAT16) else estimates.FP32,
+        device_number=2 if stored == "BF16" else estimates.FP32,
+        cpu=estimates.this_cpu(),
         trained=base.parameters if recover else 0,
         blocks_tokens=recover.blocks * min(text_tokens, limits.BLOCK_TOKENS) if recover else 0,
         distilled_tokens=int(recover.distill * text_tokens) if recover else 0,
