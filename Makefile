@@ -22,10 +22,10 @@ env-gptqmodel: env
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
-# all tests but those that need a GPU; the chat page is tested in a real browser
+# all tests but those that need a GPU, in two processes; the chat page is tested in a real browser
 test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
 test: env browser
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
 
 browser:
 	@command -v chromium || command -v google-chrome || \
