@@ -25,6 +25,7 @@ os.environ.pop("HF_TOKEN", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is marked `gpu` needs a device. Of two workers (`make test`) one alone starts engines, and begins with them.
 
