@@ -22,10 +22,12 @@ env-gptqmodel: env
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
-# all tests but those that need a GPU, in two processes; the chat page is tested in a real browser
+# all tests but those that need a GPU, a file on either of two workers; then those that start vLLM or a real browser, which
+# get the machine for themselves
 test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
 test: env browser
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not gpu and not serve" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "serve and not gpu"
 
 browser:
 	@command -v chromium || command -v google-chrome || \

@@ -13,8 +13,6 @@ import torch
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-SERVE = "serve"
-
 # before anything imports huggingface_hub, which reads them once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
@@ -25,18 +23,13 @@ os.environ.pop("HF_TOKEN", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `gpu` needs a device. Of two workers (`make test`) one alone starts engines, and begins with them.
-
-    A file's other tests stay on one worker, which makes their fixtures once; files with slow tests come first.
-    """
+    """What is marked `gpu` needs a device. Files with slow tests come first: two workers then end at about one time."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        item.add_marker(pytest.mark.xdist_group(SERVE if item.get_closest_marker(SERVE) else item.path.name))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: 0 if item.get_closest_marker(SERVE) else 1 if item.path in slow else 2)
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
