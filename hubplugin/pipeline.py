@@ -4,7 +4,6 @@ Knows the order of stages, each of which leaves its result in a folder, so that 
 """
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 import hubplugin
 from hubplugin import memory, report, report_assembly, variant_folder
-from hubplugin.checkpoint import resume
+from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
@@ -27,9 +26,10 @@ from hubplugin.hub import snapshots
 from hubplugin.manifest.methods import quantization_of, recovery_of
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.steps.recover import Recover
+from hubplugin.model.architectures import configs, tied_head
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
-from hubplugin.plan import table
+from hubplugin.plan import planner, table
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
@@ -49,11 +49,11 @@ def run(document: Document, planned: Plan, out: Path, generate: generation.Gener
     one of them did not pass.
     """
     reports, job = [], None
-    for draft in planned.drafts:
+    for index, draft in enumerate(planned.drafts):
         kept = variant_folder.finished(out / draft.name, document, planned.revision)
         if kept is None:
             job = job or prepare(document, planned)
-            kept = make(job, draft, out, generate)
+            kept = make(job, job.plan.drafts[index], out, generate)
         else:
             progress(f"{draft.name}: already made from this manifest and revision, kept")
         reports.append(kept)
@@ -68,6 +68,7 @@ def prepare(document: Document, planned: Plan) -> Job:
     pinned = f"{manifest.model.split('@')[0]}@{planned.revision}" if planned.revision else manifest.model
     with clock.stage("pull"):
         snapshot = snapshots.pull(pinned, document.folder)
+    planned = _as_pulled(document, planned, snapshot.path)
     base, folder, tokenizer = snapshot.path, document.folder, read_tokenizer(snapshot.path)
     with clock.stage("calibration data"):
         progress(f"calibration: {manifest.calibrate.describe()}")
@@ -79,6 +80,14 @@ def prepare(document: Document, planned: Plan) -> Job:
             batch = calibration_data.tokens(manifest.evaluate.perplexity, tokenizer, folder, base, shuffle=False)
             reference = quality_metrics.reference(base, planned.family, batch.ids, batch.description)
     return Job(document, snapshot, planned, calibration, reference, clock.seconds)
+
+
+def _as_pulled(document: Document, planned: Plan, base: Path) -> Plan:
+    """The plan; made anew where weights say otherwise than config.json, all that was known of a remote base."""
+    config = configs.read_config(base, document.manifest.model)
+    if tied_head.is_tied(config) == tied_head.is_tied(planned.config):
+        return planned
+    return planner.make(document, config, planned.tensors, revision=planned.revision)
 
 
 def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -> Report:
@@ -174,8 +183,7 @@ def _compress(job: Job, variant: VariantPlan, out: Path) -> Weights:
     if later:
         second = stages.run_pass(source, later[0], tokens, out, fingerprint)
         return Weights([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
-    for file in (file for file in source.iterdir() if file.name != resume.TRAINING):
-        shutil.copyfile(file, out / file.name)
+    model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
     return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery)
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 import hubplugin
 from hubplugin import report
-from hubplugin.checkpoint import safetensors_io
+from hubplugin.checkpoint import model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
 from hubplugin.evaluation import zeros
+from hubplugin.evaluation.gate.left_behind import left_behind
 from hubplugin.evaluation.quality_metrics import Reference
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest.methods import mask_of
@@ -113,7 +114,8 @@ def assemble(job: Job, variant: VariantPlan, folder: Path, findings: Findings) -
         notes=variant.notes,
         peak_memory_bytes=weights.peak,
         versions=versions(*backend.packages(variant)),
-        files={file.name: sha256(file) for file in sorted(folder.iterdir())},
+        files={name: sha256(folder / name) for name in model_folder.listing(folder)},
+        left_behind=left_behind(job.snapshot.path),
     )
 
 

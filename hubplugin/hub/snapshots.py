@@ -24,7 +24,8 @@ from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 
 ALLOW = list(PULLED)
-IGNORE = ["*/*"]  # the client's patterns cross slashes: without this, original/tokenizer.model would come along
+# the client's patterns cross slashes: without these, original/model-1.safetensors would come along
+IGNORE = model_folder.outside(model_folder.NAMED_TEMPLATES)
 
 
 @dataclass(frozen=True)
