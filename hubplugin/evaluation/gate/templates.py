@@ -17,7 +17,7 @@ from hubplugin.evaluation.gate import tokenizers
 from hubplugin.evaluation.gate.candidate import Candidate
 from hubplugin.report import GateLine
 
-DEFAULT = "default"
+CHOSEN, DEFAULT = "as chosen", "default"
 FILE = "chat_template.json"  # vLLM reads it too
 SYSTEM = {"role": "system", "content": "Answer in one sentence."}
 TURNS = [
@@ -49,9 +49,11 @@ def templates_equal(candidate: Candidate) -> GateLine:
         return GateLine(name=name, passed=False, detail=f"{error.where}: {error.what}")
     if not base and not variant:
         return GateLine(name=name, passed=True, detail="the base has none")
-    for key in sorted(base.keys() | variant.keys()):
-        if base.get(key) != variant.get(key):
-            return GateLine(name=name, passed=False, detail=f"{key}: {_difference(base.get(key), variant.get(key))}")
+    other = [key for key in sorted(base.keys() | variant.keys()) if base.get(key) != variant.get(key)]
+    if other:
+        key = min(other, key=lambda key: key.startswith(CHOSEN))  # a template's own name says more
+        difference = _difference(base.get(key), variant.get(key))
+        return GateLine(name=name, passed=False, detail=f"{key}: {difference}; {len(other)} renderings differ")
     return GateLine(name=name, passed=True, detail=f"{len(base)} renderings equal, of {_names(base)}")
 
 
@@ -69,7 +71,7 @@ def _templates(tokenizer: Any, folder: Path) -> Iterator[tuple[str, str | None]]
     """Names and texts. The text of the one that transformers chooses by itself, for it looks at the tools, is None."""
     own = tokenizer.chat_template
     if own:
-        yield "as chosen", None
+        yield CHOSEN, None
         yield from _named(own).items()
     try:
         stored = json.loads((folder / FILE).read_text("utf-8"))
@@ -123,4 +125,4 @@ def _difference(base: str | None, variant: str | None) -> str:
 
 
 def _names(outcomes: Outcomes) -> str:
-    return ", ".join(dict.fromkeys(key.split(", ")[0] for key in outcomes if not key.startswith("as chosen")))
+    return ", ".join(dict.fromkeys(key.split(", ")[0] for key in outcomes if not key.startswith(CHOSEN)))
