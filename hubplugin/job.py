@@ -17,6 +17,8 @@ from hubplugin.evaluation.quality_metrics import Reference
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest.schema import Document
+from hubplugin.model.architectures import configs, tied_head
+from hubplugin.plan import planner
 from hubplugin.plan.draft import Plan
 from hubplugin.progress import progress
 
@@ -40,7 +42,7 @@ class Job:
     """One manifest, its plan, and what comes of both for all variants."""
 
     document: Document
-    plan: Plan
+    planned: Plan  # from what is known without a weight
     clock: Clock = field(default_factory=Clock)
 
     def prepare(self) -> None:
@@ -55,15 +57,26 @@ class Job:
     @cached_property
     def snapshot(self) -> Snapshot:
         """The base on this disk, at the commit that was planned."""
-        pinned = f"{self.repo}@{self.plan.revision}" if self.plan.revision else self.document.manifest.model
+        pinned = f"{self.repo}@{self.planned.revision}" if self.planned.revision else self.document.manifest.model
         with self.clock.stage("pull"):
             return snapshots.pull(pinned, self.document.folder)
 
     @cached_property
+    def plan(self) -> Plan:
+        """The plan; made anew where a head is stored that config.json ties, and its values are not the embedding's."""
+        planned, document = self.planned, self.document
+        if f"{planned.family.head}.weight" not in planned.tensors or not tied_head.is_tied(planned.config):
+            return planned
+        config = configs.read_config(self.snapshot.path, document.manifest.model)
+        if tied_head.is_tied(config):
+            return planned
+        return planner.make(document, config, planned.tensors, revision=planned.revision)
+
+    @cached_property
     def base_fingerprint(self) -> str:
         """A text that changes when the base does. Nothing is pulled for it where a commit says it all."""
-        if self.plan.revision:
-            return f"{self.repo}@{self.plan.revision}"
+        if self.planned.revision:
+            return f"{self.repo}@{self.planned.revision}"
         return snapshots.fingerprint(self.snapshot)
 
     @cached_property

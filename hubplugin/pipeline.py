@@ -3,14 +3,13 @@
 Knows the order of stages, each of which leaves its result in a folder, so that a killed run goes on; no mathematics.
 """
 
-import shutil
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from hubplugin import memory, provenance, renewal, report, report_assembly, variant_folder
-from hubplugin.checkpoint import resume
+from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
@@ -45,15 +44,15 @@ def run(document: Document, planned: Plan, out: Path, generate: generation.Gener
     one of them did not pass.
     """
     job = Job(document, planned)
-    kept = {draft.name: _kept(job, draft, out / draft.name) for draft in planned.drafts}
-    backend.require(draft.estimate for draft in planned.drafts if kept[draft.name] is None)
+    kept = {draft.name: _kept(job, draft, out / draft.name) for draft in job.plan.drafts}
+    backend.require(draft.estimate for draft in job.plan.drafts if kept[draft.name] is None)
     reports = []
     try:
-        for draft in planned.drafts:
+        for draft in job.plan.drafts:
             made = kept[draft.name]
             reports.append(_renew(job, draft, out, made, generate) if made else make(job, draft, out, generate))
     except (KeyboardInterrupt, SystemExit):
-        _say_what_is_kept(planned, out)
+        _say_what_is_kept(job.plan, out)
         raise
     report.refuse_failed(reports)
     return reports
@@ -76,11 +75,11 @@ def judge(
     """
     job = Job(document, planned)
     made = []
-    for draft in planned.drafts:
+    for draft in job.plan.drafts:
         folder, origins = out / draft.name, provenance.of_weights(job, draft)
         made.append(renewal.refuse_others(folder, variant_folder.finished(folder), origins))
     reports = [
-        _renew(job, draft, out, kept, generate, thorough) for draft, kept in zip(planned.drafts, made, strict=True)
+        _renew(job, draft, out, kept, generate, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
     ]
     report.refuse_failed(reports)
     return reports
@@ -211,8 +210,7 @@ def _compress(job: Job, variant: VariantPlan, out: Path) -> Weights:
     if later:
         second = stages.run_pass(source, later[0], tokens, out, fingerprint)
         return Weights([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
-    for file in (file for file in source.iterdir() if file.name != resume.TRAINING):
-        shutil.copyfile(file, out / file.name)
+    model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
     return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery)
 
 

@@ -178,6 +178,13 @@ class GateLine(Record):
     detail: str
 
 
+class LeftBehind(Record):
+    """A file or folder of the base that the variant has no copy of."""
+
+    file: str  # its path inside the base's folder; a folder's ends with a slash
+    reason: str
+
+
 class Load(Record):
     """Whether stock vLLM loads the variant on one kind of machine, by the rules `plan` knows."""
 
@@ -216,6 +223,8 @@ class Report(Record):
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
     notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
+    # of the base's files that were on this disk; what a pull leaves on the Hub is not among them
+    left_behind: tuple[LeftBehind, ...] = ()
     made_from: dict[str, str] = {}  # digests of what decided the weights; others make others
     measured_from: dict[str, str] = {}  # the same of the evaluation's numbers
     prompts: tuple[tuple[int, ...], ...] = ()  # token ids that the gate has an engine continue

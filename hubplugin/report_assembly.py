@@ -14,12 +14,13 @@ from torch import Tensor
 
 import hubplugin
 from hubplugin import report
-from hubplugin.checkpoint import safetensors_io
+from hubplugin.checkpoint import model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
 from hubplugin.evaluation import zeros
+from hubplugin.evaluation.gate.left_behind import left_behind
 from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
 from hubplugin.plan.variant_plan import VariantPlan
@@ -74,6 +75,7 @@ def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
         "widths": variant.widths,
         "calibration": job.calibration.description,
         "sizes_base": _sizes_base(job),
+        "left_behind": left_behind(job.snapshot.path),
         "versions": versions(*backend.packages(variant)),
         **_manifest(job, variant.name),
         **_planned(variant),
@@ -98,14 +100,16 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
         peak_memory_bytes=weights.peak,
         made_from=dict(findings.made_from.digests),
         measured_from=dict(findings.measured_from.digests),
-        files={file.name: sha256(file) for file in sorted(folder.iterdir())},
+        files={name: sha256(folder / name) for name in model_folder.listing(folder)},
     )
 
 
 def renew(made: Report, job: Job, variant: VariantPlan, folder: Path, judged: Judged) -> Report:
     """The report of a folder whose weights stay: what its manifest says now, and what was measured and judged anew."""
+    local = {} if job.planned.revision else {"base": _base(job)}  # whose card may say something else by now
     return made.model_copy(
         update={
+            **local,
             "evaluation": judged.evaluation,
             "gate": judged.gate,
             "measured_from": dict(judged.measured_from.digests),

@@ -30,6 +30,7 @@ variants:
   Budget:
     - {{method: gptq, format: compressed-tensors, budget: {{bits_per_weight: 4.5}}}}
 evaluate: {{perplexity: {{self: true, samples: 4, tokens: 64, seed: 1}}, kl: true}}
+gate: {{mean_kl: 9, top1_agreement: 0}}
 """
 
 

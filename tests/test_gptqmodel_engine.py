@@ -253,7 +253,7 @@ def test_the_whole_arrow_with_both_engines_and_the_librarys_loader_reads_what_we
         "calibrate": {"self": True, "samples": 8, "tokens": 64, "seed": 0},
         "variants": {"Ours": [THEIRS | {"engine": "hubplugin"}], "Theirs": [THEIRS]},
         "evaluate": {"perplexity": {"self": True, "samples": 4, "tokens": 64, "seed": 1}, "kl": True},
-        "gate": {"perplexity_ratio": 3},
+        "gate": {"perplexity_ratio": 3, "top1_agreement": 0},
     }
     asked = Document(path=str(tmp_path / "m.yaml"), text="", sha256="x", manifest=Manifest.model_validate(data))
     peek = snapshots.peek(str(pico_folder), pico_folder)

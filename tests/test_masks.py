@@ -344,6 +344,7 @@ variants:
   SparseGPT: [{{method: sparsegpt, pattern: "2:4", ignore: [o_proj]}}]
   Pruned: [{{method: prune, ffn: 0.25}}, {{method: sparsegpt, sparsity: 0.3}}]
 evaluate: {{perplexity: {{self: true, samples: 4, tokens: 64, seed: 1}}, kl: true}}
+gate: {{mean_kl: 9, top1_agreement: 0}}
 """
 
 

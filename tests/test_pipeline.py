@@ -31,7 +31,7 @@ variants:
     - {method: prune, ffn: 0.25}
     - {method: gptq, bits: 4, group_size: 32}
 evaluate: {perplexity: {self: true, samples: 4, tokens: 64, seed: 1}, kl: true}
-gate: {perplexity_ratio: 3}
+gate: {perplexity_ratio: 3, top1_agreement: 0}
 publish: {repo: "local/{model}-{variant}", private: true, collection: "pico, compressed"}
 """
 

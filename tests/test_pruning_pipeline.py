@@ -32,6 +32,7 @@ variants:
   Recovered: [{{method: prune, attention: 1, mlp: 2, layout: per-layer}}, {{method: recover, blocks: 1, distill: 0.5}}]
   Faster: [{{method: prune, latency: 0.7, layout: per-layer}}]
 evaluate: {{perplexity: {{self: true, samples: 4, tokens: 64, seed: 1}}, kl: true}}
+gate: {{mean_kl: 9, top1_agreement: 0}}
 """
 PER_LAYER = ("Uneven-Int4", "Recovered", "Faster")
 

@@ -158,6 +158,8 @@ def test_texts_and_bases_are_told_apart_by_their_contents(home, make, passes, ca
     text.write_text(text.read_text().replace("steep", "green"))
     make()
     assert len(passes) == 4 and "another calibration data" in capsys.readouterr().err
+    (home / "pico" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert make(engine=nothing)[0].base.licence == "apache-2.0" and len(passes) == 4
     config = home / "pico" / "config.json"
     config.write_text(config.read_text() + "\n")
     make()

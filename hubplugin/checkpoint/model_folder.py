@@ -4,8 +4,10 @@ Knows names, config.json, a card's metadata and safetensors headers. Knows no we
 """
 
 import json
+import shutil
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,52 @@ from hubplugin.progress import progress
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE, "model-*.safetensors", INDEX)
 CONFIGS = ("config.json", "generation_config.json")
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
-TEMPLATES = ("*.jinja", "chat_template*")
-PAPERS = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
+TOKENIZER = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("spiece.model", "tekken.json"),
+)
+NAMED_TEMPLATES = "additional_chat_templates"  # where transformers saves all templates but the default one
+TEMPLATES = ("*.jinja", "chat_template*", f"{NAMED_TEMPLATES}/*.jinja")
+PAPERS = (
+    *("LICENSE*", "LICENCE*", "License*", "Licence*", "license*", "licence*", "COPYING*", "NOTICE*", "Notice*"),
+    *("USE_POLICY*", "README.md"),
+)
 PULLED = WEIGHTS + CONFIGS + TOKENIZER + TEMPLATES + PAPERS
 PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml")
+WRITTEN_ANEW = ("config.json", "README.md", *WEIGHTS)  # a variant has its own
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 def allowed(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a file of the top folder matches an allow-list; nothing in a subfolder ever does."""
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a path inside a model's folder matches an allow-list, folder by folder: no star crosses a slash."""
+    parts = name.split("/")
+    return any(_matches(parts, pattern.split("/")) for pattern in patterns)
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def outside(kept: str) -> list[str]:
+    """Patterns whose stars cross slashes, and which together match all files of all subfolders, but those of `kept`."""
+    shorter = [f"{kept[:length]}/*" for length in range(1, len(kept))]
+    other = [f"{kept[:index]}[!{letter}]*/*" for index, letter in enumerate(kept)]
+    return [*shorter, *other, f"{kept}[!/]*/*", f"{kept}/*/*"]
+
+
+def listing(folder: Path) -> list[str]:
+    """Paths of the files of a model's folder, relative to it: of its top, and of the templates' subfolder."""
+    named = folder / NAMED_TEMPLATES
+    inner = [f"{NAMED_TEMPLATES}/{file.name}" for file in named.iterdir() if file.is_file()] if named.is_dir() else []
+    return sorted([*(file.name for file in folder.iterdir() if file.is_file()), *inner])
+
+
+def copy(names: Iterable[str], source: Path, target: Path) -> None:
+    """Copy files by their paths inside a model folder; of links, as in the cache of a Hub, what they point to."""
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
 def check_names(names: Iterable[str], where: str) -> None:
@@ -90,15 +126,29 @@ def shards(path: Path) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's values stand: `header.bytes` of a file, from its byte `begin` on."""
+
+    file: Path
+    begin: int
+    header: Header
+
+
 def headers(path: Path) -> dict[str, Header]:
     """The headers of a folder's safetensors. Raises CheckpointError for a missing or damaged shard."""
-    tensors: dict[str, Header] = {}
+    return {name: place.header for name, place in places(path).items()}
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Where the values of a folder's tensors stand. Raises CheckpointError for a missing or damaged shard."""
+    found: dict[str, Place] = {}
     for name in shards(path):
-        tensors.update(_header(path / name))
-    return tensors
+        found.update(_places(path / name))
+    return found
 
 
-def _header(file: Path) -> dict[str, Header]:
+def _places(file: Path) -> dict[str, Place]:
     """One file: 8 bytes of length, the JSON header; the tensors' offsets must reach the file's very end."""
     try:
         size = file.stat().st_size
@@ -107,7 +157,10 @@ def _header(file: Path) -> dict[str, Header]:
             entries: dict[str, Any] = json.loads(stream.read(min(length, MAX_HEADER)))
         entries.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        tensors = {name: Header(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        tensors = {
+            name: Place(file, 8 + length + entry["data_offsets"][0], Header(entry["dtype"], tuple(entry["shape"])))
+            for name, entry in entries.items()
+        }
     except FileNotFoundError as error:
         raise CheckpointError(str(file), "is missing", "copy or pull it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
@@ -120,26 +173,30 @@ def _header(file: Path) -> dict[str, Header]:
 
 
 def publishable(path: Path, files: tuple[str, ...]) -> list[str]:
-    """The folder's file names. Raises HubError for anything that a published folder must not hold."""
+    """The folder's files, by their paths inside it. Raises HubError for anything that must not be published."""
     names = []
     for entry in sorted(path.iterdir()):
-        if entry.is_symlink():
-            why = "is a link, and links can lead anywhere"
-        elif entry.name.startswith("."):
-            why = "is hidden"
-        elif not entry.is_file() or not allowed(entry.name, files):
-            why = "is not among the files that may be published"
-        else:
-            names.append(entry.name)
-            continue
-        raise HubError(str(entry), f"{why}; nothing was published", "move it out of the folder")
+        templates = entry.name == NAMED_TEMPLATES and entry.is_dir() and not entry.is_symlink()
+        for file in (sorted(entry.iterdir()) if templates else []) or [entry]:
+            _check_publishable(file, name := file.relative_to(path).as_posix(), files)
+            names.append(name)
     if not names:
         raise HubError(str(path), "is empty", "run `hubplugin run` first")
     return names
 
 
-def companions(base: Path) -> list[Path]:
-    """The tokenizer, template, generation and licence files of a model folder: copied byte for byte."""
-    written_anew = ("config.json", "README.md", *WEIGHTS)
-    copied = (file for file in base.iterdir() if file.is_file() and allowed(file.name, PULLED))
-    return sorted(file for file in copied if not allowed(file.name, written_anew))
+def _check_publishable(entry: Path, name: str, files: tuple[str, ...]) -> None:
+    if entry.is_symlink():
+        why = "is a link, and links can lead anywhere"
+    elif entry.name.startswith("."):
+        why = "is hidden"
+    elif not entry.is_file() or not allowed(name, files):
+        why = "is not among the files that may be published"
+    else:
+        return
+    raise HubError(str(entry), f"{why}; nothing was published", "move it out of the folder")
+
+
+def companions(base: Path) -> list[str]:
+    """The tokenizer, template, generation and licence files of a model folder, by path: copied byte for byte."""
+    return [name for name in listing(base) if allowed(name, PULLED) and not allowed(name, WRITTEN_ANEW)]

@@ -5,17 +5,15 @@ the plan. Knows no method and no Hub.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hubplugin.checkpoint import formats, safetensors_io
+from hubplugin.checkpoint import formats, model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.format_names import GPTQ
-from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.compress.blocks.block_record import Block
@@ -98,8 +96,7 @@ class Folder:
             if quantization["quant_method"] == GPTQ:
                 _dump(quantization, self.path / "quantize_config.json")
         _dump(config, self.path / "config.json")
-        for file in companions(self._base):
-            shutil.copyfile(file, self.path / file.name)  # the cache holds links; copy what they point to
+        model_folder.copy(model_folder.companions(self._base), self._base, self.path)
         if not keep_blocks:
             self._blocks.remove()
 

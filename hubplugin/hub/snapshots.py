@@ -24,7 +24,8 @@ from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 
 ALLOW = list(PULLED)
-IGNORE = ["*/*"]  # the client's patterns cross slashes: without this, original/tokenizer.model would come along
+# the client's patterns cross slashes: without these, original/model-1.safetensors would come along
+IGNORE = model_folder.outside(model_folder.NAMED_TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,14 @@ class Snapshot:
 
 
 def fingerprint(snapshot: Snapshot) -> str:
-    """A text that changes when a base changes: its commit; for a local folder, a digest of the files that are read."""
+    """A text that changes when a base changes: its commit; for a local folder, a digest of all that variants take from.
+
+    Not of its card, which decides nothing in a variant's files but the card.
+    """
     if snapshot.sha is not None:
         return f"{snapshot.repo}@{snapshot.sha}"
-    files = sorted(file for file in snapshot.path.iterdir() if file.is_file() and allowed(file.name, PULLED))
-    return digest(repr([(file.name, sha256(file)) for file in files]))
+    listed = [name for name in model_folder.listing(snapshot.path) if allowed(name, PULLED) and name != "README.md"]
+    return digest(repr([(name, sha256(snapshot.path / name)) for name in listed]))
 
 
 @dataclass(frozen=True)

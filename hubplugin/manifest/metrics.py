@@ -38,6 +38,7 @@ class GateKey:
     description: str  # of the limit, with its unit
     example: float
     needs: Measurement
+    floor: float | None = None  # the limit where the manifest sets none: past it a variant is broken, not small
 
     def holds(self, value: float | None, limit: float) -> bool:
         """Whether a measured value keeps the limit. NaN and a value that was not measured do not."""
@@ -64,6 +65,16 @@ GATE_KEYS = {
             "The highest mean KL divergence from the base, in nats per token.",
             0.05,
             KL,
+            floor=1.0,
+        ),
+        GateKey(
+            "top1_agreement",
+            "higher",
+            {"ge": 0, "le": 1},
+            "The least share of positions at which base and variant rank the same token first.",
+            0.9,
+            KL,
+            floor=0.5,
         ),
     )
 }

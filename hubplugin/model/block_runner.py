@@ -75,6 +75,11 @@ class Model:
         """Rows of the embedding table."""
         return int(self._trunk.embed_tokens.weight.shape[0])
 
+    @property
+    def rotary_frequencies(self) -> Tensor | None:
+        """The frequencies [half of a head's dimensions] that config.json gives; None: layers have different ones."""
+        return getattr(getattr(self._trunk, "rotary_emb", None), "inv_freq", None)
+
     def _load(self, module: nn.Module, prefix: str) -> None:
         module_weights.load(module, self.source, prefix, self.device, self.dtype)
 

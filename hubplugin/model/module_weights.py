@@ -10,11 +10,15 @@ from torch import nn
 
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.errors import CheckpointError
+from hubplugin.model.architectures.architecture import ROTARY
 
 
 def load(module: nn.Module, source: WeightSource, prefix: str, device: str, dtype: torch.dtype) -> None:
-    """Give a module all weights that a source has below a prefix. Raises CheckpointError where they do not fit."""
-    state = {name: tensor.to(device, dtype) for name, tensor in source.below(prefix)}
+    """Give a module all weights that a source has below a prefix; rotary tables are computed, not read.
+
+    Raises CheckpointError where they do not fit.
+    """
+    state = {name: tensor.to(device, dtype) for name, tensor in source.below(prefix) if not name.endswith(ROTARY)}
     try:
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:

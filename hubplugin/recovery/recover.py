@@ -6,7 +6,6 @@ started again, goes on where it was and ends in the same bytes. Knows folders an
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 
 import hubplugin
 from hubplugin.checkpoint import model_folder, safetensors_io
-from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
@@ -157,7 +155,7 @@ def _block_sequences(tokens: Split) -> int:
 
 def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> None:
     """The student's folder with some tensors replaced; none: the student's own files."""
-    files = [*companions(setup.student), setup.student / "config.json"]
+    files = [*model_folder.companions(setup.student), "config.json"]
     if replaced:
         reader = Reader(setup.student)
 
@@ -166,9 +164,10 @@ def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> N
 
         safetensors_io.write(out, setup.headers, get)
     else:
-        files += [path for path in setup.student.iterdir() if model_folder.allowed(path.name, model_folder.WEIGHTS)]
-    for file in files:
-        shutil.copyfile(file, out / file.name)
+        files += [
+            name for name in model_folder.listing(setup.student) if model_folder.allowed(name, model_folder.WEIGHTS)
+        ]
+    model_folder.copy(files, setup.student, out)
 
 
 def _fingerprint(

@@ -11,6 +11,7 @@ from hubplugin.checkpoint.headers import FLOATS, Header
 from hubplugin.errors import PlanError
 from hubplugin.model.architectures.families import Family, Sublayer
 
+ROTARY = "rotary_emb.inv_freq"  # how names of tables end that old checkpoints store and every engine computes
 LARGEST = {"num_hidden_layers": 4096}  # every layer becomes names; a file from elsewhere must not ask for 10^9
 
 
@@ -194,9 +195,9 @@ def check(
 ) -> dict[str, Header]:
     """The headers of exactly the tensors that `shapes` names, in its order.
 
-    Two kinds of leftovers may be stored and are dropped: a tied head that was written all the same, and the
-    rotary tables of old checkpoints, which transformers computes. Raises PlanError for a tensor that is
-    missing, unexpected, of another shape, or not a 16- or 32-bit float.
+    Two kinds of leftovers may be stored and are dropped: a tied head that was written all the same, with the
+    embedding's values (`tied_head` has looked), and the rotary tables of old checkpoints, which engines compute.
+    Raises PlanError for a tensor that is missing, unexpected, of another shape, or not a 16- or 32-bit float.
     """
     stacked = [name for name in tensors if family.experts and name.endswith("experts.gate_up_proj")]
     if stacked:
@@ -213,9 +214,7 @@ def check(
             "use a complete checkpoint that was saved by the model's ...ForCausalLM class",
         )
     head = f"{family.head}.weight"
-    unexpected = [
-        name for name in tensors if name not in shapes and name != head and not name.endswith("rotary_emb.inv_freq")
-    ]
+    unexpected = [name for name in tensors if name not in shapes and name != head and not name.endswith(ROTARY)]
     if unexpected:
         raise PlanError(
             f"{where}: {unexpected[0]}",

@@ -1,0 +1,26 @@
+"""What the gate's lines look at: a finished folder, its base, its plan, and what was measured of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hubplugin.evaluation.generation import Generate
+from hubplugin.manifest.metrics import Thresholds
+from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.report import Evaluation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished folder and what it is held against."""
+
+    folder: Path
+    base: Path  # the base's folder
+    plan: VariantPlan
+    samples: Mapping[str, Tensor]  # by linear: the first rows of its dense weight [rows, inputs] when it was compressed
+    evaluation: Evaluation | None  # None: the manifest asks for none
+    thresholds: Thresholds
+    generate: Generate
+    prompts: list[list[int]]  # token ids that an engine continues
