@@ -34,6 +34,10 @@ class HubError(HubPluginError):
     """The Hub, the network or the local cache did not give or take what was asked."""
 
 
+class HubUnreachable(HubError):
+    """Nothing answered at the Hub's address."""
+
+
 class CheckpointError(HubPluginError):
     """A safetensors file is missing, truncated, corrupted or holds values no model can use."""
 

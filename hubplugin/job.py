@@ -16,6 +16,7 @@ from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
+from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.schema import Document
 from hubplugin.model.architectures import configs, tied_head
 from hubplugin.plan import planner
@@ -51,15 +52,21 @@ class Job:
 
     @property
     def repo(self) -> str:
-        """The base's Hub id or folder, without a revision."""
-        return self.document.manifest.model.split("@")[0]
+        """The base's Hub id, or its folder as the manifest writes it."""
+        cached = cached_snapshot(self.document.manifest.model)
+        return cached[0] if cached else self.document.manifest.model.split("@")[0]
+
+    @property
+    def base_name(self) -> str:
+        """The last part of the base's Hub id, or its folder's name."""
+        place = self.document.folder / self.repo
+        return place.resolve().name if place.is_dir() else self.repo.split("/")[-1]
 
     @cached_property
     def snapshot(self) -> Snapshot:
         """The base on this disk, at the commit that was planned."""
-        pinned = f"{self.repo}@{self.planned.revision}" if self.planned.revision else self.document.manifest.model
         with self.clock.stage("pull"):
-            return snapshots.pull(pinned, self.document.folder)
+            return snapshots.pull(self.document.manifest.model, self.document.folder, self.planned.revision)
 
     @cached_property
     def plan(self) -> Plan:

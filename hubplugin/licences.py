@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
+from hubplugin.licence_ids import LICENCE_IDS
+
 
 class Derivatives(Enum):
     """What a licence says of derivatives."""
@@ -50,6 +52,17 @@ def notice(licence: str | None) -> str | None:
     """The sentence that a card must repeat, by the first word of the licence."""
     first = _words(licence)[0]
     return next((row.notice for row in _rows(first) if row.notice), None)
+
+
+def other_id(licence: str | None) -> str | None:
+    """What `license_name:` must say of a licence that the Hub knows no id for; None for known ones.
+
+    The Hub refuses a card whose `license:` is not an id of its list, and takes `other` with a name for all else.
+    """
+    ids = [word for word in (licence or "").split(", ") if word]
+    if all(word in LICENCE_IDS for word in ids):
+        return None
+    return re.sub("[^a-z0-9.]+", "-", ", ".join(ids).lower()).strip("-") or "unknown"
 
 
 def _words(licence: str | None) -> list[str]:

@@ -125,7 +125,7 @@ def _manifest(job: Job, name: str) -> dict[str, Any]:
     manifest = job.document.manifest
     repo = manifest.repo_of(name) if manifest.publish else None
     return {
-        "model_name": repo.split("/")[-1] if repo else f"{Path(job.repo).name}-{name}",
+        "model_name": repo.split("/")[-1] if repo else f"{job.base_name}-{name}",
         "repo": repo,
         "manifest_text": job.document.text,
         "manifest_sha256": job.document.sha256,
@@ -154,6 +154,7 @@ def _base(job: Job) -> report.Base:
         licence_link=snapshot.licence_link,
         languages=snapshot.languages,
         gated=snapshot.gated,
+        private=snapshot.private,
     )
 
 

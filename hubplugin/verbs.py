@@ -6,6 +6,7 @@ A verb imports what it needs: `plan` and `--help` answer without torch. Knows no
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,13 +77,14 @@ def _plan(
 
 
 def _planned(document: "Document") -> "Plan":
-    """From config.json and safetensors headers alone, remote or local."""
+    """From config.json, card and safetensors headers alone, remote or local; and whether it could be published."""
     with interrupt.held():
-        from hubplugin.hub import snapshots
+        from hubplugin.hub import publish, snapshots
         from hubplugin.plan import planner
 
     peek = snapshots.peek(document.manifest.model, document.folder)
-    return planner.make(document, peek.config, peek.tensors, revision=peek.sha)
+    planned = planner.make(document, peek.config, peek.tensors, revision=peek.sha)
+    return replace(planned, notes=(*planned.notes, *publish.preflight(document, peek)))
 
 
 @app.command("run")
@@ -159,10 +161,17 @@ def _let_idle_threads_sleep() -> None:
 
 
 @app.command("publish")
-def _publish(manifest: Manifest, out: Variants = None) -> None:
+def _publish(
+    manifest: Manifest,
+    out: Variants = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite what others have changed in the repos since our last commit.")
+    ] = False,
+) -> None:
     """One commit per variant that passed its gate, and a collection.
 
-    Prints the URL of each. The Hub's token is taken from HF_TOKEN, or as `hf auth login` left it.
+    What others changed in a repo since our last commit is shown, and stays. Prints the URL of each. The Hub's token is
+    taken from HF_TOKEN, or as `hf auth login` left it.
 
     Example: hubplugin publish manifests/demo.yaml
     """
@@ -170,7 +179,7 @@ def _publish(manifest: Manifest, out: Variants = None) -> None:
         from hubplugin.hub import publish
         from hubplugin.manifest.reading import loading
 
-    for pushed in publish.publish(loading.load(manifest), out or OUT / manifest.stem):
+    for pushed in publish.publish(loading.load(manifest), out or OUT / manifest.stem, force):
         print(pushed.url)
 
 

@@ -19,7 +19,7 @@ from huggingface_hub import (
     errors,
 )
 
-from hubplugin.errors import CheckpointError, HubError, one_line
+from hubplugin.errors import CheckpointError, HubError, HubUnreachable, one_line
 from hubplugin.progress import progress
 
 
@@ -105,7 +105,7 @@ def _translated(error: Exception, where: str) -> HubError:
         what, fix = f"the disk of {cache_folder()} is full", "free some space, or set HF_HOME to a larger disk"
     elif isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
         what = f"cannot reach {endpoint()}: {one_line(error)}"
-        fix = "check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is cached"
+        return HubUnreachable(where, what, "check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is cached")
     else:
         what, fix = one_line(error), f"check the space and the rights of {cache_folder()}"
     return HubError(where, what, fix)

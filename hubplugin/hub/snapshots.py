@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import (
+    ModelInfo,
     constants,
     try_to_load_from_cache,
 )
@@ -20,6 +21,7 @@ from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
 from hubplugin.disk import digest, sha256
 from hubplugin.errors import HubError
 from hubplugin.hub.client import cache_folder, clear_errors, connect
+from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 
@@ -28,19 +30,26 @@ ALLOW = list(PULLED)
 IGNORE = model_folder.outside(model_folder.NAMED_TEMPLATES)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A base model on this disk. Read-only: files of a pulled snapshot are links into the shared cache."""
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a base's name and repo, and its card, say of it."""
 
-    path: Path
     repo: str  # Hub id, or the local folder's name
     sha: str | None  # commit; None for a local folder
     on_hub: bool
-    licence: str | None
-    licence_name: str | None
-    licence_link: str | None
-    languages: tuple[str, ...]
-    gated: bool
+    licence: str | None = None
+    licence_name: str | None = None
+    licence_link: str | None = None
+    languages: tuple[str, ...] = ()
+    gated: bool = False
+    private: bool = False  # its repo; not known offline, then False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Known):
+    """A base model on this disk. Read-only: files of a pulled snapshot are links into the shared cache."""
+
+    path: Path
 
 
 def fingerprint(snapshot: Snapshot) -> str:
@@ -54,67 +63,52 @@ def fingerprint(snapshot: Snapshot) -> str:
     return digest(repr([(name, sha256(snapshot.path / name)) for name in listed]))
 
 
-@dataclass(frozen=True)
-class Peek:
+@dataclass(frozen=True, kw_only=True)
+class Peek(Known):
     """What config.json and the safetensors headers say. No weight was read."""
 
-    repo: str
-    sha: str | None
-    on_hub: bool
     config: dict[str, Any]
     tensors: dict[str, Header]
 
 
-def pull(model: str, folder: Path) -> Snapshot:
+def pull(model: str, folder: Path, revision: str | None = None) -> Snapshot:
     """Bring a base onto this disk: "owner/name[@revision]", or a local folder relative to `folder`.
 
-    Raises HubError for each thing that can be wrong: a missing or gated repo, the token, the revision, the
-    disk, the network, remote code, no safetensors, no config.json, no tokenizer.
+    `revision` is taken in place of the one that is named. Raises HubError for each thing that can be wrong: a missing
+    or gated repo, the token, the revision, the disk, the network, remote code, no safetensors, no config.json, no
+    tokenizer.
     """
-    local = _local(model, folder)
-    if local:
-        path, repo, sha, gated = local, local.name, None, False
+    if local := _local(model, folder):
         model_folder.check_names((entry.name for entry in local.iterdir()), model)
-    else:
-        repo, _, revision = model.partition("@")
-        path, sha, gated = _download(repo, revision or "main", model)
+        configs.read_config(local, model)
+        return Snapshot(path=local, **_named(local), **_terms(local))
+    repo, _, named_revision = model.partition("@")
+    path, sha, info = _download(repo, revision or named_revision or "main", model)
     configs.read_config(path, model)
-    card = model_folder.card_metadata(path)
-    return Snapshot(
-        path=path,
-        repo=repo,
-        sha=sha,
-        on_hub=local is None,
-        licence=", ".join(_texts(card.get("license"))) or None,
-        licence_name=", ".join(_texts(card.get("license_name"))) or None,
-        licence_link=", ".join(_texts(card.get("license_link"))) or None,
-        languages=_texts(card.get("language")),
-        # a card that asks readers for something shows the gate also offline and in a copied folder
-        gated=gated or any(str(key).startswith("extra_gated_") for key in card),
-    )
+    return Snapshot(path=path, repo=repo, sha=sha, on_hub=True, **_terms(path, info))
 
 
 def peek(model: str, folder: Path) -> Peek:
-    """Read config.json and the safetensors headers only, by ranged requests where the model is on a Hub.
+    """Read config.json, the card and the safetensors headers only, by ranged requests where the model is on a Hub.
 
     Raises HubError as `pull` does, and CheckpointError for a damaged header or a missing shard.
     """
-    local = _local(model, folder)
-    if local:
+    if local := _local(model, folder):
         model_folder.check_names((entry.name for entry in local.iterdir()), model)
         config = configs.read_config(local, model)
-        return Peek(local.name, None, False, config, model_folder.headers(local))
+        return Peek(config=config, tensors=model_folder.headers(local), **_named(local), **_terms(local))
     repo, _, revision = model.partition("@")
     if constants.HF_HUB_OFFLINE:
         path, sha, _ = _download(repo, revision or "main", model)
-        return Peek(repo, sha, True, configs.read_config(path, model), model_folder.headers(path))
+        config, tensors = configs.read_config(path, model), model_folder.headers(path)
+        return Peek(config=config, tensors=tensors, repo=repo, sha=sha, on_hub=True, **_terms(path))
     api = connect()
     with clear_errors(model):
         info = api.model_info(repo, revision=revision or "main")
         sha = str(info.sha)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         model_folder.check_names(names, model)
-        small = [name for name in ("config.json", "tokenizer_config.json", INDEX) if name in names]
+        small = [name for name in ("config.json", "tokenizer_config.json", "README.md", INDEX) if name in names]
         copies = [api.hf_hub_download(repo, name, revision=sha, cache_dir=cache_folder()) for name in small]
         path = Path(copies[0]).parent
         config = configs.read_config(path, model)
@@ -126,7 +120,28 @@ def peek(model: str, folder: Path) -> Peek:
                 for file in parsed
                 for name, info in file.tensors.items()
             }
-    return Peek(repo, sha, True, config, tensors)
+    return Peek(config=config, tensors=tensors, repo=repo, sha=sha, on_hub=True, **_terms(path, info))
+
+
+def _named(local: Path) -> dict[str, Any]:
+    """A folder's own name; of a snapshot in the cache of the Hub's client, repo and commit."""
+    cached = cached_snapshot(local)
+    repo, sha = cached or (local.name, None)
+    return {"repo": repo, "sha": sha, "on_hub": cached is not None}
+
+
+def _terms(path: Path, info: ModelInfo | None = None) -> dict[str, Any]:
+    """What the card in a folder says of passing it on, and what the Hub says of the repo."""
+    card = model_folder.card_metadata(path)
+    return {
+        "licence": ", ".join(_texts(card.get("license"))) or None,
+        "licence_name": ", ".join(_texts(card.get("license_name"))) or None,
+        "licence_link": ", ".join(_texts(card.get("license_link"))) or None,
+        "languages": _texts(card.get("language")),
+        # a card that asks readers for something shows the gate also offline and in a copied folder
+        "gated": bool(info and info.gated) or any(str(key).startswith("extra_gated_") for key in card),
+        "private": bool(info and info.private),
+    }
 
 
 def _local(model: str, folder: Path) -> Path | None:
@@ -139,8 +154,8 @@ def _local(model: str, folder: Path) -> Path | None:
     return None
 
 
-def _download(repo: str, revision: str, where: str) -> tuple[Path, str, bool]:
-    """Pin the revision to a commit, then fetch the allow-list. Returns folder, commit, whether it is gated."""
+def _download(repo: str, revision: str, where: str) -> tuple[Path, str, ModelInfo | None]:
+    """Pin the revision to a commit, then fetch the allow-list. Returns folder, commit and, online, the Hub's record."""
     api, cache = connect(), cache_folder()
     with clear_errors(where):
         if constants.HF_HUB_OFFLINE:
@@ -153,7 +168,7 @@ def _download(repo: str, revision: str, where: str) -> tuple[Path, str, bool]:
                 local_files_only=True,
             )
             model_folder.check_names((entry.name for entry in Path(cached).iterdir()), where)
-            return Path(cached), Path(cached).name, False
+            return Path(cached), Path(cached).name, None
         info = api.model_info(repo, revision=revision, files_metadata=True)
         sha = str(info.sha)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
@@ -166,7 +181,7 @@ def _download(repo: str, revision: str, where: str) -> tuple[Path, str, bool]:
         _check_disk(cache, sum(sizes[name] for name in missing), where)
         progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
         path = api.snapshot_download(repo, revision=sha, cache_dir=cache, allow_patterns=ALLOW, ignore_patterns=IGNORE)
-    return Path(path), sha, bool(info.gated)
+    return Path(path), sha, info
 
 
 def _check_disk(cache: Path, needed: int, where: str) -> None:

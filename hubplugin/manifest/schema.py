@@ -23,6 +23,7 @@ from hubplugin.manifest.base import Settings, StepSettings, Text
 from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.methods import METHODS, recovery_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
+from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.source import LENGTH, Source
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ class Publish(Settings):
     accept_license: StrictBool = Field(
         default=False,
         description="Accept the licence of a gated base, or of one that binds derivatives.",
+        examples=[True],
+    )
+
+    accept_private_base: StrictBool = Field(
+        default=False,
+        description="Accept that public variants show what is made from a private base.",
         examples=[True],
     )
 
@@ -168,7 +175,8 @@ class Manifest(Settings):
             raise ManifestError(
                 "publish", "this manifest names no repo", 'add publish: {repo: "you/{model}-{variant}"}'
             )
-        model = self.model.split("@")[0].rstrip("/").split("/")[-1]
+        cached = cached_snapshot(self.model)
+        model = (cached[0] if cached else self.model.split("@")[0]).rstrip("/").split("/")[-1]
         return self.publish.repo.replace("{model}", model).replace("{variant}", variant)
 
 

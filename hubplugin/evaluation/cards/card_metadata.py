@@ -3,13 +3,16 @@
 Knows reports and the Hub's words (https://huggingface.co/docs/hub/model-cards). Pure and offline; knows no Markdown.
 """
 
+import re
 from typing import Any
 
+from hubplugin import licences
 from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY
 from hubplugin.manifest.methods import Kind
 from hubplugin.report import Base, Evaluation, Report
 
+LANGUAGE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
 # "finetune" would claim training that never happened, so the relation is left out and a tag says what it is; where the
 # last step trained, it did happen.
@@ -26,8 +29,9 @@ def metadata(report: Report) -> dict[str, Any]:
         if relation:
             data["base_model_relation"] = relation
     data |= _licence(base)
-    if base.languages:
-        data["language"] = list(base.languages)
+    # what is no code (https://huggingface.co/docs/hub/model-cards: ISO 639) would have the Hub refuse the card
+    if languages := [code for code in base.languages if LANGUAGE.fullmatch(code)]:
+        data["language"] = languages
     library = "vllm" if heterogeneous(report) else "transformers"  # which of them can load it
     data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.calibration.dataset:
@@ -47,6 +51,10 @@ def heterogeneous(report: Report) -> bool:
 
 def _licence(base: Base) -> dict[str, Any]:
     data: dict[str, Any] = {}
+    if name := licences.other_id(base.licence):
+        data["license"] = "other"
+        data["license_name"] = base.licence_name or name
+        return data | ({"license_link": base.licence_link} if base.licence_link else {})
     if base.licence:
         ids = base.licence.split(", ")
         data["license"] = ids if len(ids) > 1 else base.licence

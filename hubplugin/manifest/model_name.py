@@ -1,0 +1,18 @@
+"""What `model:` may be called where it is a snapshot folder of the Hub client's cache. Knows paths as text; no disk."""
+
+import re
+from pathlib import PurePath
+
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def cached_snapshot(path: str | PurePath) -> tuple[str, str] | None:
+    """Repo id and commit of .../models--owner--name/snapshots/<commit>; None for any other path.
+
+    That is how huggingface_hub lays out its cache (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    parts = PurePath(path).parts[-3:]
+    if len(parts) < 3 or parts[1] != "snapshots" or not COMMIT.fullmatch(parts[2]):
+        return None
+    kind, *names = parts[0].split("--")
+    return ("/".join(names), parts[2]) if kind == "models" and all(names) and 1 <= len(names) <= 2 else None
