@@ -35,8 +35,9 @@ NAMES = [word for word in words(PAGE) if NAME.fullmatch(word) and not is_path(wo
 
 @cache
 def defined(stem: str) -> frozenset[str]:
-    """What modules of this name define: names, and the attributes of classes as Class.name."""
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES if path.stem == stem)
+    """What modules and packages of this name define: names, and the attributes of classes as Class.name."""
+    files = [path for path in SOURCES if stem == (path.parent.name if path.stem == "__init__" else path.stem)]
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in files)
     return frozenset(name for tree in trees for name in _names(tree.body))
 
 
