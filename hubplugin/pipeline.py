@@ -7,6 +7,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
-from hubplugin.compress.calibration import calibration_data
+from hubplugin.compress.calibration import calibration_data, vocabulary
+from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
@@ -25,7 +27,8 @@ from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.cards import card
 from hubplugin.hub import snapshots
 from hubplugin.manifest.methods import quantization_of, recovery_of
-from hubplugin.manifest.schema import Document
+from hubplugin.manifest.schema import Document, Manifest
+from hubplugin.manifest.source import Source
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
@@ -40,6 +43,7 @@ from hubplugin.variant_folder import PRUNED, RECOVERED
 
 CARD = "README.md"
 MANIFEST = "manifest.yaml"
+USES = {"calibrate": "calibration", "evaluate.perplexity": "evaluation"}  # of sources, by place; others are recovery's
 
 
 def run(document: Document, planned: Plan, out: Path, generate: generation.Generate) -> list[Report]:
@@ -70,15 +74,33 @@ def prepare(document: Document, planned: Plan) -> Job:
         snapshot = snapshots.pull(pinned, document.folder)
     base, folder, tokenizer = snapshot.path, document.folder, read_tokenizer(snapshot.path)
     with clock.stage("calibration data"):
-        progress(f"calibration: {manifest.calibrate.describe()}")
-        calibration = calibration_data.tokens(manifest.calibrate, tokenizer, folder, base)
+        read = _read_data(manifest, tokenizer, folder, base)
     reference = None
     if manifest.evaluate:
         with clock.stage("evaluation of the base"):
-            progress(f"evaluation: {manifest.evaluate.perplexity.describe()}")
-            batch = calibration_data.tokens(manifest.evaluate.perplexity, tokenizer, folder, base, shuffle=False)
+            batch = read[manifest.evaluate.perplexity, False]
             reference = quality_metrics.reference(base, planned.family, batch.ids, batch.description)
-    return Job(document, snapshot, planned, calibration, reference, clock.seconds)
+    return Job(document, snapshot, planned, read[manifest.calibrate, True], reference, clock.seconds, read)
+
+
+def _read_data(
+    manifest: Manifest, tokenizer: Any, folder: Path, base: Path
+) -> dict[tuple[Source, bool], TokenSequences]:
+    """The tokens of all sources, by source and whether shuffled, without those that recovery samples from the base.
+
+    Data is read before the base is sampled, so that data which cannot be used is refused before any work.
+    """
+    note = vocabulary.note(tokenizer, vocabulary.rows_of(base))
+    if note:
+        progress(f"note: {note}; text that holds one of them is refused")
+    read: dict[tuple[Source, bool], TokenSequences] = {}
+    for place, source in sorted(manifest.sources(), key=lambda pair: pair[1].self_):
+        use = USES.get(place, "recovery data")
+        key = (source, use != "evaluation")
+        if key not in read and (place in USES or not source.self_):
+            progress(f"{use}: {source.describe()}")
+            read[key] = calibration_data.tokens(source, tokenizer, folder, base, shuffle=key[1])
+    return read
 
 
 def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -> Report:
@@ -185,7 +207,9 @@ def _recover(job: Job, variant: VariantPlan, step: Recover, student: Path, out: 
     if step.data is None:
         return recover.run(student, base, out, job.calibration.ids, step, ends)
     progress(f"recovery: {step.data.describe()}")
-    batch = calibration_data.tokens(step.data, read_tokenizer(base), job.document.folder, base)
+    batch = job.read.get((step.data, True))
+    if batch is None:
+        batch = calibration_data.tokens(step.data, read_tokenizer(base), job.document.folder, base)
     recovery = recover.run(student, base, out, batch.ids, step, ends)
     return recovery.model_copy(update={"data": batch.description})
 

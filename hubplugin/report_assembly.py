@@ -25,6 +25,7 @@ from hubplugin.evaluation.quality_metrics import Reference
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest.methods import mask_of
 from hubplugin.manifest.schema import Document
+from hubplugin.manifest.source import Source
 from hubplugin.plan.draft import Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
@@ -56,6 +57,7 @@ class Job:
     calibration: TokenSequences
     reference: Reference | None  # the base, measured; None where the manifest evaluates nothing
     seconds: dict[str, float]  # by stage
+    read: dict[tuple[Source, bool], TokenSequences]  # by source, and whether shuffled
 
 
 @dataclass(frozen=True)
