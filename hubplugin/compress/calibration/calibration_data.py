@@ -139,7 +139,7 @@ def _shuffled(documents: Documents, source: Source, encode: _Encoder) -> tuple[T
         stream.extend(encode.document(document))
         if source.dataset and len(stream) >= needed:
             break
-    windows = _cut(stream, source, documents.where + documents.note)
+    windows = _cut(stream, source, documents)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(source.seed))
     note = "chat template applied" if rendered else "documents joined with EOS"
     return windows[order[: source.samples]], f"; {note}"
@@ -161,18 +161,19 @@ def _in_order(documents: Documents, source: Source, encode: _Encoder) -> Tensor:
             ended = True
         ids = encode.joined(read, documents.where)
         if ended or len(ids) > needed:  # one more than needed: the last token may depend on text not read yet
-            return _cut(ids, source, documents.where + documents.note)[: source.samples]
+            return _cut(ids, source, documents)[: source.samples]
         characters *= 2
 
 
-def _cut(ids: list[int], source: Source, where: str) -> Tensor:
+def _cut(ids: list[int], source: Source, documents: Documents) -> Tensor:
     """int32 [windows, tokens]; the rest is dropped. Raises CalibrationError where there are too few windows."""
     windows = len(ids) // source.sequence_length
     if windows < source.samples:
         needed = source.samples * source.sequence_length
         raise CalibrationError(
-            where,
-            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.sequence_length})",
+            documents.where,
+            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.sequence_length})"
+            + documents.note,
             f"use more text, or `samples: {windows}`"
             if windows
             else f"use more text, or a smaller `{source.length_key}`",
@@ -234,7 +235,7 @@ def _files(source: Source, folder: Path) -> _Rows:
         if path.suffix not in (".txt", ".md", ".jsonl"):
             raise CalibrationError(str(path), "is not .txt, .md or .jsonl", "convert it to one of these")
         try:
-            # lines end with LF, CR LF or CR alone: a JSON text may hold U+2028 and its like, where str.splitlines breaks
+            # a file's lines end with LF, CR LF or CR; str.splitlines would also break a JSON text at U+2028
             with path.open(encoding="utf-8-sig") as file:
                 if path.suffix == ".jsonl":
                     rows.extend(_json_rows(file, path))

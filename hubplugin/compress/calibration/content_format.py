@@ -31,8 +31,7 @@ class _UnclearError(Exception):
 @lru_cache(maxsize=32)
 def takes_parts(chat_template: str) -> bool:
     """Whether the template loops over the parts of a content. Raises TemplateError where it is not Jinja."""
-    extensions = [_Generation, "jinja2.ext.loopcontrols"]
-    root = Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions).parse(chat_template)
+    root = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"]).parse(chat_template)
     try:
         turns = set(_turns(root))
         in_macros = {

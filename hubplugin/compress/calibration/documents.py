@@ -72,7 +72,10 @@ class Documents:
 
     def _document(self, row: Row, column: str) -> Document | None:
         """The document of a row; None where its column holds nothing."""
-        value, siblings = _find(row.values, column)
+        found = _find(row.values, column)
+        if found is None:
+            raise _UnusableError(f"has no column {column!r}", f"set `column:` to one of {_names(row.values)}")
+        value, siblings = found
         try:
             turns = conversations.turns_in(value) if isinstance(value, str) and not row.plain else value
             text = value if isinstance(value, str) else ""
@@ -113,8 +116,8 @@ def _column(row: dict[str, Any], where: str) -> str:
     raise CalibrationError(where, what, "name the column with `column:`")
 
 
-def _find(row: dict[str, Any], column: str) -> tuple[Any, dict[str, Any]]:
-    """The value of a column such as `messages` or `data.messages`, and the columns beside it."""
+def _find(row: dict[str, Any], column: str) -> tuple[Any, dict[str, Any]] | None:
+    """The value of a column such as `messages` or `data.messages`, and the columns beside it; None where it is not."""
     if column in row:
         return row[column], row
     outer, _, inner = column.partition(".")
@@ -124,9 +127,7 @@ def _find(row: dict[str, Any], column: str) -> tuple[Any, dict[str, Any]]:
             below = json.loads(below)
         except (ValueError, RecursionError):
             below = None
-    if inner and isinstance(below, dict):
-        return _find(below, inner)
-    raise _UnusableError(f"has no column {column!r}", f"set `column:` to one of {_names(row)}")
+    return _find(below, inner) if inner and isinstance(below, dict) else None
 
 
 def _names(row: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from hubplugin.errors import CalibrationError
 
 
 def rows_of(base: Path) -> int | None:
-    """The rows of a model's embedding, which its plan has compared with the tensor; None where config.json is silent."""
+    """The rows of a model's embedding, which a plan compares with the tensor; None where config.json is silent."""
     rows = read_json(base / "config.json", str(base)).get("vocab_size")
     return rows if isinstance(rows, int) else None
 
