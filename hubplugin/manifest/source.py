@@ -74,9 +74,9 @@ class Source(Settings):
     skip: Whole = Field(
         default=0,
         ge=0,
-        description="A greatest number of rows that are left out because they cannot be used, such as a system turn "
-        "under a template without one. 0: the first one ends the run, for the data would not be what the manifest says. "
-        "Report and card say how many were left out.",
+        description="The greatest number of rows that may be left out because they cannot be used, such as a system "
+        "turn under a template without one. 0: the first one ends the run, for the data would not be what the manifest "
+        "says. Report and card say how many were left out.",
         examples=[100],
     )
 

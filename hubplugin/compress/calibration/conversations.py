@@ -1,8 +1,8 @@
 """Conversations as people store them, brought into the form in which vLLM hands them to a chat template.
 
-That form is what vLLM 0.32 makes of a request (its renderers' chat utils, and its protocol): parts of content joined or
-listed, arguments of tool calls as mappings, schemas of tools complete. Knows turns and tools; each fault is a ValueError with
-the number of the turn. Knows no tokenizer, no template and no source.
+That form is what vLLM 0.32 makes of a request (chat utils of its renderers, and its protocol): parts of content joined
+or listed, arguments of tool calls as mappings, schemas of tools complete. Knows turns and tools; each fault is a
+ValueError with the number of the turn. Knows no tokenizer, no template and no source.
 """
 
 import json

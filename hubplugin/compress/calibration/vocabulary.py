@@ -3,7 +3,7 @@
 Knows ids, a tokenizer's names for them and config.json. Knows no source.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ def rows_of(base: Path) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def first_unknown(ids: Iterable[int], rows: int | None) -> int | None:
+def first_unknown(ids: Sequence[int], rows: int | None) -> int | None:
     """The first id that an embedding of so many rows has no row for."""
-    return None if rows is None else next((token for token in ids if token >= rows), None)
+    if rows is None or max(ids, default=0) < rows:
+        return None
+    return next(token for token in ids if token >= rows)
 
 
-def check(ids: Iterable[int], tokenizer: Any, rows: int | None, where: str) -> None:
+def check(ids: Sequence[int], tokenizer: Any, rows: int | None, where: str) -> None:
     """Raise CalibrationError for the first id that the embedding has no row for."""
     unknown = first_unknown(ids, rows)
     if unknown is None:
