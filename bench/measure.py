@@ -86,7 +86,7 @@ def why(log: Path, cost: Cost) -> str:
     if cost.timed_out:
         return f"not done after {cost.wall:.0f} s"
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     last = re.sub(r"(?:/[^\s/'\"]+)+/", "", lines[-1]) if lines else "said nothing"
     return f"status {cost.status}: {last[:200]}"
 

@@ -70,7 +70,7 @@ def made(arguments: list[str]) -> list[Path]:
     """What bench/models.py prints: paths of a base folder and of token ids."""
     command = [sys.executable, str(HERE / "models.py"), *arguments]
     done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
-    return [Path(line) for line in done.stdout.decode().splitlines()]
+    return [Path(line) for line in done.stdout.decode().split("\n") if line]
 
 
 def shapes(only: str) -> None:

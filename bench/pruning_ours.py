@@ -96,5 +96,5 @@ def run(path: Path, out: Path, log: Path) -> None:
     with log.open("wb") as sink:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, check=False)
     if done.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise RuntimeError(f"hubplugin run ended with {done.returncode}: {said[-1] if said else 'it said nothing'}")
+        said = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+        raise RuntimeError(f"hubplugin run ended with {done.returncode}: {said[-1] or 'it said nothing'}")

@@ -63,7 +63,7 @@ def made(arguments: list[str]) -> list[Path]:
     """What bench/models.py prints: paths of a base folder and of token ids."""
     command = [sys.executable, str(HERE / "models.py"), *arguments]
     done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
-    return [Path(line) for line in done.stdout.splitlines()]
+    return [Path(line) for line in done.stdout.split("\n") if line]
 
 
 def prepared(cell: Cell, texts: dict[str, Path | None]) -> tuple[Path, Path, Path]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hubplugin.compress.calibration import calibration_data
+from hubplugin.compress.calibration import calibration_data, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.evaluation import quality_metrics
@@ -18,10 +18,14 @@ from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.schema import Document
+from hubplugin.manifest.source import Source
 from hubplugin.model.architectures import configs, tied_head
 from hubplugin.plan import planner
 from hubplugin.plan.draft import Plan
 from hubplugin.progress import progress
+
+CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery data"  # what tokens are used for
+USES = {"calibrate": CALIBRATION, "evaluate.perplexity": EVALUATION}  # of sources, by place; others are recovery's
 
 
 @dataclass
@@ -45,10 +49,31 @@ class Job:
     document: Document
     planned: Plan  # from what is known without a weight
     clock: Clock = field(default_factory=Clock)
+    _read: dict[tuple[Source, bool], TokenSequences] = field(default_factory=dict)  # by source, and whether shuffled
 
     def prepare(self) -> None:
-        """Make everything that compressing a variant needs: what is wrong with it is said before any block."""
-        _ = self.snapshot, self.calibration, self.reference
+        """Make everything that compressing a variant needs.
+
+        Data is read before the base is sampled, so that data which cannot be used is refused before any work. What
+        recovery samples is left to recovery.
+        """
+        if note := vocabulary.note(read_tokenizer(self.snapshot.path), vocabulary.rows_of(self.snapshot.path)):
+            progress(f"note: {note}; text that holds one of them is refused")
+        for place, source in sorted(self.document.manifest.sources(), key=lambda pair: pair[1].self_):
+            if place in USES or not source.self_:
+                self.tokens(USES.get(place, RECOVERY), source)
+        _ = self.reference
+
+    def tokens(self, use: str, source: Source) -> TokenSequences:
+        """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text."""
+        key = (source, use != EVALUATION)
+        if key not in self._read:
+            base = self.snapshot.path
+            with self.clock.stage(f"{use} data" if use in USES.values() else use):
+                progress(f"{use}: {source.describe()}")
+                tokenizer, folder = read_tokenizer(base), self.document.folder
+                self._read[key] = calibration_data.tokens(source, tokenizer, folder, base, shuffle=key[1])
+        return self._read[key]
 
     @property
     def repo(self) -> str:
@@ -86,22 +111,17 @@ class Job:
             return f"{self.repo}@{self.planned.revision}"
         return snapshots.fingerprint(self.snapshot)
 
-    @cached_property
+    @property
     def calibration(self) -> TokenSequences:
         """What all variants are calibrated with."""
-        source, base = self.document.manifest.calibrate, self.snapshot.path
-        with self.clock.stage("calibration data"):
-            progress(f"calibration: {source.describe()}")
-            return calibration_data.tokens(source, read_tokenizer(base), self.document.folder, base)
+        return self.tokens(CALIBRATION, self.document.manifest.calibrate)
 
     @cached_property
     def reference(self) -> Reference | None:
         """The base, measured; None where the manifest evaluates nothing."""
-        evaluate, base = self.document.manifest.evaluate, self.snapshot.path
+        evaluate = self.document.manifest.evaluate
         if evaluate is None:
             return None
-        source, folder = evaluate.perplexity, self.document.folder
+        batch = self.tokens(EVALUATION, evaluate.perplexity)
         with self.clock.stage("evaluation of the base"):
-            progress(f"evaluation: {source.describe()}")
-            batch = calibration_data.tokens(source, read_tokenizer(base), folder, base, shuffle=False)
-            return quality_metrics.reference(base, self.plan.family, batch.ids, batch.description)
+            return quality_metrics.reference(self.snapshot.path, self.plan.family, batch.ids, batch.description)

@@ -13,13 +13,11 @@ from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
-from hubplugin.compress.calibration import calibration_data
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
 from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.cards import card
-from hubplugin.job import Clock, Job
+from hubplugin.job import RECOVERY, Clock, Job
 from hubplugin.manifest.methods import quantization_of, recovery_of
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.steps.recover import Recover
@@ -219,8 +217,7 @@ def _recover(job: Job, variant: VariantPlan, step: Recover, student: Path, out: 
     base, ends = job.snapshot.path, stages.stands_for(variant, job.plan.config["num_hidden_layers"])
     if step.data is None:
         return recover.run(student, base, out, job.calibration.ids, step, ends)
-    progress(f"recovery: {step.data.describe()}")
-    batch = calibration_data.tokens(step.data, read_tokenizer(base), job.document.folder, base)
+    batch = job.tokens(RECOVERY, step.data)
     recovery = recover.run(student, base, out, batch.ids, step, ends)
     return recovery.model_copy(update={"data": batch.description})
 

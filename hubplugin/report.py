@@ -48,6 +48,7 @@ class Tokens(Record):
     sha256: str  # of the int32 token ids, row by row
     dataset: str | None = None  # Hub id, for the card's metadata
     revision: str | None = None  # commit of the dataset
+    skipped: int = 0  # rows that could not be used and were left out
 
 
 class LinearResult(Record):

@@ -197,7 +197,7 @@ def find_cause(log: str) -> Cause | None:
 
 def _messages(log: str) -> list[str]:
     """Every exception in the log as one line, in order, without those that say nothing."""
-    lines = [_PREFIX.sub("", line).rstrip() for line in log.splitlines()]
+    lines = [_PREFIX.sub("", line).rstrip() for line in log.split("\n")]
     messages = []
     for index, line in enumerate(lines):
         if _COMPLAINT.match(line):

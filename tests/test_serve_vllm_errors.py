@@ -136,3 +136,9 @@ def test_a_known_failure_wins_over_an_unknown_one_that_vllm_survived() -> None:
 def test_a_long_message_is_cut() -> None:
     cause = vllm_errors.find_cause("ValueError: " + "x" * 5000)
     assert cause is not None and len(cause.what) == vllm_errors.LONGEST
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85"])
+def test_a_message_does_not_end_at_a_separator_inside_a_name(end: str) -> None:
+    cause = vllm_errors.find_cause(f"ValueError: no config in folder a{end}b/model\n")
+    assert cause is not None and cause.what.endswith("b/model")

@@ -99,7 +99,7 @@ def card_metadata(path: Path) -> dict[str, Any]:
     """The YAML front matter of README.md; empty where there is none or it is broken."""
     card = path / "README.md"
     try:
-        lines = [line.rstrip() for line in card.read_text("utf-8-sig").splitlines()] if card.exists() else []
+        lines = [line.rstrip() for line in card.read_text("utf-8-sig").split("\n")] if card.exists() else []
         if lines[:1] != ["---"] or "---" not in lines[1:]:
             return {}
         values = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))

@@ -49,8 +49,9 @@ class Source(Settings):
     )
     column: Text | None = Field(
         default=None,
-        description="The column of the text or the messages. Left out: the only one that holds either.",
-        examples=["text"],
+        description="The column of the text or the messages, with dots where it is nested. Left out: the only one that "
+        "holds either.",
+        examples=["text", "data.messages"],
     )
     files: tuple[Text, ...] | None = Field(
         default=None,
@@ -70,6 +71,14 @@ class Source(Settings):
         examples=[512],
     )
     seed: Whole = Field(default=0, ge=0, description="A seed of random choices.", examples=[1])
+    skip: Whole = Field(
+        default=0,
+        ge=0,
+        description="The greatest number of rows that may be left out because they cannot be used, such as a system "
+        "turn under a template without one. 0: the first one ends the run, for the data would not be what the manifest "
+        "says. Report and card say how many were left out.",
+        examples=[100],
+    )
 
     # not a field: it must not travel into reports
     _length_key: str = PrivateAttr(default=LENGTH)
@@ -97,8 +106,9 @@ class Source(Settings):
         for key in ("config", "split", "revision"):
             if self.dataset is None and key in self.model_fields_set:
                 raise _fault("belongs to a dataset, and none is named", "remove it", key)
-        if self.self_ and self.column is not None:
-            raise _fault("the model's own samples have no columns", "remove it", "column")
+        for key, what in (("column", "columns"), ("skip", "rows")):
+            if self.self_ and getattr(self, key):
+                raise _fault(f"the model's own samples have no {what}", "remove it", key)
         return self
 
     @property

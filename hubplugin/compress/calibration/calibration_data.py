@@ -15,18 +15,15 @@ from typing import Any, NoReturn
 
 import httpx2
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from hubplugin import report
-from hubplugin.compress.calibration import self_sampling
+from hubplugin.compress.calibration import self_sampling, vocabulary
+from hubplugin.compress.calibration.documents import Document, Documents, Row
 from hubplugin.errors import CalibrationError, one_line
 from hubplugin.manifest.source import Source
 
-MESSAGE_COLUMNS = ("messages", "conversations")
-TEXT_COLUMNS = ("text", "content")
 SHUFFLE_BUFFER = 1024  # documents of a streamed dataset that the shuffle chooses from at a time
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 
 
 @dataclass(frozen=True)
@@ -38,19 +35,10 @@ class TokenSequences:
 
 
 @dataclass(frozen=True)
-class _Document:
-    """One text as written, or one conversation as the chat template renders it."""
-
-    text: str
-    rendered: bool
-
-
-@dataclass(frozen=True)
 class _Rows:
-    """Rows of a dataset or of files, in order of reading, and where they are from."""
+    """Rows of a dataset or of files, in order of reading, and the commit they are from."""
 
-    rows: Iterable[dict[str, Any]]
-    where: str
+    rows: Iterable[Row]
     revision: str | None = None
 
 
@@ -63,26 +51,26 @@ def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, s
     conversations are rendered by the chat template and get nothing added. Where files hold more than is needed, the
     seed chooses among all sequences; of a dataset no more is read than is needed. With `shuffle=False` texts keep
     their order, are joined by blank lines and tokenized as one, and the first sequences are taken. Raises
-    CalibrationError for data that cannot be read, is ambiguous or too short.
+    CalibrationError for data that cannot be read, is ambiguous or too short, for more unusable rows than
+    `source.skip`, and for tokens that the model in `base` has no embedding for.
     """
-    revision = None
+    revision, skipped = None, 0
     if source.self_:
         if base is None:
             raise CalibrationError("self: true", "there is no model to sample from", "use `dataset:` or `files:`")
-        ids, note = (
-            self_sampling.sample_self(base, source.samples, source.sequence_length, source.seed).to(torch.int32),
-            "",
-        )
+        ids = self_sampling.sample_self(base, source.samples, source.sequence_length, source.seed).to(torch.int32)
+        note = ""
     else:
         if tokenizer is None:
             raise CalibrationError(source.describe(), "the model has no tokenizer", "add its tokenizer files")
         rows = _dataset(source, shuffle) if source.dataset else _files(source, folder)
-        revision = rows.revision
-        documents = _documents(rows, source, tokenizer)
+        documents = Documents(rows.rows, source, tokenizer)
+        encode = _Encoder(tokenizer, vocabulary.rows_of(base) if base else None)
         if shuffle:
-            ids, note = _shuffled(documents, source, tokenizer, rows.where)
+            ids, note = _shuffled(documents, source, encode)
         else:
-            ids, note = _in_order(documents, source, tokenizer, rows.where), "; in order, joined by blank lines"
+            ids, note = _in_order(documents, source, encode), "; in order, joined by blank lines"
+        revision, skipped, note = rows.revision, documents.skipped, note + documents.note
     description = report.Tokens(
         source=source.describe() + note,
         sequences=ids.shape[0],
@@ -91,6 +79,7 @@ def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, s
         sha256=sha256_of_ids(ids),
         dataset=source.dataset,
         revision=revision,
+        skipped=skipped,
     )
     return TokenSequences(ids.contiguous(), description)
 
@@ -103,61 +92,88 @@ def sha256_of_ids(ids: Tensor) -> str:
 # -- from documents to sequences
 
 
-def _shuffled(documents: Iterator[_Document], source: Source, tokenizer: Any, where: str) -> tuple[Tensor, str]:
+@dataclass(frozen=True)
+class _Encoder:
+    """A tokenizer whose ids are compared with the rows of the model's embedding, where these are known."""
+
+    tokenizer: Any
+    rows: int | None
+
+    def ids(self, text: str, special: bool) -> list[int]:
+        """The ids of a text, with the tokenizer's own BOS if `special`."""
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def document(self, document: Document) -> list[int]:
+        """The ids of a document that stands by itself: a text ends with EOS, a conversation as it was rendered."""
+        ids, eos = self.ids(document.text, not document.rendered), self.tokenizer.eos_token_id
+        if not document.rendered and eos is not None and ids[-1:] != [eos]:
+            ids.append(eos)
+        vocabulary.check(ids, self.tokenizer, self.rows, document.where)
+        return ids
+
+    def joined(self, documents: list[Document], where: str) -> list[int]:
+        """The ids of documents as one text: conversations follow each other, texts are joined by blank lines."""
+        separator = "" if documents and documents[-1].rendered else "\n\n"
+        ids = self.ids(separator.join(document.text for document in documents), separator != "")
+        unknown = vocabulary.first_unknown(ids, self.rows)
+        if unknown is not None:
+            name = self.tokenizer.decode([unknown])
+            where = next((document.where for document in documents if name in document.text), where)
+        vocabulary.check(ids, self.tokenizer, self.rows, where)
+        return ids
+
+
+def _shuffled(documents: Documents, source: Source, encode: _Encoder) -> tuple[Tensor, str]:
     """int32 [samples, tokens] chosen by the seed, and a note on how documents were joined."""
+    chosen: Iterable[Document] = documents
     if not source.dataset:  # files are read in full, so the shuffle chooses among all documents
-        shuffled = list(documents)
-        random.Random(source.seed).shuffle(shuffled)
-        documents = iter(shuffled)
+        chosen = list(documents)
+        random.Random(source.seed).shuffle(chosen)
     needed = source.samples * source.sequence_length
     stream: list[int] = []
     rendered = False
-    for document in documents:
+    for document in chosen:
         if not document.text.strip():
             continue
         rendered = document.rendered
-        ids = tokenizer(document.text, add_special_tokens=not rendered, verbose=False)["input_ids"]
-        if not rendered and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids = [*ids, tokenizer.eos_token_id]
-        stream.extend(ids)
+        stream.extend(encode.document(document))
         if source.dataset and len(stream) >= needed:
             break
-    windows = _cut(stream, source, where)
+    windows = _cut(stream, source, documents)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(source.seed))
     note = "chat template applied" if rendered else "documents joined with EOS"
     return windows[order[: source.samples]], f"; {note}"
 
 
-def _in_order(documents: Iterator[_Document], source: Source, tokenizer: Any, where: str) -> Tensor:
+def _in_order(documents: Documents, source: Source, encode: _Encoder) -> Tensor:
     """int32 [samples, tokens]: the first windows of all text tokenized as one. Reads until the tokens suffice."""
     needed = source.samples * source.sequence_length
     characters = 8 * needed  # a first guess, which only decides how often text is tokenized
-    texts: list[str] = []
-    read, separator = 0, "\n\n"
-    ended = False
+    read: list[Document] = []
+    waiting, length, ended = iter(documents), 0, False
     while True:
-        for document in documents:
-            separator = "" if document.rendered else "\n\n"
-            texts.append(document.text)
-            read += len(document.text)
-            if read >= characters:
+        for document in waiting:
+            read.append(document)
+            length += len(document.text)
+            if length >= characters:
                 break
         else:
             ended = True
-        ids = tokenizer(separator.join(texts), add_special_tokens=separator != "", verbose=False)["input_ids"]
+        ids = encode.joined(read, documents.where)
         if ended or len(ids) > needed:  # one more than needed: the last token may depend on text not read yet
-            return _cut(ids, source, where)[: source.samples]
+            return _cut(ids, source, documents)[: source.samples]
         characters *= 2
 
 
-def _cut(ids: list[int], source: Source, where: str) -> Tensor:
+def _cut(ids: list[int], source: Source, documents: Documents) -> Tensor:
     """int32 [windows, tokens]; the rest is dropped. Raises CalibrationError where there are too few windows."""
     windows = len(ids) // source.sequence_length
     if windows < source.samples:
         needed = source.samples * source.sequence_length
         raise CalibrationError(
-            where,
-            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.sequence_length})",
+            documents.where,
+            f"holds {len(ids)} tokens, {needed} are needed ({source.samples} sequences of {source.sequence_length})"
+            + documents.note,
             f"use more text, or `samples: {windows}`"
             if windows
             else f"use more text, or a smaller `{source.length_key}`",
@@ -167,53 +183,7 @@ def _cut(ids: list[int], source: Source, where: str) -> Tensor:
     )
 
 
-# -- from sources to documents
-
-
-def _documents(source_rows: _Rows, source: Source, tokenizer: Any) -> Iterator[_Document]:
-    """The text of every row, from the one column that holds it."""
-    column = source.column
-    for number, row in enumerate(source_rows.rows, start=1):
-        where = f"{source_rows.where}, row {number}"
-        column = column or _column(row, source_rows.where)
-        if column not in row:
-            raise CalibrationError(where, f"has no column {column!r}", f"set `column:` to one of {sorted(row)}")
-        value = row[column]
-        if isinstance(value, list):
-            yield _Document(_render(value, tokenizer, where), rendered=True)
-        elif isinstance(value, str):
-            yield _Document(value, rendered=False)
-        elif value is not None:
-            raise CalibrationError(
-                f"{where}: {column}", f"is {type(value).__name__}", "name a column of texts or of messages"
-            )
-
-
-def _column(row: dict[str, Any], where: str) -> str:
-    """The column of messages or of text. Raises CalibrationError where none or several could be meant."""
-    known = [name for name in (*MESSAGE_COLUMNS, *TEXT_COLUMNS) if name in row]
-    if len(known) == 1:
-        return known[0]
-    what = f"columns {known} could all be meant" if known else f"none of {sorted(row)} is a known name for text"
-    raise CalibrationError(where, what, "name the column with `column:`")
-
-
-def _render(messages: list[Any], tokenizer: Any, where: str) -> str:
-    """A conversation as the model was trained to see it."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise CalibrationError(
-            where, "holds messages, and the model has no chat template", "use plain text, or a chat model"
-        )
-    try:
-        turns = [
-            {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} if "from" in turn else turn
-            for turn in messages
-        ]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, KeyError, TypeError, ValueError) as error:
-        raise CalibrationError(
-            where, f"does not fit the chat template: {one_line(error)}", "mend the row or use other data"
-        ) from error
+# -- from sources to rows
 
 
 def _dataset(source: Source, shuffle: bool) -> _Rows:
@@ -225,11 +195,14 @@ def _dataset(source: Source, shuffle: bool) -> _Rows:
     try:
         builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
         stream = builder.as_streaming_dataset(split=source.split)
-        rows = stream.shuffle(**shuffling) if shuffle else stream
+        values = stream.shuffle(**shuffling) if shuffle else stream
     except _DATA_ERRORS as error:
         _unreadable(error, where)
     commit = str(builder.hash or "")
-    return _Rows(_guarded(rows, where), where, commit if re.fullmatch("[0-9a-f]{40}", commit) else source.revision)
+    # datasets does not say where a shuffled row was before
+    order = f", as shuffled by seed {source.seed}" if shuffle else ""
+    rows = (Row(row, f"{where}, row {number}{order}") for number, row in enumerate(_guarded(values, where), start=1))
+    return _Rows(rows, commit if re.fullmatch("[0-9a-f]{40}", commit) else source.revision)
 
 
 def _guarded(rows: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
@@ -256,27 +229,33 @@ def _unreadable(error: Exception, where: str) -> NoReturn:
 
 def _files(source: Source, folder: Path) -> _Rows:
     """Rows of local files: a text file is one row, a .jsonl file has one per line."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name in source.files or ():
         path = folder / name
         if path.suffix not in (".txt", ".md", ".jsonl"):
             raise CalibrationError(str(path), "is not .txt, .md or .jsonl", "convert it to one of these")
         try:
-            text = path.read_text("utf-8")
+            # a file's lines end with LF, CR LF or CR; str.splitlines would also break a JSON text at U+2028
+            with path.open(encoding="utf-8-sig") as file:
+                if path.suffix == ".jsonl":
+                    rows.extend(_json_rows(file, path))
+                else:
+                    rows.append(Row({source.column or "text": file.read()}, str(path), plain=True))
         except (OSError, UnicodeDecodeError) as error:
             raise CalibrationError(str(path), one_line(error), "give UTF-8 files, relative to the manifest") from error
-        if path.suffix != ".jsonl":
-            rows.append({source.column or "text": text})
+    return _Rows(rows)
+
+
+def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
+    rows = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
-        for number, line in enumerate(text.splitlines(), start=1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError as error:
-                raise CalibrationError(
-                    f"{path}:{number}", f"is not JSON: {one_line(error)}", "mend the line"
-                ) from error
-            if isinstance(row, dict):
-                rows.append(row)
-            elif row is not None:
-                raise CalibrationError(f"{path}:{number}", "is no JSON object", 'write {"text": ...} on each line')
-    return _Rows(rows, source.describe())
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CalibrationError(f"{path}:{number}", f"is not JSON: {one_line(error)}", "mend the line") from error
+        if not isinstance(values, dict):
+            raise CalibrationError(f"{path}:{number}", "is no JSON object", 'write {"text": ...} on each line')
+        rows += 1
+        yield Row(values, f"{path}:{number}, row {rows}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubplugin.compress.calibration import vocabulary
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.model.devices import default_device
@@ -24,7 +25,7 @@ def sample_self(folder: Path, count: int, tokens: int, seed: int) -> Tensor:
 
     Rows start with BOS where the tokenizer or the config has one, else with a random ordinary token each. EOS is a
     token like any other: what follows it is drawn from the model's distribution too. The result depends on the seed
-    alone. Raises CalibrationError for more tokens than the model's context.
+    alone. Raises CalibrationError for more tokens than the model's context, and for a BOS that it has no embedding for.
     """
     from transformers import AutoModelForCausalLM
 
@@ -39,7 +40,10 @@ def sample_self(folder: Path, count: int, tokens: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else model.config.bos_token_id
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    ordinary = torch.tensor([token for token in range(len(tokenizer)) if token not in special])
+    rows = model.get_input_embeddings().weight.shape[0]  # a tokenizer may know more tokens than these
+    if bos is not None:
+        vocabulary.check([bos], tokenizer, rows, "self: the token that samples start with")
+    ordinary = torch.tensor([token for token in range(min(len(tokenizer), rows)) if token not in special])
     random_first = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
     first = random_first if bos is None else torch.full((count,), bos)
     # all randomness is drawn here, so that batches and threads cannot change the result
