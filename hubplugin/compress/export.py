@@ -14,12 +14,11 @@ from torch import Tensor
 from hubplugin.checkpoint import formats, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.model_folder import companions
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.compress.blocks.block_record import Block
-from hubplugin.compress.quantization_config import quantization_config
+from hubplugin.compress.quantization_config import quantization_config, quantize_config
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.variant_plan import VariantPlan
@@ -95,8 +94,8 @@ class Folder:
         quantization = quantization_config(self._plan)
         if quantization:
             config["quantization_config"] = quantization
-            if quantization["quant_method"] == GPTQ:
-                _dump(quantization, self.path / "quantize_config.json")
+        if beside := quantize_config(self._plan):
+            _dump(beside, self.path / "quantize_config.json")
         _dump(config, self.path / "config.json")
         for file in companions(self._base):
             shutil.copyfile(file, self.path / file.name)  # the cache holds links; copy what they point to
