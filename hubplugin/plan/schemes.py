@@ -56,15 +56,29 @@ def override_of(step: Quantization, name: str) -> str | None:
 def resolve(step: Quantization, names: Sequence[str], vocabulary: int) -> dict[str, Scheme | None]:
     """Every linear's scheme, None where it stays dense.
 
-    Without a `format:` it is AutoGPTQ's where stock vLLM reads all of it there (4 or 8 bits, symmetric, weights alone;
-    and a quantized head only where `vocabulary`, its rows, is whole tiles), else compressed-tensors.
+    Without a `format:` it is AutoGPTQ's where all loaders of that format read all of it there (`why_not_autogptq`), else
+    compressed-tensors. `vocabulary`: the rows of a quantized head.
     """
     resolved = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
-    wanted = [scheme for scheme in resolved.values() if scheme] + _options(step)
-    plain = all(scheme.bits in GPTQ_BITS and scheme.symmetric and scheme.weight_only for scheme in wanted)
-    default = GPTQ if plain and not (step.lm_head and vocabulary % HEAD_TILE) else COMPRESSED_TENSORS
+    default = COMPRESSED_TENSORS if why_not_autogptq(step, resolved.values(), vocabulary) else GPTQ
     layout_name = step.format or default
     return {name: scheme and replace(scheme, layout=_layout(layout_name, scheme)) for name, scheme in resolved.items()}
+
+
+def why_not_autogptq(step: Quantization, schemes: Iterable[Scheme | None], vocabulary: int) -> str:
+    """Why a step without a `format:` does not get AutoGPTQ's; empty where it does.
+
+    Stock vLLM reads 4 or 8 bits there, symmetric, weights alone, and a quantized head only where `vocabulary`, its
+    rows, is whole tiles. transformers reads no checkpoint there whose linears differ, as a budget leaves them.
+    """
+    found = list(schemes)
+    wanted = [scheme for scheme in found if scheme] + _options(step)
+    plain = all(scheme.bits in GPTQ_BITS and scheme.symmetric and scheme.weight_only for scheme in wanted)
+    if not plain or (step.lm_head and vocabulary % HEAD_TILE):
+        return "vLLM does not read all of it in AutoGPTQ's"
+    if step.budget or len(set(found)) > 1:
+        return "linears differ, and transformers reads no such checkpoint in AutoGPTQ's"
+    return ""
 
 
 def _options(step: Quantization) -> list[Scheme]:
