@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 from packaging.requirements import Requirement
 
@@ -89,8 +89,9 @@ def answering() -> Iterator[http.server.ThreadingHTTPServer]:
             pass
 
     class Server(http.server.ThreadingHTTPServer):
-        asked: list[tuple[str, str, Any]] = []
+        asked: ClassVar[list[tuple[str, str, Any]]]
 
+    Server.asked = []
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -161,7 +161,7 @@ def test_quantize_config_json_stands_beside_autogptqs_format_alone(base: Path, t
 
 
 def test_what_made_a_gptq_folder_stands_where_no_loader_reads_it(base: Path, tmp_path: Path) -> None:
-    """AutoRoundConfig takes `meta` for a format that it does not read; what loads is otherwise the same in both files."""
+    """AutoRoundConfig refuses a dictionary with `meta`; all else is the same in both files."""
     for name in ("gptq", "gptq 8", "gptq mixed, head"):
         write(base, tmp_path / name, STEPS[name])
         config = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]

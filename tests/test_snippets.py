@@ -107,12 +107,8 @@ def test_every_block_of_every_card_is_run_by_a_test_here(made: Made) -> None:
 def test_what_the_card_loads_in_python_is_the_model(
     name: str, made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pip,), (code,) = of_kind(made.cards[name], "pip"), of_kind(made.cards[name], "load")
-    if lacking := missing(pip):
-        pytest.skip(f"the card names {lacking}")
     monkeypatch.chdir(made.folder)
-    known: dict[str, Any] = {}
-    exec(compile(code, f"{name}'s card", "exec"), known)
+    known = loaded(made.cards[name])
     assert capsys.readouterr().out.strip()
     ids = pico.tokens(2, 24)
     with torch.inference_mode():
@@ -120,6 +116,29 @@ def test_what_the_card_loads_in_python_is_the_model(
     ours = quality_metrics.open_model(made.out / name, families.FAMILIES["llama"])
     kl = kl_divergence.divergence(ours.logits(ours.hidden_states(ids)).flatten(0, 1), theirs.flatten(0, 1))
     assert float(kl.mean()) < 0.01  # computed in bfloat16
+
+
+def loaded(text: str) -> dict[str, Any]:
+    """What the block that loads a model leaves behind, run here; skips where the card asks for more than is here."""
+    (pip,), (code,) = of_kind(text, "pip"), of_kind(text, "load")
+    if lacking := missing(pip):
+        pytest.skip(f"the card names {lacking}")
+    known: dict[str, Any] = {}
+    exec(compile(code, "card", "exec"), known)
+    return known
+
+
+def test_a_folder_that_is_not_published_is_named_by_its_own_name(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = made.reports["Pruned"]
+    alone = card.render(own.model_copy(update={"repo": None}))
+    monkeypatch.chdir(made.out)
+    for text in (alone, card.render(own.model_copy(update={"repo": None, "files": {}}))):
+        assert loaded(text)["model"].config.intermediate_size == 96 and capsys.readouterr().out.strip()
+    for way in ("serve on a GPU", "serve on a CPU"):
+        assert of_kind(alone, way)[0].endswith(" serve Pruned")
+    assert '"model": "Pruned"' in of_kind(alone, "curl")[0] and "folder above it" in alone
 
 
 def test_what_must_be_installed_is_read_from_the_card() -> None:
@@ -176,6 +195,12 @@ def test_what_loads_nowhere_else_is_not_promised(made: Made) -> None:
     assert "5.23 and 5.24" in zeros and "5.22 and older" in zeros and "llama.cpp" in three
     for name in ("Packed-mixed", "Budget"):
         assert made.cards[name].count("compressed-tensors' format") == 1 and "gptqmodel" not in made.cards[name]
+    whole = made.reports["GPTQ"]
+    (step,) = whole.steps
+    experts = {"base": whole.base.model_copy(update={"model_type": "mixtral"})}
+    for change in ({"steps": ({**step, "lm_head": True},)}, experts):
+        other = card.render(whole.model_copy(update=change))
+        assert of_kind(other, "pip") == ["pip install gptqmodel"] and "AutoModelForCausalLM" not in other
     refused = tuple(Load(target=one.target, loads=one.target != "cpu", why="x") for one in made.reports["GPTQ"].loads)
     elsewhere = card.render(made.reports["GPTQ"].model_copy(update={"loads": refused}))
     assert "hubplugin serve" not in elsewhere and "vllm serve" in elsewhere

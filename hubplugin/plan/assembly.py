@@ -110,7 +110,7 @@ def assemble(
         notes=(
             *masks.notes(mask_of(recipe.steps)),
             # what our plugin alone loads is no other loader's either
-            *(vllm_support.notes(config["model_type"], may_differ) or loaders.notes({one.scheme for one in planned})),
+            *(vllm_support.notes(config["model_type"], may_differ) or loaders.notes(schemes.stored(linears, head))),
         ),
     )
     return replace(variant, passes=_passes(recipe, shape, variant))

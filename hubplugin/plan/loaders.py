@@ -4,26 +4,24 @@ Run on pico models in October and November 2026 with transformers 5.19 to 5.24, 
 optimum 2.3, gptqmodel 7.6 and llama.cpp's converter. Knows schemes and the names of packages; imports none of them.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
-from hubplugin.plan.schemes import Scheme
+from hubplugin.plan.schemes import Scheme, Stored
 
 TRANSFORMERS, GPTQMODEL = "transformers", "gptqmodel"
 
-# transformers with optimum and gptqmodel ignore the rules under `dynamic`: linears get the wrong shape, or no weights
 GPTQMODEL_ALONE = (
-    "GPTQModel.load and vLLM load it, transformers does not: its linears differ, which transformers (with gptqmodel and "
-    "optimum) does not read of AutoGPTQ's format"
+    "GPTQModel.load and vLLM load it, transformers does not: {}, which transformers (with gptqmodel and optimum) does "
+    "not read of AutoGPTQ's format"
 )
 ZEROS = (
-    "transformers 5.23 and 5.24 cannot load its zero points with compressed-tensors 0.19 and 0.20 (they report "
+    "transformers 5.23 and 5.24 cannot load its zero points with compressed-tensors 0.18 to 0.20 (they report "
     "mismatched sizes): transformers 5.22 and older can, and so can vLLM"
 )
 THREE_BITS = (
-    "codes of 3 bits need compressed-tensors 0.18 or newer in transformers (0.17 packed them otherwise), and llama.cpp's "
-    "converter fails on them; vLLM reads them"
+    "codes of 3 bits need compressed-tensors 0.18 or newer in transformers (0.17 packed them otherwise), and "
+    "llama.cpp's converter fails on them; vLLM reads them"
 )
 
 
@@ -35,31 +33,24 @@ class Loader:
     requirements: tuple[str, ...]  # as pip takes them
 
 
-def differ(schemes: Collection[Scheme | None]) -> bool:
-    """Whether linears that are quantized are quantized differently, or beside others (None) that are not."""
-    return len(set(schemes)) > 1
-
-
-def loader(schemes: Collection[Scheme | None]) -> Loader:
-    """What loads a checkpoint whose linears have these schemes, None for dense ones, apart from vLLM."""
-    quantized = [scheme for scheme in schemes if scheme]
-    if not quantized:
+def loader(stored: Stored) -> Loader:
+    """What loads a checkpoint, apart from vLLM."""
+    if not stored.quantized:
         return Loader(TRANSFORMERS, (TRANSFORMERS,))
-    if quantized[0].layout == GPTQ:
-        if differ(schemes):
+    if stored.quantized[0].layout == GPTQ:
+        if stored.beyond_transformers:
             return Loader(GPTQMODEL, (GPTQMODEL,))
         return Loader(TRANSFORMERS, (TRANSFORMERS, GPTQMODEL, "optimum"))
-    newest = "<5.23" if any(map(has_zeros, quantized)) else ""
-    oldest = ">=0.18" if any(map(has_three_bits, quantized)) else ""
+    newest = "<5.23" if any(map(has_zeros, stored.quantized)) else ""
+    oldest = ">=0.18" if any(map(has_three_bits, stored.quantized)) else ""
     return Loader(TRANSFORMERS, (f"{TRANSFORMERS}{newest}", f"compressed-tensors{oldest}"))
 
 
-def notes(schemes: Collection[Scheme | None]) -> tuple[str, ...]:
-    """What a user must know of loaders that fail on a checkpoint with these schemes, None for dense linears."""
-    quantized = [scheme for scheme in schemes if scheme]
-    if quantized and quantized[0].layout == GPTQ:
-        return (GPTQMODEL_ALONE,) if differ(schemes) else ()
-    zeros, three = any(map(has_zeros, quantized)), any(map(has_three_bits, quantized))
+def notes(stored: Stored) -> tuple[str, ...]:
+    """What a user must know of loaders that fail on a checkpoint."""
+    if stored.quantized and stored.quantized[0].layout == GPTQ:
+        return (GPTQMODEL_ALONE.format(why),) if (why := stored.beyond_transformers) else ()
+    zeros, three = any(map(has_zeros, stored.quantized)), any(map(has_three_bits, stored.quantized))
     return (ZEROS,) * zeros + (THREE_BITS,) * three
 
 

@@ -167,9 +167,9 @@ def _formats(plan: Plan) -> list[str]:
     for draft in plan.drafts:
         step, variant = quantization_of(draft.recipe.steps), draft.estimate
         if step and step.format is None:
-            planned = [linear.scheme for linear in (*variant.linears, *([variant.head] if variant.head else []))]
+            planned = {linear.name: linear.scheme for linear in (*variant.linears, *variant.quantized)}
             why = schemes.why_not_autogptq(step, planned, variant.dims.vocab)
-            chosen.setdefault((schemes.format_of(planned), why), []).append(variant.name)
+            chosen.setdefault((schemes.format_of(planned.values()), why), []).append(variant.name)
     return [f"  {', '.join(names)}: {name}{f' ({why})' if why else ''}" for (name, why), names in chosen.items()]
 
 
@@ -179,14 +179,14 @@ def _needs(plan: Plan) -> list[str]:
     for variant in plan.variants:
         for verdict in variant.verdicts:
             if verdict.note:
-                needs.setdefault((verdict.target.split()[0], verdict.note), {})[variant.name] = None
+                needs.setdefault((f"on {verdict.target.split()[0]}", verdict.note), {})[variant.name] = None
         if variant.quantized and vllm_support.PLUGIN not in variant.notes:
-            packages = loaders.loader({linear.scheme for linear in (*variant.linears, *variant.quantized)}).requirements
-            needs.setdefault(("Python", f"the packages {', '.join(packages)}"), {})[variant.name] = None
-    several = {target for target, _ in needs if sum(target == other for other, _ in needs) > 1}
+            packages = loaders.loader(schemes.stored(variant.linears, variant.head)).requirements
+            needs.setdefault(("in Python", f"the packages {', '.join(packages)}"), {})[variant.name] = None
+    several = {place for place, _ in needs if sum(place == other for other, _ in needs) > 1}
     return [
-        f"  {'in' if target == 'Python' else 'on'} {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
-        for (target, note), names in needs.items()
+        f"  {place}{', ' + ', '.join(names) if place in several else ''}: {note}"
+        for (place, note), names in needs.items()
     ]
 
 

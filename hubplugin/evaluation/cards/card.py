@@ -36,7 +36,7 @@ PRUNED = {
 def render(report: Report) -> str:
     """The README.md of a variant: YAML front matter and Markdown."""
     quantization, mask = step_of(report, Kind.QUANTIZE), step_of(report, Kind.MASK)
-    quantized = [scheme for scheme in steps.schemes_of(report) if scheme]
+    stored = steps.stored(report)
     return _template().render(
         report=report,
         front_matter=markdown.front_matter(metadata(report)),
@@ -45,9 +45,10 @@ def render(report: Report) -> str:
         mask=method_of(mask) if mask else None,
         quantization=quantization,
         quantizer=method_of(quantization) if quantization else None,
-        int8_inputs=any(not scheme.weight_only for scheme in quantized),
-        three_bits=any(map(loaders.has_three_bits, quantized)),
-        zeros=any(map(loaders.has_zeros, quantized)),
+        int8_inputs=any(not scheme.weight_only for scheme in stored.quantized),
+        three_bits=any(map(loaders.has_three_bits, stored.quantized)),
+        zeros=any(map(loaders.has_zeros, stored.quantized)),
+        beyond_transformers=stored.beyond_transformers,
         use=snippets.use(report),
         size_rows=[row for metric in SIZES for row in _size_row(metric, report)],
         quality_rows=[row for metric in QUALITY for row in _quality_row(metric, report)],

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from hubplugin.evaluation.cards.markdown import Markdown
-from hubplugin.evaluation.cards.steps import conversational, heterogeneous, schemes_of
+from hubplugin.evaluation.cards.steps import conversational, heterogeneous, stored
 from hubplugin.plan import loaders, vllm_support
 from hubplugin.report import Report
 
@@ -18,7 +18,7 @@ TORCH = "torch"  # which transformers does not install
 class Use:
     """What runs the variant, and how."""
 
-    name: str  # the repo, or the folder's name
+    name: str  # the repo, or the folder that `run` has made
     gpu: bool  # whether stock vLLM loads it on some number of GPUs
     cpu: bool  # and on a CPU
     chat: bool  # whether a prompt may be a conversation
@@ -34,12 +34,12 @@ class Use:
 def use(report: Report) -> Use:
     """Who loads the variant of a report; of one that says nothing of vLLM, that vLLM does."""
     loads = {load.target for load in report.loads if load.loads}
-    loader = None if heterogeneous(report) else loaders.loader(schemes_of(report))
+    loader = None if heterogeneous(report) else loaders.loader(stored(report))
     requirements = loader.requirements if loader else ()
     if loader and loader.library == loaders.TRANSFORMERS:
         requirements = (TORCH, *requirements)
     return Use(
-        name=report.repo or report.model_name,
+        name=report.repo or report.variant,
         gpu=not report.loads or bool(loads - {vllm_support.CPU}),
         cpu=not report.loads or vllm_support.CPU in loads,
         chat=conversational(report),

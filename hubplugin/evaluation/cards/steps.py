@@ -1,13 +1,14 @@
-"""What a report says of a variant's steps and shape, for cards. Its steps are plain dictionaries; METHODS has their rows.
+"""What a report says of a variant's steps and shape, for cards.
 
-Knows reports, methods and schemes; no Markdown.
+Its steps are plain dictionaries; METHODS has their rows. Knows reports, methods and schemes; no Markdown.
 """
 
 from typing import Any
 
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.manifest.methods import METHODS, Kind, Method
-from hubplugin.plan.schemes import Scheme
+from hubplugin.model.architectures.families import FAMILIES
+from hubplugin.plan.schemes import Scheme, Stored
 from hubplugin.report import Report
 
 Step = dict[str, Any]
@@ -44,14 +45,16 @@ def chosen(report: Report) -> list[Scheme]:
     return [Scheme(unit.bits, unit.group_size, unit.symmetric, None, layout) for unit in units]
 
 
-def schemes_of(report: Report) -> set[Scheme | None]:
-    """The schemes that the linears have, None among them where some stay dense."""
+def stored(report: Report) -> Stored:
+    """How the linears are stored, as far as loaders must know."""
     step = step_of(report, Kind.QUANTIZE)
     if step is None:
-        return {None}
+        return Stored(frozenset((None,)))
     settings = [step | {key: value for key, value in own.items() if value is not None} for own in _overrides(step)]
     found: set[Scheme | None] = {*chosen(report), *map(_scheme, settings if report.allocation else [step, *settings])}
-    return found | ({None} if step.get("ignore") else set())
+    found |= {None} if step.get("ignore") else set()
+    row = FAMILIES.get(report.base.model_type)
+    return Stored(frozenset(found), bool(step.get("lm_head")), row is not None and row.experts is not None)
 
 
 def _overrides(step: Step) -> list[dict[str, Any]]:
