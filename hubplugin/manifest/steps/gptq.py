@@ -82,8 +82,8 @@ class Quantization(StepSettings):
     )
     format: Literal["gptq", "compressed-tensors"] | None = Field(
         default=None,
-        description="The checkpoint format. Left out: gptq where vLLM and transformers read it there (4 or 8 bits, symmetric, "
-        "one grid for all linears, no head, no experts), else compressed-tensors.",
+        description="The checkpoint format. Left out: gptq where vLLM and transformers read it there (4 or 8 bits, "
+        "symmetric, one grid for all linears, no head, no experts), else compressed-tensors.",
         examples=["gptq"],
     )
     activation_bits: Literal[8] | None = Field(
