@@ -118,7 +118,7 @@ def test_a_plan_with_chosen_schemes_has_just_these() -> None:
 
 def test_the_table_names_the_options_and_the_size() -> None:
     config = pico.config(**WIDE)
-    asked = document([{"method": "gptq", "budget": {"bits_per_weight": 4.4}}])
+    asked = document([{"method": "gptq", "format": "gptq", "budget": {"bits_per_weight": 4.4}}])
     shown = table.render(planner.make(asked, config_json(config), headers(config)))
     assert "a budget over int4 g128/int4 g32/int8 g128" in shown and " 4.4" in shown
 

@@ -73,7 +73,7 @@ MIXED = {
 
 
 def test_rules_match_exactly_their_linears_by_the_names_of_the_files_and_by_vllms() -> None:
-    made = variant(MIXED, pico.config(**WIDE, num_hidden_layers=12))
+    made = variant({**MIXED, "format": "gptq"}, pico.config(**WIDE, num_hidden_layers=12))
     found = quantization_config(made)
     assert found is not None
     stacked = {unit: name for name, units in FUSED.items() for unit in units}
@@ -91,7 +91,7 @@ def test_rules_match_exactly_their_linears_by_the_names_of_the_files_and_by_vllm
 
 def test_the_names_of_linears_that_are_stacked_in_the_files_are_vllms() -> None:
     config = pico.config("phi3", intermediate_size=256)
-    found = declared({**W4, "overrides": {"qkv_proj": {"bits": 8}}}, config)
+    found = declared({**W4, "format": "gptq", "overrides": {"qkv_proj": {"bits": 8}}}, config)
     rules = {r"+:model\.layers\.(?:0|1)\.self_attn\.qkv_proj$": {"bits": 8, "group_size": 32, "sym": True}}
     assert found["dynamic"] == rules
 
@@ -99,7 +99,7 @@ def test_the_names_of_linears_that_are_stacked_in_the_files_are_vllms() -> None:
 def test_a_quantized_head_is_named() -> None:
     config = pico.config(**WIDE, vocab_size=320)
     head = {**W4, "lm_head": True, "overrides": {"lm_head": {"group_size": 64}}}
-    found = declared(head, config)
+    found = declared({**head, "format": "gptq"}, config)
     assert found["lm_head"] is True
     assert found["dynamic"] == {"+:lm_head$": {"bits": 4, "group_size": 64, "sym": True}}
     found = declared({**head, "format": "compressed-tensors"}, config)

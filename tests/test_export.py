@@ -13,8 +13,9 @@ from gate_helpers import candidate
 from safetensors.torch import load_file, save_file
 from serve_helpers import skip_without_kernels
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoRoundConfig, GPTQConfig
 
+import hubplugin
 from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Dense, Encoding, Grid
@@ -44,6 +45,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "overrides": {"self_attn.*": {"group_size": 64}},
         "ignore": ["layers.0.mlp.down_proj"],
         "lm_head": True,
+        "format": "gptq",
     },
     "packed": {"group_size": 32, "format": "compressed-tensors"},
     "packed asymmetric": {"group_size": 64, "symmetric": False},
@@ -156,6 +158,26 @@ def test_quantize_config_json_stands_beside_autogptqs_format_alone(base: Path, t
         write(base, tmp_path / name, STEPS[name])
         assert (tmp_path / name / "quantize_config.json").is_file() is there
         assert "quantization_config" in json.loads((tmp_path / name / "config.json").read_text())
+
+
+def test_what_made_a_gptq_folder_stands_where_no_loader_reads_it(base: Path, tmp_path: Path) -> None:
+    """AutoRoundConfig refuses a dictionary with `meta`; all else is the same in both files."""
+    for name in ("gptq", "gptq 8", "gptq mixed, head"):
+        write(base, tmp_path / name, STEPS[name])
+        config = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+        beside = json.loads((tmp_path / name / "quantize_config.json").read_text())
+        assert beside.pop("meta")["quantizer"] == [f"hubplugin:{hubplugin.__version__}"]
+        assert config == beside
+        assert AutoRoundConfig.from_dict(dict(config)).bits == GPTQConfig.from_dict(dict(config)).bits == config["bits"]
+
+
+def test_folders_that_name_their_maker_in_config_json_are_read_as_before(base: Path, tmp_path: Path) -> None:
+    _, dense = write(base, tmp_path / "v", STEPS["gptq"])
+    config = json.loads((tmp_path / "v" / "config.json").read_text())
+    config["quantization_config"]["meta"] = {"quantizer": ["hubplugin:0.1.0"], "damp_percent": 0.01}
+    (tmp_path / "v" / "config.json").write_text(json.dumps(config))
+    view = DenseView(tmp_path / "v")
+    assert all(torch.equal(view.get(f"{linear}.weight"), weight) for linear, weight in dense.items())
 
 
 def test_rounded_activations_are_part_of_what_is_measured(base: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.gptqmodel import worker as worker
-from hubplugin.compress.quantization_config import quantization_config
+from hubplugin.compress.quantization_config import quantize_config
 from hubplugin.errors import CompressError, PlanError
 from hubplugin.evaluation import gate
 from hubplugin.evaluation.cards import card
@@ -230,7 +230,7 @@ def test_killing_us_kills_it(double: Path, pico_folder: Path, tmp_path: Path, mo
 def test_the_folder_names_the_engine_that_made_its_codes(pico_folder: Path) -> None:
     (theirs,) = of_folder(pico_folder, THEIRS).variants
     (ours,) = of_folder(pico_folder, THEIRS | {"engine": "hubplugin"}).variants
-    said = quantization_config(theirs)
+    said = quantize_config(theirs)
     assert said is not None and said["meta"]["quantizer"] == [f"gptqmodel:{GPTQMODEL}"]
     assert backend.packages(theirs) == ("gptqmodel",) and backend.packages(ours) == ()
     assert backend.step_of(ours) is None

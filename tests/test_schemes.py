@@ -58,25 +58,34 @@ def test_the_first_pattern_counts_and_ignore_counts_before_all() -> None:
     [
         ({}, 64, {"gptq"}),
         ({"bits": 8}, 64, {"gptq"}),
-        ({"overrides": {"down_proj": {"bits": 8}}}, 64, {"gptq"}),
+        ({"overrides": {"down_proj": {"bits": 8}}}, 64, {"pack-quantized"}),
+        ({"overrides": {"down_proj": {"bits": 8}}, "format": "gptq"}, 64, {"gptq"}),
+        ({"overrides": {"down_proj": {"bits": 4}}}, 64, {"gptq"}),
+        ({"overrides": {"*": {"bits": 8}}}, 64, {"gptq"}),
+        ({"overrides": {"layers.0.*": {"group_size": 32}}}, 64, {"pack-quantized"}),
+        ({"ignore": ["o_proj"]}, 64, {"pack-quantized"}),
+        ({"ignore": ["layers.11.mlp.up_proj"], "format": "gptq"}, 64, {"gptq"}),
+        ({"budget": {"bits_per_weight": 4.5}}, 64, {"pack-quantized"}),
+        ({"budget": {"bits_per_weight": 4.5}, "format": "gptq"}, 64, {"gptq"}),
         ({"format": "compressed-tensors"}, 64, {"pack-quantized"}),
         ({"bits": 3}, 64, {"pack-quantized"}),
         ({"bits": 3, "format": "gptq"}, 64, {"gptq"}),
         ({"symmetric": False}, 64, {"pack-quantized"}),
         ({"overrides": {"down_proj": {"symmetric": False}}}, 64, {"pack-quantized"}),
-        ({"overrides": {"down_proj": {"symmetric": False}}, "ignore": ["down_proj"]}, 64, {"gptq"}),
+        ({"overrides": {"down_proj": {"symmetric": False}}, "ignore": ["down_proj"]}, 64, {"pack-quantized"}),
         ({"bits": 8, "group_size": -1, "activation_bits": 8}, 64, {"int-quantized"}),
         (
             {"overrides": {"down_proj": {"bits": 8, "group_size": -1, "activation_bits": 8}}},
             64,
             {"pack-quantized", "int-quantized"},
         ),
-        ({"lm_head": True}, 640, {"gptq"}),
+        ({"lm_head": True}, 640, {"pack-quantized"}),
+        ({"lm_head": True, "format": "gptq"}, 640, {"gptq"}),
         ({"lm_head": True}, 630, {"pack-quantized"}),
         ({"lm_head": False}, 630, {"gptq"}),
     ],
 )
-def test_the_format_is_autogptqs_where_stock_vllm_reads_all_of_it(
+def test_the_format_is_autogptqs_where_all_that_loads_it_reads_it(
     settings: dict[str, Any], vocabulary: int, layouts: set[str]
 ) -> None:
     found = schemes.resolve(gptq(**settings), NAMES, vocabulary)
@@ -87,3 +96,9 @@ def test_the_format_is_autogptqs_where_stock_vllm_reads_all_of_it(
 def test_distinct_schemes_come_by_how_common_they_are() -> None:
     found = schemes.resolve(gptq(overrides={"q_proj": {"bits": 8}, "layers.0.*": {"bits": 3}}), NAMES, 64)
     assert [str(scheme) for scheme in schemes.distinct(found.values())] == ["int4 g128", "int8 g128", "int3 g128"]
+
+
+def test_experts_are_stored_in_the_format_that_transformers_reads_them_in() -> None:
+    names = [*NAMES, "model.layers.0.mlp.experts.0.down_proj"]
+    for settings, layout in (({}, "pack-quantized"), ({"bits": 8}, "pack-quantized"), ({"format": "gptq"}, "gptq")):
+        assert {scheme.layout for scheme in schemes.resolve(gptq(**settings), names, 64).values() if scheme} == {layout}

@@ -13,11 +13,10 @@ from torch import Tensor
 from hubplugin.checkpoint import formats, model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.compress.blocks.block_record import Block
-from hubplugin.compress.quantization_config import quantization_config
+from hubplugin.compress.quantization_config import quantization_config, quantize_config
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.variant_plan import VariantPlan
@@ -93,8 +92,8 @@ class Folder:
         quantization = quantization_config(self._plan)
         if quantization:
             config["quantization_config"] = quantization
-            if quantization["quant_method"] == GPTQ:
-                _dump(quantization, self.path / "quantize_config.json")
+        if beside := quantize_config(self._plan):
+            _dump(beside, self.path / "quantize_config.json")
         _dump(config, self.path / "config.json")
         model_folder.copy(model_folder.companions(self._base), self._base, self.path)
         if not keep_blocks:

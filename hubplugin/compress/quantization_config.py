@@ -22,13 +22,33 @@ NO_LINEARS = ("embed_tokens",)  # modules with a weight matrix that no loader ta
 
 
 def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
-    """The dictionary for config.json (and quantize_config.json); None for a variant without quantization."""
+    """The dictionary for config.json; None for a variant without quantization."""
     if not plan.quantized:
         return None
     step = quantization_of(plan.steps)
     assert step is not None
     distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
     return _gptq(plan, step, distinct) if distinct[0].layout == GPTQ else _compressed_tensors(plan, distinct)
+
+
+def quantize_config(plan: VariantPlan) -> dict[str, Any] | None:
+    """The dictionary for quantize_config.json, which stands beside AutoGPTQ's format alone; else None.
+
+    It also says what made the codes. config.json does not: transformers' AutoRoundConfig refuses a dictionary with
+    `meta`, and no loader needs it.
+    """
+    step, dictionary = quantization_of(plan.steps), quantization_config(plan)
+    if step is None or dictionary is None or dictionary["quant_method"] != GPTQ:
+        return None
+    quantizer = f"gptqmodel:{GPTQMODEL}" if step.engine == "gptqmodel" else f"hubplugin:{hubplugin.__version__}"
+    meta = {
+        "quantizer": [quantizer],
+        "act_group_aware": step.act_order,
+        "clip_search": step.clip_search,
+        "damp_percent": step.damp,
+        "report": "report.json",
+    }
+    return {**dictionary, "meta": meta}
 
 
 def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> dict[str, Any]:
@@ -47,15 +67,6 @@ def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> 
         "damp_percent": step.damp,
         "model_name_or_path": None,
         "model_file_base_name": "model",
-        "meta": {
-            "quantizer": [
-                f"gptqmodel:{GPTQMODEL}" if step.engine == "gptqmodel" else f"hubplugin:{hubplugin.__version__}"
-            ],
-            "act_group_aware": step.act_order,
-            "clip_search": step.clip_search,
-            "damp_percent": step.damp,
-            "report": "report.json",
-        },
     }
     if dynamic := _dynamic(plan, distinct[1:]):
         entries["dynamic"] = dynamic

@@ -15,7 +15,7 @@ from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.model.architectures import architecture, pruned_config
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.plan import base as base_model
-from hubplugin.plan import schemes, sizes, vllm_support
+from hubplugin.plan import loaders, schemes, sizes, vllm_support
 from hubplugin.plan.base import Base
 from hubplugin.plan.checks import masks, quantization
 from hubplugin.plan.checks import steps as step_order
@@ -107,7 +107,11 @@ def assemble(
         memory=estimates.memory(base.family, base.dims, shapes, work, sampled),
         seconds=estimates.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
-        notes=masks.notes(mask_of(recipe.steps)) + vllm_support.notes(config["model_type"], may_differ),
+        notes=(
+            *masks.notes(mask_of(recipe.steps)),
+            # what our plugin alone loads is no other loader's either
+            *(vllm_support.notes(config["model_type"], may_differ) or loaders.notes(schemes.stored(linears, head))),
+        ),
     )
     return replace(variant, passes=_passes(recipe, shape, variant))
 

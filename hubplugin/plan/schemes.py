@@ -5,7 +5,7 @@ a dot. `down_proj` is every block's, `layers.0.*` all of the first block, `model
 first pattern that matches counts, and `ignore` counts before `overrides`. No shapes, no torch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -38,6 +38,34 @@ class Scheme:
         return f"int{self.bits} {group}{'' if self.symmetric else ' zeros'}{'' if self.weight_only else ' A8'}"
 
 
+DIFFER = "linears differ"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What loaders must cope with in a checkpoint."""
+
+    schemes: frozenset[Scheme | None]  # of the linears; None: some stay dense
+    head: bool = False  # the output head is quantized too
+    experts: bool = False  # linears of experts are among those
+
+    @property
+    def quantized(self) -> tuple[Scheme, ...]:
+        """The schemes of what is quantized."""
+        return tuple(scheme for scheme in self.schemes if scheme)
+
+    @property
+    def beyond_transformers(self) -> str:
+        """Why transformers, with gptqmodel and optimum, does not read it in AutoGPTQ's format; empty where it does.
+
+        They give every linear of the blocks the commonest scheme, whatever `dynamic` says, which ends in an error; and
+        leave a quantized head and quantized experts without their weights, which does not.
+        """
+        if len(self.schemes) > 1:
+            return DIFFER
+        return "the head is quantized" if self.head else "experts are quantized" if self.experts else ""
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern of the manifest names a module."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
@@ -56,15 +84,28 @@ def override_of(step: Quantization, name: str) -> str | None:
 def resolve(step: Quantization, names: Sequence[str], vocabulary: int) -> dict[str, Scheme | None]:
     """Every linear's scheme, None where it stays dense.
 
-    Without a `format:` it is AutoGPTQ's where stock vLLM reads all of it there (4 or 8 bits, symmetric, weights alone;
-    and a quantized head only where `vocabulary`, its rows, is whole tiles), else compressed-tensors.
+    Without a `format:` it is AutoGPTQ's where all that loads this format reads all of it (`why_not_autogptq`), else
+    compressed-tensors. `vocabulary`: the rows of a quantized head.
     """
     resolved = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
-    wanted = [scheme for scheme in resolved.values() if scheme] + _options(step)
-    plain = all(scheme.bits in GPTQ_BITS and scheme.symmetric and scheme.weight_only for scheme in wanted)
-    default = GPTQ if plain and not (step.lm_head and vocabulary % HEAD_TILE) else COMPRESSED_TENSORS
+    default = COMPRESSED_TENSORS if why_not_autogptq(step, resolved, vocabulary) else GPTQ
     layout_name = step.format or default
     return {name: scheme and replace(scheme, layout=_layout(layout_name, scheme)) for name, scheme in resolved.items()}
+
+
+def why_not_autogptq(step: Quantization, resolved: Mapping[str, Scheme | None], vocabulary: int) -> str:
+    """Why a step without a `format:` does not get AutoGPTQ's; empty where it does.
+
+    Stock vLLM reads 4 or 8 bits there, symmetric, weights alone, and a quantized head only where `vocabulary`, its
+    rows, is whole tiles. transformers reads less: see `Stored`.
+    """
+    wanted = [scheme for scheme in resolved.values() if scheme] + _options(step)
+    plain = all(scheme.bits in GPTQ_BITS and scheme.symmetric and scheme.weight_only for scheme in wanted)
+    if not plain or (step.lm_head and vocabulary % HEAD_TILE):
+        return "vLLM does not read all of it in AutoGPTQ's"
+    experts = any(EXPERTS in name for name in resolved)
+    beyond = DIFFER if step.budget else Stored(frozenset(resolved.values()), step.lm_head, experts).beyond_transformers
+    return beyond and f"{beyond}: transformers reads no such checkpoint in AutoGPTQ's"
 
 
 def _options(step: Quantization) -> list[Scheme]:
@@ -135,3 +176,10 @@ class LinearPlan:
         """The path of the experts that it belongs to; empty for a linear that every token passes."""
         before, marker, _ = self.name.rpartition(EXPERTS)
         return before + marker.rstrip(".")
+
+
+def stored(linears: Sequence[LinearPlan], head: LinearPlan | None) -> Stored:
+    """How the linears of the blocks are stored, and the head where it is quantized."""
+    every = (*linears, head) if head else linears
+    experts = any(linear.experts and linear.scheme for linear in linears)
+    return Stored(frozenset(linear.scheme for linear in every), head is not None, experts)

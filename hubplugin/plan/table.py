@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from hubplugin.manifest.methods import mask_of
-from hubplugin.plan import schemes, vllm_support
+from hubplugin.manifest.methods import mask_of, quantization_of
+from hubplugin.plan import loaders, schemes, vllm_support
 from hubplugin.plan.checks import masks
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
@@ -43,6 +43,8 @@ def render(plan: Plan, free: int | None = None) -> str:
         parts.append(["memory is short here", *short])
     if refusals := _refusals(plan):
         parts.append(["stock vLLM does not load", *refusals])
+    if formats := _formats(plan):
+        parts.append(["checkpoint formats, as no format is named", *formats])
     if needs := _needs(plan):
         parts.append(["quantized variants need", *needs])
     if notes := _notes(plan):
@@ -159,17 +161,32 @@ def _refusals(plan: Plan) -> list[str]:
     ]
 
 
+def _formats(plan: Plan) -> list[str]:
+    """One line per format that was chosen for variants and why, where it is not AutoGPTQ's."""
+    chosen: dict[tuple[str, str], list[str]] = {}
+    for draft in plan.drafts:
+        step, variant = quantization_of(draft.recipe.steps), draft.estimate
+        if step and step.format is None:
+            planned = {linear.name: linear.scheme for linear in (*variant.linears, *variant.quantized)}
+            why = schemes.why_not_autogptq(step, planned, variant.dims.vocab)
+            chosen.setdefault((schemes.format_of(planned.values()), why), []).append(variant.name)
+    return [f"  {', '.join(names)}: {name}{f' ({why})' if why else ''}" for (name, why), names in chosen.items()]
+
+
 def _needs(plan: Plan) -> list[str]:
     """One line per kind of machine and what it must have, with the variants it concerns where not all do."""
     needs: dict[tuple[str, str], dict[str, None]] = {}
     for variant in plan.variants:
         for verdict in variant.verdicts:
             if verdict.note:
-                needs.setdefault((verdict.target.split()[0], verdict.note), {})[variant.name] = None
-    several = {target for target, _ in needs if sum(target == other for other, _ in needs) > 1}
+                needs.setdefault((f"on {verdict.target.split()[0]}", verdict.note), {})[variant.name] = None
+        if variant.quantized and vllm_support.PLUGIN not in variant.notes:
+            packages = loaders.loader(schemes.stored(variant.linears, variant.head)).requirements
+            needs.setdefault(("in Python", f"the packages {', '.join(packages)}"), {})[variant.name] = None
+    several = {place for place, _ in needs if sum(place == other for other, _ in needs) > 1}
     return [
-        f"  on {target}{', ' + ', '.join(names) if target in several else ''}: {note}"
-        for (target, note), names in needs.items()
+        f"  {place}{', ' + ', '.join(names) if place in several else ''}: {note}"
+        for (place, note), names in needs.items()
     ]
 
 

@@ -13,13 +13,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin import licences
-from hubplugin.checkpoint.format_names import GPTQ
-from hubplugin.evaluation.cards import markdown, numbers
-from hubplugin.evaluation.cards.card_metadata import heterogeneous, metadata
+from hubplugin.evaluation.cards import markdown, numbers, snippets, steps
+from hubplugin.evaluation.cards.card_metadata import metadata
 from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
 from hubplugin.manifest.methods import METHODS, Kind
-from hubplugin.plan.schemes import Scheme
+from hubplugin.plan import loaders
 from hubplugin.report import LinearResult, Report
 
 TEMPLATE = "card.md.jinja"
@@ -37,6 +36,7 @@ PRUNED = {
 def render(report: Report) -> str:
     """The README.md of a variant: YAML front matter and Markdown."""
     quantization, mask = step_of(report, Kind.QUANTIZE), step_of(report, Kind.MASK)
+    stored = steps.stored(report)
     return _template().render(
         report=report,
         front_matter=markdown.front_matter(metadata(report)),
@@ -45,15 +45,18 @@ def render(report: Report) -> str:
         mask=method_of(mask) if mask else None,
         quantization=quantization,
         quantizer=method_of(quantization) if quantization else None,
-        int8_inputs=8 in _settings(quantization, "activation_bits"),
-        three_bits=3 in _settings(quantization, "bits"),
+        int8_inputs=any(not scheme.weight_only for scheme in stored.quantized),
+        three_bits=any(map(loaders.has_three_bits, stored.quantized)),
+        zeros=any(map(loaders.has_zeros, stored.quantized)),
+        beyond_transformers=stored.beyond_transformers,
+        use=snippets.use(report),
         size_rows=[row for metric in SIZES for row in _size_row(metric, report)],
         quality_rows=[row for metric in QUALITY for row in _quality_row(metric, report)],
         grids=_grids(report),
         largest_losses=_largest_losses(report.linears),
         damping=_damping(report.linears),
         notice=licences.notice(report.base.licence),
-        heterogeneous=heterogeneous(report),
+        heterogeneous=steps.heterogeneous(report),
         solvers={linear.method for linear in report.linears},
         papers=[(method, PAPERS[method]) for method in dict.fromkeys(step["method"] for step in report.steps)],
     )
@@ -102,17 +105,9 @@ def _pruned(report: Report) -> str:
     return " and ".join(dict.fromkeys(kinds)) or "units"
 
 
-def _settings(quantization: dict[str, Any] | None, key: str) -> set[Any]:
-    """The values that a key has in the quantization step and its overrides."""
-    step = quantization or {}
-    return {settings.get(key) for settings in (step, *step.get("overrides", {}).values())}
-
-
 def _grids(report: Report) -> list[tuple[str, int]]:
     """How many units a budget gave each grid, the commonest first."""
-    units = report.allocation.units if report.allocation else ()
-    schemes = (Scheme(unit.bits, unit.group_size, unit.symmetric, None, GPTQ) for unit in units)
-    return Counter(map(str, schemes)).most_common()
+    return Counter(map(str, steps.chosen(report))).most_common()
 
 
 def _largest_losses(linears: Iterable[LinearResult]) -> list[LinearResult]:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from hubplugin import licences
-from hubplugin.evaluation.cards.steps import method_of, step_of
+from hubplugin.evaluation.cards.steps import conversational, heterogeneous, method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY
 from hubplugin.manifest.methods import Kind
 from hubplugin.report import Base, Evaluation, Report
@@ -42,13 +42,6 @@ def metadata(report: Report) -> dict[str, Any]:
     return data
 
 
-def heterogeneous(report: Report) -> bool:
-    """Whether blocks differ in their numbers of heads or FFN channels."""
-    if report.shaping is None:
-        return False
-    return len({(block.heads, block.kv_heads, block.ffn) for block in report.shaping.blocks}) > 1
-
-
 def _licence(base: Base) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if name := licences.other_id(base.licence):
@@ -72,7 +65,7 @@ def _tags(report: Report) -> list[str]:
         tags.append("pruned")
     masks = [step["method"] for step in report.steps if method_of(step).kind is Kind.MASK]
     tags += [tag for method in masks for tag in ("sparse", method)]
-    if any(name.startswith("chat_template") for name in report.files):
+    if conversational(report):
         tags.append("conversational")
     return tags
 

@@ -1,8 +1,14 @@
-"""The steps of a report by kind. A report holds steps as plain dictionaries; METHODS knows the row of each."""
+"""What a report says of a variant's steps and shape, for cards.
+
+Its steps are plain dictionaries; METHODS has their rows. Knows reports, methods and schemes; no Markdown.
+"""
 
 from typing import Any
 
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.manifest.methods import METHODS, Kind, Method
+from hubplugin.model.architectures.families import FAMILIES
+from hubplugin.plan.schemes import Scheme, Stored
 from hubplugin.report import Report
 
 Step = dict[str, Any]
@@ -16,3 +22,52 @@ def method_of(step: Step) -> Method:
 def step_of(report: Report, kind: Kind) -> Step | None:
     """The step of a kind; None where the variant has none."""
     return next((step for step in report.steps if method_of(step).kind is kind), None)
+
+
+def heterogeneous(report: Report) -> bool:
+    """Whether blocks differ in their numbers of heads or FFN channels."""
+    if report.shaping is None:
+        return False
+    return len({(block.heads, block.kv_heads, block.ffn) for block in report.shaping.blocks}) > 1
+
+
+def conversational(report: Report) -> bool:
+    """Whether a chat template is among the files."""
+    return any(name.startswith("chat_template") for name in report.files)
+
+
+def chosen(report: Report) -> list[Scheme]:
+    """The grid of each unit that a budget chose for; empty without a budget."""
+    quantization = step_of(report, Kind.QUANTIZE) or {}
+    units = report.allocation.units if report.allocation else ()
+    packed = quantization.get("format") == COMPRESSED_TENSORS
+    layout = PACK_QUANTIZED if packed else GPTQ
+    return [Scheme(unit.bits, unit.group_size, unit.symmetric, None, layout) for unit in units]
+
+
+def stored(report: Report) -> Stored:
+    """How the linears are stored, as far as loaders must know."""
+    step = step_of(report, Kind.QUANTIZE)
+    if step is None:
+        return Stored(frozenset((None,)))
+    settings = [step | {key: value for key, value in own.items() if value is not None} for own in _overrides(step)]
+    found: set[Scheme | None] = {*chosen(report), *map(_scheme, settings if report.allocation else [step, *settings])}
+    found |= {None} if step.get("ignore") else set()
+    row = FAMILIES.get(report.base.model_type)
+    return Stored(frozenset(found), bool(step.get("lm_head")), row is not None and row.experts is not None)
+
+
+def _overrides(step: Step) -> list[dict[str, Any]]:
+    return list((step.get("overrides") or {}).values())
+
+
+def _scheme(settings: Step) -> Scheme:
+    activation_bits = settings.get("activation_bits")
+    packed = PACK_QUANTIZED if activation_bits is None else INT_QUANTIZED
+    return Scheme(
+        bits=settings["bits"],
+        group_size=settings.get("group_size", -1),
+        symmetric=settings.get("symmetric", True),
+        activation_bits=activation_bits,
+        layout=packed if settings.get("format") == COMPRESSED_TENSORS else GPTQ,
+    )

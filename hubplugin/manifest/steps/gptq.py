@@ -53,8 +53,8 @@ class Budget(Settings):
     )
     options: tuple[Option, ...] = Field(
         default=(),
-        description="A list of grids to choose from. Left out: those that stock vLLM reads in the step's format; "
-        "with 4 bits alone the variant also runs on a CPU, compressed-tensors adds 2 and 3 bits.",
+        description="A list of grids to choose from. Left out: 4 and 8 bits, symmetric, and with format: "
+        "compressed-tensors also 2 and 3; with 4 bits alone the variant also runs on a CPU.",
         examples=[[{"bits": 4}, {"bits": 8}]],
     )
 
@@ -82,7 +82,8 @@ class Quantization(StepSettings):
     )
     format: Literal["gptq", "compressed-tensors"] | None = Field(
         default=None,
-        description="The checkpoint format. Left out: gptq where stock vLLM reads it, else compressed-tensors.",
+        description="The checkpoint format. Left out: gptq where vLLM and transformers read it there (4 or 8 bits, "
+        "symmetric, one grid for all linears, no head, no experts), else compressed-tensors.",
         examples=["gptq"],
     )
     activation_bits: Literal[8] | None = Field(

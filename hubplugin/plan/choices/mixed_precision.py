@@ -6,7 +6,7 @@ A unit is what vLLM stacks into one matrix. Arithmetic on shapes and settings; i
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hubplugin.checkpoint.format_names import GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
 from hubplugin.manifest.steps.gptq import Quantization
@@ -145,7 +145,8 @@ def _unit(step: Quantization, members: tuple[LinearPlan, ...], stored: Mapping[s
         ]
     else:
         coarse = next(size for size in COARSE if size == -1 or inputs % size == 0)
-        widths = schemes.GPTQ_BITS if layout == GPTQ else (2, 3, *schemes.GPTQ_BITS)
+        # of fewer bits only where the manifest names the format: not all that reads 4 and 8 bits of it reads these
+        widths = (2, 3, *schemes.GPTQ_BITS) if step.format == COMPRESSED_TENSORS else schemes.GPTQ_BITS
         grids = [Scheme(bits, coarse, True, None, layout) for bits in widths]
         grids.append(Scheme(4, FINE, True, None, layout))
     costs = {
@@ -184,15 +185,15 @@ def _holds(
         weights = sum(linear.after[0] * linear.after[1] for linear in linears if not is_head(linear))
         key, low, high = "bits_per_weight", f"{_up(8 * least / weights):g}", f"{int(800 * most / weights) / 100:g}"
     side = "below what the cheapest options take" if limit < least else "above what the dearest options take"
-    more = "" if step.budget.options else _more(units, limit < least)
+    more = "" if step.budget.options else _more(step, limit < least)
     raise PlanError(f"{where}.budget.{key}", f"is {side}", f"use {low} to {high}{more}")
 
 
-def _more(units: Sequence[Unit], low: bool) -> str:
+def _more(step: Quantization, low: bool) -> str:
     if not low:
         return ", or leave the budget out"
-    gptq = units[0].options[0].layout == GPTQ
-    return "; with format: compressed-tensors there are 2 and 3 bits too" if gptq else ""
+    named = step.format == COMPRESSED_TENSORS
+    return "" if named else "; with format: compressed-tensors there are 2 and 3 bits too"
 
 
 def _up(bits: float) -> float:
