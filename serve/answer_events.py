@@ -131,14 +131,15 @@ def _sound(text: str) -> str:
 
 def message(body: Any) -> str:
     """The human part of an error body, in one short line."""
-    body = body[0] if isinstance(body, list) and body else body  # Google's
+    return " ".join(_human(body).split())[:LONGEST] or "no reason given"
+
+
+def _human(body: Any) -> str:
+    if isinstance(body, list):  # Google's, and each fault of FastAPI's
+        return "; ".join(f"{_human(each)} {_place(each)}".strip() for each in body)
     if isinstance(body, dict):
-        body = next((body[key] for key in ("error", "message", "detail") if body.get(key)), "")
-    if isinstance(body, list):  # FastAPI's
-        body = "; ".join(f"{message(each)} {_place(each)}".strip() for each in body)
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("msg") or ""
-    return " ".join(str(body).split())[:LONGEST] or "no reason given"
+        return next((_human(body[key]) for key in ("error", "message", "detail", "msg") if body.get(key)), "")
+    return "" if body is None else str(body)
 
 
 def _place(fault: Any) -> str:

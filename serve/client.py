@@ -8,6 +8,7 @@ any URL, and needs as many lines around it as this file has (docs/log.md, 2026-1
 """
 
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ADAPTATIONS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "stream_options": (("stream_options", "include_usage"), None),  # then the answer has no count of tokens
     "max_tokens": (("'max_completion_tokens' instead",), "max_completion_tokens"),  # reasoning models at OpenAI
 }
+PASSWORD = re.compile(r"(?<=//)[^/]*@")  # of a URL that is shown
 _adapted: dict[tuple[str, str], set[str]] = {}  # by URL and model, so that only the first request is refused
 
 Client = TypeVar("Client", httpx.Client, httpx.AsyncClient)
@@ -142,10 +144,13 @@ def endpoint(base_url: str) -> str:
     """
     try:
         url = httpx.URL(base_url.strip())
-    except httpx.InvalidURL:
+        url.port  # noqa: B018: read, since it is parsed only then
+    except (httpx.InvalidURL, ValueError):
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
-        raise ServeError(base_url or "url", "is no http URL", "give something like http://127.0.0.1:8000")
+        raise ServeError(
+            PASSWORD.sub("", base_url) or "url", "is no http URL", "give something like http://127.0.0.1:8000"
+        )
     if url.userinfo:
         raise ServeError(url.host, "the URL carries a password", "put the key into VLLM_API_KEY")
     path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/models").rstrip("/") or "/v1"
@@ -278,5 +283,7 @@ def _client(kind: type[Client], url: str, timeout: float) -> Client:
 def _headers(api_key: str | None) -> dict[str, str]:
     key = (api_key or "").strip()
     if not key.isascii() or not key.isprintable():
-        raise ServeError("VLLM_API_KEY", "holds characters that no header can carry", "look for what was pasted with it")
+        raise ServeError(
+            "VLLM_API_KEY", "holds characters that no header can carry", "look for what was pasted with it"
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}

@@ -60,7 +60,7 @@ def _coloured(code: str, language: str) -> str:
     if lexer is None:
         return html.escape(code)
     # Not get_tokens, which takes empty lines at the start away and turns tabs and line ends into others.
-    return "".join(_span(kind, text) for _, kind, text in lexer.get_tokens_unprocessed(code))  # type: ignore[attr-defined]
+    return "".join(_span(kind, text) for _, kind, text in lexer.get_tokens_unprocessed(code))
 
 
 def _span(kind: token._TokenType, text: str) -> str:

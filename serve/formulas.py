@@ -1,4 +1,4 @@
-r"""Formulas in markdown: `$$..$$`, `\[..\]`, `$..$` and `\(..\)` as rules of markdown-it, in marks that the page typesets.
+r"""Formulas in markdown: `$$..$$`, `\[..\]`, `$..$` and `\(..\)` as rules of markdown-it, in marks for the page.
 
 Knows how formulas are written; nothing of how they are drawn. A price is no formula, and neither is code.
 """

@@ -47,7 +47,9 @@ def _one_line(block: str) -> str:
 def _mark_tail(state: StateCore) -> None:
     if state.env[formulas.GROWING] and state.tokens:
         inlines = [token for token in state.tokens if token.type == "inline"]
-        if inlines and all(token.type.endswith("_close") for token in state.tokens[state.tokens.index(inlines[-1]) + 1 :]):
+        if inlines and all(
+            token.type.endswith("_close") for token in state.tokens[state.tokens.index(inlines[-1]) + 1 :]
+        ):
             state.env[formulas.TAIL] = inlines[-1].content
 
 
@@ -65,7 +67,7 @@ def _unfinished_code(state: StateInline, silent: bool) -> bool:
 
 
 def _bare_url(state: StateInline, silent: bool) -> bool:
-    """A URL in the text is a link, without the punctuation after it. (markdown-it's own rule wants one more library.)"""
+    """A URL in the text is a link, without the punctuation after it. markdown-it's own rule needs a library more."""
     if state.src[state.pos] != ":" or state.linkLevel > 0 or not (scheme := SCHEME.search(state.pending)):
         return False
     found = URL.match(state.src, state.pos - len(scheme[0]), state.posMax)
