@@ -38,16 +38,7 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         with gr.Row(equal_height=True, scale=1):
             with gr.Column(scale=4, min_width=420, elem_id="main"):
                 turns = gr.State([])  # what was said, as it was said; the page shows it as HTML
-                chat = gr.Chatbot(
-                    elem_id="chat",
-                    show_label=False,
-                    container=False,
-                    buttons=["copy"],
-                    feedback_options=None,
-                    latex_delimiters=formulas.LATEX_DELIMITERS,
-                    placeholder="Ask something.",
-                    scale=1,
-                )
+                chat = _conversation()
                 status = gr.Markdown("", elem_id="status")
                 box = gr.Textbox(
                     elem_id="box",
@@ -92,6 +83,20 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
 
         gr.api(ask, api_name="ask")
     return page
+
+
+def _conversation() -> gr.Chatbot:
+    """What was said. It is given HTML, which Gradio's markdown and sanitizer pass on, and typesets the formulas in it."""
+    return gr.Chatbot(
+        elem_id="chat",
+        show_label=False,
+        container=False,
+        buttons=["copy"],
+        feedback_options=None,
+        latex_delimiters=formulas.LATEX_DELIMITERS,
+        placeholder="Ask something.",
+        scale=1,
+    )
 
 
 def _settings() -> tuple[gr.Dropdown, gr.Textbox, gr.Slider, gr.Slider, gr.Button]:

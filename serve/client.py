@@ -144,10 +144,9 @@ def endpoint(base_url: str) -> str:
     """
     try:
         url = httpx.URL(base_url.strip())
-        url.port  # noqa: B018: read, since it is parsed only then
-    except (httpx.InvalidURL, ValueError):
+    except httpx.InvalidURL:
         url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
         raise ServeError(
             PASSWORD.sub("", base_url) or "url", "is no http URL", "give something like http://127.0.0.1:8000"
         )

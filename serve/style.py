@@ -6,6 +6,7 @@ import gradio as gr
 
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1080px !important; margin: 0 auto !important}
+body .gradio-container > .main {padding: 16px clamp(10px, 3vw, 32px) !important}
 footer {display: none !important}
 #head {padding: 0 2px}
 #head .html-container {display: flex; flex-wrap: wrap; align-items: baseline; column-gap: .75rem; padding: 0}
@@ -54,7 +55,6 @@ footer {display: none !important}
 #settings input.border-none {padding-right: 22px; text-overflow: ellipsis}
 #settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
 @media (max-width: 640px) {
-  .gradio-container > .main {padding: 12px !important}
   #main > #chat {min-height: 62vh}
 }
 """

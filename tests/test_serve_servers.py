@@ -138,7 +138,11 @@ def test_where_there_is_no_list_of_models_the_known_one_is_taken(server: Fake) -
 @pytest.mark.parametrize(
     ("raw", "said", "thought"),
     [
-        (events({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "c"}), "abc", ""),
+        (
+            events({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "c"}),
+            "abc",
+            "",
+        ),
         (events({"content": ["a", {"text": "b"}, {"type": "image_url", "image_url": {}}]}), "ab", ""),
         (events({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]}), "", "hm"),
         (events({"content": None}, None, {"role": "assistant"}, {"content": "a", "tool_calls": None}), "a", ""),
