@@ -5,10 +5,8 @@ usable. It knows nothing about how the engine was started.
 """
 
 import asyncio
-import contextlib
 import html
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from threading import Event
@@ -16,23 +14,19 @@ from types import TracebackType
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, markdown, ports, signals
+from serve import client, conversation, formulas, ports, signals
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from serve import style
+    from serve import style, turn
     from serve.policy import PolicyHeaders
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 
-Message = dict[str, Any]  # role, and content as markdown
-
 ASK_TOKENS = 96
-EAGER = 8  # pieces at the start of an answer that are drawn at once, so that a slow engine is seen to have begun
-REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 
 
@@ -43,17 +37,8 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         gr.HTML(f"<h1>hubplugin chat</h1><span>{html.escape(url)}</span>", elem_id="head")
         with gr.Row(equal_height=True, scale=1):
             with gr.Column(scale=4, min_width=420, elem_id="main"):
-                turns = gr.State([])  # what was said, as it was said; the page shows it as markdown
-                chat = gr.Chatbot(
-                    elem_id="chat",
-                    show_label=False,
-                    container=False,
-                    buttons=["copy"],
-                    feedback_options=None,
-                    reasoning_tags=[("<think>", "</think>")],
-                    placeholder="Ask something.",
-                    scale=1,
-                )
+                turns = gr.State([])  # what was said, as it was said; the page shows it as HTML
+                chat = _conversation()
                 status = gr.Markdown("", elem_id="status")
                 box = gr.Textbox(
                     elem_id="box",
@@ -67,12 +52,12 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
             chosen, system, temperature, tokens, clear = _settings()
 
         async def answer(*inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
-            async for update in _turn(url, api_key, *inputs):
+            async for update in turn.answer(base_url, api_key, *inputs):
                 yield update
 
         def names() -> tuple[Any, str]:
             try:
-                served = client.models(url, api_key=api_key)
+                served = client.models(base_url, api_key=api_key, known=model)
             except ServeError as error:
                 return gr.skip(), _one_line(error)
             return gr.update(choices=served, value=model if model in served else next(iter(served), None)), ""
@@ -85,17 +70,33 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
             concurrency_limit=32,
             **quiet,
         )
-        stopped = box.stop(lambda: (_waiting(), "stopped"), None, [box, status], cancels=[asked], queue=False, **quiet)
-        stopped.then(_still_stopped, None, status, queue=False, **quiet)
+        stop = {"cancels": [asked], "queue": False, **quiet}
+        stopped = box.stop(lambda: (turn.waiting(), "stopped"), None, [box, status], **stop)
+        stopped.then(_still_stopped, [chat, turns], [chat, status], queue=False, **quiet)
         everything = [box, chat, turns, status]
-        clear.click(lambda: (_waiting(), [], [], ""), None, everything, cancels=[asked], queue=False, **quiet)
+        clear.click(lambda: (turn.waiting(), [], [], ""), None, everything, **stop)
         page.load(names, None, [chosen, status], **quiet)
+        page.load(None, js=conversation.COPY_AS_SAID)
 
         async def ask(text: str) -> str:
-            return await _one_answer(url, api_key, text)
+            return await _one_answer(base_url, api_key, model, text)
 
         gr.api(ask, api_name="ask")
     return page
+
+
+def _conversation() -> gr.Chatbot:
+    """What was said. It is given HTML, which Gradio's markdown and sanitizer pass on, and typesets the formulas in it."""
+    return gr.Chatbot(
+        elem_id="chat",
+        show_label=False,
+        container=False,
+        buttons=["copy"],
+        feedback_options=None,
+        latex_delimiters=formulas.LATEX_DELIMITERS,
+        placeholder="Ask something.",
+        scale=1,
+    )
 
 
 def _settings() -> tuple[gr.Dropdown, gr.Textbox, gr.Slider, gr.Slider, gr.Button]:
@@ -110,15 +111,15 @@ def _settings() -> tuple[gr.Dropdown, gr.Textbox, gr.Slider, gr.Slider, gr.Butto
         )
 
 
-async def _one_answer(url: str, api_key: str | None, text: str) -> str:
+async def _one_answer(base_url: str, api_key: str | None, model: str | None, text: str) -> str:
     """The page's own turn without the page: the first model's answer to one question, or the error's one line."""
-    turns: list[dict[str, str]] = []
-    name = next(iter(client.models(url, api_key=api_key)), None)
+    turns: list[conversation.Turn] = []
+    name = next(iter(client.models(base_url, api_key=api_key, known=model)), None)
     line = ""
-    async for _, _, said, now in _turn(url, api_key, text, [], [], name, "", 0.0, ASK_TOKENS):
+    async for _, _, said, now in turn.answer(base_url, api_key, text, [], [], name, "", 0.0, ASK_TOKENS):
         turns = said if isinstance(said, list) else turns
         line = now if isinstance(now, str) else line
-    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    answers = [each["content"] or each.get("reasoning", "") for each in turns if each["role"] == "assistant"]
     if not answers:
         raise gr.Error(line or "no answer", print_exception=False)
     return answers[0]
@@ -138,79 +139,12 @@ def ask(page_url: str, question: str) -> str:
     return str(answer)
 
 
-async def _turn(
-    url: str,
-    api_key: str | None,
-    text: str,
-    chat: list[Message],
-    turns: list[dict[str, str]],
-    name: str | None,
-    system: str,
-    temperature: float,
-    tokens: int,
-) -> AsyncIterator[tuple[Any, ...]]:
-    """One question and its answer as it grows: updates of the box, the page, the turns and the line under them."""
-    if not text.strip():
-        yield (gr.skip(),) * 4
-        return
-    # A question that got no answer would leave two user turns in a row, which many chat templates refuse.
-    turns = [*(turns[:-1] if turns and turns[-1]["role"] == "user" else turns), {"role": "user", "content": text}]
-    sent = [{"role": "system", "content": system.strip()}, *turns] if system.strip() else turns
-    chat = [*chat, _message("user", text)]
-    yield gr.update(value="", submit_btn=False, stop_btn="Stop"), chat, turns, "answering …"
-    said, drawn, count = "", 0.0, 0
-
-    def grown(line: str) -> tuple[Any, ...]:
-        return gr.skip(), [*chat, _message("assistant", said)], [*turns, {"role": "assistant", "content": said}], line
-
-    try:
-        if not name:
-            raise ServeError(url, "no model is chosen", "reload the page once the engine is running")
-        pieces = client.astream(url, name, sent, temperature=temperature, max_tokens=int(tokens), api_key=api_key)
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                said += piece.text
-                count += 1
-                if piece.finish:
-                    yield grown(_measures(piece))
-                elif count <= EAGER or time.monotonic() - drawn >= REDRAW:
-                    drawn = time.monotonic()
-                    yield grown("answering …")
-    except ServeError as error:
-        if said:
-            yield grown("")
-            chat = [*chat, _message("assistant", said)]
-        yield gr.skip(), [*chat, _failure(error, "The answer was cut" if said else "No answer")], gr.skip(), ""
-    yield _waiting(), gr.skip(), gr.skip(), gr.skip()
-
-
-def _message(role: str, text: str) -> Message:
-    return {"role": role, "content": markdown.literal(text)}
-
-
-def _failure(error: ServeError, title: str) -> Message:
-    """The error as a message that stays on the page; the model is never sent it."""
-    what, fix = html.escape(error.what), html.escape(error.fix)
-    content = f'<div class="failure"><b>{title}:</b> {what}<br><small>{fix}</small></div>'
-    return {"role": "assistant", "content": content}
-
-
-async def _still_stopped() -> str:
+async def _still_stopped(
+    chat: list[conversation.Message], turns: list[conversation.Turn]
+) -> tuple[list[conversation.Message], str]:
     """The status once more: a last piece of the answer may have been on its way and have overwritten it."""
     await asyncio.sleep(SETTLE)
-    return "stopped"
-
-
-def _waiting() -> Any:
-    return gr.update(submit_btn="Send", stop_btn=False)
-
-
-def _measures(last: client.Piece) -> str:
-    parts = [] if last.tokens is None else [f"{last.tokens} tokens"]
-    parts += [] if last.seconds is None else [f"{last.seconds:.1f} s"]
-    parts += [] if last.tokens_per_second is None else [f"**{last.tokens_per_second:.1f} tokens/s**"]
-    parts += ["cut at max tokens"] if last.finish == "length" else []
-    return " · ".join(parts)
+    return conversation.finished(chat, turns), "stopped"
 
 
 def _one_line(error: ServeError) -> str:
@@ -250,7 +184,7 @@ def launch(
     `api_key` is sent to `base_url` and never to the browser. Raises ServeError where the server does not
     answer or the page's port cannot be bound.
     """
-    client.models(base_url, api_key=api_key)
+    client.models(base_url, api_key=api_key, known=model)
     port = ports.choose(host, port)
     # Gradio looks at its own page once; a proxy from the environment would be in between.
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), ports.LOOPBACK, "localhost"]))

@@ -1,43 +1,49 @@
 """Plain streaming from any OpenAI-compatible URL, with an error where the other side dies, stalls or refuses.
 
-It knows HTTP and server-sent events; it knows nothing about vLLM's processes or about pages.
+It knows HTTP and requests, and leaves what an answer says to `answer_events`; it knows nothing about vLLM's processes
+or about pages.
 
 Not over the `openai` package, which was tried: it collects a line without an end for ever, may send OPENAI_API_KEY to
 any URL, and needs as many lines around it as this file has (docs/log.md, 2026-11-28).
 """
 
 import contextlib
-import json
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
 from hubplugin.errors import ServeError
 from serve import ports
+from serve.answer_events import ALIVE, URL_AND_PORT, Answer, Said, message
 
 TIMEOUT = 120.0  # seconds of silence; the first token of a long prompt on a CPU needs patience
 CONNECT = 5.0  # seconds
-LONGEST_LINE = 2**20  # bytes of one event; a token's is a few hundred
-LONGEST = 300  # characters of a server's message that are shown
+
+# What some servers refuse of a request: the words that name it, and what is sent instead.
+ADAPTATIONS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "stream_options": (("stream_options", "include_usage"), None),  # then the answer has no count of tokens
+    "max_tokens": (("'max_completion_tokens' instead",), "max_completion_tokens"),  # reasoning models at OpenAI
+}
+PASSWORD = re.compile(r"(?<=//)[^/]*@")  # of a URL that is shown
+_adapted: dict[tuple[str, str], set[str]] = {}  # by URL and model, so that only the first request is refused
 
 Client = TypeVar("Client", httpx.Client, httpx.AsyncClient)
-
-ALIVE = "see whether the engine is still running, and start it again"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer. The last one of a stream has no text, and it alone carries the measures."""
+    """A part of an answer. The last one of a stream says nothing, and it alone carries the measures."""
 
     text: str = ""
+    reasoning: str = ""  # what a server sends apart from the text
     finish: str | None = None  # stop | length | ..., as the server says
     tokens: int | None = None  # completion tokens as the server counts them; None where it does not say
     seconds: float | None = None  # from sending the request to the end of the answer
-    first: float | None = None  # seconds from sending the request to the first text
+    first: float | None = None  # seconds from sending the request to the first text or reasoning
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -45,16 +51,23 @@ class Piece:
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
-def models(base_url: str, *, api_key: str | None = None, timeout: float = CONNECT) -> list[str]:
-    """The model names a server offers. Raises ServeError where it does not answer as one."""
+def models(
+    base_url: str, *, api_key: str | None = None, timeout: float = CONNECT, known: str | None = None
+) -> list[str]:
+    """The model names a server offers; `known` alone where it has no list of them. Raises ServeError where it does
+    not answer as a server of models."""
     url = endpoint(base_url)
     with _explained(url, timeout), _client(httpx.Client, url, timeout) as client:
-        answer = client.get(f"{url}/models", headers=_headers(api_key))
+        answer = client.get(_address(base_url, "models"), headers=_headers(api_key))
+    if answer.status_code in (404, 405) and known:
+        return [known]
     _check(answer, url, "")
     try:
-        return [str(row["id"]) for row in answer.json()["data"]]
+        body = answer.json()
+        rows = body if isinstance(body, list) else body["data"] or []  # Together's; Ollama's without a model
+        return [str(row["id"]) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
-        raise ServeError(url, "does not answer as an OpenAI-compatible server", "check the URL and port") from error
+        raise ServeError(url, "does not answer as an OpenAI-compatible server", URL_AND_PORT) from error
 
 
 def stream(
@@ -76,15 +89,19 @@ def stream(
     """
     call = _Call(base_url, model, messages, temperature, max_tokens, stop, api_key)
     with _explained(call.url, timeout), _client(httpx.Client, call.url, timeout) as client:
-        with client.stream(**call.request()) as response:
-            if response.status_code != 200:
-                response.read()
-                _check(response, call.url, model)
-            for chunk in response.iter_bytes():
-                if text := call.read(chunk):
-                    yield Piece(text)
-                if call.done:
-                    break
+        while not call.accepted:
+            with client.stream(**call.request()) as response:
+                if response.status_code != 200:
+                    response.read()
+                if call.refused(response):
+                    continue
+                for chunk in response.iter_bytes():
+                    if piece := call.piece(call.answer.read(chunk)):
+                        yield piece
+                    if call.answer.done:
+                        break
+        if piece := call.piece(call.answer.end()):
+            yield piece
         yield call.last()
 
 
@@ -103,31 +120,50 @@ async def astream(
     call = _Call(base_url, model, messages, temperature, max_tokens, stop, api_key)
     with _explained(call.url, timeout):
         async with _client(httpx.AsyncClient, call.url, timeout) as client:
-            async with client.stream(**call.request()) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    _check(response, call.url, model)
-                async for chunk in response.aiter_bytes():
-                    if text := call.read(chunk):
-                        yield Piece(text)
-                    if call.done:
-                        break
+            while not call.accepted:
+                async with client.stream(**call.request()) as response:
+                    if response.status_code != 200:
+                        await response.aread()
+                    if call.refused(response):
+                        continue
+                    async for chunk in response.aiter_bytes():
+                        if piece := call.piece(call.answer.read(chunk)):
+                            yield piece
+                        if call.answer.done:
+                            break
+            if piece := call.piece(call.answer.end()):
+                yield piece
             yield call.last()
 
 
 def endpoint(base_url: str) -> str:
-    """The URL with its /v1, given with or without; ServeError where it is none, or carries a password."""
-    parts = urlsplit(base_url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ServeError(base_url or "url", "is no http URL", "give something like http://127.0.0.1:8000")
-    if parts.username or parts.password:
-        raise ServeError(parts.hostname, "the URL carries a password", "put the key into VLLM_API_KEY")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
+    """The URL as servers are asked under it: with the path that was given, with /v1 where there is none.
+
+    Its query is sent and not shown, since some servers take keys there. ServeError where it is no URL, or carries a
+    password.
+    """
+    try:
+        url = httpx.URL(base_url.strip())
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
+        raise ServeError(
+            PASSWORD.sub("", base_url) or "url", "is no http URL", "give something like http://127.0.0.1:8000"
+        )
+    if url.userinfo:
+        raise ServeError(url.host, "the URL carries a password", "put the key into VLLM_API_KEY")
+    path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/models").rstrip("/") or "/v1"
+    return str(url.copy_with(path=path, query=None, fragment=None))
+
+
+def _address(base_url: str, path: str) -> httpx.URL:
+    """Where a request goes: `path` under the endpoint, with the query that the URL was given with."""
+    return httpx.URL(f"{endpoint(base_url)}/{path}").copy_with(query=httpx.URL(base_url.strip()).query or None)
 
 
 @dataclass
 class _Call:
-    """One request, and what has come of its answer so far."""
+    """One question to a server: its request, if need be another one, and what has come of the answer so far."""
 
     base_url: str
     model: str
@@ -138,13 +174,12 @@ class _Call:
     api_key: str | None
     began: float = 0.0
     first: float | None = None
-    tokens: int | None = None
-    finish: str | None = None
-    rest: bytes = b""  # of a line that is not complete yet
-    done: bool = False
+    accepted: bool = False
 
     def __post_init__(self) -> None:
         self.url = endpoint(self.base_url)
+        self.answer = Answer(self.url)
+        self.adapted = set(_adapted.get((self.url, self.model), ()))
 
     def request(self) -> dict[str, Any]:
         """What httpx sends; the clock starts here."""
@@ -159,56 +194,41 @@ class _Call:
         }
         if self.stop:
             body["stop"] = list(self.stop)
-        url = f"{self.url}/chat/completions"
+        for key in self.adapted:
+            value, (_, instead) = body.pop(key), ADAPTATIONS[key]
+            body |= {instead: value} if instead else {}
+        url = _address(self.base_url, "chat/completions")
         return {"method": "POST", "url": url, "json": body, "headers": _headers(self.api_key)}
 
-    def read(self, chunk: bytes) -> str:
-        """The text these bytes complete, often none.
+    def refused(self, response: httpx.Response) -> bool:
+        """Whether the server wants the request in another way, which is taken from here on. Raises ServeError for
+        every other status than 200."""
+        if response.status_code in (400, 422):
+            for key, (words, _) in ADAPTATIONS.items():
+                if key not in self.adapted and any(word in response.text for word in words):
+                    self.adapted.add(key)
+                    return True
+        _check(response, self.url, self.model)
+        self.accepted = True
+        _adapted[self.url, self.model] = self.adapted
+        return False
 
-        Lines end with a line feed alone: httpx's own line iterator would also break an answer that holds
-        U+2028.
-        """
-        *lines, self.rest = (self.rest + chunk).split(b"\n")
-        if len(self.rest) > LONGEST_LINE:
-            raise ServeError(self.url, "sent a line without an end", "check the URL and port")
-        return "".join(self._line(line) for line in lines)
-
-    def _line(self, line: bytes) -> str:
-        if self.done or not line.startswith(b"data:"):
-            return ""  # the empty line between events, or a comment that keeps the connection open
-        data = line.removeprefix(b"data:").strip()
-        if data == b"[DONE]":
-            self.done = True
-            return ""
-        event = _event(data, self.url)
-        self.tokens = (event.get("usage") or {}).get("completion_tokens", self.tokens)
-        text = ""
-        for choice in event.get("choices") or ():
-            self.finish = choice.get("finish_reason") or self.finish
-            text += (choice.get("delta") or {}).get("content") or ""
-        if text and self.first is None:
+    def piece(self, said: Said) -> Piece | None:
+        """What was said, if anything was."""
+        if not said:
+            return None
+        if self.first is None:
             self.first = time.monotonic() - self.began
-        return text
+        return Piece(said.text, said.reasoning)
 
     def last(self) -> Piece:
         """The measures. A server that is being stopped ends its streams politely: without a reason to finish,
         the answer is cut."""
-        if self.finish is None or self.finish in ("abort", "error"):
+        finish = self.answer.finish
+        if finish is None or finish in ("abort", "error"):
             raise ServeError(self.url, "the engine stopped in the middle of the answer", ALIVE)
         seconds = time.monotonic() - self.began
-        return Piece(finish=self.finish, tokens=self.tokens, seconds=seconds, first=self.first)
-
-
-def _event(data: bytes, url: str) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise ServeError(url, "sent something that is no part of an answer", "check the URL and port")
-    if event.get("error"):
-        raise ServeError(url, f"the engine failed in the middle of the answer: {_message(event)}", ALIVE)
-    return event
+        return Piece(finish=finish, tokens=self.answer.tokens, seconds=seconds, first=self.first)
 
 
 def _check(answer: httpx.Response, url: str, model: str) -> None:
@@ -217,27 +237,24 @@ def _check(answer: httpx.Response, url: str, model: str) -> None:
     if status == 200:
         return
     try:
-        message = _message(answer.json())
+        said = message(answer.json())
     except ValueError:
-        message = answer.reason_phrase
+        said = answer.reason_phrase
     if status in (401, 403):
         raise ServeError(url, "the server wants another API key", "set VLLM_API_KEY to the key it was started with")
+    if status in (301, 302, 303, 307, 308):
+        raise ServeError(url, f"leads on to {answer.headers.get('location')}", "give that server's URL")
+    if status == 404 and not model:
+        raise ServeError(url, f"has no list of models: {said}", "check the URL's path, or choose a model with --model")
     if status == 404:
-        raise ServeError(url, f"no such endpoint or model {model}: {message}", "choose a model that the server lists")
-    if "chat template" in message:
+        raise ServeError(url, f"no such endpoint or model {model}: {said}", "choose a model that the server lists")
+    if "chat template" in said:
         raise ServeError(url, f"{model} has no chat template", "serve a chat model, or pass vLLM --chat-template FILE")
-    if "context length" in message or "max_tokens" in message:
-        raise ServeError(url, message, "clear the conversation, or ask for fewer tokens")
+    if "context length" in said or "max_tokens" in said:
+        raise ServeError(url, said, "clear the conversation, or ask for fewer tokens")
     if status >= 500:
-        raise ServeError(url, f"the server answers {status}: {message}", ALIVE)
-    raise ServeError(url, f"the server refuses ({status}): {message}", "change the request")
-
-
-def _message(body: Any) -> str:
-    """The human part of an error body, in one short line."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    text = error.get("message", "") if isinstance(error, dict) else str(error)
-    return " ".join(str(text).split())[:LONGEST] or "no reason given"
+        raise ServeError(url, f"the server answers {status}: {said}", ALIVE)
+    raise ServeError(url, f"the server refuses ({status}): {said}", "change the request")
 
 
 @contextlib.contextmanager
@@ -256,11 +273,16 @@ def _explained(url: str, timeout: float) -> Iterator[None]:
 
 
 def _client(kind: type[Client], url: str, timeout: float) -> Client:
-    host = urlsplit(url).hostname or ""
+    host = httpx.URL(url).host
     limits = httpx.Timeout(timeout, connect=min(CONNECT, timeout))
     # A proxy from the environment is for the world outside, never for this machine.
     return kind(timeout=limits, trust_env=not ports.is_loopback(host))
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    key = (api_key or "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ServeError(
+            "VLLM_API_KEY", "holds characters that no header can carry", "look for what was pasted with it"
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -6,6 +6,7 @@ import gradio as gr
 
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1080px !important; margin: 0 auto !important}
+body .gradio-container > .main {padding: 16px clamp(10px, 3vw, 32px) !important}
 footer {display: none !important}
 #head {padding: 0 2px}
 #head .html-container {display: flex; flex-wrap: wrap; align-items: baseline; column-gap: .75rem; padding: 0}
@@ -24,6 +25,22 @@ footer {display: none !important}
 #chat .failure {border-left: 3px solid #ef4444; padding: 2px 0 2px 12px; color: var(--body-text-color)}
 #chat .failure b {color: #ef4444; font-weight: 600}
 #chat .failure small {color: var(--body-text-color-subdued); font-size: .85rem}
+#chat .md ul {list-style: disc}
+#chat .md ul ul {list-style: circle}
+#chat .md :is(ul, ol) :is(ul, ol) {font-size: inherit}
+#chat .md .task-list-item {list-style: none; margin-left: -1.2em}
+#chat .md .task-list-item-checkbox:checked {background-color: var(--color-accent); border-color: var(--color-accent)}
+#chat .md .code_wrap {margin: .6em 0}
+#chat .md .code_wrap pre {overflow-x: auto; border-radius: 8px}
+#chat .md .code_wrap code {white-space: pre; overflow-wrap: normal}
+.dark #chat .md .code_wrap pre {background: var(--body-background-fill)}
+.dark #chat .md .token.comment {color: var(--body-text-color-subdued)}
+#chat .md :not(pre) > code {display: inline; white-space: pre-wrap; font-size: .85em}
+#chat .md .table {overflow-x: auto; margin: .8em 0}
+#chat .md table {overflow-wrap: normal; word-break: normal; width: auto; margin: 0}
+#chat .md .katex-display {overflow: auto hidden; padding: 2px 0; margin: .7em 0}
+#chat .md .unfinished {font-family: var(--font-mono); font-size: .85em; color: var(--body-text-color-subdued)}
+#chat .md .unfinished {white-space: pre-wrap}
 #status {min-height: 1.5rem; padding: 0 4px}
 #status p {color: var(--body-text-color-subdued); font-size: .85rem; margin: 0}
 #status p {font-variant-numeric: tabular-nums}
@@ -37,6 +54,9 @@ footer {display: none !important}
 #settings .block {border: none; box-shadow: none; background: transparent; padding: 0}
 #settings input.border-none {padding-right: 22px; text-overflow: ellipsis}
 #settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
+@media (max-width: 640px) {
+  #main > #chat {min-height: 62vh}
+}
 """
 
 

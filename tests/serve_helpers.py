@@ -48,11 +48,15 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.models = ["steady"]
-        self.listing: Any = None  # what /v1/models answers instead of the models
+        self.base = "/v1"  # the path under which it answers
+        self.listing: Any = None  # what `models` answers instead of the models
+        self.refuses: dict[str, tuple[int, Any]] = {}  # keys of a request that it answers with an error
+        self.raw: list[bytes] | None = None  # the body of an answer, instead of events with the words
         self.words = WORDS
         self.pause = 0.0  # seconds between two words
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []  # of GET requests
+        self.posted: list[str] = []  # paths of POST requests
         self.keys: list[str | None] = []  # of all requests
         self.hung_up = threading.Event()  # a client closed the connection before the answer was complete
         self.release = threading.Event()  # lets a silent answer end
@@ -77,9 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
         self.server.keys.append(self.headers.get("authorization"))
-        if self.path == "/v1/models":
+        if self.path.partition("?")[0] == f"{self.server.base}/models" and self.server.listing != 404:
             usual = {"object": "list", "data": [{"id": name} for name in self.server.models]}
-            self._json(200, self.server.listing or usual)
+            self._json(200, usual if self.server.listing is None else self.server.listing)
         else:
             self._json(404, {"error": {"message": "no such path"}})
 
@@ -87,14 +91,19 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length", 0))
         request = json.loads(self.rfile.read(length))
         self.server.requests.append(request)
+        self.server.posted.append(self.path)
         self.server.keys.append(self.headers.get("authorization"))
         model = request["model"]
         if model.startswith("status-"):
             status = int(model.split("-")[1])
             self._json(status, {"error": {"message": request["messages"][-1]["content"], "code": status}})
             return
+        for key, answer in self.server.refuses.items():
+            if key in request:
+                self._json(*answer)
+                return
         self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-type", "text/event-stream" if self.server.raw is None else "application/json")
         self.send_header("connection", "close")
         self.end_headers()
         try:
@@ -104,6 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _answer(self, model: str) -> None:
+        for chunk in self.server.raw or ():
+            self.wfile.write(chunk)
+            self.wfile.flush()
+        if self.server.raw is not None:
+            return
         self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
         for count, word in enumerate(self.server.words):
             if self.server.pause:
@@ -197,3 +211,69 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield running
+        running.close()
+
+
+class Chat:
+    """A tab with the page, as a user handles it."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        self.asked: list[str] = []  # every URL the page requested
+        self.trouble: list[str] = []
+        self.tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.tab.set_default_timeout(30_000)
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.tab.goto(url)
+        self.until_ready()
+
+    def until_ready(self) -> None:
+        until(lambda: self.tab.locator("#model input").first.input_value())
+
+    def say(self, text: str) -> None:
+        box = self.tab.locator("#box textarea")
+        box.fill(text)
+        box.press("Enter")
+
+    def set(self, slider: str, value: str) -> None:
+        box = self.tab.locator(f"#{slider} input[type=number]")
+        box.fill(value)
+        box.press("Tab")
+
+    def said(self) -> str:
+        """All of the conversation, as it is read."""
+        return str(self.tab.locator("#chat").inner_text())
+
+    def answers(self) -> int:
+        """Messages that are not the user's."""
+        return int(self.tab.locator("#chat .bot.message").count())
+
+    def status(self) -> str:
+        return str(self.tab.locator("#status").inner_text())
+
+    def press(self, label: str) -> None:
+        self.tab.get_by_role("button", name=label, exact=True).click()
+
+    def can_send(self) -> bool:
+        return bool(self.tab.get_by_role("button", name="Send", exact=True).is_visible())
+
+
+@contextlib.contextmanager
+def chat(browser: Any, **settings: Any) -> Iterator[tuple[Chat, Fake]]:
+    """The page in front of a fake server."""
+    from serve import app
+
+    with fake(**settings) as server, app.launch(server.url) as page:
+        opened = Chat(browser, page.url)
+        yield opened, server
+        opened.tab.close()

@@ -1,0 +1,104 @@
+"""Turns of a conversation as messages of the page: text as HTML, reasoning that folds away, errors that stay.
+
+Knows markdown and the Chatbot's messages; no server, and not when they are drawn.
+"""
+
+import base64
+import html
+import re
+from typing import Any
+
+from hubplugin.errors import ServeError
+from serve import markdown
+
+Message = dict[str, Any]  # role, content as HTML, and metadata where it is reasoning
+Turn = dict[str, str]  # role and content as they were said; "reasoning" where the server sends it apart
+
+# Reasoning that a server leaves in the answer. Tags that are meant as text stand in code or in a sentence. Where the
+# chat template has opened it, only its end is said.
+THOUGHT = re.compile(r"(?:\A|\n)[ \t]*<think>(.*?)(</think>|\Z)", re.DOTALL)
+OPENED = re.compile(r"\A((?:(?!<think>).)*?\n)[ \t]*</think>[ \t]*(?:\n|\Z)", re.DOTALL)
+FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+
+# The copy button of a message copies the message's content, which is HTML: so what was said stands in a comment before
+# it. Where a page has no clipboard of its own, Gradio copies out of a text area, and the event is changed instead.
+COPY_AS_SAID = r"""
+() => {
+  const asSaid = text => {
+    const said = [...text.matchAll(/<!--said:([A-Za-z0-9+\/=]*)-->/g)].map(([_, base64]) =>
+      new TextDecoder().decode(Uint8Array.from(atob(base64), byte => byte.charCodeAt(0))));
+    return said.length ? said.join("\n\n") : text;
+  };
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = text => write(asSaid(text));
+  }
+  document.addEventListener("copy", event => {
+    if (event.target.tagName !== "TEXTAREA" || !event.target.value.includes("<!--said:")) return;
+    event.clipboardData.setData("text/plain", asSaid(event.target.value));
+    event.preventDefault();
+  });
+}
+"""
+
+
+def user(text: str) -> Message:
+    """A question."""
+    return _message("user", text, unfinished=False)
+
+
+def answer(said: str, reasoning: str = "", *, unfinished: bool = False) -> list[Message]:
+    """An answer: its reasoning, whether sent apart or within, before its text."""
+    messages = []
+    if reasoning:
+        messages.append(_thought(reasoning, pending=unfinished and not said))
+    opened = OPENED.match(said)
+    if opened and not _in_code(opened[1]):
+        messages.append(_thought(opened[1], pending=False))
+        said = said[opened.end() :]
+    at = 0
+    for found in THOUGHT.finditer(said):
+        if _in_code(said[at : found.start()]):
+            continue
+        messages += _text(said[at : found.start()], unfinished=False)
+        messages.append(_thought(found[1], pending=unfinished and not found[2]))
+        at = found.end()
+    messages += _text(said[at:], unfinished=unfinished)
+    return messages or [_message("assistant", "", unfinished=False)]
+
+
+def failure(error: ServeError, title: str) -> Message:
+    """The error as a message that stays on the page; the model is never sent it."""
+    what, fix = html.escape(error.what), html.escape(error.fix)
+    content = f'<div class="failure"><b>{title}:</b> {what}<br><small>{fix}</small></div>'
+    return {"role": "assistant", "content": _said(f"{title}: {error.what}\n{error.fix}") + content}
+
+
+def finished(messages: list[Message], turns: list[Turn]) -> list[Message]:
+    """The conversation with its last answer as if no more followed: for one that was stopped while it grew."""
+    if not turns or turns[-1]["role"] != "assistant":
+        return messages
+    last = max((index for index, each in enumerate(messages) if each["role"] == "user"), default=-1)
+    return [*messages[: last + 1], *answer(turns[-1]["content"], turns[-1].get("reasoning", ""))]
+
+
+def _in_code(before: str) -> bool:
+    """Whether a block of code is open after this text."""
+    return len(FENCE.findall(before)) % 2 == 1
+
+
+def _text(text: str, *, unfinished: bool) -> list[Message]:
+    return [_message("assistant", text, unfinished=unfinished)] if text.strip() else []
+
+
+def _message(role: str, text: str, *, unfinished: bool) -> Message:
+    return {"role": role, "content": _said(text) + markdown.html(text, unfinished=unfinished)}
+
+
+def _thought(text: str, *, pending: bool) -> Message:
+    message = _message("assistant", text.strip(), unfinished=pending)
+    return {**message, "metadata": {"title": "Reasoning", "status": "pending" if pending else "done"}}
+
+
+def _said(text: str) -> str:
+    return f"<!--said:{base64.b64encode(text.encode()).decode()}-->\n\n"
