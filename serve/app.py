@@ -86,7 +86,7 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
 
 
 def _conversation() -> gr.Chatbot:
-    """What was said. It is given HTML, which Gradio's markdown and sanitizer pass on, and typesets the formulas in it."""
+    """What was said: HTML, which Gradio's markdown and sanitizer pass on, with formulas that it typesets."""
     return gr.Chatbot(
         elem_id="chat",
         show_label=False,

@@ -1,6 +1,7 @@
-"""What a reader of the chat page gets to see of an answer, in a real browser: code, formulas, tables, reasoning, copies."""
+"""What a reader of the chat page sees of an answer, in a real browser: code, formulas, tables, reasoning, copies."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -48,8 +49,9 @@ d_4
 
 def answered(page: Chat, question: str = "Show me.") -> None:
     """Ask, and wait for the whole answer to be drawn."""
+    before = page.answers()
     page.say(question)
-    until(lambda: page.status() not in ("", "answering …"))
+    until(lambda: page.answers() > before and re.search(r"\d\.\d s", page.status()))
     until(page.can_send)
 
 
@@ -92,9 +94,13 @@ def test_no_markup_of_an_answer_runs_or_calls_out_in_any_form(browser: Any) -> N
         attack = f"""
 <iframe src="{outside.url}/frame"></iframe> <svg onload="window.pwned = 1"></svg>
 
-[a](javascript:window.pwned=1) ![b](data:image/svg+xml,<svg/onload=alert(1)>) $\\href{{javascript:window.pwned=1}}{{x}}$
+[a](javascript:window.pwned=1) ![b](data:image/svg+xml,<svg/onload=alert(1)>)
 
-$\\text{{<img src={outside.url}/secret.png onerror=window.pwned=1>}}$ \\[\\includegraphics{{{outside.url}/secret.png}}\\]
+$\\href{{javascript:window.pwned=1}}{{x}}$
+
+$\\text{{<img src={outside.url}/secret.png onerror=window.pwned=1>}}$
+
+\\[\\includegraphics{{{outside.url}/secret.png}}\\]
 
 ```mermaid
 graph TD; A["<img src={outside.url}/secret.png onerror=window.pwned=1>"]
@@ -188,7 +194,9 @@ def test_a_stopped_answer_is_shown_to_its_end(browser: Any) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_narrow_window_is_never_scrolled_sideways(browser: Any, theme: str) -> None:
     wide = "| " + " | ".join("column" for _ in range(12)) + " |\n|" + "---|" * 12 + "\n"
-    long = f"{wide}\n```\n{'x = 1; ' * 40}\n```\n\n$${'x^2 + ' * 40} 1$$\n\n{'https://example.org/' + 'a' * 200}\n\n{'w' * 300}"
+    long = (
+        f"{wide}\n```\n{'x = 1; ' * 40}\n```\n\n$${'x^2 + ' * 40} 1$$\n\nhttps://example.org/{'a' * 200}\n\n{'w' * 300}"
+    )
     with fake(words=[long]) as server, app.launch(server.url) as served:
         page = Chat(browser, f"{served.url}/?__theme={theme}")
         page.tab.set_viewport_size({"width": 390, "height": 844})

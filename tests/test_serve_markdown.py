@@ -150,7 +150,7 @@ def test_prices_code_and_what_is_never_closed_are_no_formulas(said: str) -> None
 
 
 GROWING = [
-    "# Title\n\nText with `__code__`, **bold**, *it*, ~~no~~, [a link](https://x.y/z).\n\n- one\n- two\n\n---\n\nEnd <b>.",
+    "# Title\n\nText with `__code__`, **bold**, *it*, ~~no~~, [a](https://x.y).\n\n- one\n- two\n\n---\n\nEnd <b>.",
     "Text:\n- one `a * b * c`\n  ```py\n  x = a * b\n  ```\n- **two**\n\n1. first\n2. second\n10. tenth\n",
     "````md\n```\n# x\n```\n````\n\n> quote\n\n~~~\n- a\n~~~\n",
     "Before\n\n| a | b |\n|---|--:|\n| 1 | `2` |\n| *3* | 4 |\n\nAfter\n",
