@@ -115,8 +115,9 @@ def test_all_experts_are_quantized_whether_or_not_tokens_reach_them(base, tmp_pa
     model_type, folder = base
     starve(folder, model_type, 3)
     ids = pico.tokens(8, 96)
-    blocks = make(folder, tmp_path / "v", GPTQ, tokens=ids)
-    variant, row, _ = planned(folder, GPTQ)
+    step = {**GPTQ, "format": "gptq"}
+    blocks = make(folder, tmp_path / "v", step, tokens=ids)
+    variant, row, _ = planned(folder, step)
     assert len(variant.quantized) == 2 * (4 + 4 * 3)
     headers = export.Reader(tmp_path / "v").headers
     assert all(f"{linear.name}.qweight" in headers for linear in variant.quantized)
@@ -233,7 +234,8 @@ def test_what_experts_exclude_is_refused_with_the_reason() -> None:
 
 def test_experts_left_dense_are_named_as_vllm_and_others_ask_for_them() -> None:
     config = pico.config("mixtral", hidden_size=128, num_attention_heads=4)
-    made = planner.make(document([{**GPTQ, "ignore": ["experts.*"]}]), config_json(config), headers(config))
+    step = {**GPTQ, "format": "gptq", "ignore": ["experts.*"]}
+    made = planner.make(document([step]), config_json(config), headers(config))
     quantization = quantization_config(made.variants[0])
     assert quantization is not None
     assert quantization["dynamic"] == {r"-:model\.layers\.(?:0|1)\.block_sparse_moe\.experts(?:\..+)?$": {}}
@@ -271,7 +273,7 @@ def test_stacked_experts_on_disk_are_refused_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("model_type", "step"),
     [
-        ("mixtral", {**GPTQ, "group_size": 64}),
+        ("mixtral", {**GPTQ, "group_size": 64, "format": "gptq"}),
         ("qwen3_moe", {**GPTQ, "group_size": 128, "format": "compressed-tensors"}),
         ("qwen3_moe", {"method": "gptq", "bits": 8, "group_size": -1, "activation_bits": 8}),
     ],
