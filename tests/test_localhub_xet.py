@@ -10,8 +10,8 @@ from fastapi import HTTPException
 from localhub_helpers import client
 
 from hubplugin import localhub
-from hubplugin.localhub import xet
-from hubplugin.localhub.xet import Compression
+from hubplugin.localhub.transfers import xet
+from hubplugin.localhub.transfers.xet import Compression
 
 
 def chunk(data: bytes, compression: int, size: int | None = None) -> bytes:
@@ -119,7 +119,7 @@ CONTENTS = """
 files = {
     "fp32.bin": struct.pack("<300000f", *(at * 1e-4 for at in range(300000))),
     "bf16.bin": b"".join(struct.pack("<f", at * 1e-3)[2:] for at in range(200000)),
-    "text.gguf": b"The same words again and again, with a number: %d\\n" * 9000,
+    "text.model": b"The same words again and again, with a number: %d\\n" * 9000,
     "odd.bin": os.urandom(65536 * 3 + 1),
     "tiny.bin": b"\\0",
     "random.bin": os.urandom(70_000_000),  # more than one xorb holds

@@ -1,0 +1,57 @@
+"""Routes that download files: resolve, and raw, which has the pointer in place of an LFS file."""
+
+from urllib.parse import quote
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+
+from hubplugin.localhub.contents import git, repos
+from hubplugin.localhub.contents.git import TreeEntry
+from hubplugin.localhub.dependencies import Context, RequestContext
+from hubplugin.localhub.http_errors import entry_not_found
+
+router = APIRouter()
+
+
+@router.api_route("/{owner}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+@router.api_route("/{kind:kind}/{owner}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+def resolve_file(context: Context) -> FileResponse:
+    """A file, or a range of its bytes."""
+    entry, headers = _find(context)
+    return _blob_response(context, entry, headers)
+
+
+@router.api_route("/{owner}/{name}/raw/{rest:path}", methods=["GET", "HEAD"])
+@router.api_route("/{kind:kind}/{owner}/{name}/raw/{rest:path}", methods=["GET", "HEAD"])
+def raw_file(context: Context) -> Response:
+    """A file as git stores it."""
+    entry, headers = _find(context)
+    if not entry.lfs:
+        return _blob_response(context, entry, headers)
+    pointer = git.lfs_pointer(entry.sha256, entry.size)
+    return Response(pointer, headers=headers | {"ETag": f'"{entry.oid}"'}, media_type="text/plain")
+
+
+def _find(context: RequestContext) -> tuple[TreeEntry, dict[str, str]]:
+    """The file at the path in the URL, and the headers that say what it is. Raises 401, 403 and 404."""
+    with context.hub.store.read() as db:
+        repo = context.repo(db, "download")
+        revision, path = context.revision_and_path(db, repo)
+        commit = git.resolve(db, repo.id, revision)
+        entry = commit.tree.get(path)
+        if entry is None or (entry.lfs and not repos.has_object(db, repo, entry.sha256)):  # deleted for good
+            raise entry_not_found(path, commit.oid)
+    headers = {
+        "ETag": f'"{entry.etag}"',
+        "X-Repo-Commit": commit.oid,
+        "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1])}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return entry, headers
+
+
+def _blob_response(context: RequestContext, entry: TreeEntry, headers: dict[str, str]) -> FileResponse:
+    blob = context.hub.store.blob_path(entry.sha256)
+    response = FileResponse(blob, headers=headers, media_type="application/octet-stream")
+    response.chunk_size = 2**20  # fewer reads of large files than with starlette's 64 KiB
+    return response
