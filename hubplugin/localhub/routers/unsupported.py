@@ -26,7 +26,7 @@ TOPICS = {
     r"(api/)?buckets\b": "buckets",
     r"api/kernels\b": "kernels",
     r"(api/)?(papers|daily_papers)\b": "papers",
-    r"api/(models|datasets|spaces)/.+/likers?$": "likes",
+    r"api/(models|datasets|spaces)/.+/like(rs)?$": "likes",
     r"api/users/[^/]+/likes\b": "likes",
     r"api/(users|organizations)/": "pages of users and organizations",
     r"api/(collections|models|datasets|spaces)/.+/resource-group$": "resource groups",

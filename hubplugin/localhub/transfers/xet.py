@@ -12,6 +12,7 @@ import json
 import os
 import struct
 import threading
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -28,6 +29,7 @@ END_OF_FILES = b"\xff" * 32
 HAS_VERIFICATION = 1 << 31  # flag of a file: verification records follow
 HAS_SHA256 = 1 << 30  # flag of a file: a record with its sha256 follows
 INDEX_SUFFIX = ".chunks"  # of the file that says where the chunks of a xorb are
+ORPHAN_SECONDS = 24 * 3600
 RELEASE_LOCK = threading.Lock()
 
 
@@ -151,16 +153,18 @@ class PackedXorb:
 
 
 class ReleasedXorb:
-    """A xorb that is no longer kept, because files have all of its chunks: [path, offset, size] of each."""
+    """A xorb that is no longer kept, because files have its chunks: [path, offset, size] of each."""
 
     def __init__(self, places: dict[str, tuple[str, int, int]]) -> None:
         self._places = places
-        self.count = len(places)
+        self.count = 1 + max(map(int, places))
 
     def chunks(self, start: int, stop: int) -> list[bytes]:
-        """Chunks, out of the files that have them."""
+        """Chunks, out of the files that have them. Raises 400."""
         found = []
         for index in range(start, stop):
+            if str(index) not in self._places:
+                raise _format_error(f"chunk {index} is not kept any longer")
             path, offset, size = self._places[str(index)]
             with open(path, "rb") as file:
                 file.seek(offset)
@@ -205,6 +209,14 @@ def reconstruct(file: ShardFile, xorb_folder: Path, path: Path) -> Places:
     if digest.hexdigest() != file.sha256:
         raise _format_error(f"the chunks do not have the sha256 {file.sha256}")
     return places
+
+
+def sweep(xorb_folder: Path) -> None:
+    """Delete xorbs that no shard has asked for in a day: their upload broke off."""
+    for path in xorb_folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.suffix != INDEX_SUFFIX and path.stat().st_mtime < time.time() - ORPHAN_SECONDS:
+                path.unlink()
 
 
 def release(xorb_folder: Path, places: Places, blob: Path) -> None:

@@ -1,5 +1,6 @@
 """Routes that download files: resolve, and raw, which has the pointer in place of an LFS file."""
 
+import re
 from urllib.parse import quote
 
 from fastapi import APIRouter, Response
@@ -24,12 +25,21 @@ def resolve_file(context: Context) -> FileResponse:
 @router.api_route("/{owner}/{name}/raw/{rest:path}", methods=["GET", "HEAD"])
 @router.api_route("/{kind:kind}/{owner}/{name}/raw/{rest:path}", methods=["GET", "HEAD"])
 def raw_file(context: Context) -> Response:
-    """A file as git stores it."""
+    """A file as git stores it, or a range of its bytes."""
     entry, headers = _find(context)
     if not entry.lfs:
         return _blob_response(context, entry, headers)
     pointer = git.lfs_pointer(entry.sha256, entry.size)
-    return Response(pointer, headers=headers | {"ETag": f'"{entry.oid}"'}, media_type="text/plain")
+    headers |= {"ETag": f'"{entry.oid}"', "Content-Type": "text/plain; charset=utf-8", "Accept-Ranges": "bytes"}
+    match = re.fullmatch(r"bytes=(\d{1,18})-(\d{0,18})", context.request.headers.get("range", ""), re.ASCII)
+    if match is None:
+        return Response(pointer, 200, headers)
+    start = int(match[1])
+    part = pointer[start : int(match[2]) + 1 if match[2] else None]
+    if not part:
+        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{len(pointer)}"})
+    content_range = f"bytes {start}-{start + len(part) - 1}/{len(pointer)}"
+    return Response(part, 206, headers | {"Content-Range": content_range})
 
 
 def _find(context: RequestContext) -> tuple[TreeEntry, dict[str, str]]:
