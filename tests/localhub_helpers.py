@@ -1,10 +1,17 @@
-"""Official clients for tests, each in its own process with its own home folder."""
+"""Official clients for tests: each in its own process with its own home folder, or HfApi in this one."""
 
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import httpx
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from hubplugin.localhub.server import Running
 
@@ -75,3 +82,23 @@ def hf(hub: Running, home: Path, *arguments: str) -> str:
     )
     assert process.returncode == 0, f"hf {' '.join(arguments)}\n{process.stdout[-3000:]}{process.stderr[-3000:]}"
     return process.stdout
+
+
+def api_of(hub: Running, token: str | None = None) -> HfApi:
+    """The official client in this process, for the hub's first user or another one."""
+    return HfApi(hub.url, token=token or hub.token)
+
+
+def http_of(hub: Running, token: str | None = None) -> httpx.Client:
+    """Plain HTTP, for the hub's first user or another one."""
+    return httpx.Client(base_url=hub.url, headers={"authorization": f"Bearer {token or hub.token}"}, trust_env=False)
+
+
+@contextmanager
+def refused(status: int, match: str | None = None) -> Iterator[None]:
+    """The block ends with this status, in the Hub's format of errors."""
+    with pytest.raises(HfHubHTTPError, match=match) as error:
+        yield
+    response = error.value.response
+    assert response is not None and response.status_code == status, error.value
+    assert response.headers["x-error-code"] and response.headers["x-error-message"]

@@ -20,10 +20,10 @@ from fastapi import HTTPException
 
 from hubplugin import localhub
 from hubplugin.errors import ServeError
-from hubplugin.localhub import git, metadata, pull_requests, repos
-from hubplugin.localhub.git import Commit, CommitDetails, Tree, TreeEntry
-from hubplugin.localhub.pull_requests import NewDiscussion
-from hubplugin.localhub.repos import Repo
+from hubplugin.localhub.contents import discussions, git, metadata, repos
+from hubplugin.localhub.contents.discussions import NewDiscussion
+from hubplugin.localhub.contents.git import Commit, CommitDetails, Tree, TreeEntry
+from hubplugin.localhub.contents.repos import Repo
 from hubplugin.localhub.server import Running
 from hubplugin.localhub.store import Store
 
@@ -321,7 +321,7 @@ def test_of_commits_on_one_parent_one_wins_and_without_parent_all_land(hub: Runn
         statuses = list(pool.map(lambda number: status_of_commit(number, parentCommit=head), range(8)))
         assert sorted(statuses) == [200] + [412] * 7
         assert list(pool.map(status_of_commit, range(8))) == [200] * 8
-    assert len(http.get("/api/models/local/busy").json()["siblings"]) == 9
+    assert len(http.get("/api/models/local/busy").json()["siblings"]) == 10  # 9 and .gitattributes
     assert len(http.get("/api/models/local/busy/commits/main").json()) == 10
 
 
@@ -485,7 +485,7 @@ def commit_texts(
 
 
 def open_pull_request(db: sqlite3.Connection, repo: Repo) -> int:
-    return pull_requests.open_discussion(db, repo, NewDiscussion("t", "", "b", is_pull_request=True, status="open"))
+    return discussions.open_discussion(db, repo, NewDiscussion("t", "", "b", is_pull_request=True, status="open"))
 
 
 def texts_of(tree: Tree) -> dict[str, str]:
@@ -526,14 +526,14 @@ def test_a_merge_keeps_both_sides_and_tells_conflicts(store: Store) -> None:
         theirs = {"theirs": "1", "gone": None, "new": "1", "both": "2"}
         commit_texts(db, repo, "theirs", theirs, f"refs/pr/{num}")
         commit_texts(db, repo, "ours", {"ours": "1", "also": "1", "both": "2"})
-        merged = pull_requests.merge(db, repo, num, "a")
+        merged = discussions.merge(db, repo, num, "a")
         assert texts_of(merged.tree) == {"same": "0", "ours": "1", "theirs": "1", "new": "1", "also": "1", "both": "2"}
 
         num = open_pull_request(db, repo)
         commit_texts(db, repo, "theirs", {"same": None}, f"refs/pr/{num}")
         commit_texts(db, repo, "ours", {"same": "1"})
         with pytest.raises(HTTPException, match="409"):
-            pull_requests.merge(db, repo, num, "a")
+            discussions.merge(db, repo, num, "a")
 
 
 def test_the_last_change_of_files_and_folders_is_found(store: Store) -> None:

@@ -37,11 +37,12 @@ def test_a_commit_comes_back_as_it_went(hub: Running, tmp_path: Path, xet: bool)
         api.create_repo("my-org/m", private=True)
         api.create_repo("my-org/m", exist_ok=True)
         before = api.model_info("my-org/m")
-        assert before.private and api.list_repo_files("my-org/m") == []
+        assert before.private and api.list_repo_files("my-org/m") == [".gitattributes"]
         operations = [CommitOperationAdd(path, data) for path, data in files.items()]
         commit = api.create_commit("my-org/m", operations, commit_message="all", parent_commit=before.sha)
         assert api.whoami()["orgs"][0]["name"] == "my-org"
 
+        files[".gitattributes"] = Path(hf_hub_download("my-org/m", ".gitattributes")).read_bytes()
         folder = Path(snapshot_download("my-org/m"))
         assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
         assert Path(hf_hub_download("my-org/m", "config.json", revision=commit.oid[:10])).read_bytes() == b"{}"
@@ -53,6 +54,7 @@ def test_a_commit_comes_back_as_it_went(hub: Running, tmp_path: Path, xet: bool)
         assert {s.rfilename: s.size for s in info.siblings} == {path: len(data) for path, data in files.items()}
         tree = {item.path: item for item in api.list_repo_tree("my-org/m", recursive=True, expand=True)}
         assert set(tree) == set(files) | {"deep", "deep/er"}
+        assert tree.pop(".gitattributes").last_commit.oid == before.sha
         assert all(item.last_commit.oid == commit.oid for item in tree.values())
         assert [item.path for item in api.list_repo_tree("my-org/m", "deep/er")] == ["deep/er/weights.bin"]
         assert api.file_exists("my-org/m", "config.json") and not api.file_exists("my-org/m", "no.json")
@@ -85,7 +87,7 @@ def test_the_same_files_again_make_no_commit_and_a_stale_parent_is_told(
         swap = [CommitOperationAdd("a.txt", b"other"), CommitOperationDelete("a.txt")]
         swap += [CommitOperationCopy("w.bin", "c/w.bin")]
         api.create_commit("local/m", swap, commit_message="m")
-        assert sorted(api.list_repo_files("local/m")) == ["a.txt", "b.txt", "c/w.bin", "w.bin"]
+        assert sorted(api.list_repo_files("local/m")) == [".gitattributes", "a.txt", "b.txt", "c/w.bin", "w.bin"]
         refused(404, RemoteEntryNotFoundError, api.delete_file, "no.txt", "local/m")
         api.delete_folder("c", "local/m")
         Path("folder/sub").mkdir(parents=True)
@@ -93,7 +95,7 @@ def test_the_same_files_again_make_no_commit_and_a_stale_parent_is_told(
         for number in range(30):
             Path(f"folder/{number}.txt").write_text(str(number))
         api.upload_folder(repo_id="local/m", folder_path="folder", delete_patterns="*.txt")
-        assert len(api.list_repo_files("local/m")) == 32
+        assert len(api.list_repo_files("local/m")) == 33
         """,
         xet=xet,
     )
@@ -175,7 +177,7 @@ def test_pull_requests_of_strangers_are_merged_by_the_owner(hub: Running, tmp_pa
         api.merge_pull_request("local/m", 1)
         details = api.get_discussion_details("local/m", 1)
         assert details.status == "merged" and details.merge_commit_oid == api.model_info("local/m").sha
-        assert sorted(api.list_repo_files("local/m")) == ["a.txt", "b.txt", "w.bin"]
+        assert sorted(api.list_repo_files("local/m")) == [".gitattributes", "a.txt", "b.txt", "w.bin"]
         assert Path(hf_hub_download("local/m", "a.txt")).read_bytes() == b"ours"
         refused(409, HfHubHTTPError, api.merge_pull_request, "local/m", 1)
         api.change_discussion_status("local/m", 2, "closed")

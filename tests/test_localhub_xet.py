@@ -1,17 +1,18 @@
 """Xet uploads: chunks and shards written by hand, and uploads by the official client."""
 
 import hashlib
+import os
 import struct
 from pathlib import Path
 
 import lz4.frame
 import pytest
 from fastapi import HTTPException
-from localhub_helpers import client
+from localhub_helpers import api_of, client, http_of
 
 from hubplugin import localhub
-from hubplugin.localhub import xet
-from hubplugin.localhub.xet import Compression
+from hubplugin.localhub.transfers import xet
+from hubplugin.localhub.transfers.xet import Compression
 
 
 def chunk(data: bytes, compression: int, size: int | None = None) -> bytes:
@@ -119,7 +120,7 @@ CONTENTS = """
 files = {
     "fp32.bin": struct.pack("<300000f", *(at * 1e-4 for at in range(300000))),
     "bf16.bin": b"".join(struct.pack("<f", at * 1e-3)[2:] for at in range(200000)),
-    "text.gguf": b"The same words again and again, with a number: %d\\n" * 9000,
+    "text.model": b"The same words again and again, with a number: %d\\n" * 9000,
     "odd.bin": os.urandom(65536 * 3 + 1),
     "tiny.bin": b"\\0",
     "random.bin": os.urandom(70_000_000),  # more than one xorb holds
@@ -176,3 +177,94 @@ def test_a_hub_that_forgot_everything_takes_the_same_upload_again(tmp_path: Path
         port = int(hub.url.rsplit(":", 1)[1])
     with localhub.start(tmp_path / "other", port=port, token="one") as hub:
         client(hub, tmp_path, script)
+
+
+# Xorbs are not kept once files have their chunks
+
+
+def packed(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("xorbs/*/*") if path.suffix != xet.INDEX_SUFFIX]
+
+
+def test_xorbs_are_swept_while_the_hub_runs_and_their_chunks_are_still_known(tmp_path: Path) -> None:
+    with localhub.start(tmp_path / "hub") as hub:
+        client(
+            hub,
+            tmp_path,
+            """
+            api.create_repo("local/m")
+            data = os.urandom(1_000_000)
+            for number in range(8):
+                content = data + bytes([number]) * 1000
+                api.upload_file(path_or_fileobj=content, path_in_repo=f"{number}.bin", repo_id="local/m")
+                assert Path(hf_hub_download("local/m", f"{number}.bin")).read_bytes() == content
+            """,
+        )
+        assert packed(hub.root) == []
+        xorbs = sum(path.stat().st_size for path in hub.root.glob("xorbs/*/*"))
+        assert 0 < xorbs < 100_000  # the places of chunks; the first push alone had 1 MB
+
+
+def test_a_released_xorb_is_read_from_the_files_that_have_its_chunks(tmp_path: Path) -> None:
+    parts = [bytes([number]) * 1000 for number in range(4)]
+    name = "a" * 64
+    (tmp_path / name).write_bytes(b"".join(chunk(part, Compression.LZ4) for part in parts))
+
+    def rebuild(data: bytes, segments: list[tuple[str, int, int, int]], blob: str) -> None:
+        (file,) = xet.parse_shard(shard(hashlib.sha256(data).hexdigest(), segments))
+        places = xet.reconstruct(file, tmp_path, tmp_path / blob)
+        assert (tmp_path / blob).read_bytes() == data
+        xet.release(tmp_path, places, tmp_path / blob)
+
+    rebuild(parts[0] + parts[1], [(name, 2000, 0, 2)], "first")
+    assert (tmp_path / name).exists()  # two of its chunks are in no file yet
+    rebuild(parts[3] + parts[2], [(name, 1000, 3, 4), (name, 1000, 2, 3)], "second")
+    assert not (tmp_path / name).exists()
+    rebuild(b"".join(parts), [(name, 4000, 0, 4)], "third")
+    rebuild(parts[2], [(name, 1000, 2, 3)], "fourth")
+    with pytest.raises(HTTPException, match="has 4 chunks"):
+        rebuild(parts[0], [(name, 1000, 4, 5)], "fifth")
+
+
+def test_xorbs_of_uploads_that_broke_off_are_swept_after_a_day(tmp_path: Path) -> None:
+    parts = [bytes([number]) * 1000 for number in range(2)]
+    old, new = tmp_path / ("a" * 64), tmp_path / ("b" * 64)
+    for path in (old, new):
+        path.write_bytes(b"".join(chunk(part, Compression.NONE) for part in parts))
+    (file,) = xet.parse_shard(shard(hashlib.sha256(parts[1]).hexdigest(), [(old.name, 1000, 1, 2)]))
+    xet.release(tmp_path, xet.reconstruct(file, tmp_path, tmp_path / "blob"), tmp_path / "blob")
+    os.utime(old, (1, 1))
+    xet.sweep(tmp_path)
+    assert not old.exists() and new.exists()
+    xet.reconstruct(file, tmp_path, tmp_path / "again")  # the chunk that a file has is still known
+    (lost,) = xet.parse_shard(shard(hashlib.sha256(parts[0]).hexdigest(), [(old.name, 1000, 0, 1)]))
+    with pytest.raises(HTTPException, match="not kept any longer"):
+        xet.reconstruct(lost, tmp_path, tmp_path / "lost")
+    xet.sweep(tmp_path / "never made")
+
+
+@pytest.mark.parametrize(
+    ("transfers", "ref", "revision"),
+    [
+        (["basic", "multipart", "xet"], {"name": "main"}, "main"),
+        (["xet"], {"name": "feat/x"}, "feat%2Fx"),
+        (["basic", "xet"], None, "None"),
+        (["basic", "multipart"], {"name": "main"}, None),
+        (None, None, None),
+    ],
+)
+def test_a_client_that_offers_xet_gets_xet(
+    tmp_path: Path, transfers: list[str] | None, ref: dict[str, str] | None, revision: str | None
+) -> None:
+    with localhub.start(tmp_path / "hub") as hub, http_of(hub) as http:
+        api_of(hub).create_repo("local/m")
+        body = {"operation": "upload", "objects": [{"oid": "a" * 64, "size": 5}], "transfers": transfers, "ref": ref}
+        answer = http.post("/local/m.git/info/lfs/objects/batch", json=body).raise_for_status().json()
+        upload = answer["objects"][0]["actions"]["upload"]
+        if revision is None:
+            assert "transfer" not in answer and "/lfs/put/" in upload["href"]
+        else:
+            assert answer["transfer"] == "xet" and upload["href"].endswith(f"/xet-write-token/{revision}")
+            assert set(upload["header"]) == {"X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration"}
+            api_of(hub).create_branch("local/m", branch="feat/x")
+            assert http.get(upload["href"]).raise_for_status().json()["accessToken"]

@@ -1,8 +1,9 @@
 """A small Hugging Face Hub on this machine, for demos, tests and networks without internet.
 
 Unmodified clients (huggingface_hub, hf, transformers, datasets) work with it through HF_ENDPOINT. It keeps everything
-in one folder and listens on loopback by default. It does not have the git protocol, comments on discussions, web
-pages, downloads by Xet (files are downloaded over HTTP) or garbage collection of blobs.
+in one folder and listens on loopback by default. Repos have cards, branches, tags, pull requests, access and files, as
+on the real Hub. It does not have the git protocol, web pages, Spaces that run, jobs, webhooks, likes or garbage
+collection of blobs: clients that ask for such things are told so (501).
 """
 
 from hubplugin.localhub.app import create_app

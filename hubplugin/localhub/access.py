@@ -8,9 +8,9 @@ request; `users` authenticates its sender.
 import sqlite3
 from typing import Literal
 
-from hubplugin.localhub import repos
+from hubplugin.localhub.contents import repos
+from hubplugin.localhub.contents.repos import Repo
 from hubplugin.localhub.http_errors import http_error, repo_not_found
-from hubplugin.localhub.repos import Repo
 from hubplugin.localhub.users import User, Users, require_write_role
 
 # view: metadata and list of files; download: content of files; contribute: upload objects, open pull requests.
@@ -55,11 +55,14 @@ class Access:
     ) -> Repo:
         """The repo, where the user has the permission. Raises 401, 403 and 404."""
         repo = repos.find(db, kind, repo_id)
+        if repo is None and permission == "download":  # links to files outlive a new name
+            repo = repos.find_by_former_name(db, kind, repo_id)
         if repo is None or not self.can_view(db, user, repo):
             raise repo_not_found(authenticated=user is not None)
         if permission == "download" and not self.can_download(db, user, repo):
-            message = f"Access to {repos.TYPE_OF_KIND[kind]} {repo.name} is restricted."
-            message += " You must have access to it and be authenticated."
+            message = f"Access to {repos.TYPE_OF_KIND[kind]} {repo.name} is restricted"
+            message += " and you are not in the authorized list. Ask its owner for access." if user else "."
+            message += "" if user else " You must have access to it and be authenticated to access it. Please log in."
             raise http_error(403 if user else 401, "GatedRepo", message)
         if permission in ("contribute", "write"):
             user = require_write_role(user)

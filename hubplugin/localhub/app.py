@@ -18,7 +18,8 @@ from hubplugin.errors import ServeError
 from hubplugin.localhub import users
 from hubplugin.localhub.access import Access
 from hubplugin.localhub.dependencies import Hub
-from hubplugin.localhub.middleware import ErrorCodeMiddleware, EscapedSlashMiddleware
+from hubplugin.localhub.http_errors import http_error
+from hubplugin.localhub.middleware import EscapedSlashMiddleware, HubHeadersMiddleware
 from hubplugin.localhub.routers import ROUTERS
 from hubplugin.localhub.store import Store
 from hubplugin.localhub.users import Users
@@ -57,7 +58,7 @@ def create_app(root: Path, token: str | None = None, user: str = "local", part_b
     app.add_exception_handler(OSError, _storage_error_response)
     app.add_exception_handler(sqlite3.OperationalError, _storage_error_response)
     app.add_middleware(EscapedSlashMiddleware)
-    app.add_middleware(ErrorCodeMiddleware)
+    app.add_middleware(HubHeadersMiddleware)
     return app
 
 
@@ -74,13 +75,13 @@ def _http_error_response(request: Request, error: Exception) -> JSONResponse:
 
 
 def _validation_error_response(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": "A parameter is missing or malformed"}, 400, {"X-Error-Code": "BadRequest"})
+    return _http_error_response(request, http_error(400, "BadRequest", "A parameter is missing or malformed"))
 
 
 def _disconnect_response(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": "The client closed the connection"}, 400, {"X-Error-Code": "BadRequest"})
+    return _http_error_response(request, http_error(400, "BadRequest", "The client closed the connection"))
 
 
 def _storage_error_response(request: Request, error: Exception) -> JSONResponse:
     progress(f"hub      cannot store: {error}")
-    return JSONResponse({"error": "The hub cannot store this now"}, 507, {"X-Error-Code": "Storage"})
+    return _http_error_response(request, http_error(507, "Storage", "The hub cannot store this now"))

@@ -10,18 +10,28 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from fastapi import Depends, Request
+from fastapi.responses import JSONResponse
+from starlette.convertors import StringConvertor, register_url_convertor
 
-from hubplugin.localhub import pull_requests
 from hubplugin.localhub.access import Access, Permission
+from hubplugin.localhub.contents import discussions, git
+from hubplugin.localhub.contents.repos import KIND_OF_TYPE, Repo
 from hubplugin.localhub.http_errors import http_error
 from hubplugin.localhub.middleware import ESCAPED_SLASH
-from hubplugin.localhub.repos import KIND_OF_TYPE, Repo
 from hubplugin.localhub.store import Store
 from hubplugin.localhub.users import User, Users, require_write_role
 
+
+class KindConvertor(StringConvertor):
+    """`{kind:kind}` in a route matches kinds of repos only. Register it before the routes are made."""
+
+    regex = "|".join(KIND_OF_TYPE.values())
+
+
+register_url_convertor("kind", KindConvertor())
 MAX_JSON_BYTES = 16 * 2**20
 MAX_STRING_LENGTH = 2**20
 
@@ -60,6 +70,15 @@ class RequestContext:
         """The kind of the repo in the URL path. Outside of /api, URLs of model repos do not name it."""
         return str(self.request.path_params.get("kind", "models"))
 
+    def expanded(self) -> set[str]:
+        """The properties that a query names with `expand`, which some clients write `expand[]`."""
+        query = self.request.query_params
+        return {name for value in query.getlist("expand") + query.getlist("expand[]") for name in value.split(",")}
+
+    def revision_and_path(self, db: sqlite3.Connection, repo: Repo) -> tuple[str, str]:
+        """The revision and the path in `{rest}` of the URL path. Not all clients escape the slashes of a revision."""
+        return git.split_revision(db, repo.id, str(self.request.path_params["rest"]), ESCAPED_SLASH)
+
     def repo(self, db: sqlite3.Connection, permission: Permission) -> Repo:
         """The repo in the URL path, where the sender has the permission. Raises 401, 403, 404."""
         repo_id = f"{self.path_param('owner')}/{self.path_param('name')}"
@@ -76,7 +95,7 @@ class RequestContext:
             return repo
         pr_ref = re.fullmatch(r"refs/pr/(\d{1,9})", self.path_param("rev"))
         if pr_ref:
-            row = pull_requests.find_discussion(db, repo, int(pr_ref[1]))
+            row = discussions.find_discussion(db, repo, int(pr_ref[1]))
             if row and row["status"] in ("merged", "closed"):
                 raise http_error(403, "Forbidden", f"This pull request is {row['status']}")
             if row and row["author"] == require_write_role(self.user).name:
@@ -138,6 +157,21 @@ def string_field(body: dict[str, Any], name: str, default: str | None = None) ->
     if not isinstance(value, str) or len(value) > MAX_STRING_LENGTH:
         raise http_error(400, "BadRequest", f"`{name}` must be a string")
     return value.encode("utf-8", "replace").decode()  # JSON can hold a lone surrogate, SQLite cannot
+
+
+def page_response(context: RequestContext, items: list[Any], limit: int, max_limit: int = 1000) -> JSONResponse:
+    """One page of items. Where more follow, the header Link has the URL of the next page."""
+    query = dict(parse_qs(context.request.url.query, keep_blank_values=True))
+    cursor = query.get("cursor", ["0"])[0]
+    start = int(cursor) if re.fullmatch(r"\d{1,9}", cursor, re.ASCII) else 0
+    stop = start + min(max(limit, 0), max_limit)
+    headers = {"X-Total-Count": str(len(items))}
+    if start < stop < len(items):
+        query["cursor"] = [str(stop)]
+        path = context.request.scope["raw_path"].decode("latin-1").partition("?")[0]
+        url = f"{context.base_url}{path}?{urlencode(query, doseq=True)}"
+        headers["Link"] = f'<{url}>; rel="next"'
+    return JSONResponse(items[start:stop], headers=headers)
 
 
 def kind_field(body: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from fastapi import HTTPException
 
 
 def http_error(
-    status: int, code: str, message: str, headers: dict[str, str] | None = None, **extra: str
+    status: int, code: str, message: str, headers: dict[str, str] | None = None, **extra: Any
 ) -> HTTPException:
     """The exception to raise. `extra` is added to the JSON body, beside `error`."""
     header_message = re.sub(r"[^ -~]", "?", " ".join(message.split()))[:500]
@@ -35,3 +35,8 @@ def entry_not_found(path: str, commit_oid: str) -> HTTPException:
 def revision_not_found(revision: str) -> HTTPException:
     """404 for a branch, tag or commit."""
     return http_error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+
+def not_supported(what: str) -> HTTPException:
+    """501 for what the real Hub has and this one has not."""
+    return http_error(501, "NotSupported", f"This hub runs on one machine and has no {what}.")

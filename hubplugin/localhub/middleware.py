@@ -3,7 +3,9 @@
 This module knows ASGI messages, and no route.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,8 +34,11 @@ class EscapedSlashMiddleware:
         await self.app(scope, receive, send)
 
 
-class ErrorCodeMiddleware:
-    """Adds X-Error-Code to error responses without one, such as FastAPI's own 404 and 405."""
+class HubHeadersMiddleware:
+    """Adds what every response of the Hub has: X-Request-Id, and to an error X-Error-Code and X-Error-Message.
+
+    FastAPI's own 404 and 405 have neither.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,11 +46,16 @@ class ErrorCodeMiddleware:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Pass the request on, and look at the start of the response."""
 
-        async def send_with_code(message: Scope) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
+        async def send_with_headers(message: Scope) -> None:
+            if message["type"] == "http.response.start":
                 headers = message["headers"] = list(message.get("headers", []))
-                if not any(name.lower() == b"x-error-code" for name, _ in headers):
-                    headers.append((b"x-error-code", b"NotFound" if message["status"] == 404 else b"BadRequest"))
+                headers.append((b"x-request-id", secrets.token_hex(12).encode()))
+                if message["status"] >= 400:
+                    status = HTTPStatus(message["status"])
+                    code = b"NotFound" if status == HTTPStatus.NOT_FOUND else b"BadRequest"
+                    defaults = {b"x-error-code": code, b"x-error-message": status.phrase.encode()}
+                    present = {name.lower() for name, _ in headers}
+                    headers += [(name, value) for name, value in defaults.items() if name not in present]
             await send(message)
 
-        await self.app(scope, receive, send_with_code)
+        await self.app(scope, receive, send_with_headers)

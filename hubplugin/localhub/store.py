@@ -37,6 +37,13 @@ create table if not exists discussion (
     repo integer not null references repo on delete cascade, num integer not null, title text not null,
     description text not null, author text not null, status text not null, pull integer not null,
     base text not null, created integer not null, merged text, primary key (repo, num)) without rowid;
+create table if not exists event (
+    id integer primary key autoincrement, repo integer not null references repo on delete cascade,
+    num integer not null, type text not null, author text not null, created integer not null, data text not null);
+create index if not exists event_of_discussion on event (repo, num);
+create table if not exists former_name (
+    kind text not null, name text not null collate nocase, repo integer not null references repo on delete cascade,
+    primary key (kind, name)) without rowid;
 create table if not exists object (
     repo integer not null references repo on delete cascade, sha256 text not null, size integer not null,
     primary key (repo, sha256)) without rowid;
@@ -45,6 +52,12 @@ create table if not exists guest (
     asked integer not null, primary key (repo, user)) without rowid;
 create table if not exists collection (
     slug text primary key, owner text not null, body text not null) without rowid;
+"""
+# Discussions of a hub that had no comments yet: the description becomes the first comment.
+MIGRATION = """
+insert into event (repo, num, type, author, created, data)
+select repo, num, 'comment', author, created, json_object('raw', description) from discussion
+where not exists (select 1 from event where event.repo = discussion.repo and event.num = discussion.num)
 """
 
 
@@ -87,6 +100,8 @@ class Store:
         db = sqlite3.connect(root / "hub.sqlite")
         db.execute("pragma journal_mode = wal")
         db.executescript(SCHEMA)
+        db.execute(MIGRATION)
+        db.commit()
         db.close()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import hmac
 import os
 import re
 import secrets
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -46,6 +47,11 @@ class User:
     role: Role
 
 
+def new_token() -> str:
+    """A random token of the Hub's form, which its JavaScript client insists on."""
+    return "hf_" + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(34))
+
+
 def hash_token(token: str) -> str:
     """A token as users.json stores it."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
@@ -61,7 +67,7 @@ def first_token(root: Path, token: str | None) -> str:
         return given
     path = root / "token"
     if not path.exists():
-        _write_private(path, f"{secrets.token_urlsafe(24)}\n".encode())
+        _write_private(path, f"{new_token()}\n".encode())
     return path.read_text().strip()
 
 
@@ -74,7 +80,7 @@ def add_user(root: Path, name: str, role: str = "write", token: str | None = Non
         raise ServeError(f"user {name!r}", "is not a valid user name", "use letters, digits and single dashes")
     if role not in ("write", "read"):
         raise ServeError(f"user {name!r}", f"{role!r} is not a role", "use write or read")
-    token = token or secrets.token_urlsafe(24)
+    token = token or new_token()
     accounts = read_accounts(root)
     accounts[name] = Account(role=cast(Role, role), token_sha256=hash_token(token))
     _write_private(root / "users.json", ACCOUNTS_JSON.dump_json(accounts, indent=1) + b"\n")

@@ -3,31 +3,27 @@
 The routers translate between HTTP and the modules of `localhub`, which hold the rules.
 """
 
-from hubplugin.localhub.routers import (
-    access_requests,
-    collections,
-    commits,
-    discussions,
-    files,
-    lfs,
-    refs,
-    repos,
-    trees,
-    users,
-    xet,
-)
+from hubplugin.localhub.routers import unsupported, users
+from hubplugin.localhub.routers.community import collections, discussions
+from hubplugin.localhub.routers.files import commits, downloads, lfs, lfs_files, trees, xet
+from hubplugin.localhub.routers.repos import access_requests, lifecycle, listing, refs
 
-# The order matters: /api/{kind}/{owner}/{name} of `repos` matches the paths of other routers, so `repos` is last.
+# The order matters: /api/{kind}/{owner}/{name} of `listing` matches the paths of other routers, and `unsupported`
+# matches every path.
 ROUTERS = (
+    unsupported.first,
     users.router,
     access_requests.router,
     collections.router,
     refs.router,
     discussions.router,
     lfs.router,
+    lfs_files.router,
     xet.router,
-    files.router,
+    downloads.router,
     commits.router,
     trees.router,
-    repos.router,
+    lifecycle.router,
+    listing.router,
+    unsupported.router,
 )

@@ -5,25 +5,25 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from hubplugin.localhub import git
+from hubplugin.localhub.contents import git
+from hubplugin.localhub.contents.git import Commit, TreeEntry
+from hubplugin.localhub.contents.repos import Repo
 from hubplugin.localhub.dependencies import Context, JsonBody
-from hubplugin.localhub.git import Commit, TreeEntry
 from hubplugin.localhub.http_errors import entry_not_found
-from hubplugin.localhub.repos import Repo
 from hubplugin.localhub.timestamps import to_iso
 
 router = APIRouter()
 
 
-@router.get("/api/{kind}/{owner}/{name}/tree/{rev}")
-@router.get("/api/{kind}/{owner}/{name}/tree/{rev}/{path:path}")
+@router.get("/api/{kind:kind}/{owner}/{name}/tree/{rest:path}")
 def list_tree(context: Context, recursive: bool = False, expand: bool = False) -> list[dict[str, Any]]:
     """The files and folders in a folder; with `expand` also the last commit of each."""
-    path = context.path_param("path").strip("/") if "path" in context.request.path_params else ""
-    prefix = f"{path}/" if path else ""
     with context.hub.store.read() as db:
         repo = context.repo(db, "view")
-        commit = git.resolve(db, repo.id, context.path_param("rev"))
+        revision, path = context.revision_and_path(db, repo)
+        path = path.strip("/")
+        prefix = f"{path}/" if path else ""
+        commit = git.resolve(db, repo.id, revision)
         items = _folder_items(commit)
         if path and path not in items:
             raise entry_not_found(path, commit.oid)
@@ -38,9 +38,13 @@ def list_tree(context: Context, recursive: bool = False, expand: bool = False) -
     return listed
 
 
-@router.post("/api/{kind}/{owner}/{name}/paths-info/{rev}")
+@router.post("/api/{kind:kind}/{owner}/{name}/paths-info/{rev:path}")
 def paths_info(context: Context, body: JsonBody) -> list[dict[str, Any]]:
-    """The files and folders at the given paths. Paths that do not exist are left out."""
+    """The files and folders at the given paths. Paths that do not exist are left out.
+
+    Only here LFS files have a xetHash, without which clients copy none to another repo. In a list of files it would
+    make clients download all of them by Xet, and HTTP is enough.
+    """
     requested = body.get("paths", [])
     if not isinstance(requested, list):
         requested = [requested]
@@ -52,7 +56,7 @@ def paths_info(context: Context, body: JsonBody) -> list[dict[str, Any]]:
         existing = [items[path] for path in paths if path in items]
         if str(body.get("expand", [""])).lower() in ("true", "['true']"):  # JSON or form
             _add_last_commits(db, repo, commit, existing)
-    return existing
+    return [item | {"xetHash": item["lfs"]["oid"]} if "lfs" in item else item for item in existing]
 
 
 def _file_items(commit: Commit) -> dict[str, dict[str, Any]]:

@@ -9,17 +9,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from hubplugin.localhub import repos, uploads
+from hubplugin.localhub.contents import repos
+from hubplugin.localhub.contents.repos import Repo
 from hubplugin.localhub.dependencies import Context, Hub, JsonBody, RequestContext
 from hubplugin.localhub.http_errors import http_error
-from hubplugin.localhub.uploads import MAX_FILE_BYTES, SIGNATURE_SECONDS
+from hubplugin.localhub.routers.files.xet import token_headers
+from hubplugin.localhub.transfers import uploads
+from hubplugin.localhub.transfers.uploads import MAX_FILE_BYTES, SIGNATURE_SECONDS
 
 router = APIRouter()
 
@@ -80,21 +83,33 @@ SignedUpload = Annotated[Upload, Depends(_check_upload_url)]
 
 
 @router.post("/{owner}/{name}.git/info/lfs/objects/batch")
-@router.post("/{kind}/{owner}/{name}.git/info/lfs/objects/batch")
+@router.post("/{kind:kind}/{owner}/{name}.git/info/lfs/objects/batch")
 def lfs_batch(context: Context, body: JsonBody) -> JSONResponse:
-    """The upload URL of each object; none for an object that the repo has already."""
+    """The upload URL of each object; none for an object that the repo has already. Clients that offer it get Xet."""
     objects = body.get("objects")
     if body.get("operation") != "upload" or not isinstance(objects, list):
         raise http_error(400, "BadRequest", "Only the upload of objects is supported")
+    transfers = body.get("transfers")
+    xet = isinstance(transfers, list) and "xet" in transfers
     response = []
     with context.hub.store.read() as db:
         repo = context.repo(db, "contribute")
         for lfs_object in objects:
             sha256, size = _parse_object(lfs_object)
             known = repos.has_object(db, repo, sha256)
-            actions = {} if known else {"actions": {"upload": _upload_action(context, repo.id, sha256, size)}}
+            upload = _xet_action(context, repo, body) if xet else _upload_action(context, repo.id, sha256, size)
+            actions = {} if known else {"actions": {"upload": upload}}
             response.append({"oid": sha256, "size": size, **actions})
-    return JSONResponse({"objects": response}, media_type="application/vnd.git-lfs+json")
+    transfer = {"transfer": "xet"} if xet else {}
+    return JSONResponse(transfer | {"objects": response}, media_type="application/vnd.git-lfs+json")
+
+
+def _xet_action(context: RequestContext, repo: Repo, body: dict[str, Any]) -> dict[str, Any]:
+    """The token for an upload by Xet, and the URL of the next one. A new pull request has no ref yet."""
+    ref = body.get("ref")
+    revision = str(ref.get("name") or "main") if isinstance(ref, dict) else "None"
+    href = f"{context.base_url}/api/{repo.kind}/{repo.name}/xet-write-token/{quote(revision, safe='')}"
+    return {"href": href, "header": token_headers(context, repo)}
 
 
 def _parse_object(lfs_object: Any) -> tuple[str, int]:

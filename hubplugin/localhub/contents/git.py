@@ -1,8 +1,8 @@
 """Refs, commits and trees as database rows: the part of git that the Hub's API shows.
 
-A commit stores its whole tree and never changes; a ref points to a commit. Every function works in a transaction that
-the caller has opened with `store`. This module knows a repo only by its row id: no names, no permissions, no HTTP
-request.
+A commit stores its whole tree and never changes; a ref points to a commit. Only `remove_lfs_files` replaces commits.
+Every function works in a transaction that the caller has opened with `store`. This module knows a repo only by its row
+id: no names, no permissions, no HTTP request.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from hubplugin.localhub.http_errors import http_error, revision_not_found
 from hubplugin.localhub.timestamps import now
 
+MAX_REVISION_LENGTH = 256
 STALE_PARENT = "The branch was updated since you opened this page. Please refresh and try again."  # the Hub's words
 
 
@@ -105,20 +106,43 @@ def find_ref(db: sqlite3.Connection, repo_id: int, revision: str) -> str | None:
 # Commits
 
 
-def resolve(db: sqlite3.Connection, repo_id: int, revision: str) -> Commit:
-    """The commit of a branch, tag, full ref name, HEAD, or full or short commit hash. Raises 404."""
+def find_oid(db: sqlite3.Connection, repo_id: int, revision: str) -> str | None:
+    """The oid of a branch, tag, full ref name, HEAD, or full or short commit hash; None where there is none."""
     ref = find_ref(db, repo_id, revision)
     if ref:
         row = db.execute("select oid from ref where repo = ? and name = ?", (repo_id, ref)).fetchone()
-        return get_commit(db, repo_id, row["oid"])
+        return str(row["oid"])
     if re.fullmatch(r"[0-9a-f]{7,40}", revision):
         matches = db.execute(
             "select oid from revision where repo = ? and substr(oid, 1, ?) = ?",
             (repo_id, len(revision), revision),
         ).fetchall()
         if len(matches) == 1:
-            return get_commit(db, repo_id, matches[0]["oid"])
-    raise revision_not_found(revision)
+            return str(matches[0]["oid"])
+    return None
+
+
+def resolve(db: sqlite3.Connection, repo_id: int, revision: str) -> Commit:
+    """The commit of a revision, as `find_oid` understands it. Raises 404."""
+    oid = find_oid(db, repo_id, revision)
+    if oid is None:
+        raise revision_not_found(revision)
+    return get_commit(db, repo_id, oid)
+
+
+def split_revision(db: sqlite3.Connection, repo_id: int, path: str, escaped_slash: str) -> tuple[str, str]:
+    """The revision at the beginning of a URL path, and the rest. The slashes in its name may be escaped or not.
+
+    The shortest beginning that is a revision wins; where none is, the first segment is taken for one.
+    """
+    segments = path.split("/")
+    for count in range(1, len(segments) + 1):
+        revision = "/".join(segments[:count]).replace(escaped_slash, "/")
+        if len(revision) > MAX_REVISION_LENGTH:
+            break
+        if find_oid(db, repo_id, revision):
+            return revision, "/".join(segments[count:]).replace(escaped_slash, "/")
+    return segments[0].replace(escaped_slash, "/"), "/".join(segments[1:]).replace(escaped_slash, "/")
 
 
 def get_commit(db: sqlite3.Connection, repo_id: int, oid: str) -> Commit:
@@ -134,6 +158,17 @@ def history(db: sqlite3.Connection, repo_id: int, commit: Commit) -> Iterator[Co
     while commit.parent:
         commit = get_commit(db, repo_id, commit.parent)
         yield commit
+
+
+def log(db: sqlite3.Connection, repo_id: int, oid: str) -> list[sqlite3.Row]:
+    """What a commit and its ancestors say about themselves, newest first, without their trees."""
+    query = """
+        with recursive log (oid, age) as (
+            select ?2, 0 union all
+            select parent, age + 1 from revision join log using (oid) where repo = ?1 and parent is not null)
+        select oid, parent, title, message, author, date from revision join log using (oid) where repo = ?1 order by age
+    """
+    return db.execute(query, (repo_id, oid)).fetchall()
 
 
 def last_commits(db: sqlite3.Connection, repo_id: int, head: Commit, paths: set[str]) -> dict[str, Commit]:
@@ -159,10 +194,11 @@ def last_commits(db: sqlite3.Connection, repo_id: int, head: Commit, paths: set[
     return changed_by
 
 
-def create_initial_commit(db: sqlite3.Connection, repo_id: int, details: CommitDetails) -> Commit:
-    """An empty commit without parent, on the branch main."""
-    commit = _insert_commit(db, repo_id, None, {}, details)
-    set_ref(db, repo_id, "refs/heads/main", commit.oid)
+def create_root_commit(db: sqlite3.Connection, repo_id: int, ref: str, tree: Tree, details: CommitDetails) -> Commit:
+    """A commit without parent, to which the ref then points. Raises 422 like `create_commit`."""
+    _check_folders(tree)
+    commit = _insert_commit(db, repo_id, None, tree, details)
+    set_ref(db, repo_id, ref, commit.oid)
     return commit
 
 
@@ -175,12 +211,16 @@ def create_commit(
     """
     head = resolve(db, repo_id, ref)
     tree = change_tree(dict(head.tree))
-    folders = {path.rsplit("/", count)[0] for path in tree for count in range(1, path.count("/") + 1)}
-    if folders & tree.keys():
-        raise http_error(422, "InvalidPath", f"{min(folders & tree.keys())!r} would be a file and a folder")
+    _check_folders(tree)
     commit = _insert_commit(db, repo_id, head.oid, tree, details)
     set_ref(db, repo_id, ref, commit.oid)
     return commit
+
+
+def _check_folders(tree: Tree) -> None:
+    folders = {path.rsplit("/", count)[0] for path in tree for count in range(1, path.count("/") + 1)}
+    if folders & tree.keys():
+        raise http_error(422, "InvalidPath", f"{min(folders & tree.keys())!r} would be a file and a folder")
 
 
 def check_parent(db: sqlite3.Connection, repo_id: int, ref: str, parent: str) -> None:
@@ -190,9 +230,14 @@ def check_parent(db: sqlite3.Connection, repo_id: int, ref: str, parent: str) ->
 
 
 def _insert_commit(
-    db: sqlite3.Connection, repo_id: int, parent: str | None, tree: Tree, details: CommitDetails
+    db: sqlite3.Connection,
+    repo_id: int,
+    parent: str | None,
+    tree: Tree,
+    details: CommitDetails,
+    date: int | None = None,
 ) -> Commit:
-    title, message, author, date = details.title, details.message, details.author, now()
+    title, message, author, date = details.title, details.message, details.author, date or now()
     tree_json = json.dumps({path: list(asdict(entry).values()) for path, entry in sorted(tree.items())})
     # Not git's own hash, since there are no git objects. The time makes it unique.
     identity = json.dumps([repo_id, parent, tree_json, title, message, author, date, time.time_ns()])
@@ -202,3 +247,24 @@ def _insert_commit(
         (repo_id, oid, parent, tree_json, title, message, author, date),
     )
     return Commit(oid, parent, tree, title, message, author, date)
+
+
+def remove_lfs_files(db: sqlite3.Connection, repo_id: int, sha256s: set[str]) -> None:
+    """Rewrite the history of a repo without these LFS files: every commit that has one, and the commits after it."""
+    children: dict[str | None, list[str]] = {}
+    for row in db.execute("select oid, parent from revision where repo = ?", (repo_id,)).fetchall():
+        children.setdefault(row["parent"], []).append(row["oid"])
+    rewritten: dict[str | None, str] = {}  # old oid -> new oid
+    queue = children.get(None, [])
+    for oid in queue:  # which grows: parents come before their children
+        queue += children.get(oid, [])
+        commit = get_commit(db, repo_id, oid)
+        tree = {path: entry for path, entry in commit.tree.items() if not (entry.lfs and entry.sha256 in sha256s)}
+        if commit.parent in rewritten or len(tree) < len(commit.tree):
+            details = CommitDetails(commit.title, commit.message, commit.author)
+            parent = rewritten.get(commit.parent, commit.parent)
+            rewritten[oid] = _insert_commit(db, repo_id, parent, tree, details, commit.date).oid
+    for old, new in rewritten.items():
+        db.execute("update ref set oid = ? where repo = ? and oid = ?", (new, repo_id, old))
+        db.execute("update discussion set merged = ? where repo = ? and merged = ?", (new, repo_id, old))
+        db.execute("delete from revision where repo = ? and oid = ?", (repo_id, old))

@@ -1,20 +1,39 @@
-"""What LFS and Xet uploads share: signatures with an expiry time, bodies written to files, objects recorded for a repo.
+"""What uploads share: small files in JSON, signatures with an expiry time, bodies written to files, objects of a repo.
 
 This module knows no route and no protocol.
 """
 
+import base64
 import hashlib
 import hmac
 import time
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request
 
-from hubplugin.localhub import repos
+from hubplugin.localhub.contents import metadata, repos
 from hubplugin.localhub.dependencies import Hub, limited_stream
+from hubplugin.localhub.http_errors import http_error
 
 MAX_FILE_BYTES = 200 * 2**30
 SIGNATURE_SECONDS = 3600  # how long a signature is valid
+
+
+def decode_file(path: str, value: dict[str, Any]) -> bytes:
+    """The content of a small file. Raises 400 where it is not valid base64, or a repo card with invalid metadata."""
+    try:
+        if value.get("encoding") == "base64":
+            content = base64.b64decode(value.get("content", ""), validate=True)
+        else:
+            content = str(value.get("content", "")).encode()
+    except (ValueError, TypeError) as error:
+        raise http_error(400, "BadRequest", f"The content of {path} cannot be decoded") from error
+    if path == "README.md":
+        _, errors = metadata.parse_card(content.decode("utf-8", "replace"))
+        if errors:
+            raise http_error(400, "BadMetadata", f"Invalid metadata in README.md: {'; '.join(errors)}")
+    return content
 
 
 def sign(hub: Hub, *claims: object) -> str:

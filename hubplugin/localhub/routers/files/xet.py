@@ -12,28 +12,36 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from hubplugin.localhub import uploads, xet
-from hubplugin.localhub.dependencies import Context, Hub, read_body
+from hubplugin.localhub.contents.repos import Repo
+from hubplugin.localhub.dependencies import Context, Hub, RequestContext, read_body
 from hubplugin.localhub.http_errors import http_error
-from hubplugin.localhub.uploads import MAX_FILE_BYTES, SIGNATURE_SECONDS
+from hubplugin.localhub.transfers import uploads, xet
+from hubplugin.localhub.transfers.uploads import MAX_FILE_BYTES, SIGNATURE_SECONDS
 
 router = APIRouter()
 
 MAX_SHARD_BYTES = 64 * 2**20
 
 
-@router.get("/api/{kind}/{owner}/{name}/xet-write-token/{rev}")
+@router.get("/api/{kind:kind}/{owner}/{name}/xet-write-token/{rev:path}")
 def xet_write_token(context: Context, create_pr: bool = False) -> JSONResponse:
     """The CAS URL for chunks of large files, and an upload token for this repo."""
     with context.hub.store.read() as db:
         # A client that is about to open a pull request does not know its revision yet and sends None.
         repo = context.repo_for_commit(db, create_pr or context.path_param("rev") == "None")
+    xet.sweep(context.hub.xorbs / str(repo.id))
+    headers = token_headers(context, repo)
+    url, token, expires = headers.values()
+    return JSONResponse({"casUrl": url, "accessToken": token, "exp": int(expires)}, headers=headers)
+
+
+def token_headers(context: RequestContext, repo: Repo) -> dict[str, str]:
+    """The CAS URL, and an upload token for one repo."""
     expires = int(time.time()) + SIGNATURE_SECONDS
     run_id = context.hub.run_id
     token = f"{repo.id}.{expires}.{uploads.sign(context.hub, 'xet', run_id, repo.id, expires)}"
     url = f"{context.base_url}/xet/{run_id}/{repo.id}"
-    headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
-    return JSONResponse({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
+    return {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
 
 
 def _xorb_folder(request: Request, run_id: str, repo: int) -> Path:
@@ -85,7 +93,8 @@ def _store_files(hub: Hub, folder: Path, shard: bytes, repo_id: int) -> None:
             raise http_error(413, "TooLarge", f"A file may have {MAX_FILE_BYTES} bytes")
         path = hub.store.temporary_path()
         try:
-            xet.reconstruct(file, folder, path)
+            places = xet.reconstruct(file, folder, path)
             uploads.add_object(hub, repo_id, path, file.sha256, file.size)
+            xet.release(folder, places, hub.store.blob_path(file.sha256))
         finally:
             path.unlink(missing_ok=True)

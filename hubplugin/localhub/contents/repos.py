@@ -5,10 +5,11 @@ module knows no HTTP request and no permissions.
 """
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hubplugin.localhub import git
-from hubplugin.localhub.git import CommitDetails
+from hubplugin.localhub.contents import git
+from hubplugin.localhub.contents.git import CommitDetails, Tree
 from hubplugin.localhub.http_errors import http_error
 from hubplugin.localhub.timestamps import now
 
@@ -44,18 +45,42 @@ def find(db: sqlite3.Connection, kind: str, name: str) -> Repo | None:
     return _from_row(row) if row else None
 
 
+def find_by_former_name(db: sqlite3.Connection, kind: str, name: str) -> Repo | None:
+    """A repo by a name that it had before."""
+    row = db.execute(
+        "select repo.* from repo join former_name on repo.id = former_name.repo "
+        "where former_name.kind = ? and former_name.name = ?",
+        (kind, name),
+    ).fetchone()
+    return _from_row(row) if row else None
+
+
+def rename(db: sqlite3.Connection, repo: Repo, name: str) -> None:
+    """Rename a repo. The caller has checked that the name is free."""
+    db.execute("update repo set name = ? where id = ?", (name, repo.id))
+    db.execute("insert or replace into former_name values (?, ?, ?)", (repo.kind, repo.name, repo.id))
+
+
 def list_by_kind(db: sqlite3.Connection, kind: str) -> list[Repo]:
     """All repos of one kind, newest first."""
     rows = db.execute("select * from repo where kind = ? order by id desc", (kind,))
     return [_from_row(row) for row in rows]
 
 
-def create(db: sqlite3.Connection, kind: str, name: str, private: bool, author: str) -> Repo:
-    """A repo with one empty commit on main. The caller has checked that it does not exist."""
+def create(
+    db: sqlite3.Connection,
+    kind: str,
+    name: str,
+    private: bool,
+    author: str,
+    tree: Tree | None = None,
+    title: str = "initial commit",
+) -> Repo:
+    """A repo with one commit on main. The caller has checked that it does not exist."""
     db.execute("insert into repo (kind, name, private, created) values (?, ?, ?, ?)", (kind, name, private, now()))
     repo = find(db, kind, name)
     assert repo is not None
-    git.create_initial_commit(db, repo.id, CommitDetails("initial commit", "", author))
+    git.create_root_commit(db, repo.id, "refs/heads/main", tree or {}, CommitDetails(title, "", author))
     return repo
 
 
@@ -64,6 +89,12 @@ def add_object(db: sqlite3.Connection, repo_id: int, sha256: str, size: int) -> 
     if db.execute("select 1 from repo where id = ?", (repo_id,)).fetchone() is None:
         raise http_error(404, "RepoNotFound", "The repo was deleted")
     db.execute("insert or ignore into object values (?, ?, ?)", (repo_id, sha256, size))
+
+
+def copy_objects(db: sqlite3.Connection, source: Repo, target: Repo, sha256s: Iterable[str]) -> None:
+    """Give a repo LFS objects of another one. The caller has checked that the sender may read that one."""
+    for sha256 in sha256s:
+        add_object(db, target.id, sha256, object_size(db, source, sha256))
 
 
 def has_object(db: sqlite3.Connection, repo: Repo, sha256: str) -> bool:

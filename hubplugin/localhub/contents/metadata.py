@@ -9,20 +9,44 @@ from typing import Any
 
 import yaml
 
+from hubplugin.localhub.contents.licence_ids import LICENCE_IDS
+
 MAX_METADATA_LENGTH = 64 * 1024  # characters
 MAX_ALIASES = 8  # a few lines of nested aliases can expand to gigabytes
-FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 REPO_ID = r"[\w.-]+(/[\w.-]+)?"
 STRING_OR_LIST = {  # keys that hold a string or a list of strings, and the pattern of each string
-    "license": r"[a-z0-9][a-z0-9.+-]*",
     "language": r"[a-z]{2,3}([-_][A-Za-z0-9-]+)?|multilingual|code",
     "base_model": REPO_ID,
     "datasets": REPO_ID,
     "tags": r".+",
     "metrics": r".+",
 }
-LIST_KEYS = ("tags", "datasets")
+LIST_KEYS = ("tags",)
 STRING_KEYS = ("library_name", "pipeline_tag", "license_name", "license_link", "base_model_relation")
+
+DATASET_TAGS = (  # keys of a dataset's card that become tags with their name before them
+    "annotations_creators",
+    "language_creators",
+    "language",
+    "license",
+    "multilinguality",
+    "size_categories",
+    "source_datasets",
+    "task_categories",
+    "task_ids",
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 as the Hub reads it: yes, no, on and off are words. `language: no` is Norwegian."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 def parse_card(readme: str) -> tuple[dict[str, Any], list[str]]:
@@ -38,7 +62,7 @@ def parse_card(readme: str) -> tuple[dict[str, Any], list[str]]:
             return {}, ["the metadata has too many aliases"]
         # Dates become strings. What JSON cannot represent (NaN, a lone surrogate, a cycle) is an error, since the API
         # returns the metadata as JSON.
-        as_json = json.dumps(yaml.safe_load(text), allow_nan=False, ensure_ascii=False, default=str)
+        as_json = json.dumps(yaml.load(text, _Loader), allow_nan=False, ensure_ascii=False, default=str)
         as_json.encode()
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         return {}, [f"not valid YAML: {' '.join(str(error).split())[:300]}"]
@@ -48,7 +72,7 @@ def parse_card(readme: str) -> tuple[dict[str, Any], list[str]]:
     return data or {}, _validate(data or {})
 
 
-def _as_list(data: dict[str, Any], key: str) -> list[Any]:
+def as_list(data: dict[str, Any], key: str) -> list[Any]:
     """The value of a key that holds one item or a list of them."""
     value = data.get(key)
     return value if isinstance(value, list) else [] if value is None else [value]
@@ -58,12 +82,19 @@ def _validate(data: dict[str, Any]) -> list[str]:
     errors = [
         f'"{key}" holds {str(item)[:80]!r}, which is not allowed'
         for key, pattern in STRING_OR_LIST.items()
-        for item in _as_list(data, key)
+        for item in as_list(data, key)
         if not isinstance(item, str) or not re.fullmatch(pattern, item)
     ]
+    errors += [licence_error(item) for item in as_list(data, "license") if str(item) not in LICENCE_IDS]
     errors += [f'"{key}" must be a list' for key in LIST_KEYS if not isinstance(data.get(key), list | None)]
     errors += [f'"{key}" must be a string' for key in STRING_KEYS if not isinstance(data.get(key), str | None)]
     return errors + _validate_model_index(data.get("model-index"))
+
+
+def licence_error(licence: Any) -> str:
+    """What is wrong with a licence that is not one of the Hub's."""
+    ids = ", ".join(sorted(LICENCE_IDS))
+    return f'"license" must be one of the Hub\'s ids, not {str(licence)[:80]!r}; for another licence write other: {ids}'
 
 
 def _validate_model_index(model_index: Any) -> list[str]:
@@ -81,12 +112,19 @@ def _validate_model_index(model_index: Any) -> list[str]:
     return []
 
 
-def tags(data: dict[str, Any]) -> list[str]:
+def tags(data: dict[str, Any], kind: str = "models") -> list[str]:
     """The repo's tags as the Hub shows them: those of the card, and those that follow from its other keys."""
-    repo_tags = [*_as_list(data, "tags"), *_as_list(data, "library_name"), *_as_list(data, "pipeline_tag")]
-    repo_tags += _as_list(data, "language")
-    for key, prefix in (("license", "license"), ("datasets", "dataset"), ("base_model", "base_model")):
-        repo_tags += [f"{prefix}:{item}" for item in _as_list(data, key)]
+    repo_tags = [*as_list(data, "tags"), *as_list(data, "library_name"), *as_list(data, "pipeline_tag")]
+    prefixed = ("license",) if kind != "datasets" else DATASET_TAGS
+    if kind != "datasets":
+        repo_tags += as_list(data, "language")
+    for key, prefix in (*zip(prefixed, prefixed, strict=True), ("datasets", "dataset"), ("base_model", "base_model")):
+        repo_tags += [f"{prefix}:{item}" for item in as_list(data, key)]
     if data.get("base_model_relation"):
-        repo_tags += [f"base_model:{data['base_model_relation']}:{item}" for item in _as_list(data, "base_model")]
+        repo_tags += [f"base_model:{data['base_model_relation']}:{item}" for item in as_list(data, "base_model")]
     return list(dict.fromkeys(tag for tag in repo_tags if isinstance(tag, str)))
+
+
+def new_card(data: dict[str, Any]) -> bytes:
+    """A card that has nothing but metadata."""
+    return f"---\n{yaml.safe_dump(data, sort_keys=False)}---\n".encode()

@@ -1,12 +1,18 @@
 """The formats of Xet uploads: xorbs (containers of chunks) and shards (descriptions of files as ranges of chunks).
 
 Clients upload large files this way. Here a file is reconstructed once, checked against its sha256 and stored whole;
-downloads do not use Xet. This module knows bytes and hashes, and no HTTP request and no repo. The formats are
-documented at https://huggingface.co/docs/xet, pages xorb and shard. All integers are little-endian.
+xorbs whose chunks all are in stored files are not kept. This module knows bytes and hashes, and no HTTP request and no
+repo. The formats are documented at https://huggingface.co/docs/xet, pages xorb and shard. All integers are
+little-endian.
 """
 
+import contextlib
 import hashlib
+import json
+import os
 import struct
+import threading
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +28,9 @@ SHARD_TAG = b"HFRepoMetaData\0"
 END_OF_FILES = b"\xff" * 32
 HAS_VERIFICATION = 1 << 31  # flag of a file: verification records follow
 HAS_SHA256 = 1 << 30  # flag of a file: a record with its sha256 follows
+INDEX_SUFFIX = ".chunks"  # of the file that says where the chunks of a xorb are
+ORPHAN_SECONDS = 24 * 3600
+RELEASE_LOCK = threading.Lock()
 
 
 class Compression(IntEnum):
@@ -131,24 +140,99 @@ def ungroup_bytes(data: bytes) -> bytes:
     return bytes(ungrouped)
 
 
-def reconstruct(file: ShardFile, xorb_folder: Path, path: Path) -> None:
-    """Write a file from the xorbs in a folder. Raises 400 where a xorb is missing or the sha256 is another."""
+class PackedXorb:
+    """A xorb as it was uploaded."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._offsets = data, chunk_offsets(data)
+        self.count = len(self._offsets)
+
+    def chunks(self, start: int, stop: int) -> list[bytes]:
+        """Chunks, decompressed. Raises 400."""
+        return [read_chunk(self._data, offset) for offset in self._offsets[start:stop]]
+
+
+class ReleasedXorb:
+    """A xorb that is no longer kept, because files have its chunks: [path, offset, size] of each."""
+
+    def __init__(self, places: dict[str, tuple[str, int, int]]) -> None:
+        self._places = places
+        self.count = 1 + max(map(int, places))
+
+    def chunks(self, start: int, stop: int) -> list[bytes]:
+        """Chunks, out of the files that have them. Raises 400."""
+        found = []
+        for index in range(start, stop):
+            if str(index) not in self._places:
+                raise _format_error(f"chunk {index} is not kept any longer")
+            path, offset, size = self._places[str(index)]
+            with open(path, "rb") as file:
+                file.seek(offset)
+                found.append(file.read(size))
+        return found
+
+
+def _open_xorb(folder: Path, xorb: str) -> PackedXorb | ReleasedXorb:
+    """A xorb that was uploaded to a folder, and perhaps released since. Raises 400."""
+    for _ in range(2):  # it may be released between the two looks
+        if (folder / f"{xorb}{INDEX_SUFFIX}").exists() and not (folder / xorb).exists():
+            return ReleasedXorb(json.loads((folder / f"{xorb}{INDEX_SUFFIX}").read_bytes()))
+        with contextlib.suppress(FileNotFoundError):
+            return PackedXorb((folder / xorb).read_bytes())
+    raise _format_error(f"unknown xorb {xorb}")
+
+
+Places = dict[str, dict[int, tuple[int, int]]]  # by xorb and index of a chunk: its offset in a file, and its size
+
+
+def reconstruct(file: ShardFile, xorb_folder: Path, path: Path) -> Places:
+    """Write a file from the xorbs in a folder; return where each chunk is in it.
+
+    Raises 400 where a xorb is missing or the sha256 is another.
+    """
     digest = hashlib.sha256()
-    xorb_hash, xorb, offsets = "", b"", [0]
+    places: Places = {}
+    xorb_hash, xorb = "", None
     with path.open("wb") as output:
         for segment in file.segments:
-            if segment.xorb != xorb_hash:  # neighbouring segments are mostly in the same xorb
-                try:
-                    xorb = (xorb_folder / segment.xorb).read_bytes()
-                except FileNotFoundError as error:
-                    raise _format_error(f"unknown xorb {segment.xorb}") from error
-                xorb_hash, offsets = segment.xorb, chunk_offsets(xorb)
-            if not segment.start < segment.stop <= len(offsets):
-                raise _format_error(f"the xorb has {len(offsets)} chunks, not {segment.stop}")
-            data = b"".join(read_chunk(xorb, offset) for offset in offsets[segment.start : segment.stop])
-            if len(data) != segment.size:
+            if segment.xorb != xorb_hash or xorb is None:  # neighbouring segments are mostly in the same xorb
+                xorb_hash, xorb = segment.xorb, _open_xorb(xorb_folder, segment.xorb)
+            if not segment.start < segment.stop <= xorb.count:
+                raise _format_error(f"the xorb has {xorb.count} chunks, not {segment.stop}")
+            chunks = xorb.chunks(segment.start, segment.stop)
+            if sum(map(len, chunks)) != segment.size:
                 raise _format_error("a segment does not have the size in the shard")
-            digest.update(data)
-            output.write(data)
+            for index, chunk in enumerate(chunks, segment.start):
+                places.setdefault(segment.xorb, {})[index] = (output.tell(), len(chunk))
+                digest.update(chunk)
+                output.write(chunk)
     if digest.hexdigest() != file.sha256:
         raise _format_error(f"the chunks do not have the sha256 {file.sha256}")
+    return places
+
+
+def sweep(xorb_folder: Path) -> None:
+    """Delete xorbs that no shard has asked for in a day: their upload broke off."""
+    for path in xorb_folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.suffix != INDEX_SUFFIX and path.stat().st_mtime < time.time() - ORPHAN_SECONDS:
+                path.unlink()
+
+
+def release(xorb_folder: Path, places: Places, blob: Path) -> None:
+    """Note which chunks a stored file has, and delete the xorbs whose chunks all are in files now.
+
+    Later shards may name these xorbs, since clients remember what they have uploaded. Their chunks are then read from
+    the files.
+    """
+    with RELEASE_LOCK:
+        for xorb, chunks in places.items():
+            packed, index = xorb_folder / xorb, xorb_folder / f"{xorb}{INDEX_SUFFIX}"
+            if packed.exists():
+                known = json.loads(index.read_bytes()) if index.exists() else {}
+                known |= {str(number): (str(blob), offset, size) for number, (offset, size) in chunks.items()}
+                temporary = index.with_suffix(".part")
+                temporary.write_text(json.dumps(known))
+                os.replace(temporary, index)
+                if len(known) == PackedXorb(packed.read_bytes()).count:
+                    packed.unlink()

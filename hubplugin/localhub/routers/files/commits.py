@@ -6,21 +6,23 @@ the ref. Large files were uploaded before, by `lfs` or `xet`; a commit only link
 
 import base64
 import json
-import re
 import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
-from hubplugin.localhub import git, metadata, pull_requests, repos
+from hubplugin.localhub.contents import attributes, discussions, git, metadata, repos
+from hubplugin.localhub.contents.attributes import ATTRIBUTES_FILE, IGNORE_FILE
+from hubplugin.localhub.contents.discussions import NewDiscussion
+from hubplugin.localhub.contents.git import CommitDetails, Tree, TreeEntry
+from hubplugin.localhub.contents.repos import Repo
 from hubplugin.localhub.dependencies import Context, JsonBody, RequestContext, read_body, string_field
-from hubplugin.localhub.git import CommitDetails, Tree, TreeEntry
-from hubplugin.localhub.http_errors import http_error
-from hubplugin.localhub.pull_requests import NewDiscussion
-from hubplugin.localhub.repos import Repo
+from hubplugin.localhub.http_errors import http_error, revision_not_found
+from hubplugin.localhub.store import Store
+from hubplugin.localhub.transfers.uploads import decode_file
 from hubplugin.localhub.users import require_write_role
 from hubplugin.localhub.validation import check_path
 
@@ -28,41 +30,51 @@ router = APIRouter()
 
 MAX_COMMIT_BYTES = 256 * 2**20  # of the body; clients put at most about 100 MB of small files into one commit
 LFS_MIN_BYTES = 10 * 2**20  # files of this size and larger are LFS files, whatever their content
-LFS_NAMES = re.compile(r"\.(safetensors|bin|pt|pth|gguf|onnx|npz|npy|parquet|arrow|gz|zip|tar|model)$", re.I)
+MAX_RULES_BYTES = 2**20  # larger .gitattributes and .gitignore are not read
 
 TreeChange = Callable[[sqlite3.Connection, Repo, Tree], None]  # what one operation of a commit does to a tree
 
 
-@router.post("/api/{kind}/{owner}/{name}/preupload/{rev}")
+@router.post("/api/{kind:kind}/{owner}/{name}/preupload/{rev:path}")
 def preupload(context: Context, body: JsonBody, create_pr: bool = False) -> dict[str, Any]:
-    """For each file how to upload it (regular or LFS), and the oid of the current file at its path."""
+    """For each file how to upload it (regular or LFS), whether to ignore it, and the oid of the file at its path."""
     with context.hub.store.read() as db:
         repo = context.repo_for_commit(db, create_pr)
         tree = git.resolve(db, repo.id, context.path_param("rev")).tree
-    response = []
+    # A .gitattributes or .gitignore that is about to be committed counts, else that of the revision.
+    lfs_rules = string_field(body, "gitAttributes", _read_text(context.hub.store, tree, ATTRIBUTES_FILE))
+    ignore_rules = string_field(body, "gitIgnore", _read_text(context.hub.store, tree, IGNORE_FILE))
     files = body.get("files")
-    for file in files if isinstance(files, list) else []:
-        if not isinstance(file, dict) or not isinstance(file.get("size"), int):
-            raise http_error(400, "BadRequest", "`files` must hold path, sample and size")
-        path = check_path(file.get("path"))
-        mode = "lfs" if _is_lfs(path, file["size"], str(file.get("sample", ""))) else "regular"
-        oid = tree[path].etag if path in tree else None
-        response.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+    files = files if isinstance(files, list) else []
+    if not all(isinstance(file, dict) and isinstance(file.get("size"), int) for file in files):
+        raise http_error(400, "BadRequest", "`files` must hold path, sample and size")
+    ignored = attributes.ignored(ignore_rules, [check_path(file.get("path")) for file in files])
+    response = []
+    for file in files:
+        path, size, sample = file["path"], file["size"], str(file.get("sample", ""))
+        lfs = size > 0 and (attributes.is_lfs(lfs_rules, path) or size >= LFS_MIN_BYTES or _is_binary(sample))
+        item = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": path in ignored}
+        response.append(item | {"oid": tree[path].etag if path in tree else None})
     return {"files": response}
 
 
-def _is_lfs(path: str, size: int, sample: str) -> bool:
-    """Whether a file is large or binary. `sample` is the beginning of its content in base64."""
-    if size == 0:
-        return False
+def _read_text(store: Store, tree: Tree, path: str) -> str:
+    """The text of a small file; empty where there is none."""
+    entry = tree.get(path)
+    if entry is None or entry.size > MAX_RULES_BYTES:
+        return ""
+    return store.blob_path(entry.sha256).read_text(encoding="utf-8", errors="replace")
+
+
+def _is_binary(sample: str) -> bool:
+    """Whether the beginning of a file, in base64, is that of a binary file."""
     try:
-        binary = b"\0" in base64.b64decode(sample)
+        return b"\0" in base64.b64decode(sample)
     except ValueError:
-        binary = True
-    return binary or size >= LFS_MIN_BYTES or bool(LFS_NAMES.search(path))
+        return True
 
 
-@router.post("/api/{kind}/{owner}/{name}/commit/{rev}")
+@router.post("/api/{kind:kind}/{owner}/{name}/commit/{rev:path}")
 async def commit(context: Context, create_pr: bool = False) -> JSONResponse:
     """Create a commit from a body with one JSON object per line."""
     raw = await read_body(context.request, MAX_COMMIT_BYTES)
@@ -89,19 +101,37 @@ def _commit(context: RequestContext, raw: bytes, create_pr: bool) -> dict[str, A
             git.check_parent(db, repo.id, ref, parent)
 
         def change_tree(tree: Tree) -> Tree:
+            before = dict(tree)
             for change in changes:
                 change(db, repo, tree)
+            _track_lfs_files(context.hub.store, before, tree)
             return tree
 
         new_commit = git.create_commit(db, repo.id, ref, change_tree, details)
+        discussions.note_commit(db, repo, ref, new_commit)
     commit_url = f"{context.repo_url(repo)}/commit/{new_commit.oid}"
     return response | {"commitOid": new_commit.oid, "commitUrl": commit_url}
+
+
+def _track_lfs_files(store: Store, before: Tree, tree: Tree) -> None:
+    """Name LFS files in .gitattributes that no line there matches, as the Hub does."""
+    rules = _read_text(store, tree, ATTRIBUTES_FILE)
+    new = [path for path, entry in tree.items() if entry.lfs and before.get(path) != entry]
+    untracked = [attributes.literal_pattern(path) for path in new if not attributes.is_lfs(rules, path)]
+    if untracked:
+        tree[ATTRIBUTES_FILE] = _add_file(store, attributes.with_lfs_paths(rules.encode(), untracked))
+
+
+def _add_file(store: Store, content: bytes) -> TreeEntry:
+    return TreeEntry(store.add_bytes(content), git.blob_oid(content), len(content), lfs=False)
 
 
 def _target_ref(db: sqlite3.Connection, repo: Repo, revision: str, create_pr: bool) -> str:
     """The ref to commit to, or the base branch of a new pull request. Raises 400 and 404."""
     ref = git.find_ref(db, repo.id, revision)
-    if ref is None or ref.startswith("refs/tags/") or (create_pr and not ref.startswith("refs/heads/")):
+    if create_pr and (ref is None or not ref.startswith("refs/heads/")):
+        raise revision_not_found(revision)  # a pull request needs a branch, a commit is not enough
+    if ref is None or ref.startswith("refs/tags/"):
         git.resolve(db, repo.id, revision)  # raises 404 where the revision does not exist at all
         raise http_error(400, "BadRequest", "Commits go to a branch or to a pull request")
     return ref
@@ -116,13 +146,13 @@ def _open_pull_request(db: sqlite3.Connection, repo: Repo, base_ref: str, detail
         status="open",
         base=base_ref.removeprefix("refs/heads/"),
     )
-    return pull_requests.open_discussion(db, repo, new)
+    return discussions.open_discussion(db, repo, new)
 
 
 def _parse_operations(raw: bytes) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
     """The header and the operations (key, value) of a commit, deletions first. Raises 400."""
     try:
-        lines = [json.loads(line) for line in raw.splitlines() if line.strip()]
+        lines = [json.loads(line) for line in raw.split(b"\n") if line.strip()]
         operations = [(str(line["key"]), line["value"]) for line in lines]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise http_error(400, "BadRequest", "The body is not a list of operations") from error
@@ -142,16 +172,23 @@ def _prepare_change(context: RequestContext, key: str, value: dict[str, Any]) ->
         size = repos.object_size(db, repo, sha256)
         tree[path] = TreeEntry(sha256, git.blob_oid(git.lfs_pointer(sha256, size)), size, lfs=True)
 
+    def rename(db: sqlite3.Connection, repo: Repo, tree: Tree) -> None:
+        old_path = check_path(value.get("oldPath"))
+        if old_path not in tree:
+            raise http_error(404, "EntryNotFound", f"A file with this name doesn't exist: {old_path}")
+        tree[path] = tree.pop(old_path)
+
     def delete(db: sqlite3.Connection, repo: Repo, tree: Tree) -> None:
-        deleted = [p for p in tree if p == path or (key == "deletedFolder" and p.startswith(f"{path}/"))]
+        deleted = [p for p in tree if p == path or p.startswith(f"{path}/")]
         if not deleted:
             raise http_error(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
         for deleted_path in deleted:
             del tree[deleted_path]
 
+    if key in ("file", "lfsFile") and value.get("oldPath") and not (value.get("content") or value.get("oid")):
+        return rename
     if key == "file":
-        content = _decode_content(path, value)
-        entry = TreeEntry(context.hub.store.add_bytes(content), git.blob_oid(content), len(content), lfs=False)
+        entry = _add_file(context.hub.store, decode_file(path, value))
         return lambda db, repo, tree: tree.update({path: entry})
     if key == "lfsFile":
         return add_lfs_file
@@ -160,26 +197,15 @@ def _prepare_change(context: RequestContext, key: str, value: dict[str, Any]) ->
     raise http_error(400, "BadRequest", f"Unknown operation {key!r}")
 
 
-def _decode_content(path: str, value: dict[str, Any]) -> bytes:
-    """The content of a regular file. Raises 400 where it is not valid base64, or a repo card with invalid metadata."""
-    try:
-        if value.get("encoding") == "base64":
-            content = base64.b64decode(value.get("content", ""), validate=True)
-        else:
-            content = str(value.get("content", "")).encode()
-    except (ValueError, TypeError) as error:
-        raise http_error(400, "BadRequest", f"The content of {path} cannot be decoded") from error
-    if path == "README.md":
-        _, errors = metadata.parse_card(content.decode("utf-8", "replace"))
-        if errors:
-            raise http_error(400, "BadMetadata", f"Invalid metadata in README.md: {'; '.join(errors)}")
-    return content
-
-
 @router.post("/api/validate-yaml")
-def validate_card(body: JsonBody) -> JSONResponse:
-    """The errors and warnings that a commit of this README.md would meet."""
+def validate_card(request: Request, body: JsonBody) -> Response:
+    """The errors and warnings that a commit of this README.md would meet, as JSON or where it is asked for as text."""
     card_data, errors = metadata.parse_card(string_field(body, "content"))
     warnings = [] if card_data or errors else [{"message": "empty or missing yaml metadata in repo card"}]
-    response = {"errors": [{"message": error} for error in errors], "warnings": warnings}
-    return JSONResponse(response, 400 if errors else 200, {"X-Error-Code": "BadMetadata"} if errors else None)
+    if request.headers.get("accept") == "text/plain":
+        lines = [f"- Error: {error}" for error in errors] + [f"- Warning: {row['message']}" for row in warnings]
+        return PlainTextResponse("\n".join(lines), 400 if errors else 200)
+    response: dict[str, Any] = {"errors": [{"message": error} for error in errors], "warnings": warnings}
+    if not errors:
+        return JSONResponse(response)
+    raise http_error(400, "BadMetadata", f"Invalid metadata in README.md: {'; '.join(errors)}", **response)

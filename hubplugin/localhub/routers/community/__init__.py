@@ -1,0 +1,1 @@
+"""Routes of what is said about repos: discussions and collections."""

@@ -1,0 +1,1 @@
+"""Routes of files in repos: commits, trees, downloads and uploads."""

@@ -1,0 +1,1 @@
+"""Routes of repos themselves: their life, their lists, their refs and who may read them."""
