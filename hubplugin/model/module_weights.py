@@ -14,12 +14,17 @@ from hubplugin.errors import CheckpointError
 
 def load(module: nn.Module, source: WeightSource, prefix: str, device: str, dtype: torch.dtype) -> None:
     """Give a module all weights that a source has below a prefix. Raises CheckpointError where they do not fit."""
-    state = {name: tensor.to(device, dtype) for name, tensor in source.below(prefix)}
+    state = {name: tensor.to(device, dtype) for name, tensor in source.below(prefix) if not _computed(name)}
     try:
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(prefix, f"does not fit the architecture: {error}", "pull the model again") from error
     module.requires_grad_(False)
+
+
+def _computed(name: str) -> bool:
+    """Whether a tensor is a table that modules compute for themselves; old checkpoints hold it."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def unload(module: nn.Module) -> None:
