@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.errors import ServeError
+from hubplugin.errors import CheckpointError, ServeError
 from hubplugin.evaluation.quality_metrics import open_model
-from hubplugin.model import block_runner, experts, heterogeneous
 from hubplugin.model.architectures.families import Family, match
 from hubplugin.plan.vllm_support import Verdict
 
@@ -61,30 +58,20 @@ def logprobs(
     return torch.cat(gathered)
 
 
-def _loaded(view: DenseView, family: Family) -> Any:
-    """A folder's model as transformers loads it, whose linears round their inputs where the format does."""
-    config = heterogeneous.transformers_config(view.config)
-    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]  # stacks experts that checkpoints hold apart
-    state = {name: view.get(name) for name in view.names()}
-    model, loading = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
-    )
-    if missing := loading["missing_keys"]:
-        raise ServeError(str(view.folder), f"{len(missing)} weights are missing, first {min(missing)}", "run again")
-    if family.experts and view.int8_inputs:  # stacked experts have no linears whose inputs could be rounded
-        for block in model.model.layers:
-            experts.install(block, family.experts)
-    block_runner.on_inputs(model, view.int8_inputs, formats.int8_per_token)
-    return model
+def _loaded(folder: Path) -> Any:
+    """A folder's model in transformers' class, whose linears round their inputs where the format does."""
+    view = DenseView(folder)
+    model = open_model(folder, match(view.config, str(folder)))
+    try:
+        return model.load_all(stacked=not view.int8_inputs)  # stacked experts have no linears that could round
+    except CheckpointError as error:
+        raise ServeError(error.where, error.what, "run again") from error
 
 
 @torch.inference_mode()
 def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) -> Generated:
     """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
-    view = DenseView(folder)
-    row = match(view.config, str(folder))
-    # transformers' own loading knows no blocks that differ
-    model: Any = open_model(folder, row).load_all() if view.config.get("block_configs") else _loaded(view, row)
+    model = _loaded(folder)
     generated = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(

@@ -11,29 +11,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import PretrainedConfig
 
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.kernels import rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
-from hubplugin.model import experts, heterogeneous, module_weights
+from hubplugin.model import experts, module_weights
 from hubplugin.model.activations import Batch, Pool
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.families import Family, InputGroup
+from hubplugin.model.construction import settings, skeleton
 from hubplugin.model.staged_block import StagedBlock
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: notes what the model calls it with and passes the hidden states on."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.attention_type = getattr(block, "attention_type", None)  # some models read it from the block
-        self.keywords: dict[str, Any] = {}
-
-    def forward(self, hidden: Tensor, **keywords: Any) -> Tensor:
-        self.keywords = keywords
-        return hidden
 
 
 class Model:
@@ -48,27 +36,22 @@ class Model:
         device: str = "cpu",
     ) -> None:
         self.source, self.family, self.dtype, self.device = source, family, dtype, device
-        settings = heterogeneous.transformers_config(config)
-        # scaled-dot-product kernels have no soft-capping; eager attention does
-        attention = "eager" if getattr(settings, "attn_logit_softcapping", None) else "sdpa"
-        with torch.device("meta"):
-            self._model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=attention)
-        self._model.eval()
+        self._model = skeleton.build(config, family, dtype)
         self._trunk = self._model.model
         self._blocks = list(self._trunk.layers)
         self.dims = architecture.dimensions(config, family, "config.json")
-        for index, block in enumerate(self._blocks):
-            if family.experts:
-                experts.install(block, family.experts)
-            if self.dims.blocks:
-                heterogeneous.fit(block, family, self.dims.at(index))
         if dtype == torch.bfloat16 and device == "cpu":
             rms_norm.install(self._trunk)
         module_weights.fill_buffers(self._model, device)
-        self._softcap = getattr(settings, "final_logit_softcapping", None)
+        self._softcap = settings.softcap(self.settings, "final_logit_softcapping")
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    @property
+    def settings(self) -> PretrainedConfig:
+        """config.json as transformers' own."""
+        return cast(PretrainedConfig, self._model.config)
 
     @property
     def vocabulary(self) -> int:
@@ -91,7 +74,7 @@ class Model:
         in all, or of as many as suit the device.
         """
         self._load(self._trunk.embed_tokens, self.family.embed)
-        recorders = [_Recorder(block) for block in self._blocks]
+        recorders = [skeleton.Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)
         norm, self._trunk.norm = self._trunk.norm, nn.Identity()
         suiting = MICRO_TOKENS if self.device == "cpu" else DEVICE_MICRO_TOKENS
@@ -117,11 +100,17 @@ class Model:
         """Forget a block's weights."""
         module_weights.unload(self._blocks[index])
 
-    def load_all(self) -> nn.Module:
-        """transformers' model with all its weights, embeddings tied where the source has no head."""
+    def load_all(self, stacked: bool = False) -> nn.Module:
+        """transformers' model with all its weights, embeddings tied where the source has no head.
+
+        `stacked` puts a block's experts back into the tensors that transformers multiplies at once: faster for few
+        tokens, but there are no linears of experts then.
+        """
         self._load(self._trunk.embed_tokens, self.family.embed)
         for index in range(len(self)):
-            self.block(index)
+            block = self.block(index)
+            if stacked and self.family.experts:
+                experts.stack(block, self.family.experts)
         self._load(self._trunk.norm, self.family.norm)
         if f"{self.family.head}.weight" in self.source:
             self._load(self._model.lm_head, self.family.head)

@@ -37,6 +37,10 @@ class Expert(nn.Module):
 class Experts(nn.ModuleList):
     """All experts of a block. Called as transformers' own: tokens, the experts each goes to, and their weights."""
 
+    def __init__(self, plain: list[Expert], stacked: nn.Module) -> None:
+        super().__init__(plain)
+        self.stacked = (stacked,)  # transformers' own, without weights; in a tuple: no submodule
+
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Sum over the chosen experts [tokens, k] of weight * expert(x), for x in `hidden` [tokens, hidden]."""
         out = torch.zeros_like(hidden)
@@ -60,8 +64,23 @@ def install(block: nn.Module, names: families.Experts) -> None:
     for both, down in zip(fused.gate_up_proj, fused.down_proj, strict=True):
         gate, up = both.chunk(2)
         plain.append(Expert(names, gate, up, down, fused.act_fn))
-    setattr(mlp, last, Experts(plain))
+    setattr(mlp, last, Experts(plain, fused))
     if parent != "mlp":
         del block.mlp
         block.add_module(parent, mlp)
         object.__setattr__(block, "mlp", mlp)
+
+
+def stack(block: nn.Module, names: families.Experts) -> None:
+    """Put transformers' stacked experts, with the weights of the plain ones, back in their place."""
+    plain = cast(Experts, block.get_submodule(names.name))
+    (fused,) = plain.stacked
+    weights: dict[str, list[Tensor]] = {"gate_up_proj": [], "down_proj": []}
+    for expert in plain:
+        gate, up, down = (expert.get_parameter(f"{name}.weight") for name in (names.gate, names.up, names.down))
+        weights["gate_up_proj"].append(torch.cat((gate, up)))
+        weights["down_proj"].append(down)
+    for name, by_expert in weights.items():
+        setattr(fused, name, nn.Parameter(torch.stack(by_expert), requires_grad=False))
+    parent, _, last = names.name.rpartition(".")
+    setattr(block.get_submodule(parent), last, fused)

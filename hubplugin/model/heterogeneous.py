@@ -8,14 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import CHANNELS, KEYS, PER_LAYER, QUERIES, Family, Sublayer, Width
 from hubplugin.model.architectures.pruned_config import BIASES
-
-OUR_KEYS = ("quantization_config", "auto_map")  # transformers would load itself what we read
+from hubplugin.model.construction import settings
 
 
 class Absent(nn.Module):
@@ -33,7 +32,7 @@ class Absent(nn.Module):
 
 def transformers_config(config: dict[str, Any]) -> PretrainedConfig:
     """A config.json as transformers' own, of a class with the same blocks; `fit` gives these their sizes."""
-    return AutoConfig.for_model(**_known({key: value for key, value in config.items() if key not in OUR_KEYS}))
+    return settings.read(_known(config))
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.model.architectures import architecture, families
+from hubplugin.model.architectures import architecture, configs, families
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
@@ -19,7 +19,7 @@ class Base:
     """What all variants of a plan share."""
 
     family: Family
-    config: dict[str, Any]  # config.json
+    config: dict[str, Any]  # config.json, completed
     dims: Dimensions
     tensors: dict[str, Header]  # of the forward pass; stored tensors that no forward pass reads are dropped
     bytes: int  # of all stored tensors, dropped ones too
@@ -49,7 +49,8 @@ def read(model: str, family: Family, config: Mapping[str, Any], tensors: Mapping
     """The facts of a model folder, checked against one another. Raises PlanError where config and headers differ."""
     dims = architecture.dimensions(config, family, f"{model}/config.json")
     used = architecture.check(tensors, architecture.expected(config, family, dims), family, model)
-    return Base(family, dict(config), dims, used, sum(header.bytes for header in tensors.values()))
+    whole = configs.completed(config, family, used[f"{family.embed}.weight"].dtype)
+    return Base(family, whole, dims, used, sum(header.bytes for header in tensors.values()))
 
 
 def family_of(base: Base, config: dict[str, Any], where: str) -> Family:

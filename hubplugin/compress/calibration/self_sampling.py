@@ -1,6 +1,6 @@
 """Token sequences sampled from the base model itself: calibration without data.
 
-Knows a model folder and transformers. Knows no method and no manifest.
+Knows a model folder and the forward pass. Knows no method and no manifest.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubplugin.compress.calibration import vocabulary
+from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
+from hubplugin.model.architectures import families
+from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import default_device
 from hubplugin.progress import progress
 
@@ -27,27 +29,24 @@ def sample_self(folder: Path, count: int, tokens: int, seed: int) -> Tensor:
     token like any other: what follows it is drawn from the model's distribution too. The result depends on the seed
     alone. Raises CalibrationError for more tokens than the model's context, and for a BOS that it has no embedding for.
     """
-    from transformers import AutoModelForCausalLM
-
     tokenizer = read_tokenizer(folder)
     device = torch.device(default_device())
+    view = DenseView(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    model = model.to(device).eval()
-    context = getattr(model.config, "max_position_embeddings", None)
+    opened = Model(view, view.config, families.match(view.config, f"{folder}/config.json"), dtype, device.type)
+    context = getattr(opened.settings, "max_position_embeddings", None)
     if context and tokens > context:
         raise CalibrationError("self: tokens", f"{tokens} exceeds the context of {context}", f"use at most {context}")
     generator = torch.Generator().manual_seed(seed)
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else model.config.bos_token_id
+    bos = _bos(tokenizer, opened)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    rows = model.get_input_embeddings().weight.shape[0]  # a tokenizer may know more tokens than these
-    if bos is not None:
-        vocabulary.check([bos], tokenizer, rows, "self: the token that samples start with")
-    ordinary = torch.tensor([token for token in range(min(len(tokenizer), rows)) if token not in special])
+    rows = min(len(tokenizer), opened.vocabulary)
+    ordinary = torch.tensor([token for token in range(rows) if token not in special])
     random_first = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
     first = random_first if bos is None else torch.full((count,), bos)
     # all randomness is drawn here, so that batches and threads cannot change the result
     uniform = torch.rand(count, tokens, generator=generator, dtype=torch.float64)
+    model: Any = opened.load_all(stacked=True)
 
     def sample_batch(start: int) -> Tensor:
         stop = min(start + BATCH, count)
@@ -63,6 +62,20 @@ def sample_self(folder: Path, count: int, tokens: int, seed: int) -> Tensor:
             return torch.cat(list(pool.map(sample_batch, range(0, count, BATCH))))
     finally:
         torch.set_num_threads(threads)
+
+
+def _bos(tokenizer: Any, model: Model) -> int | None:
+    """The token that rows start with; None where tokenizer and config name none that the embedding knows."""
+    if tokenizer.bos_token_id is None:
+        bos = model.settings.bos_token_id
+        return bos if bos is not None and 0 <= bos < model.vocabulary else None
+    if tokenizer.bos_token_id >= model.vocabulary:
+        raise CalibrationError(
+            "self: the tokenizer's BOS",
+            f"token {tokenizer.bos_token_id} has no row in the embedding, which has {model.vocabulary}",
+            "use the tokenizer that the model was trained with",
+        )
+    return int(tokenizer.bos_token_id)
 
 
 @torch.inference_mode()

@@ -1,9 +1,14 @@
 """The tokenizer of a model folder. Knows a folder and transformers. Knows no tokens and no data."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.errors import CalibrationError, one_line
+from hubplugin.model.architectures.families import FAMILIES, PER_LAYER
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -11,8 +16,25 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = _settings(Path(folder))
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of files from elsewhere; each class of tokenizers has errors of its own
         raise CalibrationError(
             f"{folder}: tokenizer", f"cannot be loaded: {one_line(error)}", "put the model's tokenizer files beside it"
         ) from error
+
+
+def _settings(folder: Path) -> "PretrainedConfig | None":
+    """What decides which class of tokenizers fits, as the model's modules are built from it.
+
+    transformers would read config.json itself, and could stumble over a key that concerns no tokenizer.
+    """
+    from hubplugin.model.construction import settings
+
+    path = folder / "config.json"
+    config = read_json(path, str(folder)) if path.is_file() else {}
+    if config.get("model_type") not in FAMILIES or config["model_type"] == PER_LAYER:
+        return None
+    read = settings.read(config)
+    read.name_or_path = str(folder)  # transformers knows some models by it
+    return read

@@ -9,6 +9,7 @@ from typing import Any
 
 from hubplugin.checkpoint.headers import FLOATS, Header
 from hubplugin.errors import PlanError
+from hubplugin.model.architectures import configs
 from hubplugin.model.architectures.families import Family, Sublayer
 
 ROTARY = "rotary_emb.inv_freq"  # how names of tables end that old checkpoints store and every engine computes
@@ -35,7 +36,7 @@ class Dimensions:
     kv_heads: int
     head_dim: int
     vocab: int
-    context: int | None  # the longest sequence the positions allow; None where config.json does not say
+    context: int | None  # the longest sequence the positions allow; None where nothing says
     tied: bool  # the output head is the embedding
     experts: int = 0  # in each block, each of `ffn` channels; 0: one MLP
     blocks: tuple[BlockShape, ...] = ()  # where blocks differ: each one's
@@ -54,6 +55,7 @@ class Dimensions:
 
 def dimensions(config: Mapping[str, Any], family: Family, where: str) -> Dimensions:
     """Read and check the sizes. Raises PlanError where one is missing or no such model can be built."""
+    config = configs.with_defaults(config)
     heads = _size(config, "num_attention_heads", where)
     hidden = _size(config, "hidden_size", where)
     kv_heads = _size(config, "num_key_value_heads", where, heads)

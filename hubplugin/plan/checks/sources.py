@@ -18,14 +18,17 @@ LONGEST_NAME = 96  # of a repo on the Hub
 
 def check_base(config: Mapping[str, Any], where: str) -> None:
     """The base must be unquantized and generate text."""
-    if config.get("quantization_config") is not None:
-        raise PlanError(
-            f"{where}: quantization_config",
-            "the base is already quantized",
-            "name the original, unquantized model",
-        )
+    for key in ("quantization_config", "compression_config"):  # the second is an older word of compressed-tensors
+        if config.get(key) is not None:
+            raise PlanError(f"{where}: {key}", "the base is already quantized", "name the original, unquantized model")
+    if config.get("per_layer_config"):
+        what = "layers have settings of their own, which only transformers knows"
+        raise PlanError(f"{where}: per_layer_config", what, "use a model whose layers are alike")
     names = config.get("architectures") or []
-    if names and not any(str(name).endswith("ForCausalLM") for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        what = f"{names!r} is no list of classes"
+        raise PlanError(f"{where}: architectures", what, "name the class in a list, or leave the key out")
+    if names and not any(name.endswith("ForCausalLM") for name in names):
         raise PlanError(f"{where}: architectures", f"{names[0]} does not generate text", "name a ...ForCausalLM model")
 
 
