@@ -1,6 +1,6 @@
 """The verbs: each parses its options, calls one function and prints what came of it.
 
-A verb imports what it needs: `plan` and `--help` answer without torch. Knows nothing about how any of it is done.
+A verb imports what it needs, when it needs it: `--help` answers without torch. Knows nothing about how any of it is done.
 """
 
 import json
@@ -77,14 +77,23 @@ def _plan(
 
 
 def _planned(document: "Document") -> "Plan":
-    """From config.json, card and safetensors headers alone, remote or local; and whether it could be published."""
+    """From config.json, card and safetensors headers alone, remote or local.
+
+    What publishing would refuse, and what transformers would refuse to build, is said before any work.
+    """
     with interrupt.held():
         from hubplugin.hub import publish, snapshots
         from hubplugin.plan import planner
 
     peek = snapshots.peek(document.manifest.model, document.folder)
     planned = planner.make(document, peek.config, peek.tensors, revision=peek.sha)
-    return replace(planned, notes=(*planned.notes, *publish.preflight(document, peek)))
+    notes = publish.preflight(document, peek)  # like all that needs no torch, before it is loaded
+    _let_idle_threads_sleep()
+    with interrupt.held():
+        from hubplugin.model.construction import buildable
+
+    buildable.check(peek.config, planned.family, f"{document.manifest.model}: config.json")
+    return replace(planned, notes=(*planned.notes, *notes))
 
 
 @app.command("run")
