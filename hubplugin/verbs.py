@@ -1,6 +1,6 @@
 """The verbs: each parses its options, calls one function and prints what came of it.
 
-A verb imports what it needs, when it needs it: `--help` answers without torch. Knows nothing about how any of it is done.
+A verb imports what it needs, when it needs it: `--help` answers without torch. Knows nothing of how things are done.
 """
 
 import json
