@@ -2,7 +2,10 @@
 
 import base64
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -118,12 +121,72 @@ def test_ignored_files_are_told(api: HfApi, http: httpx.Client, repo: str, where
     }
 
 
-def test_the_client_does_not_publish_ignored_files(api: HfApi, repo: str, tmp_path: Any) -> None:
+def test_the_client_does_not_publish_ignored_files(api: HfApi, repo: str, tmp_path: Path) -> None:
     for path, text in {".gitignore": "secret/\n*.log\n", "secret/key": "x", "a.log": "x", "a.txt": "x"}.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
     api.upload_folder(repo_id=repo, folder_path=tmp_path)
     assert set(api.list_repo_files(repo)) == {".gitattributes", ".gitignore", "a.txt"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        ("*.bin", "a.bin", True),
+        ("*.bin", "d/e/a.bin", True),
+        ("*.bin", "a.bin.txt", False),
+        ("/*.bin", "d/a.bin", False),
+        ("d/*.bin", "d/a.bin", True),
+        ("d/*.bin", "x/d/a.bin", False),
+        ("d/*.bin", "d/e/a.bin", False),
+        ("**/d/a", "x/y/d/a", True),
+        ("**/d/a", "d/a", True),
+        ("d/**", "d/e/a", True),
+        ("d/**", "d", False),
+        ("d/**/a", "d/a", True),
+        ("d/**/a", "d/x/y/a", True),
+        ("a?c", "abc", True),
+        ("a?c", "a/c", False),
+        ("[a-c]x", "bx", True),
+        ("[!a-c]x", "bx", False),
+        ("[^a-c]x", "dx", True),
+        (r"\*x", "*x", True),
+        (r"\*x", "ax", False),
+        (r"\#x", "#x", True),
+        ("[z-a]", "b", False),
+        ("[", "a", False),
+        ("\\", "a", False),
+        ("[[:space:]]x", " x", True),
+        ("A", "a", False),
+    ],
+)
+def test_patterns_match_as_in_git(tmp_path: Path, pattern: str, path: str, matches: bool) -> None:
+    assert attributes.is_lfs(f"{pattern} filter=lfs", path) == matches
+    assert attributes.ignored(pattern, [path]) == ({path} if matches else set())
+    if shutil.which("git") and " " not in path:
+        (tmp_path / ".gitignore").write_text(f"{pattern}\n")
+        (tmp_path / ".gitattributes").write_text(f"{pattern} filter=lfs\n")
+        for command, said in ((["check-ignore", "--no-index"], path), (["check-attr", "filter"], "filter: lfs")):
+            git = ["git", "-c", "core.ignorecase=false", "-C", str(tmp_path)]
+            subprocess.run([*git, "init", "-q"], check=True)
+            done = subprocess.run([*git, *command, "--", path], capture_output=True, text=True)
+            assert (said in done.stdout) == matches, (command, done.stdout)
+
+
+def test_a_folder_that_is_ignored_takes_everything_with_it() -> None:
+    rules = "build/\n!build/keep.txt\nlogs\n*.tmp\n!important.tmp\n/a/**/z/\n!"
+    paths = [
+        "build/keep.txt",
+        "x/build/y/z.txt",
+        "build",
+        "x/logs/a",
+        "b.tmp",
+        "x/important.tmp",
+        "a/b/z/f",
+        "a/z",
+        "!",
+    ]
+    assert attributes.ignored(rules, paths) == {"build/keep.txt", "x/build/y/z.txt", "x/logs/a", "b.tmp", "a/b/z/f"}
 
 
 # raw, renames, folders

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hubplugin.localhub.contents.licence_ids import LICENCE_IDS
+from hubplugin.licence_ids import LICENCE_IDS
 
 MAX_METADATA_LENGTH = 64 * 1024  # characters
 MAX_ALIASES = 8  # a few lines of nested aliases can expand to gigabytes

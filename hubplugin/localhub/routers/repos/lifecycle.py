@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from hubplugin.licence_ids import LICENCE_IDS
 from hubplugin.localhub.contents import attributes, git, metadata, repos
 from hubplugin.localhub.contents.git import Tree, TreeEntry
-from hubplugin.localhub.contents.licence_ids import LICENCE_IDS
 from hubplugin.localhub.contents.repos import TYPE_OF_KIND, Repo
 from hubplugin.localhub.dependencies import Context, JsonBody, RequestContext, kind_field, string_field
 from hubplugin.localhub.http_errors import http_error, not_supported
