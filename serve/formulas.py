@@ -23,12 +23,13 @@ MARKS = str.maketrans(dict.fromkeys("".join(INLINE + DISPLAY), "\ufffd"))
 
 GROWING = "growing"  # key of the environment: whether more of the answer may follow
 TAIL = "tail"  # key of the environment: the inline text that more may follow; absent where none may
+LONGEST = 4000  # characters of a formula
 LONGEST_PENDING = 200  # characters after a lone dollar that may still become a formula
 
 
 @dataclass(frozen=True)
 class Delimiters:
-    """A way to write a formula. `inside` is what may stand between both, as a regex."""
+    """A way to write a formula. `inside` is one character of what may stand between both, as a regex."""
 
     left: str
     right: str
@@ -37,15 +38,15 @@ class Delimiters:
 
     @property
     def whole(self) -> re.Pattern[str]:
-        return re.compile(re.escape(self.left) + f"({self.inside})" + re.escape(self.right))
+        return re.compile(re.escape(self.left) + f"({self.inside}{{1,{LONGEST}}}?)" + re.escape(self.right))
 
 
 # A backslash takes the next character with it: `\$` and the `\\[2pt]` of a matrix neither open nor close.
 ALL = (
-    Delimiters("$$", "$$", True, r"(?:\\[\s\S]|[^\\$]|\$(?!\$))+?"),
-    Delimiters(r"\[", r"\]", True, r"(?:\\[^\]]|[^\\])+?"),
-    Delimiters(r"\(", r"\)", False, r"(?:\\[^)]|[^\\])+?"),
-    Delimiters("$", "$", False, r"(?:\\[\s\S]|[^\\$])+?"),
+    Delimiters("$$", "$$", True, r"(?:\\[\s\S]|[^\\$]|\$(?!\$))"),
+    Delimiters(r"\[", r"\]", True, r"(?:\\[^\[\]]|[^\\])"),
+    Delimiters(r"\(", r"\)", False, r"(?:\\[^()]|[^\\])"),
+    Delimiters("$", "$", False, r"(?:\\[\s\S]|[^\\$])"),
 )
 OPENERS = {each.left: each for each in ALL}
 FENCE = re.compile(r"\s*(?:```|~~~)")
@@ -89,28 +90,32 @@ def _inline(state: StateInline, silent: bool) -> bool:
 
 def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     """A formula that stands alone, on one line or over many: lines of it may look like lists or headings."""
-    if state.is_code_block(start):
+    begin = state.bMarks[start] + state.tShift[start]
+    delimiters = OPENERS.get(state.src[begin : begin + 2])
+    if delimiters is None or not delimiters.display or state.is_code_block(start):
         return False
-    left = state.src[state.bMarks[start] + state.tShift[start] :][:2]
-    delimiters = OPENERS.get(left)
-    if delimiters is None or not delimiters.display:
+    closed = delimiters.right in state.src[begin + 2 :]
+    if not closed and not (state.env.get(GROWING) and len(state.src) - begin <= LONGEST):
         return False
     text = ""
     for line in range(start, end):
-        if line > start and not state.isEmpty(line) and state.sCount[line] < state.blkIndent:
+        part = state.getLines(line, line + 1, state.blkIndent, True)
+        text = text + part if text else part.lstrip()
+        if (line > start and _ends_block(state, line, part)) or len(text) > LONGEST:
             return False
-        text += state.getLines(line, line + 1, state.blkIndent, True)
-        if line > start and FENCE.match(text, text.rfind("\n", 0, -1) + 1):
-            return False
-        found = delimiters.whole.match(text.lstrip())
-        if found:
-            after = text.lstrip()[found.end() :].strip()
-            if after not in ("", ".", ",", ";") or not _balanced(found[1]):
+        if closed and delimiters.right in part and (found := delimiters.whole.match(text)):
+            after = text[found.end() :].strip()
+            if after not in ("", ".", ",", ";") or not found[1].strip() or not _balanced(found[1]):
                 return False  # part of a sentence: the inline rule's
             return silent or _push(state, "formula", found[1] + after, start, line + 1)
     if not state.env.get(GROWING) or end != len(state.bMarks) - 1:
         return False
     return silent or _push(state, "unfinished", text, start, end)
+
+
+def _ends_block(state: StateBlock, line: int, text: str) -> bool:
+    """Whether a line can be no part of a formula: one that leaves the list item, or a fence."""
+    return (not state.isEmpty(line) and state.sCount[line] < state.blkIndent) or FENCE.match(text) is not None
 
 
 def _push(state: StateBlock, kind: str, content: str, start: int, end: int) -> bool:
