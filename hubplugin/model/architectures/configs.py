@@ -11,8 +11,8 @@ from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.errors import HubError
 from hubplugin.model.architectures.families import FAMILIES, Family
 
-# how somebody once ran the model, or what it is not: variants leave it out, since loaders obey, and fail without the same
-# packages or hand out other things than their callers expect
+# how somebody once ran the model, or what it is not: variants leave it out, since loaders obey, and fail without the
+# same packages or hand out other things than their callers expect
 MISLEADING_KEYS = (
     "attn_implementation",
     "_attn_implementation",
