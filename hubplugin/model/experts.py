@@ -77,7 +77,8 @@ def stack(block: nn.Module, names: families.Experts) -> None:
     (fused,) = plain.stacked
     weights: dict[str, list[Tensor]] = {"gate_up_proj": [], "down_proj": []}
     for expert in plain:
-        gate, up, down = (expert.get_parameter(f"{name}.weight") for name in (names.gate, names.up, names.down))
+        linears = (cast(nn.Linear, expert.get_submodule(name)) for name in (names.gate, names.up, names.down))
+        gate, up, down = (linear.weight for linear in linears)
         weights["gate_up_proj"].append(torch.cat((gate, up)))
         weights["down_proj"].append(down)
     for name, by_expert in weights.items():

@@ -3,7 +3,8 @@
 Knows config.json, families and transformers' classes. Reads no weights and no file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,12 +27,12 @@ def check(config: Mapping[str, Any], family: Family, where: str) -> None:
     Raises PlanError where transformers refuses, and where it builds other tensors than the plan counts with.
     """
     sizes = architecture.dimensions(config, family, where)
-    try:
+    with _refusals(where):
         model = skeleton.of_transformers(config, torch.float32)
         built = _shapes_of(model, family, sizes)
+    _check_windows(model.config, where)
+    with _refusals(where):
         finite = _attend(model, sizes)
-    except Exception as error:  # classes, keys and functions of transformers, each with errors of its own
-        raise PlanError(where, f"transformers refuses this model: {_reason(error)}", FIX) from error
     if not finite:
         raise PlanError(f"{where}: its rotary embedding", "gives positions that are not finite numbers", FIX)
     if bool(model.config.tie_word_embeddings) != sizes.tied:
@@ -48,6 +49,15 @@ def check(config: Mapping[str, Any], family: Family, where: str) -> None:
             f"transformers makes it {_shape(built.get(name))}, this family has {_shape(planned.get(name))}",
             "use a model of the family's usual form",
         )
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Whatever transformers raises as one PlanError: classes, keys and functions have errors of their own each."""
+    try:
+        yield
+    except Exception as error:
+        raise PlanError(where, f"transformers refuses this model: {_reason(error)}", FIX) from error
 
 
 def _shapes_of(model: Any, family: Family, sizes: Dimensions) -> dict[str, tuple[int, ...]]:
@@ -86,6 +96,18 @@ def _attend(model: Any, sizes: Dimensions) -> bool:
             block.self_attn(hidden_states=hidden.to("meta"), **_on_meta(recorder.keywords))
     positions = trunk.rotary_emb(hidden, torch.tensor([[0, (sizes.context or 2) - 1]]))
     return all(bool(torch.isfinite(table).all()) for table in positions)
+
+
+def _check_windows(settings: Any, where: str) -> None:
+    """Windows that masks and caches understand alike."""
+    window, types = getattr(settings, "sliding_window", None), getattr(settings, "layer_types", None)
+    if isinstance(window, int) and window < 1:
+        what = f"a window of {window} tokens shows no token, not even itself"
+        raise PlanError(f"{where}: sliding_window", what, "give its size, or null for none")
+    everywhere = "full_attention" if window is None else "sliding_attention"
+    if types and not hasattr(type(settings), "layer_types") and set(types) != {everywhere}:
+        what = f"transformers' {settings.model_type} has {everywhere} in all layers, whatever stands here"
+        raise PlanError(f"{where}: layer_types", what, "use a model type whose layers may differ, or leave it out")
 
 
 def _on_meta(value: Any) -> Any:
