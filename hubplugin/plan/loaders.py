@@ -1,6 +1,6 @@
 """Which loaders other than vLLM read a quantized checkpoint, with which packages: what was found by running them.
 
-Run on pico models in October and November 2026 with transformers 5.19 to 5.24, compressed-tensors 0.17 to 0.20,
+Run on pico models in November 2026 with transformers 5.19 to 5.24, compressed-tensors 0.17 to 0.20,
 optimum 2.3, gptqmodel 7.6 and llama.cpp's converter. Knows schemes and the names of packages; imports none of them.
 """
 
