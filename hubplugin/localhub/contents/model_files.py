@@ -1,6 +1,6 @@
 """What the Hub reads out of a model's files: config.json, and the dtypes and shapes in safetensors headers.
 
-Blobs never change, so what was read once is kept. This module knows trees and blobs, and no repo.
+Blobs never change, so what is small of what was read is kept. This module knows trees and blobs, and no repo.
 """
 
 import json
@@ -38,10 +38,8 @@ def parameters(blobs: Path, tree: Tree) -> dict[str, Any] | None:
         path for path in tree if path.endswith(".safetensors") and "/" not in path
     ]
     for path in weights:
-        header = safetensors_header(blobs / tree[path].sha256) or {}
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+        for dtype, count in _count_by_dtype(blobs / tree[path].sha256).items():
+            counts[dtype] = counts.get(dtype, 0) + count
     return {"parameters": counts, "total": sum(counts.values())} if counts else None
 
 
@@ -59,7 +57,15 @@ def _parse_json(blob: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
+def _count_by_dtype(blob: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, tensor in (safetensors_header(blob) or {}).items():
+        if name != "__metadata__":
+            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+    return counts
+
+
 def safetensors_header(blob: Path) -> dict[str, Any] | None:
     """The header of a safetensors file: by name of a tensor its dtype, shape and offsets. None where it is none."""
     try:
