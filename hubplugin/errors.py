@@ -35,7 +35,7 @@ class HubError(HubPluginError):
 
 
 class HubUnreachable(HubError):
-    """Nothing answered at the Hub's address."""
+    """The Hub could not be asked: no network, or it answers nobody at the moment."""
 
 
 class CheckpointError(HubPluginError):

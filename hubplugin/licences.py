@@ -31,7 +31,13 @@ class Licence:
 
 LICENCES = (
     Licence("nd", Derivatives.FORBIDDEN),
+    Licence("noderiv*", Derivatives.FORBIDDEN),
     Licence("nc", Derivatives.DUTIES),
+    Licence("noncommercial", Derivatives.DUTIES),
+    Licence("research", Derivatives.DUTIES),
+    Licence("amlr", Derivatives.DUTIES),  # Apple's, for research
+    Licence("deepfloyd", Derivatives.DUTIES),
+    Licence("grok*", Derivatives.DUTIES),
     Licence("llama*", Derivatives.DUTIES, "Built with Llama."),
     Licence(
         "gemma*",
@@ -44,8 +50,13 @@ LICENCES = (
 
 
 def derivatives(licence: str | None) -> set[Derivatives]:
-    """What the rows of a licence say of derivatives; `licence` is one id or several, separated by commas."""
-    return {row.derivatives for word in _words(licence) for row in _rows(word)}
+    """What the rows of a licence say of derivatives; `licence` is one id or several, separated by commas.
+
+    A licence that the Hub has no id for must be read by whoever publishes, as `other` must.
+    """
+    meant = same_licence(licence)
+    found = {row.derivatives for word in [*_words(licence), *_words(meant)] for row in _rows(word)}
+    return found | ({Derivatives.DUTIES} if other_id(licence) and not meant else set())
 
 
 def notice(licence: str | None) -> str | None:
@@ -65,8 +76,30 @@ def other_id(licence: str | None) -> str | None:
     return re.sub("[^a-z0-9.]+", "-", ", ".join(ids).lower()).strip("-") or "unknown"
 
 
+def same_licence(licence: str | None) -> str | None:
+    """The Hub's ids for a licence spelled in another way, such as "Apache License, Version 2.0"; None for no licence
+    and for one that is not recognised with certainty."""
+    if licence is None:
+        return None
+    whole = _BY_SPELLING.get(_spelling(licence))
+    parts = [_BY_SPELLING.get(_spelling(part)) for part in licence.split(", ")]
+    return whole or (", ".join(part for part in parts if part) if all(parts) else None)
+
+
+def _spelling(licence: str) -> str:
+    """A licence without what people write in different ways: case, filler words, hyphens, a trailing ".0"."""
+    text = re.sub(r"v(?=[0-9])", " ", licence.lower().replace("licence", "license"))
+    words = re.findall(r"[a-z]+\+*|[0-9.]+[0-9]|[0-9]", text)
+    return "".join(word.removesuffix(".0") for word in words if word not in _FILLERS)
+
+
+_FILLERS = {"the", "v", "version", "license", "agreement", "community", "terms", "of", "use", "international", "gnu"}
+_BY_SPELLING = {_spelling(name): name for name in sorted(LICENCE_IDS, reverse=True)}
+
+
 def _words(licence: str | None) -> list[str]:
-    return re.split("[-, ]", (licence or "").lower())
+    text = re.sub("no[- ]?deriv", "noderiv", (licence or "").lower())
+    return re.split("[-_, ]", re.sub("non[- ]?commercial", "noncommercial", text))
 
 
 def _rows(word: str) -> Iterator[Licence]:

@@ -35,7 +35,7 @@ class Base(Record):
     licence_link: str | None = None
     languages: tuple[str, ...] = ()
     gated: bool = False
-    private: bool = False  # its repo on the Hub
+    private: bool | None = None  # its repo on the Hub; None: not known
 
 
 class Tokens(Record):

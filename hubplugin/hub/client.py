@@ -91,7 +91,7 @@ def _translated(error: Exception, where: str) -> HubError:
         isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     ):
         what = "HF_HUB_OFFLINE is set and the cache does not hold the whole model"
-        fix = "unset HF_HUB_OFFLINE and pull once with a network"
+        return HubUnreachable(where, what, "unset HF_HUB_OFFLINE and pull once with a network")
     elif status == 401:
         what, fix = "the Hub does not accept this token (401)", "set HF_TOKEN to a valid token, or unset it"
     elif status == 403:
@@ -99,6 +99,8 @@ def _translated(error: Exception, where: str) -> HubError:
         fix = "use a token with write access to this owner, or another `publish.repo`"
     elif status == 412:
         what, fix = "the branch moved while we were publishing; nothing was published", "publish again"
+    elif status == 429 or status >= 500:
+        return HubUnreachable(where, f"the Hub answered {status}: {one_line(error)}", "try again later")
     elif status:
         what, fix = f"the Hub answered {status}: {one_line(error)}", "try again later"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

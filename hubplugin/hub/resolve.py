@@ -8,6 +8,7 @@ from pathlib import Path
 from hubplugin import report
 from hubplugin.errors import ServeError
 from hubplugin.hub import snapshots
+from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.reading import loading
 
 
@@ -21,7 +22,8 @@ def find(target: str, variant: str | None, out: Path | None) -> tuple[Path, str]
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ServeError(target, "holds no config.json", "give the folder of a model")
-        return path, path.resolve().name
+        cached = cached_snapshot(path.resolve())
+        return path, cached[0] if cached else path.resolve().name
     return snapshots.pull(target, Path.cwd()).path, target.split("@")[0]
 
 
@@ -29,7 +31,8 @@ def _of_manifest(path: Path, variant: str | None, out: Path) -> tuple[Path, str]
     document = loading.load(path)
     if variant is None:
         model = document.manifest.model
-        return snapshots.pull(model, document.folder).path, model.split("@")[0]
+        base = snapshots.pull(model, document.folder)
+        return base.path, base.repo if base.on_hub else model
     if variant not in document.manifest.variants:
         known = ", ".join(document.manifest.variants)
         raise ServeError(f"{path}: --variant {variant}", "no such variant", f"use one of {known}")

@@ -5,7 +5,7 @@ Knows repos, commits, the cache and local folders. Knows no torch and nothing ab
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class Known:
     licence_link: str | None = None
     languages: tuple[str, ...] = ()
     gated: bool = False
-    private: bool = False  # its repo; not known offline, then False
+    # what the Hub says of the repo at the moment, not of the commit; None: it was not asked
+    private: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def pull(model: str, folder: Path, revision: str | None = None) -> Snapshot:
     tokenizer.
     """
     if local := _local(model, folder):
-        model_folder.check_names((entry.name for entry in local.iterdir()), model)
+        _check_local(local, model)
         configs.read_config(local, model)
         return Snapshot(path=local, **_named(local), **_terms(local))
     repo, _, named_revision = model.partition("@")
@@ -94,7 +95,7 @@ def peek(model: str, folder: Path) -> Peek:
     Raises HubError as `pull` does, and CheckpointError for a damaged header or a missing shard.
     """
     if local := _local(model, folder):
-        model_folder.check_names((entry.name for entry in local.iterdir()), model)
+        _check_local(local, model)
         config = configs.read_config(local, model)
         return Peek(config=config, tensors=model_folder.headers(local), **_named(local), **_terms(local))
     repo, _, revision = model.partition("@")
@@ -123,6 +124,17 @@ def peek(model: str, folder: Path) -> Peek:
     return Peek(config=config, tensors=tensors, repo=repo, sha=sha, on_hub=True, **_terms(path, info))
 
 
+def _check_local(local: Path, model: str) -> None:
+    """Raise HubError where a folder cannot be a base: a part is missing, or a link of the cache leads nowhere."""
+    try:
+        model_folder.check_names((entry.name for entry in local.iterdir() if entry.exists()), model)
+    except HubError as error:
+        if (cached := cached_snapshot(local)) is None:
+            raise
+        fix = f"write model: {'@'.join(cached)}, which pulls what this folder of the cache lacks"
+        raise HubError(error.where, error.what, fix) from error
+
+
 def _named(local: Path) -> dict[str, Any]:
     """A folder's own name; of a snapshot in the cache of the Hub's client, repo and commit."""
     cached = cached_snapshot(local)
@@ -137,10 +149,10 @@ def _terms(path: Path, info: ModelInfo | None = None) -> dict[str, Any]:
         "licence": ", ".join(_texts(card.get("license"))) or None,
         "licence_name": ", ".join(_texts(card.get("license_name"))) or None,
         "licence_link": ", ".join(_texts(card.get("license_link"))) or None,
-        "languages": _texts(card.get("language")),
+        "languages": _texts(_norwegian(card.get("language"))),
         # a card that asks readers for something shows the gate also offline and in a copied folder
         "gated": bool(info and info.gated) or any(str(key).startswith("extra_gated_") for key in card),
-        "private": bool(info and info.private),
+        "private": bool(info.private) if info else None,
     }
 
 
@@ -191,6 +203,13 @@ def _check_disk(cache: Path, needed: int, where: str) -> None:
     if needed > free:
         what = f"needs {needed / 1e6:.1f} MB, and the disk of {cache} has {free / 1e6:.1f} MB free"
         raise HubError(where, what, "free some space, or set HF_HOME to a larger disk")
+
+
+def _norwegian(value: Any) -> Any:
+    """Languages as the Hub reads them, by YAML 1.2: `no` is a word. PyYAML reads 1.1, where it is false."""
+    if isinstance(value, list):
+        return ["no" if item is False else item for item in value]
+    return "no" if value is False else value
 
 
 def _texts(value: Any) -> tuple[str, ...]:

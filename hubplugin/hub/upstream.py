@@ -1,11 +1,14 @@
 """What stands in a repo we publish to, and what others have changed there since our last commit.
 
-Knows trees of commits and hashes of files, as git and LFS count them. Uploads nothing.
+Our commits are known by their title; their message names the files that were published, so that what others wrote is
+never taken for ours, however many commits of ours come after it. Knows trees of commits and hashes of files, as git and
+LFS count them. Uploads nothing.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -14,66 +17,114 @@ from huggingface_hub.utils.sha import git_hash
 
 from hubplugin.checkpoint.model_folder import PUSHED, WEIGHTS, allowed
 from hubplugin.disk import sha256
+from hubplugin.hub.client import cache_folder
 
 COMMIT_MESSAGE = "Publish with hubplugin"  # the title by which our own commits are told from others'
+RECORD = "hubplugin-files: "  # the line of a commit's message that says what was published
 SHOWN_LINES, SHOWN_BYTES = 40, 200_000  # of a diff, and of a file that is shown as one
-MEASURED = (*WEIGHTS, "config.json", "quantize_config.json", "report.json")  # what the report's numbers are about
+# what the report's numbers are about
+MEASURED = (*WEIGHTS, "config.json", "quantize_config.json", "report.json", "tokenizer.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
 class Edits:
-    """Where the head differs from our last commit in files that we write: "changed", "added" or "deleted", by path."""
+    """Where the head differs from what we last published: "changed", "added" or "deleted" by others, by path."""
 
     since: str | None  # our last commit; None: the history has none
     head: str
     paths: Mapping[str, str]
     kept: tuple[str, ...]  # paths that a new commit leaves as others made them
-    lost: tuple[str, ...]  # paths that a new commit would overwrite or bring back
+    lost: tuple[str, ...]  # paths that a new commit would overwrite, bring back or delete
+    stale: tuple[str, ...]  # files of an earlier version of ours, which a new commit deletes
 
 
-def edits(api: HfApi, repo: str, head: str, folder: Path, names: Iterable[str]) -> Edits:
+@dataclass(frozen=True)
+class _Published:
+    """What our last commit published."""
+
+    commit: str | None = None
+    files: Mapping[str, RepoFile] = field(default_factory=dict)  # our versions, those that did not go up included
+    tree: Mapping[str, RepoFile] = field(default_factory=dict)  # all that stood in the repo after it
+
+
+def edits(api: HfApi, repo: str, head: str, folder: Path, names: Collection[str]) -> Edits:
     """Compare the head with our last commit, and both with the files of a folder that are to be published.
 
     A file that others changed and we did not is left as they made it, but for what the report's numbers are about.
     """
-    since = next((c.commit_id for c in api.list_repo_commits(repo) if c.title == COMMIT_MESSAGE), None)
-    if since == head:
-        return Edits(since, head, {}, (), ())
-    before, after = _tree(api, repo, since) if since else {}, _tree(api, repo, head)
-    changed = {path for path in before.keys() & after.keys() if _hash(before[path]) != _hash(after[path])}
-    found = {
-        **dict.fromkeys(sorted(changed), "changed"),
-        **dict.fromkeys(sorted(after.keys() - before.keys()), "added"),
-        **dict.fromkeys(sorted(before.keys() - after.keys()), "deleted"),
-    }
-    kept: list[str] = []
-    lost: list[str] = []
-    to_publish = set(names)
-    paths = {path: what for path, what in found.items() if path in to_publish or allowed(path, PUSHED)}
-    for path in paths:
-        ours = _local_hash(folder / path, after.get(path) or before[path]) if path in to_publish else None
-        if path in after and ours == _hash(after[path]):
+    ours, after = _last_published(api, repo, head), _tree(api, repo, head)
+    paths: dict[str, str] = {}
+    kept, lost, stale = [], [], []
+    for path in sorted(ours.files.keys() | after.keys()):
+        was, now, local = ours.files.get(path), after.get(path), folder / path if path in names else None
+        what = _difference(was, now)
+        if what is None:
+            stale += [path] if local is None else []
+        elif (now and local and _holds(local, now)) or not (now or local):
             continue  # the same edit on both sides
-        if ours is None:
-            (kept if paths[path] == "added" or not allowed(path, MEASURED) else lost).append(path)
-        elif path in before and ours == _hash(before[path]) and not allowed(path, MEASURED):
-            kept.append(path)
-        else:
-            lost.append(path)
-    return Edits(since, head, paths, tuple(kept), tuple(lost))
+        elif local or allowed(path, PUSHED) or (ours.commit and _difference(ours.tree.get(path), now)):
+            paths[path] = what
+            (kept if _stays(path, was, local) else lost).append(path)
+    return Edits(ours.commit, head, paths, tuple(kept), tuple(lost), tuple(stale))
+
+
+def _stays(path: str, was: RepoFile | None, local: Path | None) -> bool:
+    """Whether what others made of a path can stand beside what we publish."""
+    if local is None:  # loaders would read weights of theirs beside ours
+        return not allowed(path, WEIGHTS if was is None else MEASURED)
+    return was is not None and _holds(local, was) and not allowed(path, MEASURED)
+
+
+def record(edits: Edits, folder: Path, names: Iterable[str]) -> str:
+    """The message of our commit: the files we publish, and the git hashes of ours where those of others stay."""
+    files = {name: git_hash((folder / name).read_bytes()) if name in edits.kept else None for name in names}
+    return RECORD + json.dumps(files)
+
+
+def _last_published(api: HfApi, repo: str, head: str) -> _Published:
+    """By the last commit of ours in the history of `head`."""
+    commits = api.list_repo_commits(repo, revision=head)
+    last = next((commit for commit in commits if commit.title == COMMIT_MESSAGE), None)
+    if last is None:
+        return _Published()
+    tree, listed = _tree(api, repo, last.commit_id), _recorded(last.message)
+    if listed is None:  # an earlier release: it left no other file of the allow-list in the repo
+        files = {path: file for path, file in tree.items() if allowed(path, PUSHED)}
+    else:
+        replaced = {path: RepoFile(path=path, size=0, oid=oid) for path, oid in listed.items() if oid}
+        files = {path: file for path, file in tree.items() if path in listed} | replaced
+    return _Published(last.commit_id, files, tree)
+
+
+def _recorded(message: str) -> dict[str, str | None] | None:
+    """What `record` wrote; None where a message holds nothing of the kind."""
+    lines = [line.removeprefix(RECORD) for line in message.splitlines() if line.startswith(RECORD)]
+    try:
+        files = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+    return files if isinstance(files, dict) else None
 
 
 def shown(api: HfApi, repo: str, edits: Edits, folder: Path) -> list[str]:
-    """The edits in lines: what happened to each path, and how small texts that would be lost differ from ours."""
-    lines = [f"{what} by others: {path}" for path, what in edits.paths.items()]
-    for path in edits.lost:
-        theirs = "" if edits.paths[path] == "deleted" else _text(api, repo, path, edits.head)
-        ours = (folder / path).read_text("utf-8", "replace") if theirs is not None and (folder / path).is_file() else ""
-        if theirs is not None and len(ours) <= SHOWN_BYTES:
-            names = (f"{repo}/{path}", f"{folder.name}/{path}")
-            diff = difflib.unified_diff(theirs.splitlines(), ours.splitlines(), *names, lineterm="", n=1)
-            lines += list(diff)[:SHOWN_LINES]
-    return lines
+    """The edits in lines: what happened to each path, and how small texts differ from ours."""
+    lines = []
+    for path, what in edits.paths.items():
+        lines.append(f"{what} by others: {path}")
+        if (folder / path).is_file() and what != "deleted":
+            lines += _diff(api, repo, path, edits.head, folder)
+    return ["".join(letter if letter.isprintable() or letter == "\t" else "�" for letter in line) for line in lines]
+
+
+def _diff(api: HfApi, repo: str, path: str, head: str, folder: Path) -> list[str]:
+    """How the folder's file differs from the repo's, where both are small texts; otherwise nothing."""
+    theirs, local = _text(api, repo, path, head), folder / path
+    if theirs is None or local.stat().st_size > SHOWN_BYTES:
+        return []
+    names, ours = (f"{repo}/{path}", f"{folder.name}/{path}"), local.read_text("utf-8", "replace")
+    lines = list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), *names, lineterm="", n=1))
+    more = len(lines) - SHOWN_LINES
+    return [*lines[:SHOWN_LINES], *([f"... {more} more lines"] if more > 0 else [])]
 
 
 def _text(api: HfApi, repo: str, path: str, revision: str) -> str | None:
@@ -82,7 +133,7 @@ def _text(api: HfApi, repo: str, path: str, revision: str) -> str | None:
     if not isinstance(info, RepoFile) or info.lfs or info.size > SHOWN_BYTES:
         return None
     try:
-        return Path(api.hf_hub_download(repo, path, revision=revision)).read_text("utf-8")
+        return Path(api.hf_hub_download(repo, path, revision=revision, cache_dir=cache_folder())).read_text("utf-8")
     except UnicodeDecodeError:
         return None
 
@@ -92,10 +143,19 @@ def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
     return {file.path: file for file in listed if isinstance(file, RepoFile)}
 
 
+def _difference(was: RepoFile | None, now: RepoFile | None) -> str | None:
+    """What happened to a path; None where nothing did."""
+    if was is None or now is None:
+        return "added" if now else "deleted" if was else None
+    return None if _hash(was) == _hash(now) else "changed"
+
+
 def _hash(file: RepoFile) -> str:
     return file.lfs.sha256 if file.lfs else file.blob_id
 
 
-def _local_hash(path: Path, like: RepoFile) -> str:
-    """A local file's hash, of the kind that the repo's file has."""
-    return sha256(path) if like.lfs else git_hash(path.read_bytes())
+def _holds(local: Path, file: RepoFile) -> bool:
+    """Whether a file on this disk holds what the repo's does."""
+    if local.stat().st_size != file.size and file.size:
+        return False
+    return (sha256(local) if file.lfs else git_hash(local.read_bytes())) == _hash(file)

@@ -4,13 +4,27 @@ Knows reports and the Hub's words (https://huggingface.co/docs/hub/model-cards).
 """
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from hubplugin import licences
 from hubplugin.evaluation.cards.steps import conversational, heterogeneous, method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY
 from hubplugin.manifest.methods import Kind
-from hubplugin.report import Base, Evaluation, Report
+from hubplugin.report import Evaluation, Report
+
+
+class Origin(Protocol):
+    """What the card of a base says of it, as far as cards of variants repeat it."""
+
+    @property
+    def licence(self) -> str | None: ...
+    @property
+    def licence_name(self) -> str | None: ...
+    @property
+    def licence_link(self) -> str | None: ...
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+
 
 LANGUAGE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
@@ -28,10 +42,7 @@ def metadata(report: Report) -> dict[str, Any]:
         relation = RELATIONS.get(method_of(report.steps[-1]).kind)
         if relation:
             data["base_model_relation"] = relation
-    data |= _licence(base)
-    # what is no code (https://huggingface.co/docs/hub/model-cards: ISO 639) would have the Hub refuse the card
-    if languages := [code for code in base.languages if LANGUAGE.fullmatch(code)]:
-        data["language"] = languages
+    data |= inherited(base)
     library = "vllm" if heterogeneous(report) else "transformers"  # which of them can load it
     data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.calibration.dataset:
@@ -42,7 +53,16 @@ def metadata(report: Report) -> dict[str, Any]:
     return data
 
 
-def _licence(base: Base) -> dict[str, Any]:
+def inherited(base: Origin) -> dict[str, Any]:
+    """What is taken over from the base's card: licence and languages, in words that the Hub accepts."""
+    data = _licence(base)
+    # what is no code (https://huggingface.co/docs/hub/model-cards: ISO 639) would have the Hub refuse the card
+    if languages := [code for code in base.languages if LANGUAGE.fullmatch(code)]:
+        data["language"] = languages
+    return data
+
+
+def _licence(base: Origin) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if name := licences.other_id(base.licence):
         data["license"] = "other"
