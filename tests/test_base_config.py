@@ -9,18 +9,20 @@ import pico
 import pytest
 import torch
 from plan_helpers import GPTQ, config_json, document, headers
+from safetensors.torch import load_file, save_file
 from test_pipeline_parts import planned
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin.compress.calibration.self_sampling import sample_self
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError, PlanError
-from hubplugin.evaluation.generation import generate_dequantized
+from hubplugin.evaluation.generation import generate_dequantized, served_dtype
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import configs, families
 from hubplugin.plan import planner
 
+WEIGHTS = "model.safetensors"
 V = pico.VOCABULARY
 # none of these says anything of the model, and transformers stumbles over each of them somewhere
 LOADING: list[dict[str, Any]] = [
@@ -113,12 +115,24 @@ def test_bases_that_are_quantized_or_differ_by_layer_are_refused_by_their_key(ke
 
 
 @pytest.mark.parametrize(("stored", "word"), [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32")])
-@pytest.mark.parametrize("said", [{}, {"dtype": None}, {"torch_dtype": "bf16"}, {"dtype": "auto"}, {"dtype": {"a": 1}}])
-def test_a_dtype_that_is_missing_or_none_is_that_of_the_weights(stored: str, word: str, said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("said", [{"torch_dtype": "bf16"}, {"dtype": "auto"}, {"dtype": {"a": 1}}])
+def test_a_dtype_that_is_none_becomes_that_of_the_weights(stored: str, word: str, said: dict[str, Any]) -> None:
     full = pico.config()
     config = {key: value for key, value in config_json(full).items() if key != "dtype"} | said
     plan = planner.make(document([GPTQ]), config, headers(full, stored))
     assert plan.config["torch_dtype"] == word and "dtype" not in plan.config
+
+
+@pytest.mark.parametrize(
+    ("stored", "served"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float16")]
+)
+def test_a_dtype_that_is_left_out_is_served_as_the_weights_are_stored(stored: str, served: str, tmp_path: Path) -> None:
+    folder = edited(tmp_path / "m", {}, ("dtype", "torch_dtype"))
+    tensors = {name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    assert served_dtype(folder) == (torch.bfloat16 if stored == "bfloat16" else torch.float16)
+    variant, _, _ = planned(folder, GPTQ)
+    assert not {"dtype", "torch_dtype"} & set(variant.config), "loaders find it in the weights, as of the base"
 
 
 @pytest.mark.parametrize("model_type", sorted(pico.BY_TYPE))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, ServeError
 from hubplugin.evaluation.quality_metrics import open_model
+from hubplugin.model.architectures import configs
 from hubplugin.model.architectures.families import Family, match
 from hubplugin.plan.vllm_support import Verdict
 
@@ -31,9 +33,15 @@ Generate = Callable[[Path, list[list[int]], int, Sequence[Verdict]], Generated]
 
 
 def served_dtype(folder: Path) -> torch.dtype:
-    """The half precision an engine computes a folder in: the model's own, float16 for one in float32."""
+    """The half precision an engine computes a folder in: the model's own, float16 for one in float32.
+
+    Where config.json does not say, engines look at the weights; the embedding is never quantized.
+    """
     config = DenseView(folder).config
     stored = config.get("dtype") or config.get("torch_dtype")
+    if stored is None:
+        embedding = Reader(folder).headers[f"{match(config, str(folder)).embed}.weight"]
+        stored = configs.DTYPES[embedding.dtype]
     return torch.bfloat16 if stored == "bfloat16" else torch.float16
 
 

@@ -101,12 +101,12 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 def completed(config: Mapping[str, Any], family: Family, stored: str) -> dict[str, Any]:
     """A config.json with all that loaders and reports read of it, for weights stored as `stored`.
 
-    What it leaves out is what transformers takes then: the family's class, its sizes, the dtype of the weights. A
-    padding token that the embedding has no row for, and `MISLEADING_KEYS`, would keep others from loading it.
+    What it leaves out is what transformers takes then: the family's class and its sizes. `MISLEADING_KEYS`, a dtype
+    that is none and a padding token that the embedding has no row for would keep others from loading it.
     """
     whole = {key: value for key, value in with_defaults(config).items() if key not in MISLEADING_KEYS}
     whole["architectures"] = config.get("architectures") or [family.native]
-    if (whole.get("dtype") or whole.get("torch_dtype")) not in LEGAL_DTYPES:
+    if (whole.get("dtype") or whole.get("torch_dtype")) not in (None, *LEGAL_DTYPES):
         whole.pop("dtype", None)
         whole["torch_dtype"] = DTYPES[stored]  # the word that old loaders know too
     padding, rows = whole.get("pad_token_id"), whole["vocab_size"]
