@@ -92,7 +92,7 @@ def _planned(document: "Document") -> "Plan":
     with interrupt.held():
         from hubplugin.model.construction import buildable
 
-    buildable.check(peek.config, planned.family, f"{document.manifest.model}: config.json")
+    buildable.check(planned.config, planned.family, f"{document.manifest.model}: config.json")
     return replace(planned, notes=(*planned.notes, *notes))
 
 
