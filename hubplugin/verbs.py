@@ -236,7 +236,7 @@ def _serve(
 @app.command("chat")
 def _chat(
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="An OpenAI-compatible server, with or without /v1.")
+        str, typer.Argument(metavar="URL", help="An OpenAI-compatible server, a path is kept, a bare host gets /v1.")
     ] = f"http://{LOOPBACK}:8000",
     model: Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")] = None,
     host: Host = LOOPBACK,
