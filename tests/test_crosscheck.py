@@ -120,7 +120,7 @@ def test_what_vllm_reads_nowhere_in_autogptqs_format_is_refused_with_the_other_o
 def test_a_head_that_autogptqs_format_cannot_pad_takes_the_other_one() -> None:
     assert variant(lm_head=True).steps[0].format == "compressed-tensors"  # type: ignore[union-attr]
     even = pico.config(**UNTIED, vocab_size=320)
-    assert variant(lm_head=True, config=even).steps[0].format == "gptq"  # type: ignore[union-attr]
+    assert variant(lm_head=True, config=even, format="gptq").steps[0].format == "gptq"  # type: ignore[union-attr]
     error = refused(lm_head=True, format="gptq")
     assert "a head of whole 64s alone, this one has 288 rows" in error.what
 

@@ -8,7 +8,7 @@ import pytest
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest.steps.prune import Prune
-from hubplugin.model.architectures import pruned_config
+from hubplugin.model.architectures import configs, pruned_config
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions, dimensions
 from hubplugin.model.architectures.families import FAMILIES
 
@@ -144,6 +144,7 @@ def test_a_gemma2_that_names_no_types_alternates_from_the_first_layer_on() -> No
     ],
 )
 def test_blocks_that_differ_make_a_decilm(source: dict[str, Any], biases: dict[str, Any]) -> None:
+    source = configs.with_defaults(source)  # as a plan reads it
     sizes = differ(heads=4, kv_heads=2)
     found = made(source, **sizes)
     expected = {

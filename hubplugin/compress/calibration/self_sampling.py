@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.compress.calibration import vocabulary
 from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.model.architectures import families
@@ -69,12 +70,8 @@ def _bos(tokenizer: Any, model: Model) -> int | None:
     if tokenizer.bos_token_id is None:
         bos = model.settings.bos_token_id
         return bos if bos is not None and 0 <= bos < model.vocabulary else None
-    if tokenizer.bos_token_id >= model.vocabulary:
-        raise CalibrationError(
-            "self: the tokenizer's BOS",
-            f"token {tokenizer.bos_token_id} has no row in the embedding, which has {model.vocabulary}",
-            "use the tokenizer that the model was trained with",
-        )
+    where = "self: the token that samples start with"
+    vocabulary.check([tokenizer.bos_token_id], tokenizer, model.vocabulary, where)
     return int(tokenizer.bos_token_id)
 
 
