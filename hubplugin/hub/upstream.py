@@ -54,7 +54,9 @@ def edits(api: HfApi, repo: str, head: str, folder: Path, names: Collection[str]
     """
     ours, after = _last_published(api, repo, head), _tree(api, repo, head)
     paths: dict[str, str] = {}
-    kept, lost, stale = [], [], []
+    kept: list[str] = []
+    lost: list[str] = []
+    stale: list[str] = []
     for path in sorted(ours.files.keys() | after.keys()):
         was, now, local = ours.files.get(path), after.get(path), folder / path if path in names else None
         what = _difference(was, now)
