@@ -70,7 +70,7 @@ def _bos(tokenizer: Any, model: Model) -> int | None:
     if tokenizer.bos_token_id is None:
         bos = model.settings.bos_token_id
         return bos if bos is not None and 0 <= bos < model.vocabulary else None
-    where = "self: the token that samples start with"
+    where = "self: the BOS that samples start with"
     vocabulary.check([tokenizer.bos_token_id], tokenizer, model.vocabulary, where)
     return int(tokenizer.bos_token_id)
 
