@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.model.layer_inputs import COLD
 
 CLUSTERS, JUDGED, TOKENS, HELD_OUT = 8, 3, 512, 2500

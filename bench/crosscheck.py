@@ -22,11 +22,11 @@ from hubplugin import report
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration import calibration_data
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.compress.gptqmodel.worker import codes
 from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
 from hubplugin.methods import linear_algebra
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 
 THEIRS = "-gptqmodel"
 HEADER = (

@@ -21,9 +21,9 @@ from hubplugin import report
 from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.headers import Header
 from hubplugin.compress.calibration import calibration_data
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.demo import MODEL as DOCS
 from hubplugin.manifest.source import Source
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 
 SEQUENCE = 512  # tokens
 HELD_OUT = 1000  # the seed of held-out data; calibration seeds are small numbers

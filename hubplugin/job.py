@@ -1,30 +1,37 @@
 """What all variants of one run share: the base, token sequences, the base's own numbers.
 
-Each is made when it is first asked for, so that variants which are kept cost none of it. Knows no variant.
+Each is made when it is first asked for, so that variants which are kept cost none of it. Variants are held against it
+here; it makes none.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from hubplugin.compress.calibration import calibration_data, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
-from hubplugin.evaluation import quality_metrics
+from hubplugin.disk import digest, sha256
+from hubplugin.evaluation import gate, quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
-from hubplugin.manifest.model_name import cached_snapshot
+from hubplugin.manifest import model_name
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures import configs, tied_head
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan import planner
 from hubplugin.plan.draft import Plan
+from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
+from hubplugin.report import Evaluation
 
-CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery data"  # what tokens are used for
+CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery"  # what tokens are used for
 USES = {"calibrate": CALIBRATION, "evaluate.perplexity": EVALUATION}  # of sources, by place; others are recovery's
 
 
@@ -50,6 +57,7 @@ class Job:
     planned: Plan  # from what is known without a weight
     clock: Clock = field(default_factory=Clock)
     _read: dict[tuple[Source, bool], TokenSequences] = field(default_factory=dict)  # by source, and whether shuffled
+    _digests: dict[Source, str] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Make everything that compressing a variant needs.
@@ -57,8 +65,6 @@ class Job:
         Data is read before the base is sampled, so that data which cannot be used is refused before any work. What
         recovery samples is left to recovery.
         """
-        if note := vocabulary.note(read_tokenizer(self.snapshot.path), vocabulary.rows_of(self.snapshot.path)):
-            progress(f"note: {note}; text that holds one of them is refused")
         for place, source in sorted(self.document.manifest.sources(), key=lambda pair: pair[1].self_):
             if place in USES or not source.self_:
                 self.tokens(USES.get(place, RECOVERY), source)
@@ -68,18 +74,27 @@ class Job:
         """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text."""
         key = (source, use != EVALUATION)
         if key not in self._read:
-            base = self.snapshot.path
-            with self.clock.stage(f"{use} data" if use in USES.values() else use):
+            given = self.tokenizer, self.document.folder, self.snapshot.path
+            with self.clock.stage(f"{use} data"):
                 progress(f"{use}: {source.describe()}")
-                tokenizer, folder = read_tokenizer(base), self.document.folder
-                self._read[key] = calibration_data.tokens(source, tokenizer, folder, base, shuffle=key[1])
+                self._read[key] = calibration_data.tokens(source, *given, shuffle=key[1])
         return self._read[key]
+
+    def source_digest(self, source: Source) -> str:
+        """A digest of a source's settings and, of files, their contents as this run has first seen them.
+
+        Of a dataset without a `revision:` the rows may have changed on the Hub; what was made from them is kept.
+        """
+        if source not in self._digests:
+            paths = [self.document.folder / name for name in source.files or ()]
+            files = [sha256(path) for path in paths if path.is_file()]
+            self._digests[source] = digest(json.dumps([source.model_dump(mode="json"), files]))
+        return self._digests[source]
 
     @property
     def repo(self) -> str:
         """The base's Hub id, or its folder as the manifest writes it."""
-        cached = cached_snapshot(self.document.manifest.model)
-        return cached[0] if cached else self.document.manifest.model.split("@")[0]
+        return model_name.repo(self.document.manifest.model)
 
     @property
     def base_name(self) -> str:
@@ -92,6 +107,14 @@ class Job:
         """The base on this disk, at the commit that was planned."""
         with self.clock.stage("pull"):
             return snapshots.pull(self.document.manifest.model, self.document.folder, self.planned.revision)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer. Says once which of its tokens the base's embedding has no row for."""
+        tokenizer = read_tokenizer(self.snapshot.path)
+        if note := vocabulary.note(tokenizer, vocabulary.rows_of(self.snapshot.path)):
+            progress(f"note: {note}; text that holds one of them is refused")
+        return tokenizer
 
     @cached_property
     def plan(self) -> Plan:
@@ -109,7 +132,7 @@ class Job:
         """A text that changes when the base does. Nothing is pulled for it where a commit says it all."""
         if self.planned.revision:
             return f"{self.repo}@{self.planned.revision}"
-        return snapshots.fingerprint(self.snapshot)
+        return snapshots.contents_digest(self.snapshot.path)
 
     @property
     def calibration(self) -> TokenSequences:
@@ -125,3 +148,15 @@ class Job:
         batch = self.tokens(EVALUATION, evaluate.perplexity)
         with self.clock.stage("evaluation of the base"):
             return quality_metrics.reference(self.snapshot.path, self.plan.family, batch.ids, batch.description)
+
+    def measure(self, variant: VariantPlan, folder: Path) -> Evaluation | None:
+        """A variant's numbers beside the base's; None where the manifest evaluates nothing."""
+        evaluate = self.document.manifest.evaluate
+        if self.reference is None or evaluate is None:
+            return None
+        return quality_metrics.measure(folder, variant.family, self.reference, evaluate.kl)
+
+    def candidate(self, variant: VariantPlan, folder: Path, **known: Any) -> gate.Candidate:
+        """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""
+        thresholds = self.document.manifest.gate.of(variant.name)
+        return gate.Candidate(folder=folder, base=self.snapshot.path, plan=variant, thresholds=thresholds, **known)

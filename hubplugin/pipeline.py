@@ -15,7 +15,7 @@ from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
-from hubplugin.evaluation import gate, generation, quality_metrics
+from hubplugin.evaluation import gate, generation
 from hubplugin.evaluation.cards import card
 from hubplugin.job import RECOVERY, Clock, Job
 from hubplugin.manifest.methods import quantization_of, recovery_of
@@ -72,10 +72,7 @@ def judge(
     GateError where a variant is missing, was made from something else, or does not pass.
     """
     job = Job(document, planned)
-    made = []
-    for draft in job.plan.drafts:
-        folder, origins = out / draft.name, provenance.of_weights(job, draft)
-        made.append(renewal.refuse_others(folder, variant_folder.finished(folder), origins))
+    made = [renewal.refuse_others(job, draft, out / draft.name) for draft in job.plan.drafts]
     reports = [
         _renew(job, draft, out, kept, generate, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
     ]
@@ -88,7 +85,7 @@ def _kept(job: Job, draft: DraftPlan, folder: Path) -> Report | None:
     made = variant_folder.finished(folder)
     if made is None:
         return None
-    if changed := provenance.of_weights(job, draft).changed(resume.Fingerprint(made.made_from)):
+    if changed := provenance.other_weights(job, draft, made):
         progress(f"{draft.name}: was made from another {', '.join(changed)}, is made again")
         return None
     damaged = any(line.name == gate.AS_COMPRESSED and not line.passed for line in made.gate)
@@ -106,7 +103,7 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     job.prepare()
     made_from, measured_from = provenance.of_weights(job, draft), provenance.of_numbers(job)
-    staging, manifest = variant_folder.begin(out / f".{draft.name}.part"), job.document.manifest
+    staging = variant_folder.begin(out / f".{draft.name}.part")
     clock = Clock(dict(job.clock.seconds))
     memory.reset_peak()
     shaping = allocation = evaluation = None
@@ -120,20 +117,13 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
     known = report_assembly.known(job, variant)
     with clock.stage("compress and export"):
         weights = _compress(job, variant, staging)
-    if job.reference and manifest.evaluate:
+    if job.reference:
         with clock.stage("evaluation"):
-            evaluation = quality_metrics.measure(staging, variant.family, job.reference, manifest.evaluate.kl)
+            evaluation = job.measure(variant, staging)
     prompts = _prompts(job)
     with clock.stage("gate"):
-        candidate = gate.Candidate(
-            folder=staging,
-            base=job.snapshot.path,
-            plan=variant,
-            samples=weights.samples,
-            evaluation=evaluation,
-            thresholds=manifest.gate.of(variant.name),
-            generate=generate,
-            prompts=prompts,
+        candidate = job.candidate(
+            variant, staging, samples=weights.samples, evaluation=evaluation, generate=generate, prompts=prompts
         )
         lines = gate.check(candidate)
     variant_folder.drop_work(staging)

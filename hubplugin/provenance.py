@@ -5,33 +5,38 @@ variant) makes nothing anew but report and card. Knows digests; computes nothing
 """
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
 
 import hubplugin
 from hubplugin.checkpoint.resume import Fingerprint
-from hubplugin.disk import digest, sha256
+from hubplugin.disk import digest
 from hubplugin.job import Job
-from hubplugin.manifest.base import Settings
 from hubplugin.manifest.methods import recovery_of
-from hubplugin.manifest.source import Source
+from hubplugin.manifest.schema import Step
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.report import Report
 
 RELEASE = "release of hubplugin"
 
 
 def of_weights(job: Job, draft: DraftPlan) -> Fingerprint:
     """Of a variant's weights, config.json and tokenizer. Known before any token sequence is made."""
-    steps, folder = draft.recipe.steps, job.document.folder
+    steps = draft.recipe.steps
     digests = {
         "base": job.base_fingerprint,
-        "steps": digest(json.dumps([_settings(step) for step in steps])),
-        "calibration data": _source(job.document.manifest.calibrate, folder),
+        "steps": _steps(steps),
+        "calibration data": job.source_digest(job.document.manifest.calibrate),
         RELEASE: hubplugin.__version__,
     }
     if (step := recovery_of(steps)) and step.data:
-        digests["recovery data"] = _source(step.data, folder)
+        digests["recovery data"] = job.source_digest(step.data)
     return Fingerprint(digests)
+
+
+def other_weights(job: Job, draft: DraftPlan, made: Report) -> list[str]:
+    """What a finished variant was made from otherwise than it would be now, in words; empty where its weights stay."""
+    return of_weights(job, draft).changed(Fingerprint(made.made_from))
 
 
 def of_numbers(job: Job) -> Fingerprint:
@@ -39,8 +44,8 @@ def of_numbers(job: Job) -> Fingerprint:
     evaluate = job.document.manifest.evaluate
     if evaluate is None:
         return Fingerprint()
-    data = _source(evaluate.perplexity, job.document.folder)
-    settings = {key: value for key, value in _settings(evaluate).items() if key != "perplexity"}
+    data = job.source_digest(evaluate.perplexity)
+    settings = evaluate.model_dump(mode="json", exclude={"perplexity"})
     return Fingerprint(
         {
             "base": job.base_fingerprint,
@@ -55,21 +60,12 @@ def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:
     return Fingerprint(
         {
             "base": job.base_fingerprint,
-            "steps": digest(json.dumps([_settings(step) for step in variant.steps])),
+            "steps": _steps(variant.steps),
             "calibration tokens": job.calibration.description.sha256,
             RELEASE: hubplugin.__version__,
         }
     )
 
 
-def _settings(settings: Settings) -> dict[str, object]:
-    return settings.model_dump(mode="json")
-
-
-def _source(source: Source, folder: Path) -> str:
-    """A digest of a source's settings and, of files, their contents.
-
-    Of a dataset without a `revision:` the rows may have changed on the Hub; what was made from them is kept.
-    """
-    files = [sha256(folder / name) for name in source.files or () if (folder / name).is_file()]
-    return digest(json.dumps([_settings(source), files]))
+def _steps(steps: Sequence[Step]) -> str:
+    return digest(json.dumps([step.model_dump(mode="json") for step in steps]))

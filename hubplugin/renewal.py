@@ -6,12 +6,14 @@ Measures only what the manifest asks for otherwise than before. Compresses nothi
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubplugin import provenance, report, report_assembly
+from hubplugin import provenance, report, report_assembly, variant_folder
+from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
-from hubplugin.evaluation import gate, generation, quality_metrics
+from hubplugin.evaluation import gate, generation
 from hubplugin.evaluation.cards import card
 from hubplugin.job import Job
+from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.report import GateLine, Report
@@ -39,11 +41,12 @@ def renew(
     return renewed
 
 
-def refuse_others(folder: Path, made: Report | None, origins: provenance.Fingerprint) -> Report:
-    """The report of a folder that was made from exactly this. Raises GateError for any other."""
+def refuse_others(job: Job, draft: DraftPlan, folder: Path) -> Report:
+    """The report of a variant that was made from what the manifest says now. Raises GateError for any other."""
+    made = variant_folder.finished(folder)
     if made is None:
         raise GateError(str(folder), "holds no whole variant", "make it with `hubplugin run`")
-    if changed := origins.changed(provenance.Fingerprint(made.made_from)):
+    if changed := provenance.other_weights(job, draft, made):
         raise GateError(str(folder), f"was made from another {', '.join(changed)}", "make it anew with `hubplugin run`")
     return made
 
@@ -51,24 +54,15 @@ def refuse_others(folder: Path, made: Report | None, origins: provenance.Fingerp
 def _judge(
     job: Job, variant: VariantPlan, folder: Path, made: Report, generate: generation.Generate, thorough: bool
 ) -> Judged:
-    manifest, numbers = job.document.manifest, provenance.of_numbers(job)
-    evaluation, thresholds = made.evaluation, manifest.gate.of(variant.name)
-    if numbers.changed(provenance.Fingerprint(made.measured_from)):
-        evaluation = None
-        if job.reference and manifest.evaluate:
-            evaluation = quality_metrics.measure(folder, variant.family, job.reference, manifest.evaluate.kl)
-    quality = gate.judge(evaluation, thresholds)
+    numbers = provenance.of_numbers(job)
+    stale = numbers.changed(Fingerprint(made.measured_from))
+    evaluation = job.measure(variant, folder) if stale else made.evaluation
+    quality = gate.judge(evaluation, job.document.manifest.gate.of(variant.name))
     lines = tuple(quality if line.name == gate.QUALITY else line for line in made.gate)
     if thorough or any(not line.passed for line in lines if line.name != gate.QUALITY):
-        candidate = gate.Candidate(
-            folder=folder,
-            base=job.snapshot.path,
-            plan=variant,
-            samples={},
-            evaluation=evaluation,
-            thresholds=thresholds,
-            generate=generate,
-            prompts=[list(prompt) for prompt in made.prompts],
+        prompts = [list(prompt) for prompt in made.prompts]
+        candidate = job.candidate(
+            variant, folder, samples={}, evaluation=evaluation, generate=generate, prompts=prompts
         )
         lines = gate.check_again(candidate, made.gate)
     if lines != made.gate:

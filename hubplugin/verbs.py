@@ -6,6 +6,7 @@ A verb imports what it needs, when it needs it: `--help` answers without torch. 
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,20 +105,7 @@ def _run(manifest: Manifest, out: Variants = None) -> None:
 
     Example: hubplugin run manifests/demo.yaml --out out/demo
     """
-    _let_idle_threads_sleep()
-    with interrupt.held():
-        from hubplugin.manifest.reading import loading
-
-    document = loading.load(manifest)
-    planned = _planned(document)  # whatever the manifest gets wrong is said before torch is loaded
-    with interrupt.held():
-        from hubplugin import pipeline
-        from hubplugin.evaluation import engine_choice
-
-    folder = out or OUT / manifest.stem
-    pipeline.run(document, planned, folder, engine_choice.generate)
-    for name in document.manifest.variants:
-        print(folder / name)
+    _on_variants(manifest, out, lambda pipeline, *given: pipeline.run(*given))
 
 
 @app.command("gate")
@@ -129,7 +117,7 @@ def _gate(manifest: Manifest, out: Variants = None) -> None:
 
     Example: hubplugin gate manifests/demo.yaml
     """
-    _judge(manifest, out, thorough=True)
+    _on_variants(manifest, out, lambda pipeline, *given: pipeline.judge(*given, thorough=True))
 
 
 @app.command("card")
@@ -141,22 +129,22 @@ def _card(manifest: Manifest, out: Variants = None) -> None:
 
     Example: hubplugin card manifests/demo.yaml
     """
-    _judge(manifest, out, thorough=False)
+    _on_variants(manifest, out, lambda pipeline, *given: pipeline.judge(*given, thorough=False))
 
 
-def _judge(manifest: Path, out: Path | None, thorough: bool) -> None:
-    _let_idle_threads_sleep()
+def _on_variants(manifest: Path, out: Path | None, work: Callable[..., object]) -> None:
+    """Plan, have the pipeline do its work, and print the folder of each variant."""
     with interrupt.held():
         from hubplugin.manifest.reading import loading
 
     document = loading.load(manifest)
-    planned = _planned(document)
+    planned = _planned(document)  # whatever the manifest gets wrong is said before the pipeline is loaded
     with interrupt.held():
         from hubplugin import pipeline
         from hubplugin.evaluation import engine_choice
 
     folder = out or OUT / manifest.stem
-    pipeline.judge(document, planned, folder, engine_choice.generate, thorough)
+    work(pipeline, document, planned, folder, engine_choice.generate)
     for name in document.manifest.variants:
         print(folder / name)
 

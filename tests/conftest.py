@@ -11,7 +11,10 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    import httpx
     from huggingface_hub import HfApi
+
+    from hubplugin.localhub.server import Running
 
 # before anything imports huggingface_hub, which reads them once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -65,6 +68,23 @@ def hub(tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> I
         api.create_repo("local/pico")
         api.upload_folder(repo_id="local/pico", folder_path=pico_folder)
         yield api
+
+
+@pytest.fixture
+def api(hub: "Running") -> "HfApi":
+    """The official client of the hub that a test file runs, with its first user's token."""
+    from localhub_helpers import api_of
+
+    return api_of(hub)
+
+
+@pytest.fixture
+def http(hub: "Running") -> Iterator["httpx.Client"]:
+    """Plain requests to the hub that a test file runs, with its first user's token."""
+    from localhub_helpers import http_of
+
+    with http_of(hub) as session:
+        yield session
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,13 @@ from test_pipeline_parts import planned
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubplugin.compress.calibration.self_sampling import sample_self
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError, PlanError
+from hubplugin.evaluation.gate import templates
 from hubplugin.evaluation.generation import generate_dequantized, served_dtype
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import configs, families
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan import planner
 
 WEIGHTS = "model.safetensors"
@@ -64,6 +65,7 @@ def test_keys_that_only_concern_loading_change_nothing(changes, pico_folder: Pat
     assert torch.equal(sample_self(folder, 2, 20, 0), sample_self(pico_folder, 2, 20, 0))
     assert generate_dequantized(folder, [[1, 2, 3]], 4) == generate_dequantized(pico_folder, [[1, 2, 3]], 4)
     assert read_tokenizer(folder).get_vocab() == read_tokenizer(pico_folder).get_vocab()
+    assert templates.rendered(folder) == templates.rendered(pico_folder)
 
 
 @pytest.mark.parametrize("changes", LOADING, ids=lambda changes: ",".join(changes))

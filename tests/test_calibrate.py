@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from hubplugin.compress.calibration import calibration_data, self_sampling
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.compress.calibration.self_sampling import sample_self
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.localhub.server import start
 from hubplugin.manifest.source import Source
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 
 EOS = 256  # of the pico tokenizer; its other ids are bytes
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau"

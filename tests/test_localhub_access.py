@@ -24,11 +24,6 @@ def hub(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
 def test_tokens_have_the_hubs_form(hub: Running) -> None:
     for token in (hub.token, localhub.add_user(hub.root, "other"), localhub.add_user(hub.root, "third", "read")):
         assert re.fullmatch(r"hf_[A-Za-z0-9]{34}", token)

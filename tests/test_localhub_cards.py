@@ -20,11 +20,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
 def validate(hub: Running, yaml_text: str) -> tuple[int, str]:
     response = http_of(hub).post(
         "/api/validate-yaml", json={"content": f"---\n{yaml_text}\n---\n", "repoType": "model"}

@@ -17,11 +17,6 @@ def hub(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
 def test_theme_title_and_description_change_and_both_slugs_work(api: HfApi) -> None:
     first = api.create_collection("My cool stuff", description="d")
     assert (first.theme, first.description) == ("blue", "d") and first.slug.startswith("local/my-cool-stuff-")

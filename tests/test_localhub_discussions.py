@@ -23,11 +23,6 @@ def hub(tmp_path: Path) -> Iterator[Running]:
 
 
 @pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
-@pytest.fixture
 def other(hub: Running) -> HfApi:
     return api_of(hub, localhub.add_user(hub.root, "other"))
 

@@ -26,17 +26,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
-@pytest.fixture
-def http(hub: Running) -> Iterator[httpx.Client]:
-    with http_of(hub) as session:
-        yield session
-
-
-@pytest.fixture
 def repo(api: HfApi, request: pytest.FixtureRequest) -> str:
     """A new repo for each test."""
     return api.create_repo(f"local/r-{abs(hash(request.node.name))}").repo_id

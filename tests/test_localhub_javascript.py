@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from localhub_helpers import http_of
 
 from hubplugin import localhub
 from hubplugin.localhub.server import Running
@@ -25,12 +24,6 @@ EXPANDED = "&".join(
 def hub(tmp_path: Path) -> Iterator[Running]:
     with localhub.start(tmp_path / "hub") as running:
         yield running
-
-
-@pytest.fixture
-def http(hub: Running) -> Iterator[httpx.Client]:
-    with http_of(hub) as session:
-        yield session
 
 
 def create(http: httpx.Client, **body: object) -> httpx.Response:

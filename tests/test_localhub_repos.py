@@ -22,17 +22,6 @@ def hub(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
-@pytest.fixture
-def http(hub: Running) -> Iterator[httpx.Client]:
-    with http_of(hub) as session:
-        yield session
-
-
 def fill(api: HfApi, repo: str, files: dict[str, bytes], **kwargs: Any) -> None:
     api.create_repo(repo, exist_ok=True)
     adds = [CommitOperationAdd(path, data) for path, data in files.items()]

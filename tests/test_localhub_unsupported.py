@@ -27,11 +27,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def api(hub: Running) -> HfApi:
-    return api_of(hub)
-
-
 CALLS: list[tuple[str, Callable[[HfApi], object]]] = [
     ("Spaces that run", lambda api: api.request_space_hardware("local/s", "t4-medium")),
     ("Spaces that run", lambda api: api.get_space_runtime("local/s")),

@@ -19,7 +19,6 @@ from hubplugin.compress import export, stages
 from hubplugin.compress.blocks import blockwise
 from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.calibration.self_sampling import sample_self
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.disk import sha256
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import gate, quality_metrics
@@ -32,6 +31,7 @@ from hubplugin.methods import linear_algebra
 from hubplugin.model import activations, kl_divergence
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.model.layer_inputs import BlockStatistics
 from hubplugin.plan import planner
 from hubplugin.plan.variant_plan import VariantPlan

@@ -1,43 +1,24 @@
 """Publishing to repos that others write to as well, from bases that not everyone may see; nothing of theirs is lost."""
 
 from pathlib import Path
+from typing import Any
 
 import card_helpers
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, snapshot_download
+from publish_helpers import REPO, WEIGHTS, by_hand, document, folder, read
 
 from hubplugin import report
 from hubplugin.errors import HubError
 from hubplugin.evaluation.cards import card
 from hubplugin.hub import publish, push, snapshots
 from hubplugin.manifest.model_name import cached_snapshot
-from hubplugin.manifest.reading import loading
-
-REPO = "local/variant"
-WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
 def made(tmp_path: Path, pico_folder: Path) -> Path:
     """A folder as publishing finds it."""
-    folder = tmp_path / "Int4"
-    folder.mkdir()
-    for file in pico_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "report.json").write_text("{}")
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Ours\n")
-    return folder
-
-
-def read(api: HfApi, name: str, repo: str = REPO) -> str:
-    return Path(api.hf_hub_download(repo, name)).read_text()
-
-
-def by_hand(api: HfApi, deleted: str = "", message: str = "By hand", **files: str) -> None:
-    names = {name.replace("__", "."): text for name, text in files.items()}
-    operations = [CommitOperationAdd(name, text.encode()) for name, text in names.items()]
-    gone = [CommitOperationDelete(deleted)] if deleted else []
-    api.create_commit(REPO, [*operations, *gone], commit_message=message)
+    return folder(tmp_path / "Int4", pico_folder)
 
 
 def count(api: HfApi) -> int:
@@ -124,22 +105,10 @@ def test_a_card_that_stood_in_a_repo_before_us_is_not_overwritten(hub: HfApi, ma
 
 # before any work
 
-MANIFEST = """\
-model: {model}
-calibrate: {{self: true, samples: 4, sequence_length: 32}}
-variants:
-  Int4:
-    - {{method: gptq, bits: 4, group_size: 32}}
-publish: {{repo: "{owner}/{{model}}-{{variant}}", private: {private}{more}}}
-"""
 
-
-def preflight(
-    tmp_path: Path, model: str = "local/pico", owner: str = "local", private: str = "true", more: str = ""
-) -> list[str]:
-    (tmp_path / "m.yaml").write_text(MANIFEST.format(model=model, owner=owner, private=private, more=more))
-    document = loading.load(tmp_path / "m.yaml")
-    return publish.preflight(document, snapshots.peek(document.manifest.model, document.folder))
+def preflight(tmp_path: Path, **asked: Any) -> list[str]:
+    wanted = document(tmp_path, **asked)
+    return publish.preflight(wanted, snapshots.peek(wanted.manifest.model, wanted.folder))
 
 
 @pytest.mark.parametrize(
@@ -158,24 +127,20 @@ def test_what_a_licence_forbids_is_said_before_any_work(hub: HfApi, tmp_path: Pa
 
 def test_a_licence_without_an_id_is_named_as_another(hub: HfApi, tmp_path: Path, pico_folder: Path) -> None:
     front = "---\nlicense: Apache License 2.0\nlanguage: [English, de]\n---\n"
-    folder = tmp_path / "base"
-    folder.mkdir()
-    for file in pico_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "README.md").write_text(front)
+    (folder(tmp_path / "base", pico_folder) / "README.md").write_text(front)
     (note,) = preflight(tmp_path, model="./base")
     assert "`license: other`, `license_name: apache-license-2.0`" in note
 
 
 def test_a_private_base_stays_private_unless_told(hub: HfApi, tmp_path: Path) -> None:
-    assert preflight(tmp_path, private="false") == []
+    assert preflight(tmp_path, private=False) == []
     hub.update_repo_settings("local/pico", private=True)
     assert snapshots.peek("local/pico", tmp_path).private and snapshots.pull("local/pico", tmp_path).private
     with pytest.raises(HubError) as refused:
-        preflight(tmp_path, private="false")
+        preflight(tmp_path, private=False)
     assert "the base is private" in refused.value.what and "accept_private_base" in refused.value.fix
-    assert preflight(tmp_path, private="true") == []
-    assert preflight(tmp_path, private="false", more=", accept_private_base: true") == []
+    assert preflight(tmp_path, private=True) == []
+    assert preflight(tmp_path, private=False, more=", accept_private_base: true") == []
 
 
 def test_repos_are_looked_at_before_any_work(hub: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,21 +152,20 @@ def test_repos_are_looked_at_before_any_work(hub: HfApi, tmp_path: Path, monkeyp
     by_hand_names = [CommitOperationAdd(WEIGHTS, b"weights of someone")]
     hub.create_commit("local/pico-Int4", by_hand_names, commit_message="theirs")
     with pytest.raises(HubError, match="hubplugin did not publish"):
-        preflight(tmp_path, private="false")
+        preflight(tmp_path, private=False)
     monkeypatch.delenv("HF_TOKEN")
     (note,) = preflight(tmp_path)
     assert "no token" in note
 
 
 def test_a_snapshot_in_the_clients_cache_keeps_its_name_and_commit(hub: HfApi, tmp_path: Path) -> None:
-    folder = snapshot_download("local/pico", cache_dir=tmp_path / "cache", endpoint=hub.endpoint)
-    found = snapshots.peek(folder, tmp_path)
+    cached = snapshot_download("local/pico", cache_dir=tmp_path / "cache", endpoint=hub.endpoint)
+    found = snapshots.peek(cached, tmp_path)
     sha = hub.model_info("local/pico").sha
     assert (found.repo, found.sha, found.on_hub) == ("local/pico", sha, True)
-    pulled = snapshots.pull(folder, tmp_path)
-    assert (pulled.repo, pulled.sha, pulled.path) == ("local/pico", sha, Path(folder))
-    (tmp_path / "m.yaml").write_text(MANIFEST.format(model=folder, owner="local", private="true", more=""))
-    assert loading.load(tmp_path / "m.yaml").manifest.repo_of("Int4") == "local/pico-Int4"
+    pulled = snapshots.pull(cached, tmp_path)
+    assert (pulled.repo, pulled.sha, pulled.path) == ("local/pico", sha, Path(cached))
+    assert document(tmp_path, model=cached).manifest.repo_of("Int4") == "local/pico-Int4"
 
 
 @pytest.mark.parametrize(

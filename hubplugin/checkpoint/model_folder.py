@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hubplugin import report
+from hubplugin import front_matter, report
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import CheckpointError, HubError
 from hubplugin.progress import progress
@@ -102,7 +102,7 @@ def card_metadata(path: Path) -> dict[str, Any]:
         lines = [line.rstrip() for line in card.read_text("utf-8-sig").split("\n")] if card.exists() else []
         if lines[:1] != ["---"] or "---" not in lines[1:]:
             return {}
-        values = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+        values = yaml.load("\n".join(lines[1 : lines.index("---", 1)]), front_matter.Loader)
     except (OSError, ValueError, yaml.YAMLError):
         progress(f"pull   warning: the metadata of {card} cannot be read, so no licence is known")
         return {}

@@ -53,15 +53,10 @@ class Snapshot(Known):
     path: Path
 
 
-def fingerprint(snapshot: Snapshot) -> str:
-    """A text that changes when a base changes: its commit; for a local folder, a digest of all that variants take from.
-
-    Not of its card, which decides nothing in a variant's files but the card.
-    """
-    if snapshot.sha is not None:
-        return f"{snapshot.repo}@{snapshot.sha}"
-    listed = [name for name in model_folder.listing(snapshot.path) if allowed(name, PULLED) and name != "README.md"]
-    return digest(repr([(name, sha256(snapshot.path / name)) for name in listed]))
+def contents_digest(folder: Path) -> str:
+    """A digest of all files that variants of a base in a folder take from: its card decides nothing but their cards."""
+    listed = [name for name in model_folder.listing(folder) if allowed(name, PULLED) and name != "README.md"]
+    return digest(repr([(name, sha256(folder / name)) for name in listed]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +144,7 @@ def _terms(path: Path, info: ModelInfo | None = None) -> dict[str, Any]:
         "licence": ", ".join(_texts(card.get("license"))) or None,
         "licence_name": ", ".join(_texts(card.get("license_name"))) or None,
         "licence_link": ", ".join(_texts(card.get("license_link"))) or None,
-        "languages": _texts(_norwegian(card.get("language"))),
+        "languages": _texts(card.get("language")),
         # a card that asks readers for something shows the gate also offline and in a copied folder
         "gated": bool(info and info.gated) or any(str(key).startswith("extra_gated_") for key in card),
         "private": bool(info.private) if info else None,
@@ -203,13 +198,6 @@ def _check_disk(cache: Path, needed: int, where: str) -> None:
     if needed > free:
         what = f"needs {needed / 1e6:.1f} MB, and the disk of {cache} has {free / 1e6:.1f} MB free"
         raise HubError(where, what, "free some space, or set HF_HOME to a larger disk")
-
-
-def _norwegian(value: Any) -> Any:
-    """Languages as the Hub reads them, by YAML 1.2: `no` is a word. PyYAML reads 1.1, where it is false."""
-    if isinstance(value, list):
-        return ["no" if item is False else item for item in value]
-    return "no" if value is False else value
 
 
 def _texts(value: Any) -> tuple[str, ...]:

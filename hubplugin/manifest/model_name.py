@@ -1,4 +1,7 @@
-"""What `model:` may be called where it is a snapshot folder of the Hub client's cache. Knows paths as text; no disk."""
+"""What `model:` names: a repo of the Hub, a folder, or a snapshot in the cache of the Hub's client.
+
+Knows paths as text; no disk.
+"""
 
 import re
 from pathlib import PurePath
@@ -16,3 +19,9 @@ def cached_snapshot(path: str | PurePath) -> tuple[str, str] | None:
         return None
     kind, *names = parts[0].split("--")
     return ("/".join(names), parts[2]) if kind == "models" and all(names) and 1 <= len(names) <= 2 else None
+
+
+def repo(model: str) -> str:
+    """The base's Hub id without a revision, or its folder as the manifest writes it."""
+    cached = cached_snapshot(model)
+    return cached[0] if cached else model.split("@")[0]

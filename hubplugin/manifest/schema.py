@@ -19,11 +19,11 @@ from pydantic import (
 )
 
 from hubplugin.errors import ManifestError
+from hubplugin.manifest import model_name
 from hubplugin.manifest.base import Settings, StepSettings, Text
 from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.methods import METHODS, recovery_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
-from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.source import LENGTH, Source
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ class Manifest(Settings):
             raise ManifestError(
                 "publish", "this manifest names no repo", 'add publish: {repo: "you/{model}-{variant}"}'
             )
-        cached = cached_snapshot(self.model)
-        model = (cached[0] if cached else self.model.split("@")[0]).rstrip("/").split("/")[-1]
+        model = model_name.repo(self.model).rstrip("/").split("/")[-1]
         return self.publish.repo.replace("{model}", model).replace("{variant}", variant)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.calibration import vocabulary
-from hubplugin.compress.calibration.tokenizer_files import read_tokenizer
 from hubplugin.errors import CalibrationError
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.model.devices import default_device
 from hubplugin.progress import progress
 

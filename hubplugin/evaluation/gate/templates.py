@@ -12,9 +12,9 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from hubplugin.errors import GateError, one_line
-from hubplugin.evaluation.gate import tokenizers
+from hubplugin.errors import CalibrationError, GateError, one_line
 from hubplugin.evaluation.gate.candidate import Candidate
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.report import GateLine
 
 CHOSEN, DEFAULT = "as chosen", "default"
@@ -45,7 +45,7 @@ def templates_equal(candidate: Candidate) -> GateLine:
     name = "chat templates render as the base's"
     try:
         base, variant = (rendered(folder) for folder in (candidate.base, candidate.folder))
-    except GateError as error:
+    except (CalibrationError, GateError) as error:
         return GateLine(name=name, passed=False, detail=f"{error.where}: {error.what}")
     if not base and not variant:
         return GateLine(name=name, passed=True, detail="the base has none")
@@ -59,7 +59,7 @@ def templates_equal(candidate: Candidate) -> GateLine:
 
 def rendered(folder: Path) -> Outcomes:
     """What all templates of a folder make of all conversations; empty where it has no template."""
-    tokenizer = tokenizers.read(folder)
+    tokenizer = read_tokenizer(folder)
     found: Outcomes = {}
     for name, template in _templates(tokenizer, folder):
         for words, conversation, options in _conversations():

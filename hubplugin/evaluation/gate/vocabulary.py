@@ -6,9 +6,9 @@ Knows a tokenizer and headers. Knows no text.
 from pathlib import Path
 
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.errors import CheckpointError, GateError
-from hubplugin.evaluation.gate import tokenizers
+from hubplugin.errors import CalibrationError, CheckpointError
 from hubplugin.evaluation.gate.candidate import Candidate
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.report import GateLine
 
 
@@ -17,7 +17,7 @@ def vocabulary_fits(candidate: Candidate) -> GateLine:
     name, embed = "vocabulary", f"{candidate.plan.family.embed}.weight"
     try:
         (base_ids, base_rows), (ids, rows) = (_sizes(folder, embed) for folder in (candidate.base, candidate.folder))
-    except (GateError, CheckpointError) as error:
+    except (CalibrationError, CheckpointError) as error:
         return GateLine(name=name, passed=False, detail=f"{error.where}: {error.what}")
     beyond, of_base = (_beyond(*sizes) for sizes in ((ids, rows), (base_ids, base_rows)))
     detail = f"{len(ids)} token ids, {rows} rows of the embedding"
@@ -30,7 +30,7 @@ def vocabulary_fits(candidate: Candidate) -> GateLine:
 
 def _sizes(folder: Path, embed: str) -> tuple[frozenset[int], int]:
     """The token ids of a folder's tokenizer, added ones too, and the rows of its embedding."""
-    tokenizer, headers = tokenizers.read(folder), Reader(folder).headers
+    tokenizer, headers = read_tokenizer(folder), Reader(folder).headers
     ids = frozenset(tokenizer.get_vocab().values()) | frozenset(tokenizer.added_tokens_decoder)
     return ids, headers[embed].shape[0] if embed in headers else 0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hubplugin import front_matter
 from hubplugin.licence_ids import LICENCE_IDS
 
 MAX_METADATA_LENGTH = 64 * 1024  # characters
@@ -38,17 +39,6 @@ DATASET_TAGS = (  # keys of a dataset's card that become tags with their name be
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 as the Hub reads it: yes, no, on and off are words. `language: no` is Norwegian."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-
-
 def parse_card(readme: str) -> tuple[dict[str, Any], list[str]]:
     """A card's metadata as plain JSON, and a list of errors. A card without metadata is valid."""
     match = FRONT_MATTER.match(readme)
@@ -62,7 +52,7 @@ def parse_card(readme: str) -> tuple[dict[str, Any], list[str]]:
             return {}, ["the metadata has too many aliases"]
         # Dates become strings. What JSON cannot represent (NaN, a lone surrogate, a cycle) is an error, since the API
         # returns the metadata as JSON.
-        as_json = json.dumps(yaml.load(text, _Loader), allow_nan=False, ensure_ascii=False, default=str)
+        as_json = json.dumps(yaml.load(text, front_matter.Loader), allow_nan=False, ensure_ascii=False, default=str)
         as_json.encode()
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         return {}, [f"not valid YAML: {' '.join(str(error).split())[:300]}"]

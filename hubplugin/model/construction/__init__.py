@@ -1,4 +1,4 @@
-"""From a config.json to transformers' modules without weights, and whether transformers builds them at all.
+"""From a config.json to transformers' modules without weights and its tokenizer, and whether transformers builds them.
 
-Knows config.json, families and transformers' classes. Knows no weights and no file.
+Knows config.json, families and transformers' classes. Knows no weights.
 """

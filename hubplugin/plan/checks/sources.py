@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.model_name import cached_snapshot
+from hubplugin.manifest import model_name
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures.architecture import Dimensions
@@ -57,8 +57,7 @@ def check_repos(document: Document) -> None:
     """The repos that variants go to, against each other, the base and the Hub's rules for names."""
     manifest = document.manifest
     where = f"{document.path}: publish.repo"
-    cached = cached_snapshot(manifest.model)
-    repos = {(cached[0] if cached else manifest.model.split("@")[0]).casefold(): "the base model"}
+    repos = {model_name.repo(manifest.model).casefold(): "the base model"}
     for variant in manifest.variants:
         repo = manifest.repo_of(variant)
         name = repo.split("/", 1)[1]
