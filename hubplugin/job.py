@@ -158,5 +158,11 @@ class Job:
 
     def candidate(self, variant: VariantPlan, folder: Path, **known: Any) -> gate.Candidate:
         """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""
-        thresholds = self.document.manifest.gate.of(variant.name)
-        return gate.Candidate(folder=folder, base=self.snapshot.path, plan=variant, thresholds=thresholds, **known)
+        return gate.Candidate(
+            folder=folder,
+            base=self.snapshot.path,
+            not_pulled=self.snapshot.not_pulled,
+            plan=variant,
+            thresholds=self.document.manifest.gate.of(variant.name),
+            **known,
+        )

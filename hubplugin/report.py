@@ -225,7 +225,7 @@ class Report(Record):
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
     notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
-    # of the base's files that were on this disk; what a pull leaves on the Hub is not among them
+    # of the base's files; of a base from the cache, without a network, only those that were ever pulled are known
     left_behind: tuple[LeftBehind, ...] = ()
     made_from: dict[str, str] = {}  # digests of what decided the weights; others make others
     measured_from: dict[str, str] = {}  # the same of the evaluation's numbers

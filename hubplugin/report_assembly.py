@@ -75,7 +75,7 @@ def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
         "widths": variant.widths,
         "calibration": job.calibration.description,
         "sizes_base": _sizes_base(job),
-        "left_behind": left_behind(job.snapshot.path),
+        "left_behind": left_behind(job.snapshot.path, job.snapshot.not_pulled),
         "versions": versions(*backend.packages(variant)),
         **_manifest(job, variant.name),
         **_planned(variant),

@@ -249,6 +249,18 @@ def test_developer_turns_become_the_system_turn_where_a_template_does_not_know_t
     assert rendered(tmp_path, {"messages": turns}, knows).endswith("<|developer|>B.<|end|>")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y') }}|{{ messages[0].content }}",
+        "{%- set today = date_string if date_string is defined else strftime_now('%d %b %Y') -%}"
+        "{{ today }}|{{ messages[0].content }}",
+    ],
+)
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tmp_path: Path, template: str) -> None:
+    assert rendered(tmp_path, dialogue("x"), templated(template)).startswith("26 Jul 2024|")
+
+
 def test_reasoning_is_given_under_both_names(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.reasoning }}|{{ m.reasoning_content }}|{{ m.content }}{% endfor %}"
     for key in ("reasoning", "reasoning_content"):

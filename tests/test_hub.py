@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.errors import CheckpointError, HubError
+from hubplugin.evaluation.gate.left_behind import UNKNOWN, left_behind
 from hubplugin.hub import client, publish, push, snapshots
 from hubplugin.localhub.server import Running, start
 from hubplugin.localhub.users import add_user
@@ -238,7 +239,7 @@ def test_a_hub_that_does_not_answer_is_named(server: Running, monkeypatch: pytes
 def test_offline_a_whole_cached_model_is_used_and_nothing_else(
     server: Running, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repo = upload(api, "offline", model)
+    repo = upload(api, "offline-commit", model)
     online = snapshots.pull(repo, Path())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert snapshots.pull(f"{repo}@{online.sha}", Path()) == online
@@ -247,6 +248,38 @@ def test_offline_a_whole_cached_model_is_used_and_nothing_else(
     assert "HF_HUB_OFFLINE is set" in said
     (online.path / "model.safetensors").unlink()
     refused(lambda: snapshots.pull(f"{repo}@{online.sha}", Path()))
+
+
+@pytest.mark.parametrize("named", ["", "@main", "@feat/x", "@v1.0"])
+def test_offline_a_branch_means_the_commit_that_was_pulled_last(
+    named: str, server: Running, api: HfApi, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = upload(api, "offline" + named.replace("@", "-").replace("/", "-"), model)
+    api.create_branch(repo, branch="feat/x")
+    api.create_tag(repo, tag="v1.0")
+    online = snapshots.pull(f"{repo}{named}", Path())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert snapshots.pull(f"{repo}{named}", Path()) == online
+    assert snapshots.peek(f"{repo}{named}", Path()).sha == online.sha
+
+
+def test_files_that_are_not_pulled_are_known(server: Running, api: HfApi, model: Path) -> None:
+    for name in ("pytorch_model.bin", "onnx/model.onnx", "onnx/deep/x", "original/consolidated.safetensors", "a.py"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text("x")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "notes.md").write_text("x")
+    pulled = snapshots.pull(upload(api, "extras", model), Path())
+    found = {entry.file: entry.reason for entry in left_behind(pulled.path, pulled.not_pulled)}
+    assert found == {
+        ".gitattributes": "belongs to the repo, not to the model",
+        "README.md": "the variant has a card of its own",
+        "a.py": "code, which is never run",
+        "additional_chat_templates/notes.md": UNKNOWN,
+        "onnx/": "weights of another framework",
+        "original/": "weights in another format",
+        "pytorch_model.bin": "weights as pickles, which can run code",
+    }
 
 
 # -- peek

@@ -125,11 +125,11 @@ def test_what_a_licence_forbids_is_said_before_any_work(hub: HfApi, tmp_path: Pa
         preflight(tmp_path)
 
 
-def test_a_licence_without_an_id_is_named_as_another(hub: HfApi, tmp_path: Path, pico_folder: Path) -> None:
+def test_a_licence_in_another_spelling_is_named_by_its_id(hub: HfApi, tmp_path: Path, pico_folder: Path) -> None:
     front = "---\nlicense: Apache License 2.0\nlanguage: [English, de]\n---\n"
     (folder(tmp_path / "base", pico_folder) / "README.md").write_text(front)
     (note,) = preflight(tmp_path, model="./base")
-    assert "`license: other`, `license_name: apache-license-2.0`" in note
+    assert "cards say `license: apache-2.0`" in note
 
 
 def test_a_private_base_stays_private_unless_told(hub: HfApi, tmp_path: Path) -> None:
@@ -188,5 +188,5 @@ def test_cards_name_what_the_hub_accepts() -> None:
     made = card_helpers.report()
     base = made.base.model_copy(update={"licence": "Apache License 2.0", "languages": ("English", "de", "zh-Hant")})
     data = ModelCard(card.render(made.model_copy(update={"base": base}))).data
-    assert (data.license, data.license_name, data.language) == ("other", "apache-license-2.0", ["de", "zh-Hant"])
+    assert (data.license, data.license_name, data.language) == ("apache-2.0", None, ["de", "zh-Hant"])
     assert report.Base.model_validate(base.model_dump()) == base

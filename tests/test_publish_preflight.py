@@ -14,7 +14,9 @@ from publish_helpers import document
 
 from hubplugin import licences
 from hubplugin.errors import HubError
+from hubplugin.evaluation.cards import card_metadata
 from hubplugin.hub import hub_card, publish, snapshots
+from hubplugin.hub.snapshots import Known
 from hubplugin.licences import Derivatives
 from hubplugin.localhub.users import add_user
 from hubplugin.report import Base
@@ -150,9 +152,17 @@ def test_licences_that_bind_are_known_in_every_spelling(hub: HfApi, base: Path, 
         ("GPLv3", "gpl-3.0"),
     ],
 )
-def test_how_to_write_a_licence_is_said(hub: HfApi, base: Path, written: str, meant: str) -> None:
+def test_a_licence_in_another_spelling_is_published_under_the_hubs_id(
+    hub: HfApi, base: Path, written: str, meant: str
+) -> None:
     (note,) = preflight(base.parent, f"license: {written}")
-    assert "`license: other`" in note and f"write `license: {meant}`" in note
+    assert note == f"the Hub knows no licence {written!r}: cards say `license: {meant}`"
+    assert card_metadata.inherited(Known(repo="me/base", sha=None, on_hub=True, licence=written)) == {"license": meant}
+
+
+def test_a_licence_that_the_hub_does_not_know_is_other_with_its_name(hub: HfApi, base: Path) -> None:
+    (note,) = preflight(base.parent, "license: Beerware Licence 42", more=", accept_license: true")
+    assert "`license: other`, `license_name: beerware-licence-42`" in note
 
 
 @pytest.mark.parametrize("licence", ["MIT-0", "Apache-2.0 WITH LLVM-exception", "gpl-2.0-or-later"])

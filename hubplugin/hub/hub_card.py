@@ -43,9 +43,9 @@ def notes(licence: str | None, languages: Iterable[str]) -> list[str]:
     """What cards say in other words than the base's card, since the Hub refuses its words. One note, or none."""
     said = []
     if name := licences.other_id(licence):
-        close = licences.same_licence(licence)
-        meant = f"; if it is {close}, write `license: {close}` in the base's card" if close else ""
-        said.append(f"the Hub knows no licence {licence!r}: cards say `license: other`, `license_name: {name}`{meant}")
+        known = licences.same_licence(licence)
+        written = f"`license: {known}`" if known else f"`license: other`, `license_name: {name}`"
+        said.append(f"the Hub knows no licence {licence!r}: cards say {written}")
     if unknown := [language for language in languages if not card_metadata.LANGUAGE.fullmatch(language)]:
         said.append(f"no ISO 639 code, so left out of cards: language {', '.join(map(repr, unknown))}")
     return ["; ".join(said)] if said else []

@@ -14,11 +14,12 @@ from huggingface_hub import (
     constants,
     try_to_load_from_cache,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
-from hubplugin.disk import digest, sha256
+from hubplugin.disk import digest, sha256, write_atomically
 from hubplugin.errors import HubError
 from hubplugin.hub.client import cache_folder, clear_errors, connect
 from hubplugin.manifest.model_name import cached_snapshot
@@ -51,6 +52,8 @@ class Snapshot(Known):
     """A base model on this disk. Read-only: files of a pulled snapshot are links into the shared cache."""
 
     path: Path
+    # files of the repo that are not on this disk; without a network nobody says which, and they are none
+    not_pulled: tuple[str, ...] = field(default=(), compare=False)
 
 
 def contents_digest(folder: Path) -> str:
@@ -81,7 +84,9 @@ def pull(model: str, folder: Path, revision: str | None = None) -> Snapshot:
     repo, _, named_revision = model.partition("@")
     path, sha, info = _download(repo, revision or named_revision or "main", model)
     configs.read_config(path, model)
-    return Snapshot(path=path, repo=repo, sha=sha, on_hub=True, **_terms(path, info))
+    siblings = sorted(sibling.rfilename for sibling in (info.siblings if info else None) or ())
+    left = tuple(name for name in siblings if not allowed(name, PULLED))
+    return Snapshot(path=path, repo=repo, sha=sha, on_hub=True, not_pulled=left, **_terms(path, info))
 
 
 def peek(model: str, folder: Path) -> Peek:
@@ -188,7 +193,20 @@ def _download(repo: str, revision: str, where: str) -> tuple[Path, str, ModelInf
         _check_disk(cache, sum(sizes[name] for name in missing), where)
         progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
         path = api.snapshot_download(repo, revision=sha, cache_dir=cache, allow_patterns=ALLOW, ignore_patterns=IGNORE)
+        _remember(cache, repo, revision, sha)
     return Path(path), sha, info
+
+
+def _remember(cache: Path, repo: str, revision: str, sha: str) -> None:
+    """Note in the client's cache which commit a branch or tag meant, for a later run without a network.
+
+    The client notes it only where it resolves the name itself, which could give another commit than the pinned one.
+    (The layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.)
+    """
+    if revision != sha:
+        note = cache / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / revision
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, sha)
 
 
 def _check_disk(cache: Path, needed: int, where: str) -> None:

@@ -11,6 +11,7 @@ from hubplugin.compress.calibration import conversations
 from hubplugin.compress.calibration.content_format import takes_parts
 from hubplugin.compress.calibration.printing import guarded
 from hubplugin.errors import CalibrationError, one_line
+from hubplugin.model.construction.tokenizer_files import NOW
 
 # what a template raises for a conversation that it does not take
 REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -35,7 +36,8 @@ class ChatTemplate:
             # as in vLLM, where a template knows the role if it names it
             if any(turn["role"] == "developer" for turn in read) and not _names_developer(template):
                 read = conversations.without_developer(read)
-            return str(self.tokenizer.apply_chat_template(guarded(read), tools=guarded(schemas), tokenize=False))
+            given = {"tools": guarded(schemas), "strftime_now": NOW.strftime}
+            return str(self.tokenizer.apply_chat_template(guarded(read), tokenize=False, **given))
         except REFUSALS as error:
             raise ValueError(f"does not fit the chat template: {one_line(error)}") from error
 

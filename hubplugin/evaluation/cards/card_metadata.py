@@ -64,13 +64,14 @@ def inherited(base: Origin) -> dict[str, Any]:
 
 def _licence(base: Origin) -> dict[str, Any]:
     data: dict[str, Any] = {}
-    if name := licences.other_id(base.licence):
+    known = licences.same_licence(base.licence)
+    if base.licence and not known:
         data["license"] = "other"
-        data["license_name"] = base.licence_name or name
+        data["license_name"] = base.licence_name or licences.other_id(base.licence)
         return data | ({"license_link": base.licence_link} if base.licence_link else {})
-    if base.licence:
-        ids = base.licence.split(", ")
-        data["license"] = ids if len(ids) > 1 else base.licence
+    if known:
+        ids = known.split(", ")
+        data["license"] = ids if len(ids) > 1 else known
     named = {"license_name": base.licence_name, "license_link": base.licence_link}
     return data | {key: value for key, value in named.items() if value is not None}
 

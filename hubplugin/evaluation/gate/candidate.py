@@ -24,3 +24,4 @@ class Candidate:
     thresholds: Thresholds
     generate: Generate
     prompts: list[list[int]]  # token ids that an engine continues
+    not_pulled: tuple[str, ...] = ()  # files of the base's repo that are not in its folder

@@ -15,6 +15,6 @@ def companions_equal(candidate: Candidate) -> GateLine:
     pairs = [(name, candidate.base / name, candidate.folder / name) for name in files]
     changed = [name for name, file, copy in pairs if not copy.is_file() or copy.read_bytes() != file.read_bytes()]
     changed += [name for name in companions(candidate.folder) if name not in files]
-    others = len(left_behind(candidate.base))
+    others = len(left_behind(candidate.base, candidate.not_pulled))
     detail = f"{len(files)} files equal, {others} left behind" if not changed else f"differs: {', '.join(changed)}"
     return GateLine(name="tokenizer and chat template", passed=not changed and bool(files), detail=detail)

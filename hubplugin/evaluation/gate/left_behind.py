@@ -3,6 +3,7 @@
 Knows names; opens no file but the index of the weights.
 """
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -40,8 +41,21 @@ REASONS: tuple[tuple[tuple[str, ...], str], ...] = (
 UNKNOWN = "no loader of a text model reads it"
 
 
-def left_behind(base: Path) -> tuple[LeftBehind, ...]:
-    """The files and folders of a base's folder that are not copied, with reasons, in order of their names."""
+def left_behind(base: Path, not_pulled: Iterable[str] = ()) -> tuple[LeftBehind, ...]:
+    """The files and folders of a base that are not copied, with reasons, in order of their names.
+
+    `base` is its folder on this disk; `not_pulled` are the files of its repo that never came here. A folder is named as
+    a whole.
+    """
+    found = _on_disk(base)
+    for path in not_pulled:
+        folder, slash, _ = path.partition("/")
+        name = path if folder == model_folder.NAMED_TEMPLATES else folder + slash
+        found[name] = UNKNOWN if name == path and slash else _reason(name)
+    return tuple(LeftBehind(file=name, reason=reason) for name, reason in sorted(found.items()))
+
+
+def _on_disk(base: Path) -> dict[str, str]:
     read = model_folder.shards(base)
     found: dict[str, str] = {}
     for entry in sorted(base.iterdir()):
@@ -59,7 +73,7 @@ def left_behind(base: Path) -> tuple[LeftBehind, ...]:
             found[name] = "the model's weights are in other files"
         elif not allowed(name, PULLED):
             found[name] = _reason(name)
-    return tuple(LeftBehind(file=name, reason=reason) for name, reason in found.items())
+    return found
 
 
 def _reason(name: str) -> str:

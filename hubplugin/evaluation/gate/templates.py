@@ -5,7 +5,6 @@ Knows tokenizers as transformers loads them, and the template that an older rele
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from jinja2.exceptions import TemplateError
 
 from hubplugin.errors import CalibrationError, GateError, one_line
 from hubplugin.evaluation.gate.candidate import Candidate
-from hubplugin.model.construction.tokenizer_files import read_tokenizer
+from hubplugin.model.construction.tokenizer_files import NOW, read_tokenizer
 from hubplugin.report import GateLine
 
 CHOSEN, DEFAULT = "as chosen", "default"
@@ -33,7 +32,6 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
     },
 }
-NOW = datetime(2024, 2, 29, 12, 0)  # for templates that name the date: both sides are rendered in one moment
 # what a template may raise: its own refusal, and whatever its expressions run into
 ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 

@@ -1,5 +1,6 @@
 """The tokenizer of a model folder. Knows a folder and transformers. Knows no tokens and no data."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,10 @@ from hubplugin.model.architectures.families import FAMILIES, PER_LAYER
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+# The moment that templates get for now, so that a conversation is the same tokens on every day. It is the date that the
+# templates of Llama 3 print where they know no other.
+NOW = datetime(2024, 7, 26, 12, 0)
 
 
 def read_tokenizer(folder: Path) -> Any:
