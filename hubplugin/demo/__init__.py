@@ -24,11 +24,14 @@ DENSE_VARIANT = "Pruned-25"  # on a CPU without AVX-512, where vLLM has no kerne
 QUESTION = "What does os.path.join do?"
 
 
-def run(out: Path, once: bool) -> int:
-    """Run the pipeline, then serve until ctrl-C; with `once` end after the chat page has answered a question."""
-    if not MANIFEST.is_file():
-        raise HubPluginError(str(MANIFEST), "the demo's manifest is missing", "run the demo from a checkout")
-    manifest = _relative_path(MANIFEST)
+def run(out: Path, written: Path = MANIFEST, *, once: bool) -> int:
+    """Run the pipeline on a manifest, then serve until ctrl-C; with `once` end after the chat page has answered.
+
+    `written` must have the two variants that may be served.
+    """
+    if not written.is_file():
+        raise HubPluginError(str(written), "the demo's manifest is missing", "run the demo from a checkout")
+    manifest = _relative_path(written)
     with ExitStack() as stack:
         hub = stack.enter_context(localhub.start(out / "hub", user=USER))
         environment = _environment(out, hub)
