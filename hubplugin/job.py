@@ -118,12 +118,13 @@ class Job:
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan; made anew where a head is stored that config.json ties, and its values are not the embedding's."""
+        """The plan; made anew where a head is stored and all of its values say another thing than what was planned:
+        whether it is tied to the embedding."""
         planned, document = self.planned, self.document
-        if f"{planned.family.head}.weight" not in planned.tensors or not tied_head.is_tied(planned.config):
+        if f"{planned.family.head}.weight" not in planned.tensors:
             return planned
         config = configs.read_config(self.snapshot.path, document.manifest.model)
-        if tied_head.is_tied(config):
+        if tied_head.is_tied(config) == tied_head.is_tied(planned.config):
             return planned
         return planner.make(document, config, planned.tensors, revision=planned.revision)
 

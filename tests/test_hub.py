@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import _http as client_http
 from safetensors.torch import save_file
+from test_gate_ties import with_head
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.errors import CheckpointError, HubError
@@ -346,6 +347,19 @@ def test_a_peek_says_the_same_about_a_repo_and_a_folder(server: Running, api: Hf
     near = snapshots.peek(str(model), Path())
     assert far.tensors == near.tensors and far.config == near.config
     assert {name: (header.dtype, header.shape) for name, header in near.tensors.items()} == expected
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize(("change", "own"), [("other", True), ("same", False), ("signed zero", False)])
+def test_a_peek_sees_a_head_of_its_own(
+    server: Running, api: HfApi, tmp_path: Path, change: str, own: bool, shards: bool
+) -> None:
+    base = with_head(tmp_path / "m", change)
+    if shards:
+        shard(base)
+    seen = snapshots.peek(upload(api, f"head-{change.split()[0]}-{shards}", base), Path())
+    assert seen.config["tie_word_embeddings"] is not own
+    assert seen.config == snapshots.peek(str(base), Path()).config
 
 
 def test_damaged_shards_are_noticed_from_their_headers(model: Path) -> None:

@@ -21,6 +21,7 @@ from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
 from hubplugin.disk import digest, sha256, write_atomically
 from hubplugin.errors import HubError
+from hubplugin.hub import stored_head
 from hubplugin.hub.client import cache_folder, clear_errors, connect
 from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.model.architectures import configs
@@ -115,12 +116,15 @@ def peek(model: str, folder: Path) -> Peek:
         config = configs.read_config(path, model)
         files = [SINGLE] if SINGLE in names else model_folder.shards(path)
         with ThreadPoolExecutor(8) as pool:
-            parsed = pool.map(lambda file: api.parse_safetensors_file_metadata(repo, file, revision=sha), files)
-            tensors = {
-                name: Header(dtype=str(info.dtype), shape=tuple(info.shape))
-                for file in parsed
-                for name, info in file.tensors.items()
-            }
+            read = pool.map(lambda file: api.parse_safetensors_file_metadata(repo, file, revision=sha), files)
+            parsed = dict(zip(files, read, strict=True))
+        tensors = {
+            name: Header(dtype=str(stored.dtype), shape=tuple(stored.shape))
+            for file in parsed.values()
+            for name, stored in file.tensors.items()
+        }
+        if stored_head.differs(api, repo, sha, parsed, config):
+            config = {**config, "tie_word_embeddings": False}
     return Peek(config=config, tensors=tensors, repo=repo, sha=sha, on_hub=True, **_terms(path, info))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy
 
 PIECE = 2**22  # values of each tensor that are compared at once
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}  # bytes of a value
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
@@ -71,18 +72,22 @@ def _equal(one: Place, other: Place) -> bool:
 
 def _values(place: Place) -> "Iterator[numpy.ndarray[Any, Any]]":
     """A tensor's values as float32, PIECE of them at a time."""
-    import numpy
-
-    stored = numpy.dtype({"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[place.header.dtype])
-    left = place.header.count
+    width, left = WIDTHS[place.header.dtype], place.header.count
     with place.file.open("rb") as file:
         file.seek(place.begin)
         while left:
-            values = numpy.fromfile(file, stored, min(left, PIECE))
-            if not len(values):
+            read = file.read(width * min(left, PIECE))
+            if len(read) < width:
                 raise CheckpointError(str(place.file), "became shorter while it was read", "copy or pull it again")
-            left -= len(values)
-            if place.header.dtype == "BF16":  # the upper half of a float32
-                yield (values.astype("<u4") << 16).view("<f4")
-            else:
-                yield values.astype("<f4", copy=False)
+            left -= len(read) // width
+            yield decoded(read, place.header.dtype)
+
+
+def decoded(stored: bytes, dtype: str) -> "numpy.ndarray[Any, Any]":
+    """Bytes of a tensor as float32; `dtype` is one of FLOATS, in safetensors' words."""
+    import numpy
+
+    whole = stored[: len(stored) // WIDTHS[dtype] * WIDTHS[dtype]]
+    if dtype == "BF16":  # the upper half of a float32
+        return (numpy.frombuffer(whole, "<u2").astype("<u4") << 16).view("<f4")
+    return numpy.frombuffer(whole, {"F16": "<f2", "F32": "<f4"}[dtype]).astype("<f4", copy=False)
