@@ -98,14 +98,31 @@ def _planned(document: "Document") -> "Plan":
 
 
 @app.command("run")
-def _run(manifest: Manifest, out: Variants = None) -> None:
+def _run(
+    manifest: Manifest,
+    out: Variants = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Make only this variant; may be repeated.", show_default="all")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="The base's commit, branch or tag.", show_default="as the manifest says")
+    ] = None,
+) -> None:
     """Pull, calibrate, compress, export, evaluate, gate, write cards.
 
     Prints the folder of each variant. Started again, it goes on where it was interrupted.
 
     Example: hubplugin run manifests/demo.yaml --out out/demo
     """
-    _on_variants(manifest, out, lambda pipeline, *given: pipeline.run(*given))
+    with interrupt.held():
+        from hubplugin.manifest.reading.narrowing import narrowed
+
+    _on_variants(
+        manifest,
+        out,
+        lambda pipeline, *given: pipeline.run(*given),
+        lambda document: narrowed(document, only or (), revision),
+    )
 
 
 @app.command("gate")
@@ -132,12 +149,17 @@ def _card(manifest: Manifest, out: Variants = None) -> None:
     _on_variants(manifest, out, lambda pipeline, *given: pipeline.judge(*given, thorough=False))
 
 
-def _on_variants(manifest: Path, out: Path | None, work: Callable[..., object]) -> None:
+def _on_variants(
+    manifest: Path,
+    out: Path | None,
+    work: Callable[..., object],
+    narrow: "Callable[[Document], Document]" = lambda document: document,
+) -> None:
     """Plan, have the pipeline do its work, and print the folder of each variant."""
     with interrupt.held():
         from hubplugin.manifest.reading import loading
 
-    document = loading.load(manifest)
+    document = narrow(loading.load(manifest))
     planned = _planned(document)  # whatever the manifest gets wrong is said before the pipeline is loaded
     with interrupt.held():
         from hubplugin import pipeline
