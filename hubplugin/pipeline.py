@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hubplugin import memory, provenance, renewal, report, report_assembly, variant_folder
+from hubplugin import memory, provenance, renewal, report, report_assembly, siblings, variant_folder, writing
 from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
@@ -16,7 +16,6 @@ from hubplugin.compress import stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
 from hubplugin.evaluation import gate, generation
-from hubplugin.evaluation.cards import card
 from hubplugin.job import RECOVERY, Clock, Job
 from hubplugin.manifest.methods import quantization_of, recovery_of
 from hubplugin.manifest.schema import Document
@@ -30,7 +29,7 @@ from hubplugin.progress import progress
 from hubplugin.recovery import recover
 from hubplugin.report import Report
 from hubplugin.report_assembly import Findings, Weights
-from hubplugin.variant_folder import CARD, MANIFEST, PRUNED, RECOVERED
+from hubplugin.variant_folder import MANIFEST, PRUNED, RECOVERED
 
 
 def run(document: Document, planned: Plan, out: Path, generate: generation.Generate) -> list[Report]:
@@ -52,6 +51,7 @@ def run(document: Document, planned: Plan, out: Path, generate: generation.Gener
     except (KeyboardInterrupt, SystemExit):
         _say_what_is_kept(job.plan, out)
         raise
+    reports = siblings.relate(reports, out)
     report.refuse_failed(reports)
     return reports
 
@@ -76,6 +76,7 @@ def judge(
     reports = [
         _renew(job, draft, out, kept, generate, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
     ]
+    reports = siblings.relate(reports, out)
     report.refuse_failed(reports)
     return reports
 
@@ -140,8 +141,7 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
         measured_from=measured_from,
     )
     made = report_assembly.assemble(known, variant, staging, findings)
-    report.write(made, staging)
-    (staging / CARD).write_text(card.render(made), encoding="utf-8")
+    writing.write(made, staging)
     variant_folder.finish(staging, out / variant.name)
     renewal.announce(lines)
     return made

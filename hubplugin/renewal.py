@@ -6,19 +6,18 @@ Measures only what the manifest asks for otherwise than before. Compresses nothi
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubplugin import provenance, report, report_assembly, variant_folder
+from hubplugin import provenance, report_assembly, variant_folder, writing
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
 from hubplugin.evaluation import gate, generation
-from hubplugin.evaluation.cards import card
 from hubplugin.job import Job
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.report import GateLine, Report
 from hubplugin.report_assembly import Judged
-from hubplugin.variant_folder import CARD, MANIFEST
+from hubplugin.variant_folder import MANIFEST
 
 
 def renew(
@@ -31,12 +30,10 @@ def renew(
     judged = _judge(job, variant, folder, made, generate, thorough)
     write_atomically(folder / MANIFEST, job.document.text)
     renewed = report_assembly.renew(made, job, variant, folder, judged)
-    text = card.render(renewed)
-    if renewed == made and text == _text(folder / CARD):
+    if renewed == made and writing.written(renewed, folder):
         progress(f"{variant.name}: already made from this manifest and revision, kept")
         return renewed
-    report.write(renewed, folder)
-    write_atomically(folder / CARD, text)
+    writing.write(renewed, folder)
     progress(f"{variant.name}: weights kept, report and card written anew")
     return renewed
 
@@ -74,7 +71,3 @@ def announce(lines: Sequence[GateLine]) -> None:
     """One line of progress for each line of a gate."""
     for line in lines:
         progress(f"gate {'passed' if line.passed else 'FAILED'} | {line.name}: {line.detail}")
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -135,6 +135,15 @@ class Recovery(Record):
     data: Tokens | None = None  # what it was trained on, where that is not the calibration
 
 
+class Component(Record):
+    """A part of the model: embeddings, attention, FFN, norms or scales."""
+
+    name: str
+    parameters: int  # logical weights; of scales and zeros none
+    bytes: int
+    flops_per_token: int  # of its matrix products
+
+
 class Sizes(Record):
     """Measured on the files, not nominal."""
 
@@ -144,6 +153,7 @@ class Sizes(Record):
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
     sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
+    components: tuple[Component, ...] = ()
 
 
 class Quality(Record):
@@ -187,6 +197,16 @@ class LeftBehind(Record):
     reason: str
 
 
+class Sibling(Record):
+    """Another variant of the same manifest, finished and passed."""
+
+    variant: str
+    repo: str | None
+    safetensors_bytes: int
+    perplexity_ratio: float | None  # of its perplexity to the base's, on its own evaluation tokens; None: not measured
+    mean_kl: float | None
+
+
 class Load(Record):
     """Whether stock vLLM loads the variant on one kind of machine, by the rules `plan` knows."""
 
@@ -224,13 +244,14 @@ class Report(Record):
     evaluation: Evaluation | None = None
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
+    siblings: tuple[Sibling, ...] = ()  # the largest first
     notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
     # of the base's files; of a base from the cache, without a network, only those that were ever pulled are known
     left_behind: tuple[LeftBehind, ...] = ()
     made_from: dict[str, str] = {}  # digests of what decided the weights; others make others
     measured_from: dict[str, str] = {}  # the same of the evaluation's numbers
     prompts: tuple[tuple[int, ...], ...] = ()  # token ids that the gate has an engine continue
-    files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file and the card
+    files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file, the card and its plots
 
     @property
     def passed(self) -> bool:

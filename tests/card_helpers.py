@@ -2,7 +2,18 @@
 
 from typing import Any
 
-from hubplugin.report import Base, Evaluation, GateLine, LinearResult, Quality, Report, Sizes, Tokens
+from hubplugin.report import (
+    Base,
+    Component,
+    Evaluation,
+    GateLine,
+    LinearResult,
+    Quality,
+    Report,
+    Sibling,
+    Sizes,
+    Tokens,
+)
 
 MANIFEST = """model: ns/base
 variants:
@@ -59,3 +70,22 @@ def report(**changes: Any) -> Report:
         "files": {"model.safetensors": "0" * 64, "chat_template.jinja": "1" * 64},
     }  # fmt: skip
     return Report(**{**fields, **changes})
+
+
+def components(width: float) -> tuple[Component, ...]:
+    """The parts of a model whose weights take so many bytes each."""
+    counts = {"embeddings": 3_000_000, "attention": 2_500_000, "FFN": 6_000_000, "norms": 5_000}
+    return tuple(
+        Component(name=name, parameters=count, bytes=round(count * width), flops_per_token=2 * count)
+        for name, count in counts.items()
+    )
+
+
+def siblings() -> tuple[Sibling, ...]:
+    """Two other variants of the same manifest, one of which was not measured."""
+    return (
+        Sibling(
+            variant="Int8", repo="ns/base-Int8", safetensors_bytes=14_810_000, perplexity_ratio=1.0013, mean_kl=0.00017
+        ),
+        Sibling(variant="Int2", repo=None, safetensors_bytes=6_020_000, perplexity_ratio=None, mean_kl=None),
+    )

@@ -41,6 +41,7 @@ def other_report() -> Report:
     return report(
         hubplugin="7.7.7",
         created="1999-11-29T21:58:57Z",
+        variant="V",
         model_name="other",
         repo="ns/other",
         base=Base(repo="ns/base", revision="b" * 40, on_hub=True, architecture="LlamaForCausalLM", model_type="llama"),
@@ -112,7 +113,7 @@ def test_every_measured_number_of_the_report_stands_on_the_card() -> None:
 def test_without_an_evaluation_there_is_no_quality_table_and_no_result() -> None:
     text = card.render(report(evaluation=None))
     assert "## Quality" not in text and "perplexity" not in text
-    assert "Its quality was not measured" in text
+    assert "| quality | not measured |" in text
     assert ModelCard(text).data.eval_results is None
 
 

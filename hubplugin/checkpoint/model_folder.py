@@ -33,7 +33,8 @@ PAPERS = (
     *("USE_POLICY*", "README.md"),
 )
 PULLED = WEIGHTS + CONFIGS + TOKENIZER + TEMPLATES + PAPERS
-PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml")
+PLOTS = ("size-by-component.png", "loss-by-layer.png", "variants.png")  # of a card; drawn in evaluation/cards/plots.py
+PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml", *PLOTS)
 WRITTEN_ANEW = ("config.json", "README.md", *WEIGHTS)  # a variant has its own
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit

@@ -13,13 +13,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin import licences
-from hubplugin.evaluation.cards import markdown, numbers, snippets, steps
+from hubplugin.evaluation.cards import markdown, numbers, plots, snippets, steps, summary
 from hubplugin.evaluation.cards.card_metadata import metadata
 from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
 from hubplugin.manifest.methods import METHODS, Kind
 from hubplugin.plan import loaders
-from hubplugin.report import LinearResult, Report
+from hubplugin.report import LinearResult, Report, Sibling
 
 TEMPLATE = "card.md.jinja"
 LARGEST_LOSSES = 5  # linears listed with their loss
@@ -40,6 +40,9 @@ def render(report: Report) -> str:
     return _template().render(
         report=report,
         front_matter=markdown.front_matter(metadata(report)),
+        plots=plots.of(report),
+        summary_rows=summary.rows(report),
+        sibling_rows=[_sibling_row(other) for other in report.siblings],
         pruned=_pruned(report) if step_of(report, Kind.PRUNE) else None,
         recovered=step_of(report, Kind.RECOVER) is not None,
         mask=method_of(mask) if mask else None,
@@ -84,6 +87,13 @@ def _quality_row(metric: Metric[Any], report: Report) -> list[markdown.Markdown]
     base_value = _base_value(metric, base)
     cells.insert(0, "" if base_value is None else _with_stderr(metric, base, base_value))
     return [markdown.table_row([metric.card.label, *cells])]
+
+
+def _sibling_row(other: Sibling) -> markdown.Markdown:
+    """The line of another variant, named by its repo where it has one."""
+    ratio = "" if other.perplexity_ratio is None else f"{other.perplexity_ratio:.4f}"
+    kl = "" if other.mean_kl is None else numbers.figures(other.mean_kl)
+    return markdown.table_row([other.repo or other.variant, numbers.in_bytes(other.safetensors_bytes), ratio, kl])
 
 
 def _base_value(metric: Metric[Record], base: Record) -> float | None:
@@ -144,5 +154,6 @@ def _template() -> Template:
         duration=numbers.duration,
         figures=numbers.figures,
         percent=numbers.percent,
+        picture=lambda plot: markdown.picture(plot.name, plot.caption),
     )
     return environment.get_template(TEMPLATE)

@@ -58,6 +58,11 @@ def link(value: str) -> Markdown:
     return Markdown(f"<{value}>") if plain else code(value)
 
 
+def picture(name: str, caption: str) -> Markdown:
+    """A picture that lies beside the card, with what is said to a reader who does not see it."""
+    return Markdown(f"![{escape(caption)}]({name})")
+
+
 def table_row(cells: list[str]) -> Markdown:
     """Cells, escaped, as one line of a table; an empty string is an empty cell."""
     return Markdown("|" + "".join(f" {escape(cell)} |" if cell else " |" for cell in cells))

@@ -1,0 +1,28 @@
+"""report -> the table at a card's top: size, quality and speed in a line each, for readers of ten seconds."""
+
+from hubplugin.evaluation.cards import markdown, numbers
+from hubplugin.evaluation.cards.markdown import Markdown
+from hubplugin.report import Report
+
+
+def rows(report: Report) -> list[Markdown]:
+    """Lines of what was measured, and what was not."""
+    return [markdown.table_row([name, text]) for name, text in (("size", _size(report)), ("quality", _quality(report)))]
+
+
+def _size(report: Report) -> str:
+    before, after = (numbers.in_bytes(sizes.safetensors_bytes) for sizes in (report.sizes_base, report.sizes))
+    bits = f"{report.sizes.model_bits_per_weight:.2f} bits per weight over the whole model"
+    return f"{report.disk_ratio:.2f} times smaller: {after} instead of {before}, {bits}"
+
+
+def _quality(report: Report) -> str:
+    """Of perplexities, recovery is the base's over the variant's."""
+    measured = report.evaluation
+    if measured is None:
+        return "not measured"
+    ratio = measured.variant.perplexity / measured.base.perplexity
+    said = f"perplexity {ratio:.3f} times the base's (recovery {numbers.percent(1 / ratio)})"
+    if measured.variant.top1_agreement is None:
+        return said
+    return f"{said}; the same most likely token at {numbers.percent(measured.variant.top1_agreement)} of positions"
