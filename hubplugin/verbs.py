@@ -237,7 +237,7 @@ def _chat(
     Example: hubplugin chat http://127.0.0.1:8001
     """
     with interrupt.held():
-        from serve import app as page
+        from serve.chat_page import app as page
 
     raise typer.Exit(
         page.run_forever(
