@@ -8,18 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
 
 from hubplugin.disk import write_atomically
 from hubplugin.errors import CheckpointError, GateError
+from hubplugin.record import Record
+from hubplugin.speed_record import Speed
 
 FILE_NAME = "report.json"
-
-
-class Record(BaseModel):
-    """Frozen, and written exactly as declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Base(Record):
@@ -135,6 +131,15 @@ class Recovery(Record):
     data: Tokens | None = None  # what it was trained on, where that is not the calibration
 
 
+class Component(Record):
+    """A part of the model: embeddings, attention, FFN, norms or scales."""
+
+    name: str
+    parameters: int  # logical weights; of scales and zeros none
+    bytes: int
+    flops_per_token: int  # of its matrix products
+
+
 class Sizes(Record):
     """Measured on the files, not nominal."""
 
@@ -144,6 +149,9 @@ class Sizes(Record):
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
     sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
+    components: tuple[Component, ...] = ()
+    flops_per_token: int | None = None  # of all linears and the output head, by their shapes
+    flops_per_context_token: int | None = None  # that attention adds, for each token that a token looks at
 
 
 class Quality(Record):
@@ -222,15 +230,18 @@ class Report(Record):
     peak_memory_bytes: int  # resident, the process that compressed
     versions: dict[str, str]
     evaluation: Evaluation | None = None
+    speed: Speed | None = None
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
     notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
     # of the base's files that were on this disk; what a pull leaves on the Hub is not among them
     left_behind: tuple[LeftBehind, ...] = ()
-    made_from: dict[str, str] = {}  # digests of what decided the weights; others make others
-    measured_from: dict[str, str] = {}  # the same of the evaluation's numbers
+    made_from: dict[str, str] = Field(default_factory=dict)  # digests of what decided the weights; others make others
+    measured_from: dict[str, str] = Field(default_factory=dict)  # the same of the evaluation's numbers
     prompts: tuple[tuple[int, ...], ...] = ()  # token ids that the gate has an engine continue
-    files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file and the card
+    files: dict[str, str] = Field(
+        default_factory=dict
+    )  # name -> sha256, of everything in the folder but this file and the card
 
     @property
     def passed(self) -> bool:

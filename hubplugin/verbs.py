@@ -144,7 +144,7 @@ def _on_variants(manifest: Path, out: Path | None, work: Callable[..., object]) 
         from hubplugin.evaluation import engine_choice
 
     folder = out or OUT / manifest.stem
-    work(pipeline, document, planned, folder, engine_choice.generate)
+    work(pipeline, document, planned, folder, engine_choice.generate, engine_choice.take_turn)
     for name in document.manifest.variants:
         print(folder / name)
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin import licences
-from hubplugin.evaluation.cards import markdown, numbers, snippets, steps
+from hubplugin.evaluation.cards import components, markdown, numbers, snippets, speed, steps
 from hubplugin.evaluation.cards.card_metadata import metadata
 from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
@@ -51,6 +51,8 @@ def render(report: Report) -> str:
         beyond_transformers=stored.beyond_transformers,
         use=snippets.use(report),
         size_rows=[row for metric in SIZES for row in _size_row(metric, report)],
+        component_rows=components.rows(report),
+        speed_rows=speed.rows(report.speed),
         quality_rows=[row for metric in QUALITY for row in _quality_row(metric, report)],
         grids=_grids(report),
         largest_losses=_largest_losses(report.linears),
@@ -144,5 +146,6 @@ def _template() -> Template:
         duration=numbers.duration,
         figures=numbers.figures,
         percent=numbers.percent,
+        flops=numbers.flops,
     )
     return environment.get_template(TEMPLATE)
