@@ -30,8 +30,8 @@ class Speed(Settings):
         default=3,
         ge=1,
         le=20,
-        description="A number of rounds. Each starts vLLM twice, for the base and for the variant; medians are "
-        "reported, with the least and the greatest.",
+        description="A number of rounds. Each starts vLLM twice, for the base and for the variant, which on two CPU "
+        "cores takes about a minute a start. Medians are reported, with the least and the greatest.",
         examples=[5],
     )
 

@@ -34,4 +34,6 @@ def _cell(metric: Metric[Any], record: Served | UnderLoad) -> str:
     if metric.card is None or spread is None:
         return ""
     text = metric.card.text
+    if spread.least == spread.greatest:
+        return text(spread.median)
     return f"{text(spread.median)} ({text(spread.least)} to {text(spread.greatest)})"

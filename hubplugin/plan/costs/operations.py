@@ -1,7 +1,7 @@
 """Floating-point operations of a model's forward pass, counted from its shapes; a multiply-add is two.
 
-Counts matrix products alone: linears, the output head, and those of attention. Of experts, those that a token goes to.
-Zeros and codes change nothing here. Knows shapes; no weights and no machine.
+Counts matrix products alone (docs/maths.md, Speed): linears, the output head, and those of attention. Of experts, those
+that a token goes to. Zeros and codes change nothing. Knows shapes; no weights and no machine.
 """
 
 from collections.abc import Mapping
