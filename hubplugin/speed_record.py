@@ -48,6 +48,7 @@ class Served(Record):
 
     ready_seconds: Spread  # from start to readiness, once in each round
     peak_bytes: Spread  # resident, of all processes of the engine; pages that they share count in each
+    others_share: Spread  # of the machine's cores, that other processes used while requests were answered
     flops_per_request: float
     loads: tuple[UnderLoad, ...]  # by rising concurrency
 

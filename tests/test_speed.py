@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import card_helpers
@@ -38,7 +39,7 @@ VARIANT = Operations(attention=4, ffn=3, head=5, context=1)
 
 def turn(rates: tuple[float, ...], ready: float = 10.0, peak: int = 1000, dtype: str | None = "bfloat16") -> Turn:
     answered = tuple(Answered(at, 4, 0.1, 0.01, rate) for at, rate in zip((1, 8), rates, strict=True))
-    return Turn("vLLM 1.2 on cpu", dtype, ready, peak, answered)
+    return Turn("vLLM 1.2 on cpu", dtype, ready, peak, answered, others=0.25)
 
 
 def measured() -> Speed:
@@ -64,6 +65,7 @@ def test_rounds_come_to_medians_with_the_least_and_the_greatest() -> None:
     assert (few.concurrency, many.concurrency, many.requests) == (1, 8, 4)
     assert many.tokens_per_second == Spread(median=40, least=20, greatest=44)
     assert few.speedup is None and few.first_token_seconds.median == 0.1
+    assert speed.base.others_share.median == 0.25
 
 
 def test_a_speedup_is_that_of_turns_of_the_same_round() -> None:
@@ -121,6 +123,15 @@ def test_what_vllm_cannot_load_here_is_said_and_nothing_is_started(monkeypatch: 
     speed = rounds.measure(subject("base"), refused, Settings(rounds=2), engine_choice.take_turn)
     assert "no CPU kernel for 3-bit weights" in speed.not_measured and speed.base is speed.variant is None
     assert speed.machine.cores >= 1 and speed.rounds == 2
+
+
+def test_why_nothing_was_measured_names_no_folder() -> None:
+    def take(one: Subject, settings: Settings, number: int) -> Turn:
+        raise ServeError(one.name, f"cannot read {one.folder}/config.json", "nothing")
+
+    variant = replace(subject("v"), folder=Path("/some/where/.v.part"))
+    speed = rounds.measure(subject("base"), variant, Settings(), take)
+    assert speed.not_measured == "cannot read v/config.json (v)"
 
 
 def test_what_an_engine_lacks_of_this_processor_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +295,7 @@ def test_every_row_shows_a_number_of_the_record_and_the_gates_key_is_one() -> No
 def test_the_card_shows_both_models_and_what_they_ran_on() -> None:
     text = card.render(card_helpers.report(speed=measured()))
     assert "| load time, start to ready | 10.0 s (9.0 s to 20.0 s) | 10.0 s |" in text
+    assert "| share of the cores that other processes took meanwhile | 25.00 % | 25.00 % |" in text
     assert "| output tokens per second, 8 at once | 40.0 (20.0 to 44.0) | 60.0 (28.0 to 77.0) |" in text
     assert "| speed-up over the base, round by round, 8 at once | | 1.50 (1.40 to 1.75) |" in text
     assert "Engine: vLLM 1.2 on cpu, bfloat16. Machine: some, 2 cores with avx2, 8.00 GB of memory." in text

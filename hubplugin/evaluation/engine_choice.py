@@ -43,13 +43,14 @@ def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
         raise ServeError(name, f"vLLM on {target}: {why}", "measure it on another machine")
     loads = [throughput.Load(places, max(FEWEST, places), *asked) for places in settings.concurrency]
     turn = throughput.turn(
-        subject.folder, loads, subject.vocabulary, number, lambda line: progress(f"speed | {name} | {line}")
+        subject.folder, name, loads, subject.vocabulary, number, lambda line: progress(f"speed | {name} | {line}")
     )
     answered = (
         Answered(each.load.concurrency, each.load.requests, each.first_token, each.per_token, each.tokens_per_second)
         for each in turn.answered
     )
-    return Turn(f"vLLM {turn.version} on {target}", turn.dtype, turn.ready_seconds, turn.peak_bytes, tuple(answered))
+    engine = f"vLLM {turn.version} on {target}"
+    return Turn(engine, turn.dtype, turn.ready_seconds, turn.peak_bytes, tuple(answered), turn.others)
 
 
 def _why_not(verdicts: Sequence[Verdict]) -> tuple[str, str]:

@@ -54,6 +54,14 @@ SERVED: tuple[Metric[Served], ...] = (
         value=_median("peak_bytes"),
         card=CardRow("peak memory of the engine's processes", numbers.in_bytes),
     ),
+    Metric(
+        "others_share",
+        label="other processes",
+        unit="",
+        better="lower",
+        value=_median("others_share"),
+        card=CardRow("share of the cores that other processes took meanwhile", numbers.percent),
+    ),
 )
 
 SPEED: tuple[Metric[UnderLoad], ...] = (

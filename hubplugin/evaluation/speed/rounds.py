@@ -39,6 +39,7 @@ class Turn:
     ready_seconds: float
     peak_bytes: int
     answered: tuple[Answered, ...]  # by concurrency
+    others: float = 0.0  # mean share of the machine's cores that other processes used meanwhile
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def measure(base: Subject, variant: Subject, settings: Settings, take: TakeTurn)
             rounds.append(_round(base, variant, settings, take, number))
     except ServeError as error:
         why = f"{error.what} ({error.where})"
+        for subject in (base, variant):  # a card says nothing about folders of the machine that made it
+            why = why.replace(str(subject.folder), subject.name)
         progress(f"speed | not measured: {why}")
         return known.model_copy(update={"not_measured": why})
     return summed_up(known, rounds, base.operations, variant.operations)
@@ -144,6 +147,7 @@ def _served(
     return Served(
         ready_seconds=spread(turn.ready_seconds for turn in turns),
         peak_bytes=spread(float(turn.peak_bytes) for turn in turns),
+        others_share=spread(turn.others for turn in turns),
         flops_per_request=flops,
         loads=tuple(loads),
     )
