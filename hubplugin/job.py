@@ -16,8 +16,9 @@ from typing import Any
 from hubplugin.compress.calibration import calibration_data, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.disk import digest, sha256
-from hubplugin.evaluation import gate, quality_metrics
+from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
+from hubplugin.evaluation.speed import rounds
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
@@ -25,11 +26,12 @@ from hubplugin.manifest.schema import Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures import configs, tied_head
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
-from hubplugin.plan import planner
+from hubplugin.plan import planner, vllm_support
+from hubplugin.plan.costs import operations
 from hubplugin.plan.draft import Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
-from hubplugin.report import Evaluation
+from hubplugin.report import Evaluation, Speed
 
 CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery"  # what tokens are used for
 USES = {"calibrate": CALIBRATION, "evaluate.perplexity": EVALUATION}  # of sources, by place; others are recovery's
@@ -47,6 +49,14 @@ class Clock:
         begun = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - begun, 2)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What a finished folder is tried with."""
+
+    generate: generation.Generate  # a few tokens, for the gate
+    take_turn: rounds.TakeTurn  # for its speed
 
 
 @dataclass
@@ -156,6 +166,20 @@ class Job:
         if self.reference is None or evaluate is None:
             return None
         return quality_metrics.measure(folder, variant.family, self.reference, evaluate.kl)
+
+    def time(self, variant: VariantPlan, folder: Path, take: rounds.TakeTurn) -> Speed | None:
+        """A variant's speed beside the base's; None where the manifest asks for none. `take` starts the engines."""
+        evaluate = self.document.manifest.evaluate
+        if evaluate is None or evaluate.speed is None:
+            return None
+        base = self.plan.drafts[0].recipe.base
+        loads = vllm_support.verdicts(base.model_type, base.dims, ())
+        work = [operations.of(one.family, one.dims, one.config) for one in (base, variant)]
+        subjects = (
+            rounds.Subject("base", self.snapshot.path, loads, work[0], base.dims.vocab),
+            rounds.Subject(variant.name, folder, variant.verdicts, work[1], variant.dims.vocab),
+        )
+        return rounds.measure(*subjects, evaluate.speed, take)
 
     def candidate(self, variant: VariantPlan, folder: Path, **known: Any) -> gate.Candidate:
         """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""

@@ -3,6 +3,7 @@
 Knows the order of stages, each of which leaves its result in a folder, so that a killed run goes on; no mathematics.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
-from hubplugin.evaluation import gate, generation
-from hubplugin.job import RECOVERY, Clock, Job
+from hubplugin.evaluation import engine_choice, gate, generation
+from hubplugin.evaluation.speed.rounds import TakeTurn
+from hubplugin.job import RECOVERY, Clock, Engines, Job
 from hubplugin.manifest.methods import quantization_of, recovery_of
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.steps.recover import Recover
@@ -32,22 +34,28 @@ from hubplugin.report_assembly import Findings, Weights
 from hubplugin.variant_folder import MANIFEST, PRUNED, RECOVERED
 
 
-def run(document: Document, planned: Plan, out: Path, generate: generation.Generate) -> list[Report]:
+def run(
+    document: Document,
+    planned: Plan,
+    out: Path,
+    generate: generation.Generate,
+    take_turn: TakeTurn = engine_choice.take_turn,
+) -> list[Report]:
     """Make every variant of a manifest under `out`/<variant>.
 
     Weights that were made from the same base, steps and data are kept, and so are numbers that were measured on the
     same text: of such variants only report and card are written anew, where the manifest says something else now.
-    `generate` is the engine that the gate asks for a few tokens. Raises GateError after all variants are made, where
-    one of them did not pass.
+    `generate` is the engine that the gate asks for a few tokens, `take_turn` the one whose speed is measured. Raises
+    GateError after all variants are made, where one of them did not pass.
     """
-    job = Job(document, planned)
+    job, engines = Job(document, planned), Engines(generate, take_turn)
     kept = {draft.name: _kept(job, draft, out / draft.name) for draft in job.plan.drafts}
     backend.require(draft.estimate for draft in job.plan.drafts if kept[draft.name] is None)
     reports = []
     try:
         for draft in job.plan.drafts:
             made = kept[draft.name]
-            reports.append(_renew(job, draft, out, made, generate) if made else make(job, draft, out, generate))
+            reports.append(_renew(job, draft, out, made, engines) if made else make(job, draft, out, engines))
     except (KeyboardInterrupt, SystemExit):
         _say_what_is_kept(job.plan, out)
         raise
@@ -64,17 +72,22 @@ def _say_what_is_kept(planned: Plan, out: Path) -> None:
 
 
 def judge(
-    document: Document, planned: Plan, out: Path, generate: generation.Generate, thorough: bool = True
+    document: Document,
+    planned: Plan,
+    out: Path,
+    generate: generation.Generate,
+    take_turn: TakeTurn = engine_choice.take_turn,
+    thorough: bool = True,
 ) -> list[Report]:
     """Gate, report and card of variants that are finished; nothing is compressed.
 
     `thorough` checks everything again that can be checked in a finished folder, also where it passed before. Raises
     GateError where a variant is missing, was made from something else, or does not pass.
     """
-    job = Job(document, planned)
+    job, engines = Job(document, planned), Engines(generate, take_turn)
     made = [renewal.refuse_others(job, draft, out / draft.name) for draft in job.plan.drafts]
     reports = [
-        _renew(job, draft, out, kept, generate, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
+        _renew(job, draft, out, kept, engines, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
     ]
     reports = siblings.relate(reports, out)
     report.refuse_failed(reports)
@@ -93,14 +106,12 @@ def _kept(job: Job, draft: DraftPlan, folder: Path) -> Report | None:
     return None if damaged else made
 
 
-def _renew(
-    job: Job, draft: DraftPlan, out: Path, made: Report, generate: generation.Generate, thorough: bool = False
-) -> Report:
+def _renew(job: Job, draft: DraftPlan, out: Path, made: Report, engines: Engines, thorough: bool = False) -> Report:
     variant = _settle(draft, made.shaping, made.allocation)
-    return renewal.renew(job, variant, out / draft.name, made, generate, thorough)
+    return renewal.renew(job, variant, out / draft.name, made, engines, thorough)
 
 
-def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -> Report:
+def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     job.prepare()
     made_from, measured_from = provenance.of_weights(job, draft), provenance.of_numbers(job)
@@ -121,10 +132,12 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
     if job.reference:
         with clock.stage("evaluation"):
             evaluation = job.measure(variant, staging)
-    prompts = _prompts(job)
+    with clock.stage("speed") if provenance.of_speed(job).digests else nullcontext():
+        speed = renewal.timed(job, variant, staging, engines.take_turn)
+    measured, prompts = {"evaluation": evaluation, "speed": speed}, _prompts(job)
     with clock.stage("gate"):
         candidate = job.candidate(
-            variant, staging, samples=weights.samples, evaluation=evaluation, generate=generate, prompts=prompts
+            variant, staging, samples=weights.samples, generate=engines.generate, prompts=prompts, **measured
         )
         lines = gate.check(candidate)
     variant_folder.drop_work(staging)
@@ -134,6 +147,7 @@ def make(job: Job, draft: DraftPlan, out: Path, generate: generation.Generate) -
         shaping=shaping,
         allocation=allocation,
         evaluation=evaluation,
+        speed=speed,
         gate=lines,
         prompts=tuple(tuple(prompt) for prompt in prompts),
         seconds=clock.seconds,

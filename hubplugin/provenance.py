@@ -45,7 +45,7 @@ def of_numbers(job: Job) -> Fingerprint:
     if evaluate is None:
         return Fingerprint()
     data = job.source_digest(evaluate.perplexity)
-    settings = evaluate.model_dump(mode="json", exclude={"perplexity"})
+    settings = evaluate.model_dump(mode="json", exclude={"perplexity", "speed"})
     return Fingerprint(
         {
             "base": job.base_fingerprint,
@@ -53,6 +53,15 @@ def of_numbers(job: Job) -> Fingerprint:
             RELEASE: hubplugin.__version__,
         }
     )
+
+
+def of_speed(job: Job) -> Fingerprint:
+    """Of a variant's speed, beside its weights. Empty where the manifest asks for none."""
+    evaluate = job.document.manifest.evaluate
+    if evaluate is None or evaluate.speed is None:
+        return Fingerprint()
+    settings = digest(evaluate.speed.model_dump_json())
+    return Fingerprint({"base": job.base_fingerprint, "speed": settings, RELEASE: hubplugin.__version__})
 
 
 def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:

@@ -10,24 +10,26 @@ from hubplugin import provenance, report_assembly, variant_folder, writing
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
-from hubplugin.evaluation import gate, generation
-from hubplugin.job import Job
+from hubplugin.evaluation import gate
+from hubplugin.evaluation.speed.rounds import TakeTurn
+from hubplugin.job import Engines, Job
+from hubplugin.manifest.metrics import Thresholds
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
-from hubplugin.report import GateLine, Report
+from hubplugin.report import Evaluation, GateLine, Report, Speed
 from hubplugin.report_assembly import Judged
 from hubplugin.variant_folder import MANIFEST
 
 
 def renew(
-    job: Job, variant: VariantPlan, folder: Path, made: Report, generate: generation.Generate, thorough: bool = False
+    job: Job, variant: VariantPlan, folder: Path, made: Report, engines: Engines, thorough: bool = False
 ) -> Report:
     """Judge a finished folder by its manifest, and write report, manifest and card where they say something else.
 
     What passed its gate is not checked again, but for the thresholds; `thorough` checks everything again.
     """
-    judged = _judge(job, variant, folder, made, generate, thorough)
+    judged = _judge(job, variant, folder, made, engines, thorough)
     write_atomically(folder / MANIFEST, job.document.text)
     renewed = report_assembly.renew(made, job, variant, folder, judged)
     if renewed == made and writing.written(renewed, folder):
@@ -48,23 +50,56 @@ def refuse_others(job: Job, draft: DraftPlan, folder: Path) -> Report:
     return made
 
 
-def _judge(
-    job: Job, variant: VariantPlan, folder: Path, made: Report, generate: generation.Generate, thorough: bool
-) -> Judged:
+def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: Engines, thorough: bool) -> Judged:
     numbers = provenance.of_numbers(job)
     stale = numbers.changed(Fingerprint(made.measured_from))
     evaluation = job.measure(variant, folder) if stale else made.evaluation
-    quality = gate.judge(evaluation, job.document.manifest.gate.of(variant.name))
-    lines = tuple(quality if line.name == gate.QUALITY else line for line in made.gate)
-    if thorough or any(not line.passed for line in lines if line.name != gate.QUALITY):
+    speed = _speed(job, variant, folder, made, engines.take_turn)
+    lines = _at_thresholds(made.gate, evaluation, speed, job.document.manifest.gate.of(variant.name))
+    if thorough or any(not line.passed for line in lines if line.name not in (gate.QUALITY, gate.SPEED)):
         prompts = [list(prompt) for prompt in made.prompts]
         candidate = job.candidate(
-            variant, folder, samples={}, evaluation=evaluation, generate=generate, prompts=prompts
+            variant,
+            folder,
+            samples={},
+            evaluation=evaluation,
+            speed=speed,
+            generate=engines.generate,
+            prompts=prompts,
         )
         lines = gate.check_again(candidate, made.gate)
     if lines != made.gate:
         announce(lines)
-    return Judged(evaluation, numbers, lines)
+    return Judged(evaluation, speed, numbers, lines)
+
+
+def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, take_turn: TakeTurn) -> Speed | None:
+    """The speed as the manifest asks for it now. What could not be measured before is tried again: on another machine
+    it may be, and on the same one it costs little."""
+    asked, before = provenance.of_speed(job), made.speed
+    if before and not before.not_measured and not asked.changed(Fingerprint(before.measured_from)):
+        return before
+    return timed(job, variant, folder, take_turn)
+
+
+def timed(job: Job, variant: VariantPlan, folder: Path, take_turn: TakeTurn) -> Speed | None:
+    """The speed, with what decided it; None where the manifest asks for none."""
+    speed = job.time(variant, folder, take_turn)
+    return speed.model_copy(update={"measured_from": dict(provenance.of_speed(job).digests)}) if speed else None
+
+
+def _at_thresholds(
+    lines: Sequence[GateLine], evaluation: Evaluation | None, speed: Speed | None, thresholds: Thresholds
+) -> tuple[GateLine, ...]:
+    """Lines of an earlier gate, those about measured numbers anew: the one about speed behind the one about quality."""
+    quality, fast = gate.judge(evaluation, thresholds), gate.judge_speed(speed, thresholds)
+    found: list[GateLine] = []
+    for line in lines:
+        if line.name == gate.QUALITY:
+            found += [quality, fast] if fast else [quality]
+        elif line.name != gate.SPEED:
+            found.append(line)
+    return tuple(found)
 
 
 def announce(lines: Sequence[GateLine]) -> None:

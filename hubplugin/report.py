@@ -8,18 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
 
 from hubplugin.disk import write_atomically
 from hubplugin.errors import CheckpointError, GateError
+from hubplugin.record import Record
+from hubplugin.speed_record import Speed
 
 FILE_NAME = "report.json"
-
-
-class Record(BaseModel):
-    """Frozen, and written exactly as declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Base(Record):
@@ -154,6 +150,8 @@ class Sizes(Record):
     model_bits_per_weight: float  # all tensor bytes over parameters
     sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
     components: tuple[Component, ...] = ()
+    flops_per_token: int | None = None  # of all linears and the output head, by their shapes
+    flops_per_context_token: int | None = None  # that attention adds, for each token that a token looks at
 
 
 class Quality(Record):
@@ -242,16 +240,18 @@ class Report(Record):
     peak_memory_bytes: int  # resident, the process that compressed
     versions: dict[str, str]
     evaluation: Evaluation | None = None
+    speed: Speed | None = None
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()
     siblings: tuple[Sibling, ...] = ()  # the largest first
     notes: tuple[str, ...] = ()  # what sizes and loads alone would not tell a user
     # of the base's files; of a base from the cache, without a network, only those that were ever pulled are known
     left_behind: tuple[LeftBehind, ...] = ()
-    made_from: dict[str, str] = {}  # digests of what decided the weights; others make others
-    measured_from: dict[str, str] = {}  # the same of the evaluation's numbers
+    made_from: dict[str, str] = Field(default_factory=dict)  # digests of what decided the weights; others make others
+    measured_from: dict[str, str] = Field(default_factory=dict)  # the same of the evaluation's numbers
     prompts: tuple[tuple[int, ...], ...] = ()  # token ids that the gate has an engine continue
-    files: dict[str, str] = {}  # name -> sha256, of everything in the folder but this file, the card and its plots
+    # name -> sha256, of everything in the folder but this file, the card and its plots
+    files: dict[str, str] = Field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

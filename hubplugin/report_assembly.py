@@ -3,7 +3,7 @@ nothing but bytes and zeros of the finished folder, and decides nothing.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,6 +16,7 @@ import hubplugin
 from hubplugin import report
 from hubplugin.checkpoint import model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
@@ -23,6 +24,10 @@ from hubplugin.evaluation import zeros
 from hubplugin.evaluation.gate.left_behind import left_behind
 from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family
+from hubplugin.plan.costs import components, operations
+from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
 from hubplugin.variant_folder import MANIFEST
@@ -48,6 +53,7 @@ class Findings:
     shaping: report.Shaping | None
     allocation: report.Allocation | None
     evaluation: report.Evaluation | None
+    speed: report.Speed | None
     gate: tuple[report.GateLine, ...]
     prompts: tuple[tuple[int, ...], ...]  # that the gate had an engine continue
     seconds: dict[str, float]  # by stage
@@ -60,6 +66,7 @@ class Judged:
     """What is measured and judged of a folder whose weights stay."""
 
     evaluation: report.Evaluation | None
+    speed: report.Speed | None
     measured_from: Fingerprint
     gate: tuple[report.GateLine, ...]
 
@@ -95,6 +102,7 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
         sizes=_sizes(variant, folder),
         seconds=findings.seconds,
         evaluation=findings.evaluation,
+        speed=findings.speed,
         gate=findings.gate,
         prompts=findings.prompts,
         peak_memory_bytes=weights.peak,
@@ -111,6 +119,7 @@ def renew(made: Report, job: Job, variant: VariantPlan, folder: Path, judged: Ju
         update={
             **local,
             "evaluation": judged.evaluation,
+            "speed": judged.speed,
             "gate": judged.gate,
             "measured_from": dict(judged.measured_from.digests),
             "files": {**made.files, MANIFEST: sha256(folder / MANIFEST)},
@@ -159,12 +168,14 @@ def _base(job: Job) -> report.Base:
 
 
 def _sizes_base(job: Job) -> report.Sizes:
+    base = job.plan.drafts[0].recipe.base
     return report.Sizes(
         safetensors_bytes=safetensors_io.safetensors_bytes(job.snapshot.path),
         parameters=job.plan.parameters,
         linear_parameters=job.plan.linear_parameters,
         linear_bits_per_weight=job.plan.linear_bits_per_weight,
         model_bits_per_weight=8 * job.plan.bytes / job.plan.parameters,
+        **_work(base.family, base.dims, base.config, base.tensors, ()),
     )
 
 
@@ -178,7 +189,24 @@ def _sizes(variant: VariantPlan, folder: Path) -> report.Sizes:
         linear_bits_per_weight=variant.linear_bits_per_weight,
         model_bits_per_weight=variant.model_bits_per_weight,
         sparsity=zeros.sparsity(DenseView(folder), names) if mask_of(variant.steps) else None,
+        **_work(variant.family, variant.dims, variant.config, variant.tensors, variant.quantized),
     )
+
+
+def _work(
+    family: Family,
+    dims: Dimensions,
+    config: dict[str, Any],
+    tensors: Mapping[str, Header],
+    packed: Iterable[LinearPlan],
+) -> dict[str, Any]:
+    """What a model computes for a token, and what its components weigh: by its shapes and its tensors."""
+    work = operations.of(family, dims, config)
+    return {
+        "components": components.of(family, tensors, packed, work),
+        "flops_per_token": work.per_token,
+        "flops_per_context_token": work.context,
+    }
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -166,7 +166,7 @@ def _on_variants(
         from hubplugin.evaluation import engine_choice
 
     folder = out or OUT / manifest.stem
-    work(pipeline, document, planned, folder, engine_choice.generate)
+    work(pipeline, document, planned, folder, engine_choice.generate, engine_choice.take_turn)
     for name in document.manifest.variants:
         print(folder / name)
 
@@ -259,7 +259,7 @@ def _chat(
     Example: hubplugin chat http://127.0.0.1:8001
     """
     with interrupt.held():
-        from serve import app as page
+        from serve.chat_page import app as page
 
     raise typer.Exit(
         page.run_forever(

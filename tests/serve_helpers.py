@@ -271,7 +271,7 @@ class Chat:
 @contextlib.contextmanager
 def chat(browser: Any, **settings: Any) -> Iterator[tuple[Chat, Fake]]:
     """The page in front of a fake server."""
-    from serve import app
+    from serve.chat_page import app
 
     with fake(**settings) as server, app.launch(server.url) as page:
         opened = Chat(browser, page.url)

@@ -13,6 +13,7 @@ from hubplugin import report
 from hubplugin.evaluation import gate, metrics, token_statistics
 from hubplugin.evaluation.cards import card, card_metadata, numbers
 from hubplugin.evaluation.metrics import QUALITY, SIZES, CardRow, Column, Metric, ModelIndex
+from hubplugin.evaluation.speed_metrics import SPEED
 from hubplugin.evaluation.token_statistics import LogitsPiece, Statistic, TokenValues, kl_from_base
 from hubplugin.manifest import metrics as manifest_metrics
 from hubplugin.manifest.metrics import GATE_KEYS, PERPLEXITY, GateKey, Thresholds
@@ -35,7 +36,7 @@ MAX_KL = Metric(
 
 
 def test_what_a_manifest_limits_and_what_logits_give_has_a_row() -> None:
-    rows = {metric.key: metric for metric in QUALITY}
+    rows = {metric.key: metric for metric in (*QUALITY, *SPEED)}
     assert {key: row.better for key, row in GATE_KEYS.items()} == {key: rows[key].better for key in GATE_KEYS}
     assert set(token_statistics.STATISTICS) - {"perplexity_stderr"} <= set(rows)
     assert set(token_statistics.STATISTICS) <= set(report.Quality.model_fields)

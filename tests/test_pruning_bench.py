@@ -20,7 +20,6 @@ import pruning_ours
 import pruning_page
 import pruning_plots
 import pruning_quality
-import pruning_speed
 import pruning_speed_page
 from pruning_rivals import RIVALS, parts
 
@@ -251,27 +250,6 @@ def test_results_name_no_path() -> None:
     for folder in (pruning_page.RESULTS, pruning_page.TEXT, pruning_page.SPEED):
         for path in folder.glob("*.json"):
             assert not re.search(r'"(/|\w:\\\\)', path.read_text(encoding="utf-8")), path
-
-
-METRICS = """# HELP vllm:time_to_first_token_seconds first
-vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="m"} 3.0
-vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} 1.5
-vllm:time_to_first_token_seconds_count{engine="0",model_name="m"} 3.0
-vllm:request_time_per_output_token_seconds_sum{engine="0"} 0.3
-vllm:request_time_per_output_token_seconds_count{engine="0"} 3.0
-vllm:e2e_request_latency_seconds_sum{engine="0"} 6e+00
-vllm:e2e_request_latency_seconds_count{engine="0"} 3.0
-vllm:generation_tokens_total{engine="0"} 192.0
-"""
-
-
-def test_means_are_those_between_two_looks_at_vllms_histograms() -> None:
-    before = pruning_speed.histograms("")
-    after = pruning_speed.histograms(METRICS)
-    assert after["tokens"][0] == 192
-    assert pruning_speed.means(before, after) == pytest.approx({"ttft": 0.5, "tpot": 0.1, "e2e": 2.0})
-    with pytest.raises(RuntimeError, match="counted nothing"):
-        pruning_speed.means(after, after)
 
 
 def test_the_speed_section_compares_within_rounds_as_machines_are_not_always_equally_fast() -> None:

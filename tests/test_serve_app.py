@@ -17,7 +17,8 @@ import pytest
 from serve_helpers import DEMO, WORDS, Chat, browser, chat, fake, until
 
 from hubplugin.errors import ServeError
-from serve import app, conversation, engine, markdown
+from serve import engine
+from serve.chat_page import app, conversation, markdown
 
 __all__ = ["browser"]  # a fixture
 
@@ -68,7 +69,7 @@ def test_an_error_cannot_bring_markup_into_the_page() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_the_page_in_the_foreground_ends_with_a_signal(number: int, code: int) -> None:
     script = (
-        "import sys; from serve import app\n"
+        "import sys; from serve.chat_page import app\n"
         "ready = lambda page: print(page.url, flush=True)\n"
         "sys.exit(app.run_forever(sys.argv[1], ready=ready))\n"
     )

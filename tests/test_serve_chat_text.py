@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from serve_helpers import Chat, browser, chat, fake, until
 
-from serve import app
+from serve.chat_page import app
 
 __all__ = ["browser"]  # a fixture
 

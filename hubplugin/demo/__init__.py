@@ -107,7 +107,7 @@ def _server(environment: dict[str, str], *arguments: str) -> Iterator[str]:
 
 def _ask_chat_page(page: str) -> None:
     """Ask the chat page's backend one question, as a browser would."""
-    from serve import app
+    from serve.chat_page import app
 
     _print_step(f"Question: {QUESTION}\nAnswer:   {app.ask(page, QUESTION)}")
 

@@ -8,9 +8,15 @@ guess after a crash; knows no weights.
 from collections.abc import Sequence
 from pathlib import Path
 
+from hubplugin.errors import ServeError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
+from hubplugin.manifest.speed import Speed
 from hubplugin.plan.vllm_support import Verdict
-from serve import cpu_features, smoke, vllm_settings
+from hubplugin.progress import progress
+from serve import cpu_features, smoke, throughput, vllm_settings
+
+FEWEST = 4  # requests at a concurrency; else one for each place
 
 
 def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequence[Verdict]) -> Generated:
@@ -18,13 +24,39 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequ
 
     Raises ServeError where the engine that should load the folder does not.
     """
-    target = "cuda tp=1" if vllm_settings.find_device() == "cuda" else "cpu"
-    verdict = next(verdict for verdict in verdicts if verdict.target == target)
-    why = verdict.why
-    if target == "cpu" and (missing := cpu_features.missing(verdict.features)):
-        why = f"needs {verdict.note}, and this one has no {missing}"
+    target, why = _why_not(verdicts)
     if why:
         generated = generate_dequantized(folder, prompts, tokens)
         return Generated(f"{generated.engine} (vLLM on {target}: {why})", generated.token_ids, generated.logprobs)
     answer = smoke.generate(folder, prompts, tokens)
     return Generated(f"vLLM on {target}", answer.token_ids, answer.logprobs)
+
+
+def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
+    """Serve a folder with vLLM, time what the settings ask for, and stop it; `number` chooses the prompts.
+
+    Raises ServeError where the vLLM at hand does not load the folder: no other engine's speed stands in for its.
+    """
+    name, asked = subject.name, (settings.prompt_tokens, settings.output_tokens)
+    target, why = _why_not(subject.verdicts)
+    if why:
+        raise ServeError(name, f"vLLM on {target}: {why}", "measure it on another machine")
+    loads = [throughput.Load(places, max(FEWEST, places), *asked) for places in settings.concurrency]
+    turn = throughput.turn(
+        subject.folder, name, loads, subject.vocabulary, number, lambda line: progress(f"speed | {name} | {line}")
+    )
+    answered = (
+        Answered(each.load.concurrency, each.load.requests, each.first_token, each.per_token, each.tokens_per_second)
+        for each in turn.answered
+    )
+    engine = f"vLLM {turn.version} on {target}"
+    return Turn(engine, turn.dtype, turn.ready_seconds, turn.peak_bytes, tuple(answered), turn.others)
+
+
+def _why_not(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """The kind of machine that this is, and why vLLM cannot load a folder on it; empty where it can."""
+    target = "cuda tp=1" if vllm_settings.find_device() == "cuda" else "cpu"
+    verdict = next(verdict for verdict in verdicts if verdict.target == target)
+    if target == "cpu" and not verdict.why and (missing := cpu_features.missing(verdict.features)):
+        return target, f"needs {verdict.note}, and this one has no {missing}"
+    return target, verdict.why

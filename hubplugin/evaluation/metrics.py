@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 from hubplugin.evaluation.cards import numbers
 from hubplugin.manifest.metrics import Better
 from hubplugin.report import Quality, Sizes
+from hubplugin.speed_record import Served, UnderLoad
 
-Record = TypeVar("Record", Quality, Sizes)
+Record = TypeVar("Record", Quality, Sizes, Served, UnderLoad)
 Text = Callable[[float], str]
 
 
@@ -189,5 +190,21 @@ SIZES: tuple[Metric[Sizes], ...] = (
         value=recorded("sparsity"),
         relative=True,
         card=CardRow("zeros among the linears' weights", numbers.percent),
+    ),
+    Metric(
+        "flops_per_token",
+        label="FLOPs per generated token",
+        unit="",
+        better="lower",
+        value=recorded("flops_per_token"),
+        card=CardRow("FLOPs per generated token, linears and output head", numbers.flops),
+    ),
+    Metric(
+        "flops_per_context_token",
+        label="FLOPs per token of context",
+        unit="",
+        better="lower",
+        value=recorded("flops_per_context_token"),
+        card=CardRow("FLOPs that attention adds for each token before it", numbers.flops),
     ),
 )

@@ -1,7 +1,7 @@
 """The keys of `gate:`: the metrics that a manifest may set a limit on, one row each.
 
 Knows keys, allowed values and what `evaluate:` must ask for. Knows no torch and measures nothing: evaluation/metrics.py
-has a row of the same key for each of these, and says how it is measured and shown.
+or evaluation/speed_metrics.py has a row of the same key for each of these, and says how it is measured and shown.
 """
 
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ class Measurement:
 
 PERPLEXITY = Measurement("perplexity", "nothing measures a perplexity", "add evaluate: {perplexity: ...}")
 KL = Measurement("kl", "nothing measures a KL", "add evaluate: with kl: true")
+SPEED = Measurement("speed", "nothing measures a speed", "add speed: true to evaluate:")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ GATE_KEYS = {
             0.9,
             KL,
             floor=0.5,
+        ),
+        GateKey(
+            "tokens_per_second",
+            "higher",
+            {"gt": 0},
+            "The least ratio of the variant's output tokens per second to the base's, at the highest concurrency.",
+            1.2,
+            SPEED,
         ),
     )
 }

@@ -25,6 +25,7 @@ from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.methods import METHODS, recovery_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.manifest.source import LENGTH, Source
+from hubplugin.manifest.speed import Asked
 
 if TYPE_CHECKING:
     Step = StepSettings
@@ -44,6 +45,7 @@ class Evaluate(Settings):
         description="Measure mean and 99th percentile of KL(base || variant), and top-1 agreement.",
         examples=[False],
     )
+    speed: Asked
 
 
 class Gate(Thresholds):

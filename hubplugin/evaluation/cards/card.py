@@ -13,7 +13,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin import licences
-from hubplugin.evaluation.cards import markdown, numbers, plots, snippets, steps, summary
+from hubplugin.evaluation.cards import (
+    components,
+    markdown,
+    numbers,
+    plots,
+    snippets,
+    speed,
+    steps,
+    summary,
+)
 from hubplugin.evaluation.cards.card_metadata import metadata
 from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
@@ -54,6 +63,8 @@ def render(report: Report) -> str:
         beyond_transformers=stored.beyond_transformers,
         use=snippets.use(report),
         size_rows=[row for metric in SIZES for row in _size_row(metric, report)],
+        component_rows=components.rows(report),
+        speed_rows=speed.rows(report.speed),
         quality_rows=[row for metric in QUALITY for row in _quality_row(metric, report)],
         grids=_grids(report),
         largest_losses=_largest_losses(report.linears),
@@ -155,5 +166,6 @@ def _template() -> Template:
         figures=numbers.figures,
         percent=numbers.percent,
         picture=lambda plot: markdown.picture(plot.name, plot.caption),
+        flops=numbers.flops,
     )
     return environment.get_template(TEMPLATE)

@@ -19,6 +19,14 @@ def count(value: float) -> str:
     return str(value)
 
 
+def flops(value: float) -> str:
+    """A number of floating-point operations, in words of a thousand each."""
+    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value} FLOP"
+
+
 def figures(value: float, digits: int = 4) -> str:
     """So many significant digits, never an exponent."""
     if not math.isfinite(value) or value == 0:

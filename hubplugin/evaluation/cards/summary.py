@@ -7,7 +7,8 @@ from hubplugin.report import Report
 
 def rows(report: Report) -> list[Markdown]:
     """Lines of what was measured, and what was not."""
-    return [markdown.table_row([name, text]) for name, text in (("size", _size(report)), ("quality", _quality(report)))]
+    lines = {"size": _size(report), "quality": _quality(report), "speed": _speed(report)}
+    return [markdown.table_row([name, text]) for name, text in lines.items() if text]
 
 
 def _size(report: Report) -> str:
@@ -26,3 +27,13 @@ def _quality(report: Report) -> str:
     if measured.variant.top1_agreement is None:
         return said
     return f"{said}; the same most likely token at {numbers.percent(measured.variant.top1_agreement)} of positions"
+
+
+def _speed(report: Report) -> str:
+    """The speed-up at the lowest and the highest concurrency, and where it was measured; nothing without a speed."""
+    speed = report.speed
+    if speed is None or speed.variant is None:
+        return "not measured" if speed else ""
+    ends = {load.concurrency: load for load in (speed.variant.loads[0], speed.variant.loads[-1])}
+    said = [f"{load.speedup.median:.2f} times at {one} at once" for one, load in ends.items() if load.speedup]
+    return f"output tokens per second {', '.join(said)}, on {speed.machine.processor}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from hubplugin.evaluation.gate.candidate import Candidate
 from hubplugin.evaluation.gate.engine import PROMPT_TOKENS, generation
 from hubplugin.evaluation.gate.files import companions_equal
+from hubplugin.evaluation.gate.speed import SPEED, judge_speed, speed
 from hubplugin.evaluation.gate.templates import templates_equal
 from hubplugin.evaluation.gate.thresholds import QUALITY, judge, quality
 from hubplugin.evaluation.gate.vocabulary import vocabulary_fits
@@ -28,6 +29,7 @@ __all__ = [
     "LINES",
     "PROMPT_TOKENS",
     "QUALITY",
+    "SPEED",
     "Candidate",
     "as_compressed",
     "as_in_base",
@@ -39,7 +41,9 @@ __all__ = [
     "finite",
     "generation",
     "judge",
+    "judge_speed",
     "quality",
+    "speed",
     "templates_equal",
     "ties",
     "vocabulary_fits",
@@ -57,6 +61,7 @@ LINES: tuple[Callable[[Candidate], GateLine | None], ...] = (
     templates_equal,
     vocabulary_fits,
     quality,
+    speed,
     generation,
 )
 

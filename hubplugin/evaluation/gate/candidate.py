@@ -9,7 +9,7 @@ from torch import Tensor
 from hubplugin.evaluation.generation import Generate
 from hubplugin.manifest.metrics import Thresholds
 from hubplugin.plan.variant_plan import VariantPlan
-from hubplugin.report import Evaluation
+from hubplugin.report import Evaluation, Speed
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,5 @@ class Candidate:
     thresholds: Thresholds
     generate: Generate
     prompts: list[list[int]]  # token ids that an engine continues
+    speed: Speed | None = None  # None: the manifest asks for none
     not_pulled: tuple[str, ...] = ()  # files of the base's repo that are not in its folder

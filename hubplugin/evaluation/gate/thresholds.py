@@ -5,7 +5,7 @@ Knows rows of metrics and a report's numbers; measures nothing.
 
 from hubplugin.evaluation import metrics
 from hubplugin.evaluation.gate.candidate import Candidate
-from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
+from hubplugin.manifest.metrics import GATE_KEYS, SPEED, Thresholds
 from hubplugin.report import Evaluation, GateLine
 
 QUALITY = "quality"  # the line's name
@@ -19,7 +19,7 @@ def quality(candidate: Candidate) -> GateLine:
 
 def judge(evaluation: Evaluation | None, thresholds: Thresholds) -> GateLine:
     """The same of numbers alone; None: nothing was measured."""
-    limits = thresholds.limits()
+    limits = {key: limit for key, limit in thresholds.limits().items() if GATE_KEYS[key].needs is not SPEED}
     if evaluation is None:
         detail = "the manifest sets a threshold but nothing was measured" if limits else NO_THRESHOLD
         return GateLine(name=QUALITY, passed=not limits, detail=detail)

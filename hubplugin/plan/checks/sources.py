@@ -43,6 +43,13 @@ def check_sources(document: Document, dims: Dimensions) -> None:
                 f"{source.sequence_length} tokens are longer than this model's context of {dims.context}",
                 f"use {source.length_key}: {dims.context} or fewer",
             )
+    speed = manifest.evaluate.speed if manifest.evaluate else None
+    if speed and dims.context is not None and (length := speed.prompt_tokens + speed.output_tokens) > dims.context:
+        raise PlanError(
+            f"{document.path}: evaluate.speed",
+            f"prompt and answer of {length} tokens are longer than this model's context of {dims.context}",
+            f"use prompt_tokens and output_tokens of {dims.context} or fewer together",
+        )
     measured = sources.pop("evaluate.perplexity", None)
     seeds = {source.seed for source in sources.values() if source.self_}
     if measured and measured.self_ and measured.seed in seeds:

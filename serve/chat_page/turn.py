@@ -11,8 +11,9 @@ from typing import Any
 import gradio as gr
 
 from hubplugin.errors import ServeError
-from serve import client, conversation
-from serve.conversation import Message, Turn
+from serve import client
+from serve.chat_page import conversation
+from serve.chat_page.conversation import Message, Turn
 
 EAGER = 8  # pieces at the start of an answer that are drawn at once, so that a slow engine is seen to have begun
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import markdown
+from serve.chat_page import markdown
 
 Message = dict[str, Any]  # role, content as HTML, and metadata where it is reasoning
 Turn = dict[str, str]  # role and content as they were said; "reasoning" where the server sends it apart

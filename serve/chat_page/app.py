@@ -14,15 +14,16 @@ from types import TracebackType
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, conversation, formulas, ports, signals
+from serve import client, ports, signals
+from serve.chat_page import conversation, formulas
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from serve import style, turn
-    from serve.policy import PolicyHeaders
+    from serve.chat_page import style, turn
+    from serve.chat_page.policy import PolicyHeaders
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 

@@ -1,0 +1,47 @@
+"""Weights, bytes and operations of a model by component: embeddings, attention, FFN, norms, scales.
+
+Arithmetic on headers and shapes; reads no weights.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from hubplugin.checkpoint.headers import Header
+from hubplugin.model.architectures.families import Family
+from hubplugin.plan.costs.operations import ATTENTION, Operations
+from hubplugin.plan.schemes import LinearPlan
+from hubplugin.plan.sizes import PACKED_PARTS
+from hubplugin.report import Component
+
+EMBEDDINGS, ATTENTION_PART, FFN, NORMS, SCALES = "embeddings and head", "attention", "FFN", "norms", "scales"
+CODES = ("qweight", "weight_packed")  # of the packed parts, those with codes; all others say what codes mean
+
+
+def of(
+    family: Family, tensors: Mapping[str, Header], linears: Iterable[LinearPlan], operations: Operations
+) -> tuple[Component, ...]:
+    """Components with their tensors' bytes; `linears` tell how many weights packed codes stand for."""
+    weights = {linear.name: linear.after[0] * linear.after[1] for linear in linears}
+    parameters: dict[str, int] = {}
+    stored: dict[str, int] = {}
+    for name, header in tensors.items():
+        module, _, part = name.rpartition(".")
+        packed = part in PACKED_PARTS
+        place = SCALES if packed and part not in CODES else _place(family, module)
+        count = header.count if not packed else weights[module] if part in CODES else 0
+        parameters[place] = parameters.get(place, 0) + count
+        stored[place] = stored.get(place, 0) + header.bytes
+    flops = {EMBEDDINGS: operations.head, ATTENTION_PART: operations.attention, FFN: operations.ffn}
+    return tuple(
+        Component(name=place, parameters=parameters[place], bytes=stored[place], flops_per_token=flops.get(place, 0))
+        for place in (EMBEDDINGS, ATTENTION_PART, FFN, NORMS, SCALES)
+        if place in stored
+    )
+
+
+def _place(family: Family, module: str) -> str:
+    """The component of a module."""
+    if module in (family.embed, family.head):
+        return EMBEDDINGS
+    if module == family.norm or module.endswith(tuple(f".{norm}" for norm in (*family.norms, *family.head_norms))):
+        return NORMS
+    return ATTENTION_PART if f".{ATTENTION}" in f"{module}." else FFN
