@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubplugin.checkpoint.model_folder import PLOTS
 from hubplugin.report import Component, Report
@@ -20,7 +20,7 @@ SIZES, LOSSES, VARIANTS = PLOTS
 INK, GROUND, MARKED, OTHERS = "#1f2328", "#f6f8fa", "#0969da", "#8c959f"
 # Okabe and Ito's palette, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
-STYLE = {
+STYLE: Any = {  # matplotlib.rcParams
     "font.size": 10.0,
     "text.color": INK,
     "axes.labelcolor": INK,

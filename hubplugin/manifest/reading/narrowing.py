@@ -6,6 +6,7 @@ The text stays the whole manifest's: it is what reports and cards hold.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest import model_name
@@ -17,7 +18,8 @@ def narrowed(document: Document, only: Sequence[str] = (), revision: str | None 
 
     Raises ManifestError for a name that no variant has, and for a revision of a local folder.
     """
-    manifest, changes = document.manifest, {}
+    manifest = document.manifest
+    changes: dict[str, Any] = {}
     for name in only:
         if name not in manifest.variants:
             near = difflib.get_close_matches(name, list(manifest.variants), n=1) or list(manifest.variants)[:1]
