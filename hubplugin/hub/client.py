@@ -65,10 +65,9 @@ def clear_errors(where: str) -> Iterator[None]:
         raise CheckpointError(where, one_line(error), "the upload is damaged; ask its owner to repeat it") from error
     except (OSError, httpx2.HTTPError, errors.EntryNotFoundError, errors.XetDownloadError) as error:
         raise _translated(error, where) from error
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # refused ids and card metadata; failures inside the Xet transfer
+    except (ValueError, RuntimeError) as error:  # refused ids and card metadata; failures inside a transfer
+        if isinstance(error.__cause__, OSError | httpx2.HTTPError):
+            raise _translated(error.__cause__, where) from error
         raise HubError(where, one_line(error), "mend what the Hub names here, then try again") from error
 
 
@@ -97,6 +96,8 @@ def _translated(error: Exception, where: str) -> HubError:
     elif status == 403:
         what = f"this token may not do that (403): {one_line(error)}"
         fix = "use a token with write access to this owner, or another `publish.repo`"
+    elif status == 409:
+        what, fix = f"the Hub refuses it as things stand (409): {one_line(error)}", "look at the repo, then try again"
     elif status == 412:
         what, fix = "the branch moved while we were publishing; nothing was published", "publish again"
     elif status == 429 or status >= 500:
