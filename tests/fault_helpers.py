@@ -2,13 +2,32 @@
 
 import contextlib
 import json
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+
+import httpx
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.utils import _http
+from huggingface_hub.utils._xet import abort_xet_session
+
+from hubplugin import localhub
+from hubplugin.hub.sending import transfer
+
+# of the Xet client, which otherwise tries for minutes
+PATIENCE = {
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    "HF_XET_CLIENT_RETRY_MAX_DURATION": "1s",
+}
 
 
 @dataclass
@@ -17,6 +36,7 @@ class Watch:
 
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     refuse: Callable[[str, str], int | None] = lambda method, path: None  # a status to answer with, or None
+    after: Callable[[str], None] = lambda path: None  # called between the work of a request and its answer
 
     def __call__(self, app: Any) -> Any:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
@@ -38,7 +58,13 @@ class Watch:
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": json.dumps({"error": f"refused, {status}"}).encode()})
             else:
-                await app(scope, counted, send)
+
+                async def answered(message: Any) -> None:
+                    if message["type"] == "http.response.start":
+                        self.after(path)
+                    await send(message)
+
+                await app(scope, counted, answered)
             self.requests.append((method, path, size))
 
         return watched
@@ -153,3 +179,64 @@ def network(url: str) -> Iterator[Network]:
         yield proxy
         listener.shutdown(socket.SHUT_RDWR)
     proxy.drop()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither we nor the client's libraries wait long before they try again; how often they do stays."""
+    monkeypatch.setattr(transfer, "WAITS", (0.0,) * len(transfer.WAITS))
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    for name, value in PATIENCE.items():
+        monkeypatch.setenv(name, value)
+    abort_xet_session()  # the next one reads these
+    yield
+    abort_xet_session()
+
+
+@dataclass
+class Site:
+    """A hub that is watched, the network in front of it, and a client that goes around both."""
+
+    watch: Watch
+    network: Network
+    api: HfApi
+    root: Path
+
+    def tree(self, repo: str, revision: str = "main") -> dict[str, bytes]:
+        """What a repo holds, but for what the Hub itself put there."""
+        names = set(self.api.list_repo_files(repo, revision=revision)) - {".gitattributes"}
+        url = f"{self.api.endpoint}/{repo}/resolve/{quote(revision, safe='')}"
+        headers = {"authorization": f"Bearer {self.api.token}"}
+        return {name: httpx.get(f"{url}/{name}", headers=headers, trust_env=False).content for name in names}
+
+    def commits(self, repo: str, revision: str = "main") -> int:
+        return len(self.api.list_repo_commits(repo, revision=revision))
+
+
+@pytest.fixture
+def site(tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """An embedded Hub behind a network that breaks where a test says so; the environment points there."""
+    watch = Watch()
+    with localhub.start(tmp_path / "hub", around=watch) as running, network(running.url) as proxy:
+        monkeypatch.setenv("HF_ENDPOINT", proxy.url)
+        monkeypatch.setenv("HF_TOKEN", running.token)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+        yield Site(watch, proxy, HfApi(running.url, token=running.token), tmp_path / "hub")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a repo should hold."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def small_folder(place: Path, shards: int = 1, size: int = 60_000, seed: int = 0) -> Path:
+    """Files as publishing finds them, small ones and `shards` large ones; nothing that a model could be read from."""
+    rng = random.Random(seed)
+    place.mkdir(parents=True, exist_ok=True)
+    names = [f"model-{number}-of-{shards}.safetensors" for number in range(shards)]
+    for name in names if shards > 1 else ["model.safetensors"]:
+        (place / name).write_bytes(rng.randbytes(size))
+    texts = {"config.json": "{}", "report.json": f'{{"seed": {seed}}}', "LICENSE": "Apache License, Version 2.0\n"}
+    for name, text in {**texts, "README.md": "---\nlicense: apache-2.0\n---\n# Ours\n"}.items():
+        (place / name).write_text(text)
+    return place
