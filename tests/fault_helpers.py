@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.utils import _http
 from huggingface_hub.utils._xet import abort_xet_session
+from localhub_helpers import api_of, http_of
 
 from hubplugin import localhub
 from hubplugin.hub.sending import transfer
@@ -200,14 +201,14 @@ class Site:
     watch: Watch
     network: Network
     api: HfApi
+    http: httpx.Client
     root: Path
 
     def tree(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         """What a repo holds, but for what the Hub itself put there."""
         names = set(self.api.list_repo_files(repo, revision=revision)) - {".gitattributes"}
-        url = f"{self.api.endpoint}/{repo}/resolve/{quote(revision, safe='')}"
-        headers = {"authorization": f"Bearer {self.api.token}"}
-        return {name: httpx.get(f"{url}/{name}", headers=headers, trust_env=False).content for name in names}
+        url = f"/{repo}/resolve/{quote(revision, safe='')}"
+        return {name: self.http.get(f"{url}/{name}").raise_for_status().content for name in names}
 
     def commits(self, repo: str, revision: str = "main") -> int:
         return len(self.api.list_repo_commits(repo, revision=revision))
@@ -221,7 +222,8 @@ def site(tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setenv("HF_ENDPOINT", proxy.url)
         monkeypatch.setenv("HF_TOKEN", running.token)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
-        yield Site(watch, proxy, HfApi(running.url, token=running.token), tmp_path / "hub")
+        with http_of(running) as http:
+            yield Site(watch, proxy, api_of(running), http, tmp_path / "hub")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

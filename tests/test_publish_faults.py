@@ -131,20 +131,23 @@ def test_a_hub_that_is_busy_is_asked_a_few_times(site: Site, tmp_path: Path, sta
 
 
 @pytest.mark.slow
-def test_fifty_breaks_at_random_points_lose_and_double_nothing(site: Site, tmp_path: Path) -> None:
+def test_fifty_breaks_at_random_points_lose_and_double_nothing(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After each, a publish that is not interrupted makes of the repo exactly the folder, in one commit of ours."""
+    monkeypatch.setattr(transfer, "WAITS", (0.0,))
     rng = random.Random(5)
-    site.api.create_repo("local/quiet")
     broken = finished = 0
     for round_ in range(50):
         repo = f"local/variant-{round_ // 10}" if round_ % 10 else f"local/variant-{round_}"
         target = Target(repo, private=True, branch="main" if round_ % 3 else "Int4")
         made = tmp_path / "made"
         shutil.rmtree(made, ignore_errors=True)
-        small_folder(made, shards=rng.randint(1, 3), size=rng.randint(20_000, 90_000), seed=round_)
+        shards, size = rng.randint(1, 3), rng.randint(20_000, 90_000)
+        small_folder(made, shards, size, seed=round_)
         before = _ours(site, target)
         if rng.random() < 0.75:
-            site.network.cut_after(rng.randint(1, 250_000))
+            site.network.cut_after(rng.randint(1, shards * size + 15_000))
         else:
             site.network.cut_after(None, back=rng.randint(1, 12_000))
         try:
