@@ -128,6 +128,9 @@ def preflight(document: Document, base: Known) -> list[str]:
         return []
     check_base(base, publish)
     notes = hub_card.notes(base.licence, base.languages)
+    if base.published and not base.on_hub:
+        told = f"cards name no folder as base_model; where it is published, write model: {base.published}"
+        notes.append(f"the base is a variant that goes to {base.published}: {told}")
     not_asked = f"the repos were not looked at{_unknown(base, publish)}"
     if constants.HF_HUB_OFFLINE:
         return [*notes, f"publish: HF_HUB_OFFLINE is set: {not_asked}"]
