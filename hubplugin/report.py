@@ -32,6 +32,7 @@ class Base(Record):
     languages: tuple[str, ...] = ()
     gated: bool = False
     private: bool | None = None  # its repo on the Hub; None: not known
+    root: str | None = None  # repo of the model that it was itself made from, all the way, as its own report says
 
 
 class Tokens(Record):

@@ -24,6 +24,7 @@ from hubplugin.evaluation import zeros
 from hubplugin.evaluation.gate.left_behind import left_behind
 from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
+from hubplugin.manifest.schema import MAIN
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.costs import components, operations
@@ -73,10 +74,11 @@ class Judged:
 
 def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
     """The fields that are known before any block is compressed: what they lack is said before the work, not after."""
+    base = _base(job)
     return {
         "hubplugin": hubplugin.__version__,
         "variant": variant.name,
-        "base": _base(job),
+        "base": base,
         "steps": tuple(step.model_dump(mode="json") for step in variant.steps),
         "architecture": variant.config["architectures"][0],
         "widths": variant.widths,
@@ -85,7 +87,7 @@ def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
         "left_behind": left_behind(job.snapshot.path, job.snapshot.not_pulled),
         "versions": versions(*backend.packages(variant)),
         **_manifest(job, variant.name),
-        **_planned(variant),
+        **_planned(job, variant, base),
     }
 
 
@@ -114,17 +116,17 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
 
 def renew(made: Report, job: Job, variant: VariantPlan, folder: Path, judged: Judged) -> Report:
     """The report of a folder whose weights stay: what its manifest says now, and what was measured and judged anew."""
-    local = {} if job.planned.revision else {"base": _base(job)}  # whose card may say something else by now
+    base = made.base if job.planned.revision else _base(job)  # of a folder, whose card may say something else by now
     return made.model_copy(
         update={
-            **local,
+            "base": base,
             "evaluation": judged.evaluation,
             "speed": judged.speed,
             "gate": judged.gate,
             "measured_from": dict(judged.measured_from.digests),
             "files": {**made.files, MANIFEST: sha256(folder / MANIFEST)},
             **_manifest(job, variant.name),
-            **_planned(variant),
+            **_planned(job, variant, base),
         }
     )
 
@@ -141,13 +143,20 @@ def _manifest(job: Job, name: str) -> dict[str, Any]:
     }
 
 
-def _planned(variant: VariantPlan) -> dict[str, Any]:
-    """What this release's plan says of loading."""
+def _planned(job: Job, variant: VariantPlan, base: report.Base) -> dict[str, Any]:
+    """What this release's plan says of loading, and what else a reader of the card must know."""
     loads = (
         report.Load(target=verdict.target, loads=verdict.loads, why=verdict.why, note=verdict.note)
         for verdict in variant.verdicts
     )
-    return {"loads": tuple(loads), "notes": variant.notes}
+    notes = [*variant.notes]
+    if base.root:
+        notes.append(f"Its base {base.repo} is itself made from {base.root}")
+    branch = job.document.manifest.branch_of(variant.name)
+    if branch != MAIN:
+        added = f'"--revision {branch}" to "vllm serve", and revision="{branch}" to from_pretrained'
+        notes.append(f"It is on the branch {branch} of its repo: add {added}")
+    return {"loads": tuple(loads), "notes": tuple(notes)}
 
 
 def _base(job: Job) -> report.Base:
@@ -164,6 +173,7 @@ def _base(job: Job) -> report.Base:
         languages=snapshot.languages,
         gated=snapshot.gated,
         private=snapshot.private,
+        root=snapshot.root,
     )
 
 

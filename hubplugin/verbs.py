@@ -186,11 +186,15 @@ def _publish(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite what others have changed in the repos since our last commit.")
     ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be sent, and change nothing on the Hub.")
+    ] = False,
 ) -> None:
     """One commit per variant that passed its gate, and a collection.
 
-    What others changed in a repo since our last commit is shown, and stays. Prints the URL of each. The Hub's token is
-    taken from HF_TOKEN, or as `hf auth login` left it.
+    What others changed in a repo since our last commit is shown, and stays. Prints the URL of each; of a dry run one
+    line per file: repo, what becomes of it, bytes to send, path. The Hub's token is taken from HF_TOKEN, or as `hf auth
+    login` left it.
 
     Example: hubplugin publish manifests/demo.yaml
     """
@@ -198,7 +202,12 @@ def _publish(
         from hubplugin.hub import publish
         from hubplugin.manifest.reading import loading
 
-    for pushed in publish.publish(loading.load(manifest), out or OUT / manifest.stem, force):
+    document, folder = loading.load(manifest), out or OUT / manifest.stem
+    if dry:
+        for line in publish.dry_run(document, folder, force):
+            print(line)
+        return
+    for pushed in publish.publish(document, folder, force):
         print(pushed.url)
 
 

@@ -202,9 +202,9 @@ def test_an_engine_that_failed_is_asked_again_and_nothing_else_is_done_again(hom
 def test_a_renewal_that_was_cut_off_anywhere_is_finished_by_the_next_run(home, make, passes, monkeypatch):
     make()
     edit = EDITS["another repo"]
-    for name in ("report.write", "write_atomically"):
+    for name in ("renewal.write_atomically", "writing.report.write", "writing.plots.write", "writing.write_atomically"):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(f"hubplugin.renewal.{name}", _interrupt)
+            patched.setattr(f"hubplugin.{name}", _interrupt)
             make(edit, engine=nothing)
         edit = (edit[0], edit[1].replace("someone", "another"))
     made = make(edit, engine=nothing)

@@ -6,6 +6,7 @@ no model files.
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,8 @@ from huggingface_hub import (
 
 from hubplugin.errors import CheckpointError, HubError, HubUnreachable, one_line
 from hubplugin.progress import progress
+
+REFUSED = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 
 
 def endpoint() -> str:
@@ -65,10 +68,9 @@ def clear_errors(where: str) -> Iterator[None]:
         raise CheckpointError(where, one_line(error), "the upload is damaged; ask its owner to repeat it") from error
     except (OSError, httpx2.HTTPError, errors.EntryNotFoundError, errors.XetDownloadError) as error:
         raise _translated(error, where) from error
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # refused ids and card metadata; failures inside the Xet transfer
+    except (ValueError, RuntimeError) as error:  # refused ids and card metadata; failures inside a transfer
+        if isinstance(error.__cause__, OSError | httpx2.HTTPError):
+            raise _translated(error.__cause__, where) from error
         raise HubError(where, one_line(error), "mend what the Hub names here, then try again") from error
 
 
@@ -76,7 +78,7 @@ def _translated(error: Exception, where: str) -> HubError:
     """An error of the client with its remedy. LocalEntryNotFoundError wraps its cause, which says more."""
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    status, said = _answer(error)
     page = f"{endpoint()}/{where.partition('@')[0]}"
     if isinstance(error, errors.GatedRepoError):
         what = "the model is gated and this token has no access to it"
@@ -95,14 +97,16 @@ def _translated(error: Exception, where: str) -> HubError:
     elif status == 401:
         what, fix = "the Hub does not accept this token (401)", "set HF_TOKEN to a valid token, or unset it"
     elif status == 403:
-        what = f"this token may not do that (403): {one_line(error)}"
+        what = f"this token may not do that (403): {said}"
         fix = "use a token with write access to this owner, or another `publish.repo`"
+    elif status == 409:
+        what, fix = f"the Hub refuses it as things stand (409): {said}", "look at the repo, then try again"
     elif status == 412:
         what, fix = "the branch moved while we were publishing; nothing was published", "publish again"
     elif status == 429 or status >= 500:
-        return HubUnreachable(where, f"the Hub answered {status}: {one_line(error)}", "try again later")
+        return HubUnreachable(where, f"the Hub answered {status}: {said}", "try again later")
     elif status:
-        what, fix = f"the Hub answered {status}: {one_line(error)}", "try again later"
+        what, fix = f"the Hub answered {status}: {said}", "try again later"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         what, fix = f"the disk of {cache_folder()} is full", "free some space, or set HF_HOME to a larger disk"
     elif isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
@@ -111,3 +115,12 @@ def _translated(error: Exception, where: str) -> HubError:
     else:
         what, fix = one_line(error), f"check the space and the rights of {cache_folder()}"
     return HubError(where, what, fix)
+
+
+def _answer(error: Exception) -> tuple[int, str]:
+    """The status that the Hub answered with, 0 where it did not, and its words, else the client's."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code, (error.server_message or one_line(error))[:240]
+    # the Xet client reports what it was refused as a connection that failed
+    refused = REFUSED.search(str(error)) if isinstance(error, ConnectionError) else None
+    return int(refused[1]) if refused else 0, one_line(error)

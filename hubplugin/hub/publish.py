@@ -4,21 +4,28 @@ Knows reports and the gate; a variant that failed its gate is never published. M
 requests to the Hub to push.py and targets.py.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import constants, get_token
 
 from hubplugin import report
+from hubplugin.checkpoint import model_folder
+from hubplugin.checkpoint.model_folder import PAPERS, PUSHED, allowed
 from hubplugin.disk import changed_files
-from hubplugin.errors import GateError, HubUnreachable, PlanError
+from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
 from hubplugin.hub import bases, hub_card, push, targets
 from hubplugin.hub.bases import check_base, check_licence
 from hubplugin.hub.snapshots import Known
+from hubplugin.hub.targets import Target
 from hubplugin.manifest.schema import Document, Publish
+from hubplugin.plan.checks import sources
 from hubplugin.progress import progress
 from hubplugin.report import Report
 
-__all__ = ["check_base", "check_licence", "preflight", "publish"]
+__all__ = ["check_base", "check_licence", "dry_run", "preflight", "publish"]
+
+TEXTS = ("", ".md", ".txt", ".rst", ".html", ".pdf")
 
 
 def publish(document: Document, out: Path, force: bool = False) -> list[push.Pushed]:
@@ -29,6 +36,46 @@ def publish(document: Document, out: Path, force: bool = False) -> list[push.Pus
     where it is stale or failed its gate, HubError where its licence forbids publishing, its base is private, the Hub
     refuses a card, or others have changed what a commit would overwrite.
     """
+    reports, prepared = _prepared(document, out, force)
+    for ready in prepared:
+        if ready.refusal:
+            raise ready.refusal
+    published: list[push.Pushed] = []
+    notes: dict[str, str] = {}
+    for variant, ready in zip(reports, prepared, strict=True):
+        pushed = push.commit(ready)
+        progress(f"publish {pushed.url} {'commit ' + pushed.commit[:12] if pushed.changed else 'unchanged, no commit'}")
+        note = f"{variant.variant}: {variant.disk_ratio:.2f} times smaller on disk"
+        repo = ready.target.repo
+        notes[repo] = f"{notes[repo]}; {note}" if repo in notes else note
+        published.append(pushed)
+    asked = document.manifest.publish
+    if asked and asked.collection:
+        progress(f"publish {push.collect(asked.collection, _owner(document), notes, asked.private)}")
+    return published
+
+
+def dry_run(document: Document, out: Path, force: bool = False) -> Iterator[str]:
+    """What `publish` would do, in lines: repo, what becomes of a file, bytes to send and path, with tabs between them.
+
+    A file is new, changed or removed; same: the repo holds it already; kept: as others made it; conflict: others have
+    changed it, and publishing is refused without `force`. Changes nothing. Raises what `publish` raises, for a conflict
+    after the last line.
+    """
+    _, prepared = _prepared(document, out, force)
+    for ready in prepared:
+        yield from ready.lines()
+    for ready in prepared:
+        made = "" if ready.standing else f"make the {'private' if ready.target.private else 'public'} repo, then "
+        sent = f"send {len(ready.sent)} files, {ready.bytes} bytes" if ready.sent else "send nothing"
+        progress(f"dry run {ready.target.shown}: would {made}{sent}; nothing was changed")
+    for ready in prepared:
+        if ready.refusal:
+            raise ready.refusal
+
+
+def _prepared(document: Document, out: Path, force: bool) -> tuple[list[Report], list[push.Prepared]]:
+    """The reports of all variants, and their repos as they were found. Changes nothing."""
     manifest = document.manifest
     if manifest.publish is None:
         raise PlanError(
@@ -36,7 +83,7 @@ def publish(document: Document, out: Path, force: bool = False) -> list[push.Pus
             "this manifest names no repo",
             'add publish: {repo: "you/{model}-{variant}"}',
         )
-    private, collection, owner = manifest.publish.private, manifest.publish.collection, _owner(document)
+    sources.check_repos(document)
     reports = [_current_report(out / name, document) for name in manifest.variants]
     report.refuse_failed(reports)
     for variant in reports:
@@ -44,21 +91,29 @@ def publish(document: Document, out: Path, force: bool = False) -> list[push.Pus
     now = {base: bases.as_it_is_now(base) for base in {variant.base for variant in reports}}
     for base in now.values():
         check_base(base, manifest.publish)
-    if collection:
-        targets.check_collection(collection, owner, private=private)
-    prepared = [
-        push.prepare(out / variant.variant, manifest.repo_of(variant.variant), private=private, force=force)
-        for variant in reports
-    ]
-    published, notes = [], {}
-    for variant, ready in zip(reports, prepared, strict=True):
-        pushed = push.commit(ready, gated=now[variant.base].gated)
-        progress(f"publish {pushed.url} {'commit ' + pushed.commit[:12] if pushed.changed else 'unchanged, no commit'}")
-        notes[ready.repo] = f"{variant.variant}: {variant.disk_ratio:.2f} times smaller on disk"
-        published.append(pushed)
-    if collection:
-        progress(f"publish {push.collect(collection, owner, notes, private)}")
-    return published
+    if manifest.publish.collection:
+        targets.check_collection(manifest.publish.collection, _owner(document), private=manifest.publish.private)
+    prepared = []
+    for variant in reports:
+        gated = now[variant.base].gated
+        target = _target(document, variant.variant, gated)
+        prepared.append(push.prepare(out / variant.variant, target, force=force))
+    targets.check_owners(ready.target for ready in prepared if ready.standing is None)
+    return reports, prepared
+
+
+def _target(document: Document, variant: str, base_gated: bool = False) -> Target:
+    """Where a variant goes."""
+    manifest, publish = document.manifest, document.manifest.publish
+    assert publish is not None
+    return Target(
+        manifest.repo_of(variant),
+        publish.private,
+        branch=manifest.branch_of(variant),
+        tag=manifest.tag_of(variant),
+        pull_request=publish.pull_request,
+        gated=publish.gated or ("auto" if base_gated else None),
+    )
 
 
 def preflight(document: Document, base: Known) -> list[str]:
@@ -73,16 +128,18 @@ def preflight(document: Document, base: Known) -> list[str]:
         return []
     check_base(base, publish)
     notes = hub_card.notes(base.licence, base.languages)
+    if base.published and not base.on_hub:
+        told = f"cards name no folder as base_model; where it is published, write model: {base.published}"
+        notes.append(f"the base is a variant that goes to {base.published}: {told}")
     not_asked = f"the repos were not looked at{_unknown(base, publish)}"
     if constants.HF_HUB_OFFLINE:
         return [*notes, f"publish: HF_HUB_OFFLINE is set: {not_asked}"]
     if get_token() is None:
         return [*notes, f"publish: no token is set (HF_TOKEN): {not_asked}"]
-    repos = [document.manifest.repo_of(name) for name in document.manifest.variants]
     try:
         check_base(bases.as_it_is_now(base), publish)
         hub_card.check(hub_card.inherited(base), f"{base.repo}: README.md")
-        targets.check(repos, private=publish.private)
+        targets.check(_target(document, name) for name in document.manifest.variants)
         if publish.collection:
             targets.check_collection(publish.collection, _owner(document), private=publish.private)
     except HubUnreachable as error:
@@ -114,4 +171,14 @@ def _current_report(folder: Path, document: Document) -> Report:
     changed = changed_files(folder, variant.files)
     if changed:
         raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
+    for name in model_folder.publishable(folder, PUSHED):
+        if name not in variant.files and name != report.FILE_NAME and not _by_hand(name):
+            what = "is no file that `hubplugin run` made, nor a licence or notice; nothing was published"
+            raise HubError(str(folder / name), what, "move it out of the folder")
     return variant
+
+
+def _by_hand(name: str) -> bool:
+    """Whether a file is a licence or a notice, which a folder may be given after it was measured."""
+    ending = Path(name).suffix.lower()  # of LICENSE-2.0 a number, of license.pem what no licence is
+    return allowed(name, PAPERS) and (ending in TEXTS or ending[1:].isdigit())

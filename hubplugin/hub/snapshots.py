@@ -3,6 +3,8 @@
 Knows repos, commits, the cache and local folders. Knows no torch and nothing about compression.
 """
 
+import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from hubplugin import report
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import INDEX, PULLED, SINGLE, allowed
@@ -27,7 +30,8 @@ from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 
-ALLOW = list(PULLED)
+ALLOW = [*PULLED, report.FILE_NAME]  # the report of a base that is a variant says what that was made from
+REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 # the client's patterns cross slashes: without these, original/model-1.safetensors would come along
 IGNORE = model_folder.outside(model_folder.NAMED_TEMPLATES)
 
@@ -44,6 +48,8 @@ class Known:
     licence_link: str | None = None
     languages: tuple[str, ...] = ()
     gated: bool = False
+    root: str | None = None  # repo that a base which is a variant was made from
+    published: str | None = None  # repo that a variant in a local folder goes to, as its report says
     # what the Hub says of the repo at the moment, not of the commit; None: it was not asked
     private: bool | None = field(default=None, compare=False)
 
@@ -110,7 +116,8 @@ def peek(model: str, folder: Path) -> Peek:
         sha = str(info.sha)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         model_folder.check_names(names, model)
-        small = [name for name in ("config.json", "tokenizer_config.json", "README.md", INDEX) if name in names]
+        wanted = ("config.json", "tokenizer_config.json", "README.md", report.FILE_NAME, INDEX)
+        small = [name for name in wanted if name in names]
         copies = [api.hf_hub_download(repo, name, revision=sha, cache_dir=cache_folder()) for name in small]
         path = Path(copies[0]).parent
         config = configs.read_config(path, model)
@@ -157,7 +164,20 @@ def _terms(path: Path, info: ModelInfo | None = None) -> dict[str, Any]:
         # a card that asks readers for something shows the gate also offline and in a copied folder
         "gated": bool(info and info.gated) or any(str(key).startswith("extra_gated_") for key in card),
         "private": bool(info.private) if info else None,
+        **_origin(path),
     }
+
+
+def _origin(path: Path) -> dict[str, str | None]:
+    """Where a base that is itself a variant comes from and goes to, as its report says; nothing of any other."""
+    try:
+        made = json.loads((path / report.FILE_NAME).read_text("utf-8"))
+        base, repo = made["base"], made.get("repo")
+        root = base.get("root") or (base["repo"] if base["on_hub"] else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    names = {"root": root, "published": repo}
+    return {key: name for key, name in names.items() if isinstance(name, str) and REPO.fullmatch(name)}
 
 
 def _local(model: str, folder: Path) -> Path | None:

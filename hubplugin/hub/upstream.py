@@ -7,11 +7,13 @@ LFS count them. Uploads nothing.
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import GitCommitInfo, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
@@ -20,6 +22,8 @@ from hubplugin.disk import sha256
 from hubplugin.hub.client import cache_folder
 
 COMMIT_MESSAGE = "Publish with hubplugin"  # the title by which our own commits are told from others'
+# a pull request of ours that was merged has its number behind the title
+OURS = re.compile(re.escape(COMMIT_MESSAGE) + r"(?: \(#(?P<number>\d+)\))?")
 RECORD = "hubplugin-files: "  # the line of a commit's message that says what was published
 SHOWN_LINES, SHOWN_BYTES = 40, 200_000  # of a diff, and of a file that is shown as one
 # what the report's numbers are about
@@ -30,12 +34,14 @@ MEASURED = (*WEIGHTS, "config.json", "quantize_config.json", "report.json", "tok
 class Edits:
     """Where the head differs from what we last published: "changed", "added" or "deleted" by others, by path."""
 
-    since: str | None  # our last commit; None: the history has none
-    head: str
-    paths: Mapping[str, str]
-    kept: tuple[str, ...]  # paths that a new commit leaves as others made them
-    lost: tuple[str, ...]  # paths that a new commit would overwrite, bring back or delete
-    stale: tuple[str, ...]  # files of an earlier version of ours, which a new commit deletes
+    since: str | None = None  # our last commit; None: the history has none
+    head: str = ""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()  # paths that a new commit leaves as others made them
+    lost: tuple[str, ...] = ()  # paths that a new commit would overwrite, bring back or delete
+    stale: tuple[str, ...] = ()  # files of an earlier version of ours, which a new commit deletes
+    held: frozenset[str] = frozenset()  # files of ours that the head holds as they are
+    there: frozenset[str] = frozenset()  # all paths of the head
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ def edits(api: HfApi, repo: str, head: str, folder: Path, names: Collection[str]
     A file that others changed and we did not is left as they made it, but for what the report's numbers are about.
     """
     ours, after = _last_published(api, repo, head), _tree(api, repo, head)
+    held = frozenset(name for name in names if name in after and _holds(folder / name, after[name]))
     paths: dict[str, str] = {}
     kept: list[str] = []
     lost: list[str] = []
@@ -62,12 +69,12 @@ def edits(api: HfApi, repo: str, head: str, folder: Path, names: Collection[str]
         what = _difference(was, now)
         if what is None:
             stale += [path] if local is None else []
-        elif (now and local and _holds(local, now)) or not (now or local):
+        elif path in held or not (now or local):
             continue  # the same edit on both sides
         elif local or allowed(path, PUSHED) or (ours.commit and _difference(ours.tree.get(path), now)):
             paths[path] = what
             (kept if _stays(path, was, local) else lost).append(path)
-    return Edits(ours.commit, head, paths, tuple(kept), tuple(lost), tuple(stale))
+    return Edits(ours.commit, head, paths, tuple(kept), tuple(lost), tuple(stale), held, frozenset(after))
 
 
 def _stays(path: str, was: RepoFile | None, local: Path | None) -> bool:
@@ -86,16 +93,25 @@ def record(edits: Edits, folder: Path, names: Iterable[str]) -> str:
 def _last_published(api: HfApi, repo: str, head: str) -> _Published:
     """By the last commit of ours in the history of `head`."""
     commits = api.list_repo_commits(repo, revision=head)
-    last = next((commit for commit in commits if commit.title == COMMIT_MESSAGE), None)
+    last = next((commit for commit in commits if OURS.fullmatch(commit.title)), None)
     if last is None:
         return _Published()
-    tree, listed = _tree(api, repo, last.commit_id), _recorded(last.message)
+    tree, listed = _tree(api, repo, last.commit_id), _recorded(_message(api, repo, last))
     if listed is None:  # an earlier release: it left no other file of the allow-list in the repo
         files = {path: file for path, file in tree.items() if allowed(path, PUSHED)}
     else:
         replaced = {path: RepoFile(path=path, size=0, oid=oid) for path, oid in listed.items() if oid}
         files = {path: file for path, file in tree.items() if path in listed} | replaced
     return _Published(last.commit_id, files, tree)
+
+
+def _message(api: HfApi, repo: str, ours: GitCommitInfo) -> str:
+    """The message of a commit of ours. One that merged our pull request has a message of the Hub's in its place."""
+    merged = OURS.fullmatch(ours.title)
+    if merged is None or merged["number"] is None:
+        return ours.message
+    request = api.list_repo_commits(repo, revision=f"refs/pr/{merged['number']}")
+    return next((commit.message for commit in request if commit.title == COMMIT_MESSAGE), "")
 
 
 def _recorded(message: str) -> dict[str, str | None] | None:
@@ -158,6 +174,13 @@ def _hash(file: RepoFile) -> str:
 
 def _holds(local: Path, file: RepoFile) -> bool:
     """Whether a file on this disk holds what the repo's does."""
-    if local.stat().st_size != file.size and file.size:
+    stat = local.stat()
+    if stat.st_size != file.size and file.size:
         return False
-    return (sha256(local) if file.lfs else git_hash(local.read_bytes())) == _hash(file)
+    return _local_hash(local, stat.st_size, stat.st_mtime_ns, file.lfs is not None) == _hash(file)
+
+
+@lru_cache(maxsize=1024)
+def _local_hash(local: Path, size: int, changed: int, lfs: bool) -> str:
+    """The hash of a file as LFS or git counts it. Large files are read once, however often a repo is looked at."""
+    return sha256(local) if lfs else str(git_hash(local.read_bytes()))

@@ -5,7 +5,7 @@ This module knows sockets and threads; `app` is what it runs.
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from hubplugin.errors import ServeError
 from hubplugin.localhub.app import PART_BYTES, create_app
+from hubplugin.localhub.middleware import ASGIApp
 from hubplugin.progress import progress
 
 
@@ -47,7 +48,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _uvicorn_server(app: FastAPI) -> uvicorn.Server:
+def _uvicorn_server(app: FastAPI | ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -95,8 +96,12 @@ def start(
     token: str | None = None,
     user: str = "local",
     part_bytes: int = PART_BYTES,
+    around: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> Iterator[Running]:
-    """Run a hub in a thread while the block runs; port 0 means a free port. Raises ServeError like `serve`."""
+    """Run a hub in a thread while the block runs; port 0 means a free port. Raises ServeError like `serve`.
+
+    `around` wraps the application: tests count requests there, or answer some of them in its place.
+    """
     root = Path(root)
     listener = _listen(host, port)
     try:
@@ -104,7 +109,7 @@ def start(
     except ServeError:
         listener.close()
         raise
-    server = _uvicorn_server(app)
+    server = _uvicorn_server(around(app) if around else app)
     # The socket listens already, so a client that connects before the thread is ready waits in its queue.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="localhub", daemon=True)
     thread.start()

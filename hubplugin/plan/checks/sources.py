@@ -9,7 +9,7 @@ from typing import Any
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest import model_name
-from hubplugin.manifest.schema import Document
+from hubplugin.manifest.schema import MAIN, Document, is_ref
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures.architecture import Dimensions
 
@@ -61,10 +61,10 @@ def check_sources(document: Document, dims: Dimensions) -> None:
 
 
 def check_repos(document: Document) -> None:
-    """The repos that variants go to, against each other, the base and the Hub's rules for names."""
+    """Where variants go to, against each other, the base and the Hub's rules for names."""
     manifest = document.manifest
     where = f"{document.path}: publish.repo"
-    repos = {model_name.repo(manifest.model).casefold(): "the base model"}
+    taken = {(model_name.repo(manifest.model).casefold(), MAIN): "the base model"}
     for variant in manifest.variants:
         repo = manifest.repo_of(variant)
         name = repo.split("/", 1)[1]
@@ -81,10 +81,22 @@ def check_repos(document: Document) -> None:
                 f"{name!r} is no repo name on the Hub",
                 "use letters, digits and single '-', '.', '_' between them; no .git at the end",
             )
-        if repo.casefold() in repos:
-            raise PlanError(
-                where,
-                f"{variant} and {repos[repo.casefold()]} would both be {repo}",
-                "rename the variant or the repo",
-            )
-        repos[repo.casefold()] = variant
+        branch = _checked_refs(document, variant)
+        place = (repo.casefold(), branch)
+        if place in taken:
+            at = repo if branch == MAIN else f"branch {branch} of {repo}"
+            raise PlanError(where, f"{variant} and {taken[place]} would both be {at}", "rename the variant or the repo")
+        taken[place] = variant
+
+
+def _checked_refs(document: Document, variant: str) -> str:
+    """The branch of a variant. Raises PlanError where the Hub takes no branch or tag of its name."""
+    branch, tag = document.manifest.branch_of(variant), document.manifest.tag_of(variant)
+    for key, name in (("branch", branch), ("tag", tag)):
+        if name is not None and not is_ref(name):
+            what = f"{name!r}, for {variant}, is no name that git takes"
+            raise PlanError(f"{document.path}: publish.{key}", what, "rename the variant, or add a word to the name")
+    if tag == branch:
+        what = f"{variant}: its tag and its branch would both be {tag}"
+        raise PlanError(f"{document.path}: publish.tag", what, 'add a word to the tag, such as "-v1.0"')
+    return branch
