@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import hubplugin
-from hubplugin.errors import CheckpointError, HubPluginError
+from hubplugin.errors import CheckpointError, HubPluginError, one_line
 from hubplugin.verification import outcome
 from hubplugin.verification.checks import base, card, files, linears, quality, sizes, tensors
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
@@ -26,6 +26,8 @@ class Check:
 
 
 QUALITY = "quality"
+# what files from elsewhere may raise where they hold another kind of value than a check expects
+FOREIGN = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 CHECKS = (
     Check("files as measured", files.as_reported),
     Check("manifest", files.manifest),
@@ -51,6 +53,7 @@ CHECKS = (
     Check("output head", tensors.head),
     Check("sizes", sizes.of_variant),
     Check("sizes of the base", sizes.of_base),
+    Check("zeros as asked", sizes.zeros_as_asked),
     Check("base", base.identity),
     Check("licence of the base", base.licence),
     Check("values of the base", base.values),
@@ -90,3 +93,5 @@ def _looked(check: Check, subject: Subject, options: Collection[str], told: set[
         new = isinstance(error, CheckpointError) and why not in told
         told.add(why)
         yield failed(why) if new else unchecked(why)
+    except FOREIGN as error:
+        yield unchecked(f"what is there cannot be understood: {type(error).__name__}: {one_line(error)}")

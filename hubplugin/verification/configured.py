@@ -50,11 +50,14 @@ class Configured:
 
     def check_known(self) -> None:
         """Raise CheckpointError for a format whose tensors are not read here."""
-        layout = self.entries.get("checkpoint_format") or ("marlin" if self.entries.get("is_marlin_format") else "")
-        if self.method not in (GPTQ, COMPRESSED_TENSORS) or layout in UNKNOWN_LAYOUTS:
+        layout = str(self.entries.get("checkpoint_format") or ("marlin" if self.entries.get("is_marlin_format") else ""))
+        unknown = layout if layout in UNKNOWN_LAYOUTS else ""
+        if self.method not in (GPTQ, COMPRESSED_TENSORS):
+            unknown = self.method
+        if unknown:
             raise CheckpointError(
                 f"{self.where}: quantization_config",
-                f"{layout or self.method!r} is a format that cannot be checked here",
+                f"{unknown!r} is a format that cannot be checked here",
                 "name a dense model, or one in AutoGPTQ's or compressed-tensors' format",
             )
         try:

@@ -39,6 +39,12 @@ def compared(claimed: Any, found: Any, what: str = "", detail: str = "", holds: 
     return Finding(Outcome.PASSED if passed else Outcome.FAILED, what, str(claimed), str(found), detail)
 
 
+def number(value: float, unit: str = "") -> str:
+    """A number and its unit; ratios with six digits."""
+    text = str(value) if isinstance(value, int) else f"{value:.6g}"
+    return f"{text} {unit}".strip()
+
+
 def passed(detail: str, what: str = "") -> Finding:
     """Something that nobody claims in numbers, and that is as it should be."""
     return Finding(Outcome.PASSED, what, detail=detail)

@@ -20,7 +20,7 @@ from hubplugin.verification.claims import FENCE
 from hubplugin.verification.outcome import Finding, compared, failed, passed, unchecked
 from hubplugin.verification.subject import Subject
 
-NUMBER = re.compile(r"\b[0-9a-f]{40,64}\b|\d+(?:[.,:]\d+)*(?: ?(?:[GMk]?B|[KM]|%)(?!\w))?")
+NUMBER = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{12,}\b|\d+(?:[.,:]\d+)*(?: ?(?:[GMk]?B|[KM]|%)(?!\w))?")
 MOST = 12  # lines of a card that are shown one by one
 
 
@@ -61,9 +61,9 @@ def _differences(wanted: Any, found: Any, place: str) -> Iterator[tuple[str, Any
         for key, value in wanted.items():
             yield from _differences(value, entries.get(key), f"{place}.{key}")
     elif isinstance(wanted, list) and wanted and isinstance(wanted[0], dict):
-        entries = _as_list(found)
+        others = _as_list(found)
         for index, value in enumerate(wanted):
-            other = entries[index] if index < len(entries) else None
+            other = others[index] if index < len(others) else None
             yield from _differences(value, other, f"{place}.{_label(value, index)}")
     elif isinstance(wanted, list):
         yield from ((place, "nothing", value) for value in wanted if value not in _as_list(found))
@@ -83,7 +83,9 @@ def _label(entry: dict[str, Any], index: int) -> str:
 def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return f"{len(value)} entries"
-    return ", ".join(map(str, value)) if isinstance(value, list) and not isinstance(value[0], dict) else str(value)
+    if isinstance(value, list):
+        return _brief(value[0]) if isinstance(value[0], dict) else ", ".join(map(str, value))
+    return str(value)
 
 
 def text(subject: Subject) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from hubplugin.model.architectures import configs, families
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.report import Evaluation, Quality, Tokens
 from hubplugin.variant_folder import MANIFEST
-from hubplugin.verification.outcome import Finding, compared, unchecked
+from hubplugin.verification.outcome import Finding, compared, number, unchecked
 from hubplugin.verification.subject import NO_BASE, Subject
 
 RELATIVE, ABSOLUTE = 0.01, 1e-4  # of what another machine's float32 sums may differ by
@@ -64,7 +64,7 @@ def _compared(metric: Metric[Quality], what: str, claimed: float | None, measure
         yield unchecked("this release does not measure it", what, str(claimed))
     elif claimed is not None and measured is not None:
         holds = abs(claimed - measured) <= ABSOLUTE + RELATIVE * abs(claimed)
-        yield compared(f"{claimed:.6g}", f"{measured:.6g}", what, metric.unit, holds)
+        yield compared(number(claimed, metric.unit), number(measured, metric.unit), what, holds=holds)
 
 
 def _base_folder(subject: Subject) -> Path:

@@ -10,12 +10,15 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.evaluation import zeros
 from hubplugin.evaluation.cards import steps
 from hubplugin.evaluation.metrics import SIZES, Metric
-from hubplugin.manifest.methods import Kind
+from hubplugin.manifest.methods import METHODS, Kind
+from hubplugin.manifest.steps.masks import Masking
 from hubplugin.model.architectures import families, tied_head
 from hubplugin.plan import base as base_model
+from hubplugin.plan import schemes
 from hubplugin.plan import sizes as weights
+from hubplugin.plan.checks import masks
 from hubplugin.verification import claims, stored_linears
-from hubplugin.verification.outcome import Finding, compared, unchecked
+from hubplugin.verification.outcome import Finding, compared, failed, number, passed, unchecked
 from hubplugin.verification.subject import CONFIG, Subject
 
 EXACT = 1e-9  # relative, of a ratio that was written as a decimal number
@@ -34,13 +37,8 @@ def of_base(subject: Subject) -> Iterator[Finding]:
         return
     found, reported = measured_base(subject), subject.report.sizes_base
     yield from _same((metric for metric in SIZES if not metric.relative), reported, found)
-    bytes_now = safetensors_io.safetensors_bytes(subject.folder)
-    yield compared(
-        f"{subject.report.disk_ratio:.4f}",
-        f"{found.safetensors_bytes / bytes_now:.4f}",
-        "disk ratio",
-        holds=isclose(subject.report.disk_ratio, found.safetensors_bytes / bytes_now, rel_tol=EXACT),
-    )
+    said, counted = subject.report.disk_ratio, found.safetensors_bytes / _bytes(subject)
+    yield compared(number(said), number(counted), "disk ratio", holds=isclose(said, counted, rel_tol=EXACT))
 
 
 def _same(metrics: Iterator[Metric[report.Sizes]], claimed: report.Sizes, found: report.Sizes) -> Iterator[Finding]:
@@ -51,7 +49,14 @@ def _same(metrics: Iterator[Metric[report.Sizes]], claimed: report.Sizes, found:
         if counted is None:
             yield unchecked("this release does not count it again", metric.label, str(said))
         else:
-            yield compared(said, counted, metric.label, metric.unit, isclose(said, counted, rel_tol=EXACT))
+            claim, count = (number(value, metric.unit) for value in (said, counted))
+            yield compared(claim, count, metric.label, holds=isclose(said, counted, rel_tol=EXACT))
+
+
+def _bytes(subject: Subject) -> int:
+    """Of the files that hold the folder's weights. Raises CheckpointError where one is missing."""
+    _ = subject.reader
+    return safetensors_io.safetensors_bytes(subject.folder)
 
 
 def measured(subject: Subject) -> report.Sizes:
@@ -62,7 +67,7 @@ def measured(subject: Subject) -> report.Sizes:
     weight = weights.measure(subject.reader.headers, [linear.plan for linear in linears], parameters)
     masked = subject.report is not None and steps.step_of(subject.report, Kind.MASK) is not None
     return report.Sizes(
-        safetensors_bytes=safetensors_io.safetensors_bytes(subject.folder),
+        safetensors_bytes=_bytes(subject),
         parameters=parameters,
         linear_parameters=sum(linear.outputs * linear.inputs for linear in linears),
         linear_bits_per_weight=weight.linear_bits_per_weight,
@@ -86,6 +91,24 @@ def measured_base(subject: Subject) -> report.Sizes:
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=8 * read.bytes / read.parameters,
     )
+
+
+def zeros_as_asked(subject: Subject) -> Iterator[Finding]:
+    """Every linear has at least as many zeros as the report's mask asks for, in its pattern."""
+    said = steps.step_of(subject.report, Kind.MASK) if subject.report else None
+    if said is None:
+        return
+    step, view, checked = METHODS[said["method"]].settings.model_validate(said), DenseView(subject.folder), 0
+    assert isinstance(step, Masking)
+    for name in subject.block_linears:
+        if not schemes.is_ignored(step, name):
+            weight = view.get(f"{name}.weight")
+            checked += 1
+            # of more zeros than asked for, some may be the base's; `sizes` counts them all
+            if fault := zeros.fault(weight, step, before=weight.numel()):
+                yield failed(fault, name)
+                return
+    yield passed(f"{masks.label(step)} in each of {checked} linears")
 
 
 def shape(subject: Subject) -> Iterator[Finding]:
