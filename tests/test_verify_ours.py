@@ -153,7 +153,11 @@ RED: dict[str, tuple[Spoil, str, str]] = {
         "codes as configured",
         "awq",
     ),
-    "config.json of no format": (in_json("config.json", "quantization_config", value=None), "codes as configured", ""),
+    "config.json of no format": (
+        in_json("config.json", "quantization_config", value=None),
+        "files as measured",
+        "config.json",
+    ),
     "quantize_config.json of other bits": (
         in_json("quantize_config.json", "bits", value=8),
         "quantize_config.json",

@@ -50,7 +50,9 @@ class Configured:
 
     def check_known(self) -> None:
         """Raise CheckpointError for a format whose tensors are not read here."""
-        layout = str(self.entries.get("checkpoint_format") or ("marlin" if self.entries.get("is_marlin_format") else ""))
+        layout = str(
+            self.entries.get("checkpoint_format") or ("marlin" if self.entries.get("is_marlin_format") else "")
+        )
         unknown = layout if layout in UNKNOWN_LAYOUTS else ""
         if self.method not in (GPTQ, COMPRESSED_TENSORS):
             unknown = self.method
