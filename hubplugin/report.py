@@ -281,7 +281,7 @@ def read(folder: Path) -> Report:
         return Report.model_validate_json(text)
     except OSError as error:
         raise CheckpointError(str(path), "cannot be read", "run `hubplugin run` first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), "is not a report of this version", "run `hubplugin run` again") from error
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hubplugin.checkpoint import model_folder
-from hubplugin.checkpoint.model_folder import INDEX, PUSHED, SINGLE, WEIGHTS, allowed
+from hubplugin.checkpoint.model_folder import INDEX, PULLED, PUSHED, SINGLE, WEIGHTS, allowed
 from hubplugin.errors import CheckpointError, HubError
 from hubplugin.hub import snapshots
 from hubplugin.hub.client import cache_folder, clear_errors, connect, endpoint
@@ -53,7 +53,7 @@ def _download(repo: str, revision: str, where: str) -> Published:
     api, cache = connect(), cache_folder()
     with clear_errors(where):
         if constants.HF_HUB_OFFLINE:
-            path = Path(api.snapshot_download(repo, revision=revision, cache_dir=cache, local_files_only=True))
+            path = _cached(repo, revision, PUSHED)
             names = tuple(sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()))
             return Published(path, repo, path.name, names)
         info = api.model_info(repo, revision=revision, files_metadata=True)
@@ -73,6 +73,19 @@ def _download(repo: str, revision: str, where: str) -> Published:
             )
         )
     return Published(path, repo, sha, tuple(sorted(sizes)))
+
+
+def _cached(repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
+    """Where the client's cache holds a repo's files of these patterns, without asking the Hub."""
+    path = connect().snapshot_download(
+        repo,
+        revision=revision,
+        cache_dir=cache_folder(),
+        allow_patterns=list(patterns),
+        ignore_patterns=IGNORE,
+        local_files_only=True,
+    )
+    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -118,11 +131,7 @@ def base(model: str, folder: Path) -> BaseFiles:
         return BaseFiles(peek, local, _bytes_of(local), tuple(model_folder.listing(local)))
     if constants.HF_HUB_OFFLINE:
         with clear_errors(model):
-            path = Path(
-                connect().snapshot_download(
-                    peek.repo, revision=peek.sha, cache_dir=cache_folder(), local_files_only=True
-                )
-            )
+            path = _cached(peek.repo, str(peek.sha), PULLED)
         return BaseFiles(peek, path, _bytes_of(path), tuple(model_folder.listing(path)))
     with clear_errors(model):
         info = connect().model_info(peek.repo, revision=peek.sha, files_metadata=True)

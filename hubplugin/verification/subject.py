@@ -151,7 +151,7 @@ def _made_by_hubplugin(folder: Path) -> bool:
         return False
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return True  # `report.read` says what is wrong with it
     return isinstance(found, dict) and "hubplugin" in found
 
