@@ -179,7 +179,7 @@ def _publish(
 @app.command("verify")
 def _verify(
     target: Annotated[str, typer.Argument(metavar="REPO|FOLDER", help="A published model, anybody's.")],
-    base: Annotated[str | None, typer.Option(help="A repo or folder of its base.", show_default="as it says")] = None,
+    base: Annotated[str | None, typer.Option(help="Repo or folder of its base, in place of what it names.")] = None,
     quality: Annotated[bool, typer.Option("--quality", help="Measure perplexity, KL and the rest again.")] = False,
     as_json: AsJson = False,
 ) -> None:
