@@ -201,6 +201,38 @@ def test_a_tensor_of_an_unknown_dtype_and_an_unknown_family_are_named(made: Call
     assert {"codes as configured", "finite weights", "checkpoint_format"} <= looked(found)
 
 
+def test_weights_in_float8_are_named_and_not_judged(made: Callable[..., Path]) -> None:
+    def in_float8(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(".weight_packed")]:
+            linear = name.removesuffix(".weight_packed")
+            shape = tensors.pop(f"{linear}.weight_shape").tolist()
+            tensors.pop(name)
+            tensors[f"{linear}.weight"] = torch.ones(shape).to(torch.float8_e4m3fn)
+
+    found = verify(made(in_tensors(in_float8), variant="Packed", name="pico", card="license: mit"))
+    assert found.holds
+    left = {line.check: line.detail for line in found.lines if line.outcome is Outcome.NOT_CHECKED}
+    assert "which is F8_E4M3" in left["known tensors"] and "its weight is F8_E4M3" in left["codes as configured"]
+
+
+def test_the_former_name_of_a_configuration_is_read(made: Callable[..., Path]) -> None:
+    def former(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["compression_config"] = config.pop(QUANTIZATION)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    found = verify(made(former, variant="Packed"))
+    assert found.holds and "codes as configured" in looked(found)
+
+
+def test_what_a_name_holds_for_terminals_is_not_printed(made: Callable[..., Path]) -> None:
+    def escape(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["\x1b[31m.weight"] = torch.tensor([float("nan")])
+
+    text = verify(made(in_tensors(escape))).text()
+    assert "[31m.weight: holds NaN" in text and "\x1b" not in text
+
+
 BAD: dict[str, tuple[Spoil, str]] = {
     "an unknown format": (in_json("config.json", QUANTIZATION, "quant_method", value="awq"), "'awq'"),
     "Marlin's words": (in_json("config.json", QUANTIZATION, "checkpoint_format", value="marlin"), "'marlin'"),

@@ -282,6 +282,13 @@ def test_what_people_add_to_a_card_is_named_and_not_judged(place: Path, tmp_path
     assert "1 lines with numbers that hubplugin did not write, first: It answers 100 questions." in left
 
 
+def test_a_report_cannot_have_files_outside_the_folder_opened(place: Path, tmp_path: Path) -> None:
+    spoil = in_json("report.json", "files", value={"../secret": "0" * 64, "/dev/zero": "0" * 64})
+    (tmp_path / "secret").write_text("secret")
+    said = failed(verify(copy(place / "out" / "GPTQ-Int4", tmp_path, spoil), place / "base"))
+    assert [line.split("found ")[1] for line in said if "found no such" in line][:2] == ["no such file"] * 2
+
+
 def test_the_object_that_json_prints_has_a_version_and_all_lines(place: Path) -> None:
     found = verify(place / "out" / "GPTQ-Int4", place / "base")
     printed = json.loads(found.json_text())

@@ -15,7 +15,8 @@ LINEAR = "Linear"  # compressed-tensors' word for every linear that has no rule 
 HEADS = ("lm_head",)
 # what both files say, where a folder has config.json's dictionary and quantize_config.json
 COMMON = ("quant_method", "bits", "group_size", "sym", "desc_act", "checkpoint_format", "lm_head", "dynamic")
-UNKNOWN_LAYOUTS = ("marlin", "marlin_24")  # of AutoGPTQ's dictionary: words in another order
+MARLIN = "marlin"
+UNKNOWN_LAYOUTS = (MARLIN, "marlin_24", "marlin-24")  # words in another order
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class Configured:
         """Whether it is AutoGPTQ's."""
         return self.method == GPTQ
 
+    @property
+    def layout(self) -> str:
+        """The format of the tensors, by the keys that tools write it under; empty: the method's usual one."""
+        if self.entries.get("is_marlin_format"):
+            return MARLIN
+        return str(self.entries.get("checkpoint_format") or self.entries.get("format") or "")
+
     def check_known(self) -> None:
         """Raise CheckpointError for a format whose tensors are not read here."""
-        layout = str(
-            self.entries.get("checkpoint_format") or ("marlin" if self.entries.get("is_marlin_format") else "")
-        )
-        unknown = layout if layout in UNKNOWN_LAYOUTS else ""
+        unknown = self.layout if self.layout in UNKNOWN_LAYOUTS else ""
         if self.method not in (GPTQ, COMPRESSED_TENSORS):
             unknown = self.method
         if unknown:

@@ -124,7 +124,7 @@ def lines(check: str, findings: Iterable[Finding]) -> Iterable[Line]:
     for one in findings:
         yield Line(
             check=check,
-            what=one.what,
+            what=_one_line(one.what),
             outcome=one.outcome,
             claimed=one.claimed,
             found=one.found,

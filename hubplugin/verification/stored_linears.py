@@ -10,7 +10,7 @@ from hubplugin.checkpoint import formats, packing
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.checkpoint.headers import BYTES, FLOATS, Header
 from hubplugin.checkpoint.safetensors_io import Reader
-from hubplugin.errors import CheckpointError
+from hubplugin.errors import CheckpointError, FormatError
 from hubplugin.plan.schemes import LinearPlan
 
 WIDTHS = range(2, 9)  # bits of a code that any tool writes
@@ -60,7 +60,10 @@ def quantized(reader: Reader) -> Iterator[str]:
 
 
 def read(reader: Reader, name: str) -> StoredLinear:
-    """A linear of a folder. Raises CheckpointError where its tensors fit no format that is known here."""
+    """A linear of a folder.
+
+    Raises FormatError for a format that is not known here, and CheckpointError where tensors do not fit a known one.
+    """
     headers = reader.headers
     if f"{name}.qweight" in headers:
         return _gptq(headers, name)
@@ -73,7 +76,7 @@ def read(reader: Reader, name: str) -> StoredLinear:
         zeros = f"{name}.weight_zero_point" in headers
         return StoredLinear(name, INT_QUANTIZED, *_matrix(weight, name), (8,), groups, zeros, scale.dtype)
     if weight.dtype not in FLOATS:
-        raise CheckpointError(name, f"its weight is {weight.dtype}, which no format known here has", KNOWN)
+        raise FormatError(name, f"its weight is {weight.dtype}, which no format known here has", KNOWN)
     return StoredLinear(name, "", *_matrix(weight, name), (8 * weight.itemsize,), 0, False)
 
 
@@ -100,8 +103,10 @@ def _gptq(headers: Mapping[str, Header], name: str) -> StoredLinear:
 
 
 def _packed(reader: Reader, name: str) -> StoredLinear:
-    headers = reader.headers
-    rows, words = _matrix(headers[f"{name}.weight_packed"], f"{name}.weight_packed")
+    headers, codes = reader.headers, reader.headers[f"{name}.weight_packed"]
+    if codes.dtype != "I32":
+        raise FormatError(name, f"its codes are {codes.dtype}, which no format known here has", KNOWN)
+    rows, words = _matrix(codes, f"{name}.weight_packed")
     scale = _header(headers, f"{name}.weight_scale")
     _header(headers, f"{name}.weight_shape")
     outputs, inputs = (int(size) for size in reader.get(f"{name}.weight_shape").flatten()[:2])

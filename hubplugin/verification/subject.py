@@ -62,7 +62,7 @@ class Subject:
     @cached_property
     def quantization(self) -> Configured | None:
         """What loaders obey; None: they take the model for a dense one."""
-        entries = self.config.get("quantization_config")
+        entries = self.config.get("quantization_config") or self.config.get("compression_config")  # the former name
         return Configured(entries, CONFIG) if isinstance(entries, dict) else self.beside
 
     @cached_property
@@ -101,7 +101,7 @@ class Subject:
     def linears(self) -> dict[str, StoredLinear]:
         """By module path: the linears of the blocks, and whatever else is stored as codes.
 
-        Raises CheckpointError for tensors that fit no format known here.
+        Raises FormatError for a format that is not known here, CheckpointError for tensors that do not fit theirs.
         """
         names = dict.fromkeys((*self.block_linears, *stored_linears.quantized(self.reader)))
         return {name: stored_linears.read(self.reader, name) for name in names}

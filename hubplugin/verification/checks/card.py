@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import yaml
+from jinja2.exceptions import TemplateError
 
 import hubplugin
 from hubplugin import front_matter
+from hubplugin.errors import one_line
 from hubplugin.evaluation.cards import card as cards
 from hubplugin.evaluation.cards import card_metadata, markdown
 from hubplugin.report import FILE_NAME, Report
@@ -92,7 +94,12 @@ def text(subject: Subject) -> Iterator[Finding]:
     """Every line of the card with a number in it says what the report does."""
     if subject.report is None or subject.card.text is None:
         return
-    expected, found = _by_key(_body(cards.render(subject.report))), _by_key(subject.card.lines)
+    try:
+        rendered = cards.render(subject.report)
+    except TemplateError as error:
+        yield unchecked(f"this release cannot write the report's card: {one_line(error)}")
+        return
+    expected, found = _by_key(_body(rendered)), _by_key(subject.card.lines)
     equal = 0
     reworded: list[str] = []
     wrong: list[tuple[str, str]] = []

@@ -61,7 +61,7 @@ def zero_offset(subject: Subject) -> Iterator[Finding]:
     if config is None or not config.is_gptq:
         return
     config.check_known()
-    said = str(config.entries.get("checkpoint_format") or VERSIONS[1])
+    said = config.layout or VERSIONS[1]
     asymmetric, found, odd = 0, Counter[int](), []
     for linear in subject.quantized:
         claimed = config.of(linear.name)
