@@ -65,7 +65,7 @@ check: env
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/generate.py --check
 
-# the generated parts of README.md and docs/, and manifests/schema.json
+# the generated parts of README.md and docs/, manifests/schema.json and docs/report.schema.json
 docs: env
 	$(BIN)/python docs/generate.py
 

@@ -1,8 +1,9 @@
-"""Writes the generated parts of README.md and docs/, and manifests/schema.json (`make docs`); --check refuses stale.
+"""Writes the generated parts of README.md and docs/, and two JSON Schemas (`make docs`); --check refuses stale.
 
-Generated parts are between `<!-- generated: NAME -->` and `<!-- /generated -->`. Settings come from the JSON Schema,
-the map from the modules' docstrings (no module is imported for it), the verbs from the command line's parser. Knows no
-particular setting and no particular verb.
+The schemas are manifests/schema.json of manifests and docs/report.schema.json of reports. Generated parts are between
+`<!-- generated: NAME -->` and `<!-- /generated -->`. Settings come from the JSON Schema, the map from the modules'
+docstrings (no module is imported for it), the verbs from the command line's parser. Knows no particular setting and no
+particular verb.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import difflib
 import json
 import re
 import sys
+import tokenize
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from hubplugin.manifest.methods import METHODS, Kind  # noqa: E402
 from hubplugin.manifest.reading.hints import first_sentence, flow_yaml  # noqa: E402
-from hubplugin.manifest.reading.json_schema import definition_of, json_schema  # noqa: E402
+from hubplugin.manifest.reading.json_schema import InOrder, definition_of, json_schema  # noqa: E402
+from hubplugin.report import SCHEMA_VERSION, Report  # noqa: E402
 from hubplugin.verbs import app  # noqa: E402
 
 
@@ -189,7 +192,7 @@ def verbs() -> str:
     """A table of all verbs with their options."""
     lines = ["| command | what it does |", "| --- | --- |"]
     for verb in _from_typer():
-        lines.append(f"| `{verb.usage}` | {_cell(verb.text)} |")
+        lines.append(f"| `{_cell(verb.usage)}` | {_cell(verb.text)} |")
         lines += [f"| &nbsp;&nbsp;`{words}` | {_cell(text)} |" for words, text in verb.options]
     return "\n".join(lines) + "\n"
 
@@ -230,6 +233,39 @@ def _cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
 
 
+# -- the report
+
+
+def report_schema() -> Schema:
+    """The JSON Schema of report.json. What a key is stands in the comment beside its field, or above it."""
+    found = Report.model_json_schema(mode="validation", schema_generator=InOrder)
+    comments = _comments(ROOT / "hubplugin" / "report.py")
+    for name, definition in {**found["$defs"], "Report": found}.items():
+        for key, field in definition["properties"].items():
+            if text := comments.get(f"{name}.{key}"):
+                field["description"] = text
+    version = {"const": SCHEMA_VERSION, **found["properties"]["schema_version"]}
+    found["properties"]["schema_version"] = version
+    return {"$schema": InOrder.schema_dialect, "title": "report.json of hubplugin", **found}
+
+
+def _comments(path: Path) -> dict[str, str]:
+    """Comments of the fields of a module's classes, by "Class.field"."""
+    with path.open(encoding="utf-8") as file:
+        tokens = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    beside = {token.start[0]: token.string.lstrip("# ") for token in tokens}
+    alone = {number for number in beside if lines[number - 1].lstrip().startswith("#")}
+    found: dict[str, str] = {}
+    for node in ast.parse("\n".join(lines)).body:
+        for field in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                above = field.lineno - 1
+                text = beside.get(field.end_lineno or field.lineno) or (beside[above] if above in alone else "")
+                found[f"{node.name}.{field.target.id}"] = text
+    return found
+
+
 # -- files
 
 
@@ -241,8 +277,8 @@ PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
 
 def generated() -> dict[Path, str]:
     """The files with generated parts, as they should be."""
-    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    files = {ROOT / "manifests" / "schema.json": schema}
+    schemas = {"manifests/schema.json": json_schema(), "docs/report.schema.json": report_schema()}
+    files = {ROOT / name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas.items()}
     for name, parts in PARTS.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         for part, make in parts:

@@ -42,6 +42,10 @@ class CheckpointError(HubPluginError):
     """A safetensors file is missing, truncated, corrupted or holds values no model can use."""
 
 
+class FormatError(HubPluginError):
+    """Weights are stored in a way that is not read here, and nothing says that it is wrong."""
+
+
 class CalibrationError(HubPluginError):
     """The calibration or evaluation data cannot be read, or is too short."""
 

@@ -16,6 +16,7 @@ from hubplugin.record import Record
 from hubplugin.speed_record import Speed
 
 FILE_NAME = "report.json"
+SCHEMA_VERSION = 1  # docs/report.schema.json; another one where an older release could not read it
 
 
 class Base(Record):
@@ -218,7 +219,7 @@ class Load(Record):
 class Report(Record):
     """Everything about one variant."""
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     hubplugin: str
     created: str  # ISO 8601, UTC
     variant: str
@@ -294,11 +295,22 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def read(folder: Path) -> Report:
-    """Read a folder's report.json. Raises CheckpointError where there is none or it is not ours."""
+    """Read a folder's report.json. Raises CheckpointError where there is none, or it is not ours or a later one."""
     path = folder / FILE_NAME
     try:
-        return Report.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_version(text, path)
+        return Report.model_validate_json(text)
     except OSError as error:
         raise CheckpointError(str(path), "cannot be read", "run `hubplugin run` first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), "is not a report of this version", "run `hubplugin run` again") from error
+
+
+def _check_version(text: str, path: Path) -> None:
+    """Raise CheckpointError for a report of a later schema. What is no report at all is left to the reader."""
+    values = json.loads(text)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        what = f"is {version}, and this release of hubplugin reads up to {SCHEMA_VERSION}"
+        raise CheckpointError(f"{path}: schema_version", what, "upgrade hubplugin")

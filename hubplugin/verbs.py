@@ -31,6 +31,7 @@ app = typer.Typer(
 
 Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="YAML file: a model and its variants.")]
 Variants = Annotated[Path | None, typer.Option(help="Folder of the variants.", show_default="out/<manifest's name>")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; any but loopback lets others reach it.")]
 Port = Annotated[int, typer.Option(help="TCP port to listen on.")]
 
@@ -60,9 +61,7 @@ def _root(
 
 
 @app.command("plan")
-def _plan(
-    manifest: Manifest, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
-) -> None:
+def _plan(manifest: Manifest, as_json: AsJson = False) -> None:
     """Sizes, memory, time and whether vLLM loads it; reads no weights.
 
     Example: hubplugin plan manifests/demo.yaml
@@ -172,10 +171,7 @@ def _on_variants(
 
 
 def _let_idle_threads_sleep() -> None:
-    """For OpenMP in torch and in processes started from here, which read it as they load.
-
-    Idle threads that spin make small operations 100 times slower on a busy machine.
-    """
+    """For OpenMP, here and in what is started, before it loads: idle threads that spin slow busy machines 100 times."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -209,6 +205,26 @@ def _publish(
         return
     for pushed in publish.publish(document, folder, force):
         print(pushed.url)
+
+
+@app.command("verify")
+def _verify(
+    target: Annotated[str, typer.Argument(metavar="REPO|FOLDER", help="A published model, anybody's.")],
+    base: Annotated[str | None, typer.Option(help="Repo or folder of its base, in place of what it names.")] = None,
+    quality: Annotated[bool, typer.Option("--quality", help="Measure perplexity, KL and the rest again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check what card, report and configuration claim against the tensors; ends with 1 where a claim is false.
+
+    Example: hubplugin verify out/demo/GPTQ-Int8
+    """
+    _let_idle_threads_sleep()
+    with interrupt.held():
+        from hubplugin import verification
+
+    found = verification.verify(target, base, {verification.QUALITY} if quality else ())
+    print(found.json_text() if as_json else found.text())
+    raise typer.Exit(int(not found.holds))
 
 
 @app.command("serve")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import card_helpers
 import pico
 import pytest
 import yaml
@@ -135,6 +136,21 @@ def test_manifests_name_their_schema_and_fit_it(path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(written)
     jsonschema.Draft202012Validator(written).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     assert not loading.load(path).notes
+
+
+def test_reports_fit_their_schema_and_keys_are_described(generate: ModuleType) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    written = json.loads((ROOT / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    assert written == generate.report_schema()
+    jsonschema.Draft202012Validator.check_schema(written)
+    validator = jsonschema.Draft202012Validator(written)
+    made = card_helpers.report().model_dump(mode="json")
+    validator.validate(made)
+    for other in ({**made, "schema_version": 2}, {**made, "unknown": 1}, {**made, "sizes": {}}):
+        assert not validator.is_valid(other)
+    assert all(definition["description"] for definition in (written, *written["$defs"].values()))
+    assert written["properties"]["files"]["description"].startswith("name -> sha256")
+    assert written["$defs"]["Base"]["properties"]["repo"]["description"] == "Hub id, or the local folder's name"
 
 
 BAD: dict[str, dict[str, Any]] = {

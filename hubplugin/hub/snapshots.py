@@ -214,7 +214,7 @@ def _download(repo: str, revision: str, where: str) -> tuple[Path, str, ModelInf
             for name in sizes
             if allowed(name, PULLED) and not isinstance(try_to_load_from_cache(repo, name, cache, sha), str)
         ]
-        _check_disk(cache, sum(sizes[name] for name in missing), where)
+        check_disk(cache, sum(sizes[name] for name in missing), where)
         progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
         path = api.snapshot_download(repo, revision=sha, cache_dir=cache, allow_patterns=ALLOW, ignore_patterns=IGNORE)
         _remember(cache, repo, revision, sha)
@@ -233,7 +233,7 @@ def _remember(cache: Path, repo: str, revision: str, sha: str) -> None:
         write_atomically(note, sha)
 
 
-def _check_disk(cache: Path, needed: int, where: str) -> None:
+def check_disk(cache: Path, needed: int, where: str) -> None:
     """Raise HubError before a download that cannot end well."""
     place = next(parent for parent in (cache.absolute(), *cache.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free

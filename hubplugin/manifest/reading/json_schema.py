@@ -11,7 +11,7 @@ from hubplugin.manifest.methods import METHODS
 from hubplugin.manifest.schema import Manifest
 
 
-class _Generator(GenerateJsonSchema):
+class InOrder(GenerateJsonSchema):
     """Pydantic's generator; keys keep the order of the fields and get no titles that only repeat them."""
 
     def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
@@ -27,8 +27,8 @@ def json_schema() -> dict[str, Any]:
     Unknown keys are refused, steps are discriminated by `method`. Rules over several keys, such as exactly one of
     `sparsity` and `pattern`, are left to `hubplugin plan`.
     """
-    schema = Manifest.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
-    return {"$schema": _Generator.schema_dialect, **schema}
+    schema = Manifest.model_json_schema(by_alias=True, mode="validation", schema_generator=InOrder)
+    return {"$schema": InOrder.schema_dialect, **schema}
 
 
 def definition_of(method: str) -> str:

@@ -1,0 +1,85 @@
+"""The check of quality: base and variant measured again on the tokens that the report names.
+
+The tokens are made anew from the manifest, and count only where they have the hash that the report says.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hubplugin.compress.calibration import calibration_data
+from hubplugin.errors import HubError, HubPluginError
+from hubplugin.evaluation import quality_metrics
+from hubplugin.evaluation.metrics import QUALITY, Metric
+from hubplugin.hub import snapshots
+from hubplugin.manifest.reading import loading
+from hubplugin.manifest.source import Source
+from hubplugin.model.architectures import configs, families
+from hubplugin.model.construction.tokenizer_files import read_tokenizer
+from hubplugin.report import Evaluation, Quality, Tokens
+from hubplugin.variant_folder import MANIFEST
+from hubplugin.verification.outcome import Finding, compared, number, unchecked
+from hubplugin.verification.subject import NO_BASE, Subject
+
+RELATIVE, ABSOLUTE = 0.01, 1e-4  # of what another machine's float32 sums may differ by
+MADE_ON = "self: true samples differ between machines"
+
+
+def measured_again(subject: Subject) -> Iterator[Finding]:
+    """Perplexity, KL and all other metrics are what the report says, for variant and base."""
+    if subject.report is None or subject.report.evaluation is None:
+        return
+    said = subject.report.evaluation
+    base = _base_folder(subject)
+    try:
+        tokens = calibration_data.tokens(
+            _source(subject, said.tokens), read_tokenizer(base), subject.folder, base, shuffle=False
+        )
+    except HubPluginError as error:
+        yield unchecked(f"the tokens cannot be made again: {error.where}: {error.what}", "tokens", said.tokens.sha256)
+        return
+    if tokens.description.sha256 != said.tokens.sha256:
+        why = f"made anew they have the sha256 {tokens.description.sha256}; data changes, and {MADE_ON}"
+        yield unchecked(why, "tokens", said.tokens.sha256)
+        return
+    yield compared(said.tokens.sha256, tokens.description.sha256, "tokens")
+    family = families.match(configs.read_config(base, str(base)), str(base))
+    reference = quality_metrics.reference(base, family, tokens.ids, tokens.description)
+    against_base = said.variant.mean_kl is not None
+    of_variant = families.match(subject.config, subject.files.name)
+    yield from _same(said, quality_metrics.measure(subject.folder, of_variant, reference, against_base))
+
+
+def _same(said: Evaluation, found: Evaluation) -> Iterator[Finding]:
+    for metric in QUALITY:
+        claimed, measured = (metric.value(one.variant, one.base) for one in (said, found))
+        yield from _compared(metric, metric.label, claimed, measured)
+        if not metric.relative:
+            claimed, measured = (metric.value(one.base, one.base) for one in (said, found))
+            yield from _compared(metric, f"{metric.label} of the base", claimed, measured)
+
+
+def _compared(metric: Metric[Quality], what: str, claimed: float | None, measured: float | None) -> Iterator[Finding]:
+    """Nothing where the report has no such number."""
+    if claimed is not None and measured is None:
+        yield unchecked("this release does not measure it", what, str(claimed))
+    elif claimed is not None and measured is not None:
+        holds = abs(claimed - measured) <= ABSOLUTE + RELATIVE * abs(claimed)
+        yield compared(number(claimed, metric.unit), number(measured, metric.unit), what, holds=holds)
+
+
+def _base_folder(subject: Subject) -> Path:
+    """The base's weights on this disk. Raises HubError where nobody says where it is."""
+    assert subject.report is not None
+    base = subject.report.base
+    if subject.base_name is None and not base.on_hub:
+        raise HubError(f"base {base.repo}", "is a local folder, and the report does not say where", NO_BASE)
+    return snapshots.pull(subject.base_name or base.repo, Path.cwd(), None if subject.base_name else base.revision).path
+
+
+def _source(subject: Subject, tokens: Tokens) -> Source:
+    """The manifest's source, at the commit of the dataset that was read."""
+    manifest = loading.load(subject.folder / MANIFEST).manifest
+    if manifest.evaluate is None:
+        raise HubError(MANIFEST, "evaluates nothing, and the report has numbers", "run `hubplugin run` again")
+    source = manifest.evaluate.perplexity
+    return source.model_copy(update={"revision": tokens.revision}) if source.dataset else source

@@ -1,0 +1,150 @@
+"""What the tensors of a folder say of its linears: format, shape, width of codes, groups. Asks no configuration.
+
+Knows AutoGPTQ's and compressed-tensors' tensors (checkpoint/formats.py). Knows no family and no claim.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hubplugin.checkpoint import formats, packing
+from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZED
+from hubplugin.checkpoint.headers import BYTES, FLOATS, Header
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.errors import CheckpointError, FormatError
+from hubplugin.plan.schemes import LinearPlan
+
+WIDTHS = range(2, 9)  # bits of a code that any tool writes
+
+
+@dataclass(frozen=True)
+class StoredLinear:
+    """One linear, as its tensors have it."""
+
+    name: str  # full module path
+    layout: str  # GPTQ, PACK_QUANTIZED or INT_QUANTIZED; empty: dense
+    outputs: int
+    inputs: int
+    bits: tuple[int, ...]  # widths that its words fit, the likeliest first; of a dense one, those of its dtype
+    groups: int  # scales of an output; 0: dense
+    zeros: bool  # whether zero points are stored, as AutoGPTQ's format always does
+    scale_dtype: str = ""
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return -(-self.inputs // self.groups) if self.groups else 0
+
+    def has_groups_of(self, size: int) -> bool:
+        """Whether its scales are those of groups of `size` inputs; -1: of whole rows."""
+        return self.groups == (1 if size <= 0 else -(-self.inputs // size))
+
+    @property
+    def plan(self) -> LinearPlan:
+        """As `plan.sizes` weighs linears: by name and shape."""
+        shape = (self.outputs, self.inputs)
+        return LinearPlan(self.name, input_group="", before=shape, after=shape, scheme=None)
+
+    def __str__(self) -> str:
+        if not self.layout:
+            return f"dense, {self.bits[0]} bits"
+        group = "a row" if self.groups == 1 else f"{self.group_size} inputs"
+        return f"{' or '.join(map(str, self.bits))} bits, a scale for {group}"
+
+
+def quantized(reader: Reader) -> Iterator[str]:
+    """Module paths of all linears that are stored as codes."""
+    for name, header in reader.headers.items():
+        module, _, part = name.rpartition(".")
+        if part in formats.CODES or (part == "weight" and header.dtype == "I8"):
+            yield module
+
+
+def read(reader: Reader, name: str) -> StoredLinear:
+    """A linear of a folder.
+
+    Raises FormatError for a format that is not known here, and CheckpointError where tensors do not fit a known one.
+    """
+    headers = reader.headers
+    if f"{name}.qweight" in headers:
+        return _gptq(headers, name)
+    if f"{name}.weight_packed" in headers:
+        return _packed(reader, name)
+    weight = _header(headers, f"{name}.weight")
+    if weight.dtype == "I8":
+        scale = _header(headers, f"{name}.weight_scale")
+        groups = scale.shape[1] if len(scale.shape) == 2 else 1
+        zeros = f"{name}.weight_zero_point" in headers
+        return StoredLinear(name, INT_QUANTIZED, *_matrix(weight, name), (8,), groups, zeros, scale.dtype)
+    if weight.dtype not in FLOATS:
+        raise FormatError(name, f"its weight is {weight.dtype}, which no format known here has", KNOWN)
+    return StoredLinear(name, "", *_matrix(weight, name), (8 * weight.itemsize,), 0, False)
+
+
+KNOWN = "AutoGPTQ's tensors, compressed-tensors' packed and int8 weights, and floats are known"
+
+
+def _gptq(headers: Mapping[str, Header], name: str) -> StoredLinear:
+    words, outputs = _matrix(headers[f"{name}.qweight"], f"{name}.qweight")
+    groups, zero_words = _matrix(_header(headers, f"{name}.qzeros"), f"{name}.qzeros")
+    scales = _header(headers, f"{name}.scales")
+    if scales.shape != (groups, outputs):
+        what = f"scales of {list(scales.shape)} beside {groups} groups of zeros and {outputs} outputs"
+        raise CheckpointError(name, what, KNOWN)
+    found = tuple(width for width in WIDTHS if packing.word_count(outputs, width) == zero_words)
+    if f"{name}.g_idx" in headers:
+        inputs = headers[f"{name}.g_idx"].count
+        found = tuple(width for width in found if packing.word_count(inputs, width) == words)
+    else:
+        inputs = words * packing.WORD // found[0] if found else 0
+    if not found:
+        what = f"{words} words of codes for each output and {zero_words} of zeros for each group fit no width"
+        raise CheckpointError(name, what, KNOWN)
+    return StoredLinear(name, GPTQ, outputs, inputs, found, groups, True, scales.dtype)
+
+
+def _packed(reader: Reader, name: str) -> StoredLinear:
+    headers, codes = reader.headers, reader.headers[f"{name}.weight_packed"]
+    if codes.dtype != "I32":
+        raise FormatError(name, f"its codes are {codes.dtype}, which no format known here has", KNOWN)
+    rows, words = _matrix(codes, f"{name}.weight_packed")
+    scale = _header(headers, f"{name}.weight_scale")
+    _header(headers, f"{name}.weight_shape")
+    outputs, inputs = (int(size) for size in reader.get(f"{name}.weight_shape").flatten()[:2])
+    dense = [width for width in WIDTHS if packing.word_count(inputs, width) == words]
+    padded = [width for width in WIDTHS if packing.word_count_padded(inputs, width) == words]
+    found = tuple(dict.fromkeys((*dense, *padded)))
+    if rows != outputs or not found:
+        what = f"words of [{rows}, {words}] hold no codes of [{outputs}, {inputs}], its weight_shape"
+        raise CheckpointError(name, what, KNOWN)
+    groups = scale.shape[1] if len(scale.shape) == 2 else 1
+    zeros = f"{name}.weight_zero_point" in headers
+    return StoredLinear(name, PACK_QUANTIZED, outputs, inputs, found, groups, zeros, scale.dtype)
+
+
+def _header(headers: Mapping[str, Header], name: str) -> Header:
+    if name not in headers:
+        raise CheckpointError(name, "is missing", KNOWN)
+    return headers[name]
+
+
+def _matrix(header: Header, name: str) -> tuple[int, int]:
+    if len(header.shape) != 2:
+        raise CheckpointError(name, f"is no matrix, its shape is {list(header.shape)}", KNOWN)
+    return header.shape[0], header.shape[1]
+
+
+def dense_shapes(reader: Reader, linears: Mapping[str, StoredLinear]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's tensors as if none were quantized."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, header in reader.headers.items():
+        module, _, part = name.rpartition(".")
+        if module in linears and part in (*formats.CODES, "weight"):
+            shapes[f"{module}.weight"] = (linears[module].outputs, linears[module].inputs)
+        elif part not in formats.PARAMETERS:
+            shapes[name] = header.shape
+    return shapes
+
+
+def of_unknown_dtype(reader: Reader) -> list[str]:
+    """Tensors of dtypes that no format known here stores: float8, unsigned bytes, ..."""
+    return [name for name, header in reader.headers.items() if header.dtype not in BYTES]

@@ -1,0 +1,178 @@
+"""What checks look at: a published model's files, its report where it has one of ours, its card, and its base.
+
+Each is read when a check first asks for it, so that what cannot be read fails the checks that need it and no others.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hubplugin import report
+from hubplugin.checkpoint import model_folder
+from hubplugin.checkpoint.model_folder import INDEX, SINGLE, allowed, read_json
+from hubplugin.checkpoint.safetensors_io import Reader
+from hubplugin.errors import CheckpointError, FamilyError, HubError, PlanError
+from hubplugin.hub import published
+from hubplugin.hub.published import BaseFiles, Published
+from hubplugin.model.architectures import architecture, families
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.model.architectures.families import Family
+from hubplugin.plan import sizes
+from hubplugin.report import Report
+from hubplugin.verification import claims, stored_linears
+from hubplugin.verification.claims import Card
+from hubplugin.verification.configured import Configured
+from hubplugin.verification.stored_linears import StoredLinear
+
+CONFIG, BESIDE = "config.json", "quantize_config.json"
+NO_BASE = "name it with --base"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One published model."""
+
+    files: Published
+    report: Report | None  # None: hubplugin did not make it
+    base_name: str | None = None  # a repo or folder that was named in place of the one it says it is from
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are on this disk."""
+        return self.files.path
+
+    @cached_property
+    def card(self) -> Card:
+        """README.md."""
+        return claims.card(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json. Raises CheckpointError where it cannot be read."""
+        return _json(self.folder / CONFIG)
+
+    @cached_property
+    def beside(self) -> Configured | None:
+        """quantize_config.json, which AutoGPTQ's format may have; None where there is none."""
+        path = self.folder / BESIDE
+        return Configured(_json(path), BESIDE) if path.is_file() else None
+
+    @cached_property
+    def quantization(self) -> Configured | None:
+        """What loaders obey; None: they take the model for a dense one."""
+        entries = self.config.get("quantization_config") or self.config.get("compression_config")  # the former name
+        return Configured(entries, CONFIG) if isinstance(entries, dict) else self.beside
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The weights. Raises CheckpointError where a file is missing or damaged."""
+        names = [name for name in self.files.names if allowed(name, (published.SAFETENSORS,))]
+        usual = SINGLE in names or INDEX in self.files.names
+        return Reader(self.folder, None if usual else names)
+
+    @cached_property
+    def family(self) -> Family | None:
+        """The row of its model_type; None where there is none, and its linears are known by their tensors alone."""
+        try:
+            return families.match(self.config, f"{self.files.name}: {CONFIG}")
+        except FamilyError:
+            return None
+
+    @cached_property
+    def dims(self) -> Dimensions | None:
+        """The sizes that config.json states; None without a row of families, or where they are no sizes."""
+        if self.family is None:
+            return None
+        try:
+            return architecture.dimensions(self.config, self.family, f"{self.files.name}: {CONFIG}")
+        except PlanError:
+            return None
+
+    @cached_property
+    def block_linears(self) -> tuple[str, ...]:
+        """Module paths of the linears of all blocks; without a row of families, of what is stored as codes."""
+        if self.family and self.dims:
+            return tuple(sizes.names(self.family, self.dims))
+        return tuple(stored_linears.quantized(self.reader))
+
+    @cached_property
+    def linears(self) -> dict[str, StoredLinear]:
+        """By module path: the linears of the blocks, and whatever else is stored as codes.
+
+        Raises FormatError for a format that is not known here, CheckpointError for tensors that do not fit theirs.
+        """
+        names = dict.fromkeys((*self.block_linears, *stored_linears.quantized(self.reader)))
+        return {name: stored_linears.read(self.reader, name) for name in names}
+
+    @property
+    def quantized(self) -> list[StoredLinear]:
+        """The linears that are stored as codes."""
+        return [linear for linear in self.linears.values() if linear.layout]
+
+    @cached_property
+    def base(self) -> BaseFiles:
+        """What it was made from, by headers. Raises HubError where nobody says, or it cannot be read."""
+        return published.base(self._base_name(), Path.cwd())
+
+    def _base_name(self) -> str:
+        if self.base_name:
+            return self.base_name
+        if self.report:
+            base = self.report.base
+            if base.on_hub:
+                return f"{base.repo}@{base.revision}" if base.revision else base.repo
+            raise HubError(f"base {base.repo}", "is a local folder, and the report does not say where", NO_BASE)
+        named = self.card.texts("base_model")
+        if len(named) != 1:
+            what = "the card names none" if not named else f"the card names {len(named)}"
+            raise HubError("base", what, NO_BASE)
+        return named[0]
+
+
+def open_subject(target: str, base: str | None = None) -> Subject:
+    """A folder or repo, ready to be checked.
+
+    Raises HubError where there is nothing to check, and CheckpointError for a report that this release does not read.
+    """
+    files = published.fetch(target)
+    ours = _made_by_hubplugin(files.path)
+    subject = Subject(files, report.read(files.path) if ours else None, base)
+    if not ours:
+        _check_model(subject, target)
+    return subject
+
+
+def _made_by_hubplugin(folder: Path) -> bool:
+    """Whether report.json is one of ours, whatever its version; other tools may use the name too."""
+    path = folder / report.FILE_NAME
+    if not path.is_file():
+        return False
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # `report.read` says what is wrong with it
+    return isinstance(found, dict) and "hubplugin" in found
+
+
+def _check_model(subject: Subject, target: str) -> None:
+    """Raise HubError where what hubplugin did not make is no model whose claims can be checked."""
+    names = subject.files.names
+    if CONFIG not in names:
+        raise HubError(target, f"has no {CONFIG}", "name a repo or folder of a transformers model")
+    if not any(allowed(name, (published.SAFETENSORS,)) for name in names):
+        pickled = any(allowed(name, model_folder.PICKLES) for name in names)
+        what = "its weights are pickles, which can run code" if pickled else "holds no safetensors"
+        raise HubError(target, f"{what}; only safetensors are read", "use a repo converted to safetensors")
+    read_json(subject.folder / CONFIG, target)
+    for configured in (subject.quantization, subject.beside):
+        if configured:
+            configured.check_known()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path, str(path.parent))
+    except HubError as error:
+        raise CheckpointError(error.where, error.what, error.fix) from error
