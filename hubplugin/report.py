@@ -10,6 +10,11 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from hubplugin.choice_records import AllocatedUnit as AllocatedUnit
+from hubplugin.choice_records import Allocation as Allocation
+from hubplugin.choice_records import PrunedBlock as PrunedBlock
+from hubplugin.choice_records import Removal as Removal
+from hubplugin.choice_records import Shaping as Shaping
 from hubplugin.disk import write_atomically
 from hubplugin.errors import CheckpointError, GateError
 from hubplugin.record import Record
@@ -60,52 +65,6 @@ class LinearResult(Record):
     dead_inputs: int | None = 0  # inputs that calibration never excited; None: not known
     correction: float | None = None  # ratio of the step towards the base's outputs that was taken (QEP); None: none
     seconds: float = 0.0
-
-
-class AllocatedUnit(Record):
-    """What a budget chose for linears that share one scheme."""
-
-    name: str
-    bits: int
-    group_size: int
-    symmetric: bool
-    bytes: int  # of codes, scales and all
-    loss: float  # as in LinearResult, on the base's own inputs
-    kl: float  # nats per token, that this unit alone is predicted to cost
-
-
-class Allocation(Record):
-    """How a budget was spent, before anything was compressed."""
-
-    predicted_kl: float  # nats per token, the sum over units
-    tokens: int  # that every unit was tried alone on
-    units: tuple[AllocatedUnit, ...]
-
-
-class Removal(Record):
-    """A layer or sublayer that was removed, and the KL after it."""
-
-    block: int  # of the base
-    what: str  # "layer", or the sublayer's name
-    kl: float  # nats per token, KL(base || model without it and without what was removed before)
-
-
-class PrunedBlock(Record):
-    """The shape of a block of the variant."""
-
-    source: int  # the block of the base
-    heads: int  # query heads; 0: no attention
-    kv_heads: int
-    ffn: int  # channels; 0: no FFN
-
-
-class Shaping(Record):
-    """What pruning removed, where the manifest left the choice to measurements, before anything was refitted."""
-
-    predicted_kl: float  # nats per token
-    tokens: int  # that changes were tried on
-    removed: tuple[Removal, ...]  # in the order of removal
-    blocks: tuple[PrunedBlock, ...]
 
 
 class RecoveredBlock(Record):

@@ -214,11 +214,12 @@ def test_sigterm_is_exit_code_143_and_a_bug_shows_no_local_variable(
 ) -> None:
     code = f"""
 import os, signal
-from hubplugin import cli, verbs
+from hubplugin import cli
+from hubplugin.verbs import compressing
 def planned(document):
     token = "hf_" + "s3cr3t"
     {statement}
-verbs._planned = planned
+compressing._planned = planned
 cli.main(["plan", "m.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)

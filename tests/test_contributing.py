@@ -68,7 +68,7 @@ def test_a_name_is_defined_in_its_module(word: str) -> None:
 
 
 def test_the_page_is_read_as_meant() -> None:
-    assert "hubplugin/verbs.py" in PATHS and "pipeline.run" in NAMES and "draft.DraftPlan.settle" in NAMES
+    assert "hubplugin/verbs/publishing.py" in PATHS and "pipeline.run" in NAMES and "draft.DraftPlan.settle" in NAMES
     assert "nothing_of_this_name" not in defined("pipeline") and defined("no_module") == frozenset()
 
 

@@ -1,0 +1,60 @@
+"""The verbs that publish variants, and hold what is published against its tensors."""
+
+from typing import Annotated
+
+import typer
+
+from hubplugin import interrupt
+from hubplugin.verbs.application import OUT, AsJson, Manifest, Variants, app, let_idle_threads_sleep
+
+
+@app.command("publish")
+def _publish(
+    manifest: Manifest,
+    out: Variants = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite what others have changed in the repos since our last commit.")
+    ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be sent, and change nothing on the Hub.")
+    ] = False,
+) -> None:
+    """One commit per variant that passed its gate, and a collection.
+
+    What others changed in a repo since our last commit is shown, and stays. Prints the URL of each; of a dry run one
+    line per file: repo, what becomes of it, bytes to send, path. The Hub's token is taken from HF_TOKEN, or as `hf auth
+    login` left it.
+
+    Example: hubplugin publish manifests/demo.yaml
+    """
+    with interrupt.held():
+        from hubplugin.hub import publish
+        from hubplugin.manifest.reading import loading
+
+    document, folder = loading.load(manifest), out or OUT / manifest.stem
+    if dry:
+        for line in publish.dry_run(document, folder, force):
+            print(line)
+        return
+    for pushed in publish.publish(document, folder, force):
+        print(pushed.url)
+
+
+@app.command("verify")
+def _verify(
+    target: Annotated[str, typer.Argument(metavar="REPO|FOLDER", help="A published model, anybody's.")],
+    base: Annotated[str | None, typer.Option(help="Repo or folder of its base, in place of what it names.")] = None,
+    quality: Annotated[bool, typer.Option("--quality", help="Measure perplexity, KL and the rest again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check what card, report and configuration claim against the tensors; ends with 1 where a claim is false.
+
+    Example: hubplugin verify out/demo/GPTQ-Int8
+    """
+    let_idle_threads_sleep()
+    with interrupt.held():
+        from hubplugin import verification
+
+    found = verification.verify(target, base, {verification.QUALITY} if quality else ())
+    print(found.json_text() if as_json else found.text())
+    raise typer.Exit(int(not found.holds))

@@ -1,0 +1,114 @@
+"""The verbs that serve models, a chat page, a Hub, and all of it as a demo."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hubplugin import interrupt, progress
+from hubplugin.verbs.application import LOOPBACK, OUT, Host, Port, Variants, app
+
+
+@app.command("serve")
+def _serve(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A model's folder, a repo id, or a manifest.")],
+    variant: Annotated[
+        str | None, typer.Option(help="Which variant of the manifest.", show_default="the uncompressed model")
+    ] = None,
+    out: Variants = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model name that requests carry.", show_default="repo id or folder's name")
+    ] = None,
+    host: Host = LOOPBACK,
+    port: Port = 8000,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and answer together.", show_default="the model's own; 4096 on a CPU"),
+    ] = None,
+) -> None:
+    """Serve a folder, a repo or a manifest's variant on vLLM.
+
+    Prints the URL once it answers, and ends by ctrl-C. With VLLM_API_KEY in the environment requests must carry it.
+
+    Example: hubplugin serve manifests/demo.yaml --variant GPTQ-Int8 --port 8001
+    """
+    with interrupt.held():
+        from hubplugin.hub import resolve
+        from serve import engine
+
+    folder, known_as = resolve.find(target, variant, out)
+    raise typer.Exit(
+        engine.run_forever(
+            folder,
+            name=name or known_as,
+            ready=lambda running: print(f"{running.url}/v1", flush=True),
+            host=host,
+            port=port,
+            max_model_len=max_model_len,
+            on_progress=progress.progress,
+        )
+    )
+
+
+@app.command("chat")
+def _chat(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="An OpenAI-compatible server, a path is kept, a bare host gets /v1.")
+    ] = f"http://{LOOPBACK}:8000",
+    model: Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")] = None,
+    host: Host = LOOPBACK,
+    port: Port = 7860,
+) -> None:
+    """A chat page over any OpenAI-compatible URL.
+
+    Prints the page's URL, and ends by ctrl-C. The server's key, where it wants one, is taken from VLLM_API_KEY.
+
+    Example: hubplugin chat http://127.0.0.1:8001
+    """
+    with interrupt.held():
+        from serve.chat_page import app as page
+
+    raise typer.Exit(
+        page.run_forever(
+            url,
+            ready=lambda running: print(running.url, flush=True),
+            model=model,
+            host=host,
+            port=port,
+            api_key=os.environ.get("VLLM_API_KEY"),
+        )
+    )
+
+
+@app.command("hub")
+def _hub(
+    root: Annotated[Path, typer.Option(help="Folder of everything it stores.")],
+    host: Host = LOOPBACK,
+    port: Port = 8765,
+) -> None:
+    """A small Hub on this machine.
+
+    Ends by ctrl-C. Its token is in the file `token` under its root.
+
+    Example: hubplugin hub --root out/hub
+    """
+    with interrupt.held():
+        from hubplugin import localhub
+
+    localhub.serve(root, host=host, port=port)
+
+
+@app.command("demo")
+def _demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the chat page has answered once.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of everything it writes.")] = OUT / "demo",
+) -> None:
+    """The whole way on this machine, with a model that comes along.
+
+    Example: hubplugin demo --once
+    """
+    with interrupt.held():
+        from hubplugin import demo
+
+    raise typer.Exit(demo.run(out, once=once))
