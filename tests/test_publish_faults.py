@@ -137,10 +137,13 @@ def test_fifty_breaks_at_random_points_lose_and_double_nothing(
     """After each, a publish that is not interrupted makes of the repo exactly the folder, in one commit of ours."""
     monkeypatch.setattr(transfer, "WAITS", (0.0,))
     rng = random.Random(5)
+    site.api.create_repo("local/asked", private=True)
     broken = finished = 0
     for round_ in range(50):
         repo = f"local/variant-{round_ // 10}" if round_ % 10 else f"local/variant-{round_}"
         target = Target(repo, private=True, branch="main" if round_ % 3 else "Int4")
+        if round_ % 5 == 4:
+            target = Target("local/asked", private=True, pull_request=True)
         made = tmp_path / "made"
         shutil.rmtree(made, ignore_errors=True)
         shards, size = rng.randint(1, 3), rng.randint(20_000, 90_000)
@@ -157,15 +160,21 @@ def test_fifty_breaks_at_random_points_lose_and_double_nothing(
             broken += 1
         site.network.mend()
         push.commit(push.prepare(made, target))
-        assert site.tree(repo, target.branch) == contents(made), round_
+        assert site.tree(target.repo, _revision(target)) == contents(made), round_
         assert _ours(site, target) == before + 1, round_
     print(f"{broken} broke, {finished} were whole before the break")
+    assert len(list(site.api.get_repo_discussions("local/asked"))) == 1
     assert broken >= 30 and list((site.root / "incoming").iterdir()) == []
 
 
+def _revision(target: Target) -> str:
+    """Where a variant stands; the test has one pull request."""
+    return "refs/pr/1" if target.pull_request else target.branch
+
+
 def _ours(site: Site, target: Target) -> int:
-    """How many commits of ours a branch has."""
-    if not site.api.repo_exists(target.repo) or not site.api.revision_exists(target.repo, target.branch):
+    """How many commits of ours stand there."""
+    if not site.api.repo_exists(target.repo) or not site.api.revision_exists(target.repo, _revision(target)):
         return 0
-    titles = [commit.title for commit in site.api.list_repo_commits(target.repo, revision=target.branch)]
+    titles = [commit.title for commit in site.api.list_repo_commits(target.repo, revision=_revision(target))]
     return titles.count(COMMIT_MESSAGE)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from fault_helpers import small_folder
+from huggingface_hub import HfApi, constants
 from publish_helpers import by_hand, document, finished, read
 
 from hubplugin.errors import HubError, ManifestError, PlanError
@@ -131,6 +132,18 @@ def test_repos_of_others_get_a_pull_request_once(hub: HfApi, owner: HfApi, tmp_p
     updated, _ = publish.publish(asked, out)
     assert updated.changed and updated.url == first.url and len(requests(hub)) == 1
     assert holds(hub, "owner/pico-Int4", "refs/pr/1", out / "Int4")
+
+
+@pytest.mark.parametrize("xet", [True, False])
+def test_weights_go_into_an_open_pull_request_too(
+    hub: HfApi, owner: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xet: bool
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    target = Target("owner/pico-Int4", private=False, pull_request=True)
+    for seed in (1, 2):
+        made = small_folder(tmp_path / "made", shards=2, seed=seed)
+        assert push.commit(push.prepare(made, target)).url.endswith("/discussions/1")
+        assert holds(hub, "owner/pico-Int4", "refs/pr/1", made)
 
 
 def test_what_the_owner_merged_is_known_as_ours(hub: HfApi, owner: HfApi, tmp_path: Path, pico_folder: Path) -> None:
