@@ -299,6 +299,7 @@ def test_the_card_shows_both_models_and_what_they_ran_on() -> None:
     assert "| output tokens per second, 8 at once | 40.0 (20.0 to 44.0) | 60.0 (28.0 to 77.0) |" in text
     assert "| speed-up over the base, round by round, 8 at once | | 1.50 (1.40 to 1.75) |" in text
     assert "Engine: vLLM 1.2 on cpu, bfloat16. Machine: some, 2 cores with avx2, 8.00 GB of memory." in text
+    assert "| time to first token, 8 at once | 100 ms | 100 ms |" in text
     assert "Medians of 3 rounds" in text and "6.00 kFLOP/s, which dense products in float32 reach" in text
     assert "## Speed" not in card.render(card_helpers.report())
 

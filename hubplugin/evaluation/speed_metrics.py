@@ -29,8 +29,8 @@ def spread(key: str, record: Served | UnderLoad) -> Spread | None:
     return found
 
 
-def _milliseconds(value: float) -> str:
-    return f"{numbers.figures(1000 * value, 3)} ms"
+def _short_time(value: float) -> str:
+    return f"{numbers.figures(1000 * value, 3)} ms" if value < 1 else f"{numbers.figures(value, 3)} s"
 
 
 def _per_second(value: float) -> str:
@@ -71,7 +71,7 @@ SPEED: tuple[Metric[UnderLoad], ...] = (
         unit="seconds",
         better="lower",
         value=_median("first_token_seconds"),
-        card=CardRow("time to first token", _milliseconds),
+        card=CardRow("time to first token", _short_time),
     ),
     Metric(
         "per_token_seconds",
@@ -79,7 +79,7 @@ SPEED: tuple[Metric[UnderLoad], ...] = (
         unit="seconds",
         better="lower",
         value=_median("per_token_seconds"),
-        card=CardRow("time per output token", _milliseconds),
+        card=CardRow("time per output token", _short_time),
     ),
     Metric(
         "tokens_per_second",
