@@ -18,7 +18,8 @@ from hubplugin.checkpoint import model_folder
 from hubplugin.errors import HubError
 from hubplugin.evaluation import gate
 from hubplugin.evaluation.gate import templates
-from hubplugin.hub import publish, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish
 from hubplugin.report import GateLine
 
 TOOLS = "{% for tool in tools %}<|system|>{{ tool.function | tojson }}<|end|>{% endfor %}" + pico.TEMPLATE

@@ -22,7 +22,8 @@ from test_gate_ties import with_head
 from hubplugin.checkpoint import model_folder
 from hubplugin.errors import CheckpointError, HubError
 from hubplugin.evaluation.gate.left_behind import UNKNOWN, left_behind
-from hubplugin.hub import client, publish, push, snapshots
+from hubplugin.hub import client, snapshots
+from hubplugin.hub.publishing import publish, push
 from hubplugin.localhub.server import Running, start
 from hubplugin.localhub.users import add_user
 from hubplugin.report import Base

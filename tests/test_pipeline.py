@@ -13,8 +13,8 @@ from hubplugin import pipeline, report
 from hubplugin.compress import export
 from hubplugin.errors import CompressError, GateError, HubPluginError, PlanError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.hub import publish
 from hubplugin.hub import snapshots as hub_client
+from hubplugin.hub.publishing import publish
 from hubplugin.manifest import schema
 from hubplugin.manifest.reading import loading
 from hubplugin.plan import planner

@@ -11,7 +11,8 @@ from publish_helpers import REPO, WEIGHTS, by_hand, document, folder, read
 from hubplugin import report
 from hubplugin.errors import HubError
 from hubplugin.evaluation.cards import card
-from hubplugin.hub import publish, push, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish, push
 from hubplugin.manifest.model_name import cached_snapshot
 
 

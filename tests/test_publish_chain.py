@@ -7,7 +7,8 @@ from huggingface_hub import HfApi, ModelCard
 
 from hubplugin import cli, report
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.hub import publish, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish
 from hubplugin.manifest.reading import loading
 
 MANIFEST = """\

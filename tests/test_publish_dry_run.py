@@ -8,7 +8,7 @@ from publish_helpers import by_hand, document, finished
 
 from hubplugin import cli
 from hubplugin.errors import HubError
-from hubplugin.hub import publish
+from hubplugin.hub.publishing import publish
 
 __all__ = ["impatient", "site"]  # fixtures
 

@@ -12,17 +12,17 @@ from huggingface_hub import constants
 from localhub_helpers import client_env
 
 from hubplugin.errors import HubError, HubUnreachable
-from hubplugin.hub import push
+from hubplugin.hub.publishing import push
+from hubplugin.hub.publishing.targets import Target
+from hubplugin.hub.publishing.upstream import COMMIT_MESSAGE
 from hubplugin.hub.sending import transfer
-from hubplugin.hub.targets import Target
-from hubplugin.hub.upstream import COMMIT_MESSAGE
 
 __all__ = ["impatient", "site"]  # fixtures
 REPO = "local/variant"
 PUSH = """
 import sys
 from pathlib import Path
-from hubplugin.hub import push
+from hubplugin.hub.publishing import push
 push.push(Path(sys.argv[1]), sys.argv[2], private=True)
 """
 

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from publish_helpers import REPO, WEIGHTS, by_hand, document, finished, folder, read
 
 from hubplugin.errors import HubError
-from hubplugin.hub import publish, push
+from hubplugin.hub.publishing import publish, push
 
 INDEX = "model.safetensors.index.json"
 

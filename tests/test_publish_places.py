@@ -9,8 +9,9 @@ from huggingface_hub import HfApi, constants
 from publish_helpers import by_hand, document, finished, read
 
 from hubplugin.errors import HubError, ManifestError, PlanError
-from hubplugin.hub import publish, push, snapshots
-from hubplugin.hub.targets import Target
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish, push
+from hubplugin.hub.publishing.targets import Target
 from hubplugin.localhub.users import add_user
 from hubplugin.manifest.reading import loading
 from hubplugin.plan.checks import sources

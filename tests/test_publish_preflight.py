@@ -15,7 +15,8 @@ from publish_helpers import document
 from hubplugin import licences
 from hubplugin.errors import HubError
 from hubplugin.evaluation.cards import card_metadata
-from hubplugin.hub import hub_card, publish, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import hub_card, publish
 from hubplugin.hub.snapshots import Known
 from hubplugin.licences import Derivatives
 from hubplugin.localhub.users import add_user

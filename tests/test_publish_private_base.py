@@ -8,7 +8,8 @@ from huggingface_hub import HfApi, snapshot_download
 from publish_helpers import document, finished
 
 from hubplugin.errors import HubError
-from hubplugin.hub import publish, push, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish, push
 from hubplugin.localhub.users import add_user
 
 TITLE = ', collection: "Compressed"'

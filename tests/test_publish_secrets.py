@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from publish_helpers import document, finished
 
 from hubplugin.errors import HubError
-from hubplugin.hub import publish
+from hubplugin.hub.publishing import publish
 
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n"
 

@@ -12,7 +12,8 @@ from hubplugin.compress import export, stages
 from hubplugin.errors import CalibrationError, GateError, ServeError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.hub import publish, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish
 from hubplugin.manifest.reading import loading
 from hubplugin.plan import planner
 

@@ -22,7 +22,8 @@ from hubplugin import localhub, pipeline
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.hub import publish, snapshots
+from hubplugin.hub import snapshots
+from hubplugin.hub.publishing import publish
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.schema import Document
 from hubplugin.model import kl_divergence

@@ -11,7 +11,8 @@ from verify_helpers import edit, failed, in_json, make, verify
 
 from hubplugin import cli, verification
 from hubplugin.errors import HubError
-from hubplugin.hub import publish, published
+from hubplugin.hub import published
+from hubplugin.hub.publishing import publish
 from hubplugin.manifest.reading import loading
 from hubplugin.verification import Outcome
 

@@ -38,7 +38,8 @@ def _planned(document: "Document") -> "Plan":
     What publishing would refuse, and what transformers would refuse to build, is said before any work.
     """
     with interrupt.held():
-        from hubplugin.hub import publish, snapshots
+        from hubplugin.hub import snapshots
+        from hubplugin.hub.publishing import publish
         from hubplugin.plan import planner
 
     peek = snapshots.peek(document.manifest.model, document.folder)

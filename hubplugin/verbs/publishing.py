@@ -28,7 +28,7 @@ def _publish(
     Example: hubplugin publish manifests/demo.yaml
     """
     with interrupt.held():
-        from hubplugin.hub import publish
+        from hubplugin.hub.publishing import publish
         from hubplugin.manifest.reading import loading
 
     document, folder = loading.load(manifest), out or OUT / manifest.stem

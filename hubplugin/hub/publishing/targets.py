@@ -14,7 +14,7 @@ from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import allowed
 from hubplugin.errors import HubError
 from hubplugin.hub.client import clear_errors, connect
-from hubplugin.hub.upstream import COMMIT_MESSAGE
+from hubplugin.hub.publishing.upstream import COMMIT_MESSAGE
 from hubplugin.manifest.schema import MAIN
 
 Gate = Literal["auto", "manual"]

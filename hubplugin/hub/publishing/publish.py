@@ -14,10 +14,10 @@ from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import PAPERS, PUSHED, allowed
 from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
-from hubplugin.hub import bases, hub_card, push, targets
-from hubplugin.hub.bases import check_base, check_licence
+from hubplugin.hub.publishing import bases, hub_card, push, targets
+from hubplugin.hub.publishing.bases import check_base, check_licence
+from hubplugin.hub.publishing.targets import Target
 from hubplugin.hub.snapshots import Known
-from hubplugin.hub.targets import Target
 from hubplugin.manifest.schema import Document, Publish
 from hubplugin.plan.checks import sources
 from hubplugin.progress import progress

@@ -17,11 +17,11 @@ from huggingface_hub import (
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import PUSHED
 from hubplugin.errors import HubError
-from hubplugin.hub import hub_card, targets
 from hubplugin.hub.client import clear_errors, connect, endpoint
+from hubplugin.hub.publishing import hub_card, targets
+from hubplugin.hub.publishing.targets import Standing, Target
+from hubplugin.hub.publishing.upstream import COMMIT_MESSAGE, Edits, edits, record, shown
 from hubplugin.hub.sending import secrets, transfer
-from hubplugin.hub.targets import Standing, Target
-from hubplugin.hub.upstream import COMMIT_MESSAGE, Edits, edits, record, shown
 from hubplugin.manifest.schema import MAIN
 from hubplugin.progress import progress
 
