@@ -158,8 +158,11 @@ class Quality(Record):
     perplexity: float
     perplexity_stderr: float
     mean_kl: float | None = None  # nats per token, KL(base || variant)
+    mean_kl_stderr: float | None = None  # over windows; None in reports of before 0.2
     p99_kl: float | None = None
     top1_agreement: float | None = None  # ratio of positions where both rank the same token first
+    flips: float | None = None  # ratio of positions where one of both alone ranks the token first that follows
+    acceptance_rate: float | None = None  # mean of sum min(p, q): of drafts by the variant that the base accepts
 
 
 class Evaluation(Record):

@@ -76,6 +76,39 @@ GATE_KEYS = {
             KL,
             floor=0.5,
         ),
+        GateKey(
+            "mean_kl_stderr",
+            "lower",
+            {"gt": 0},
+            "The highest standard error of the mean KL divergence over windows, in nats per token.",
+            0.005,
+            KL,
+        ),
+        GateKey(
+            "p99_kl",
+            "lower",
+            {"gt": 0},
+            "The highest 99th percentile of the KL divergence from the base, in nats.",
+            0.5,
+            KL,
+        ),
+        GateKey(
+            "flips",
+            "lower",
+            {"ge": 0, "le": 1},
+            "The highest share of positions at which either the base or the variant, not both, ranks the token first "
+            "that follows.",
+            0.05,
+            KL,
+        ),
+        GateKey(
+            "acceptance_rate",
+            "higher",
+            {"ge": 0, "le": 1},
+            "The least expected acceptance rate of the variant's tokens in speculative decoding with the base.",
+            0.85,
+            KL,
+        ),
     )
 }
 

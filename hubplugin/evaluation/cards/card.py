@@ -92,7 +92,8 @@ def _base_value(metric: Metric[Record], base: Record) -> float | None:
 
 def _with_stderr(metric: Metric[Record], record: Record, value: float) -> str:
     assert metric.card is not None
-    return metric.card.text(value) + (f" ± {numbers.figures(metric.stderr(record), 2)}" if metric.stderr else "")
+    stderr = metric.stderr(record) if metric.stderr else None
+    return metric.card.text(value) + ("" if stderr is None else f" ± {numbers.figures(stderr, 2)}")
 
 
 def _pruned(report: Report) -> str:
