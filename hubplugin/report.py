@@ -173,6 +173,14 @@ class Evaluation(Record):
     predicted_tokens: int
     base: Quality
     variant: Quality
+    # where `protocol` names another dtype than float32: the base in it, against the base in float32, on some windows
+    floor: Quality | None = None
+    further: tuple["Evaluation", ...] = ()  # on the other texts that the manifest names
+
+    @property
+    def on_all_texts(self) -> tuple["Evaluation", ...]:
+        """This and the further ones."""
+        return (self, *self.further)
 
 
 class GateLine(Record):

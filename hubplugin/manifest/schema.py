@@ -7,13 +7,15 @@ This file knows no torch, no network and no model.
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
+    TypeAdapter,
     field_validator,
     model_validator,
 )
@@ -26,24 +28,56 @@ from hubplugin.manifest.methods import METHODS, recovery_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.manifest.source import LENGTH, Source
 
+EVALUATED = "evaluate.perplexity"  # where the sources of evaluation tokens stand
+
 if TYPE_CHECKING:
     Step = StepSettings
 else:  # the union of all rows: pydantic picks one by `method`
     Step = Annotated[Union[tuple(row.settings for row in METHODS.values())], Field(discriminator="method")]  # noqa: UP007
 
 
+SEVERAL = TypeAdapter(tuple[Source, ...])
+
+
+def _one_or_several(value: Any) -> Source | tuple[Source, ...]:
+    """Sources as they stand in the manifest: faults are located below the key, or below an index of the list."""
+    if not isinstance(value, list | tuple):
+        return Source.model_validate(value)
+    sources: tuple[Source, ...] = SEVERAL.validate_python(value)
+    if not sources:
+        raise _fault("names no source", "add one, such as {self: true, seed: 1}")
+    for index, source in enumerate(sources):
+        if source in sources[:index]:
+            raise _fault(f"source {index + 1} of the list stands there before", "remove it")
+    return sources
+
+
 class Evaluate(Settings):
     """The evaluation of each variant beside the base."""
 
-    perplexity: Source = Field(
-        description="A source of evaluation tokens.",
+    perplexity: Annotated[
+        Source | tuple[Source, ...],
+        PlainValidator(_one_or_several, json_schema_input_type=Source | tuple[Source, ...]),
+    ] = Field(
+        description="A source of evaluation tokens, or a list of them, the main one first. The gate holds on each.",
         examples=[{"self": True, "seed": 1}, {"dataset": "owner/name", "split": "test"}],
     )
     kl: StrictBool = Field(
         default=True,
-        description="Measure mean and 99th percentile of KL(base || variant), and top-1 agreement.",
+        description="Measure KL(base || variant), top-1 agreement, flips and the acceptance rate.",
         examples=[False],
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="The precision of forward passes. A CPU without AVX512-BF16 stays with float32. The report has the "
+        "floor of bfloat16, KL(base in float32 || base in bfloat16).",
+        examples=["bfloat16"],
+    )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All sources of evaluation tokens, the main one first."""
+        return self.perplexity if isinstance(self.perplexity, tuple) else (self.perplexity,)
 
 
 class Gate(Thresholds):
@@ -161,7 +195,9 @@ class Manifest(Settings):
         """All sources of tokens with their places, such as `variants.Int4[0].data`."""
         found = [("calibrate", self.calibrate)]
         if self.evaluate is not None:
-            found.append(("evaluate.perplexity", self.evaluate.perplexity))
+            several = isinstance(self.evaluate.perplexity, tuple)
+            places = (f"[{index}]" if several else "" for index in range(len(self.evaluate.sources)))
+            found += [(f"{EVALUATED}{at}", one) for at, one in zip(places, self.evaluate.sources, strict=True)]
         for name, steps in self.variants.items():
             for index, step in enumerate(steps):
                 recover = recovery_of([step])
