@@ -18,7 +18,8 @@ from hubplugin.hub.publishing import bases, hub_card, push, targets
 from hubplugin.hub.publishing.bases import check_base, check_licence
 from hubplugin.hub.publishing.targets import Target
 from hubplugin.hub.snapshots import Known
-from hubplugin.manifest.schema import Document, Publish
+from hubplugin.manifest.publish import Publish
+from hubplugin.manifest.schema import Document
 from hubplugin.plan.checks import sources
 from hubplugin.progress import progress
 from hubplugin.report import Report
