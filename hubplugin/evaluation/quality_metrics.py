@@ -133,9 +133,13 @@ def _progress_of(name: str, blocks: int) -> Callable[[int], None]:
 
 
 def _logits(model: Model, hidden: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits [positions, vocabulary], the tokens that follow [positions]), a bounded number of positions at a time."""
+    """(logits [positions, vocabulary], the tokens that follow [positions]), a bounded number of positions at a time.
+
+    The next logits may take the memory of those before.
+    """
     predicting = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     following = tokens[:, 1:].reshape(-1).long()
     pieces = hidden_pieces(model, predicting)
+    memory = torch.empty(len(pieces[0]), model.vocabulary) if model.device == "cpu" else None
     for rows, ids in zip(pieces, following.split([len(piece) for piece in pieces]), strict=True):
-        yield model.logits(rows), ids
+        yield model.logits(rows, None if memory is None else memory[: len(rows)]), ids

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.kernels import rms_norm
+from hubplugin.kernels import products, rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.model import experts, module_weights
 from hubplugin.model.activations import Batch, Pool
@@ -40,6 +40,8 @@ class Model:
         self._trunk = self._model.model
         self._blocks = list(self._trunk.layers)
         self.dims = architecture.dimensions(config, family, "config.json")
+        if type(self._model.lm_head) is nn.Linear:
+            self._model.lm_head.__class__ = products.Head
         if dtype == torch.bfloat16 and device == "cpu":
             rms_norm.install(self._trunk)
         module_weights.fill_buffers(self._model, device)
@@ -159,15 +161,18 @@ class Model:
         return torch.cat([self._trunk.norm(batch.hidden) for batch in batches])
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocabulary] in float32 of normalised hidden states [..., hidden]."""
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits [..., vocabulary] in float32 of normalised hidden states [..., hidden].
+
+        They may be written to `out` [rows, vocabulary], if that is given: float32 memory on the CPU, for use once more.
+        """
         if self._model.lm_head.weight.is_meta:
             tied = f"{self.family.head}.weight" not in self.source
             self._load(self._model.lm_head, self.family.embed if tied else self.family.head)
-        out = self._model.lm_head(hidden).float()
-        if self._softcap:
-            out = torch.tanh(out / self._softcap) * self._softcap
-        return out
+        self._model.lm_head.out = out
+        logits: Tensor = self._model.lm_head(hidden).float()
+        self._model.lm_head.out = None
+        return logits.div_(self._softcap).tanh_().mul_(self._softcap) if self._softcap else logits
 
 
 def on_inputs(module: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:

@@ -58,7 +58,7 @@ def make(
         linear_parameters=base.linear_parameters,
         bytes=base.bytes,
         drafts=tuple(_draft(recipe) for recipe in recipes),
-        notes=document.notes,
+        notes=(*document.notes, *sources.notes(document)),
     )
 
 

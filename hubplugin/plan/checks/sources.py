@@ -13,6 +13,7 @@ from hubplugin.manifest.publish import MAIN, is_ref
 from hubplugin.manifest.schema import EVALUATED, Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures.architecture import Dimensions
+from serve import cpu_features
 
 LONGEST_NAME = 96  # of a repo on the Hub
 
@@ -59,6 +60,14 @@ def check_sources(document: Document, dims: Dimensions) -> None:
                 f"the same samples (seed {source.seed}) would calibrate and measure",
                 f"use another seed, such as {max(seeds) + 1}",
             )
+
+
+def notes(document: Document) -> tuple[str, ...]:
+    """What a plan says of the evaluation on this machine."""
+    evaluate = document.manifest.evaluate
+    if evaluate is None or evaluate.dtype == "float32" or cpu_features.has(cpu_features.BFLOAT16):
+        return ()
+    return (f"evaluate.dtype: this CPU multiplies no {evaluate.dtype}; without a GPU, evaluation stays in float32",)
 
 
 def check_repos(document: Document) -> None:
