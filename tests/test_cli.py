@@ -214,12 +214,11 @@ def test_sigterm_is_exit_code_143_and_a_bug_shows_no_local_variable(
 ) -> None:
     code = f"""
 import os, signal
-from hubplugin import cli
-from hubplugin.verbs import compressing
-def planned(document):
+from hubplugin import api, cli
+def planned(manifest):
     token = "hf_" + "s3cr3t"
     {statement}
-compressing._planned = planned
+api.plan = planned
 cli.main(["plan", "m.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)
