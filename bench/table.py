@@ -29,7 +29,8 @@ def _cell(metric: Metric[Record], column: Column, variant: Record | None, base: 
     value = metric.value(variant, base) if variant and base else None
     if variant is None or value is None:
         return "-"
-    return column.text(value) + (f" ± {column.text(metric.stderr(variant))}" if metric.stderr else "")
+    stderr = metric.stderr(variant) if metric.stderr else None
+    return column.text(value) + ("" if stderr is None else f" ± {column.text(stderr)}")
 
 
 def row(made: report.Report) -> str:

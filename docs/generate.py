@@ -118,13 +118,18 @@ def _referenced(field: Schema, definitions: Schema) -> Schema:
 
 
 def _shape(field: Schema) -> Schema:
-    """A field's type without `| null`."""
-    choices = [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
-    return choices[0] if choices else field
+    """A field's type without `| null`, the first of several."""
+    return next(iter(_choices(field)), field)
+
+
+def _choices(field: Schema) -> list[Schema]:
+    return [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
 
 
 def _values(field: Schema) -> str:
     """What a field takes, in few words."""
+    if len(several := _choices(field)) > 1:
+        return " or ".join(_values(choice) for choice in several)
     shape = _shape(field)
     choices = [shape["const"]] if "const" in shape else shape.get("enum", [])
     if choices:

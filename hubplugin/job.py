@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hubplugin.compress.calibration import calibration_data, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.disk import digest, sha256
@@ -22,7 +24,7 @@ from hubplugin.evaluation.speed import rounds
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
-from hubplugin.manifest.schema import Document
+from hubplugin.manifest.schema import EVALUATED, Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures import configs, tied_head
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
@@ -34,7 +36,6 @@ from hubplugin.progress import progress
 from hubplugin.report import Evaluation, Speed
 
 CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery"  # what tokens are used for
-USES = {"calibrate": CALIBRATION, "evaluate.perplexity": EVALUATION}  # of sources, by place; others are recovery's
 
 
 @dataclass
@@ -76,9 +77,10 @@ class Job:
         recovery samples is left to recovery.
         """
         for place, source in sorted(self.document.manifest.sources(), key=lambda pair: pair[1].self_):
-            if place in USES or not source.self_:
-                self.tokens(USES.get(place, RECOVERY), source)
-        _ = self.reference
+            use = EVALUATION if place.startswith(EVALUATED) else CALIBRATION if place == "calibrate" else RECOVERY
+            if use != RECOVERY or not source.self_:
+                self.tokens(use, source)
+        _ = self.references
 
     def tokens(self, use: str, source: Source) -> TokenSequences:
         """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text."""
@@ -151,21 +153,30 @@ class Job:
         return self.tokens(CALIBRATION, self.document.manifest.calibrate)
 
     @cached_property
-    def reference(self) -> Reference | None:
-        """The base, measured; None where the manifest evaluates nothing."""
+    def references(self) -> tuple[Reference, ...]:
+        """The base, measured on every text; empty where the manifest evaluates nothing."""
         evaluate = self.document.manifest.evaluate
         if evaluate is None:
-            return None
-        batch = self.tokens(EVALUATION, evaluate.perplexity)
+            return ()
+        batches = [self.tokens(EVALUATION, source) for source in evaluate.sources]
+        given, dtype = (self.snapshot.path, self.plan.family), getattr(torch, evaluate.dtype)
         with self.clock.stage("evaluation of the base"):
-            return quality_metrics.reference(self.snapshot.path, self.plan.family, batch.ids, batch.description)
+            return tuple(quality_metrics.reference(*given, batch.ids, batch.description, dtype) for batch in batches)
+
+    @property
+    def reference(self) -> Reference | None:
+        """The base, measured on the main text; None where the manifest evaluates nothing."""
+        return next(iter(self.references), None)
 
     def measure(self, variant: VariantPlan, folder: Path) -> Evaluation | None:
         """A variant's numbers beside the base's; None where the manifest evaluates nothing."""
         evaluate = self.document.manifest.evaluate
-        if self.reference is None or evaluate is None:
+        if evaluate is None:
             return None
-        return quality_metrics.measure(folder, variant.family, self.reference, evaluate.kl)
+        main, *further = (
+            quality_metrics.measure(folder, variant.family, reference, evaluate.kl) for reference in self.references
+        )
+        return main.model_copy(update={"further": tuple(further)}) if further else main
 
     def time(self, variant: VariantPlan, folder: Path, take: rounds.TakeTurn) -> Speed | None:
         """A variant's speed beside the base's; None where the manifest asks for none. `take` starts the engines."""

@@ -44,7 +44,7 @@ def of_numbers(job: Job) -> Fingerprint:
     evaluate = job.document.manifest.evaluate
     if evaluate is None:
         return Fingerprint()
-    data = job.source_digest(evaluate.perplexity)
+    data = [job.source_digest(source) for source in evaluate.sources]
     settings = evaluate.model_dump(mode="json", exclude={"perplexity", "speed"})
     return Fingerprint(
         {

@@ -127,8 +127,11 @@ class Quality(Record):
     perplexity: float
     perplexity_stderr: float
     mean_kl: float | None = None  # nats per token, KL(base || variant)
+    mean_kl_stderr: float | None = None  # over windows; None in reports of before 0.2
     p99_kl: float | None = None
     top1_agreement: float | None = None  # ratio of positions where both rank the same token first
+    flips: float | None = None  # ratio of positions where one of both alone ranks the token first that follows
+    acceptance_rate: float | None = None  # mean of sum min(p, q): of drafts by the variant that the base accepts
 
 
 class Evaluation(Record):
@@ -139,6 +142,14 @@ class Evaluation(Record):
     predicted_tokens: int
     base: Quality
     variant: Quality
+    # where `protocol` names another dtype than float32: the base in it, against the base in float32, on some windows
+    floor: Quality | None = None
+    further: tuple["Evaluation", ...] = ()  # on the other texts that the manifest names
+
+    @property
+    def on_all_texts(self) -> tuple["Evaluation", ...]:
+        """This and the further ones."""
+        return (self, *self.further)
 
 
 class GateLine(Record):

@@ -24,7 +24,7 @@ from hubplugin.evaluation import zeros
 from hubplugin.evaluation.gate.left_behind import left_behind
 from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
-from hubplugin.manifest.schema import MAIN
+from hubplugin.manifest.publish import MAIN
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.costs import components, operations

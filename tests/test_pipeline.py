@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from hubplugin import pipeline, report
+from hubplugin.checkpoint.model_folder import PLOTS
 from hubplugin.compress import export
 from hubplugin.errors import CompressError, GateError, HubPluginError, PlanError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
@@ -52,6 +53,10 @@ def run(asked: schema.Document, out: Path) -> list[report.Report]:
     return pipeline.run(asked, planned, out, dequantized)
 
 
+def card_of(out: Path, made: report.Report) -> str:
+    return (out / made.variant / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_whole_arrow_from_hub_to_hub(hub: HfApi, tmp_path: Path) -> None:
     asked, out = document(tmp_path), tmp_path / "out"
     reports = run(asked, out)
@@ -63,6 +68,10 @@ def test_the_whole_arrow_from_hub_to_hub(hub: HfApi, tmp_path: Path) -> None:
         assert made.disk_ratio > 1 and made.sizes.linear_bits_per_weight < 8
         assert report.read(out / made.variant) == made
     assert reports[1].widths == {"intermediate_size": (128, 96)}
+    for made, other in (reports, reports[::-1]):
+        (sibling,) = made.siblings
+        assert (sibling.variant, sibling.repo) == (other.variant, other.repo) and other.repo in card_of(out, made)
+        assert sibling.safetensors_bytes == other.sizes.safetensors_bytes and sibling.perplexity_ratio
 
     first = publish.publish(asked, out)
     assert all(pushed.changed for pushed in first)
@@ -70,6 +79,7 @@ def test_the_whole_arrow_from_hub_to_hub(hub: HfApi, tmp_path: Path) -> None:
     assert info.private and info.card_data is not None and info.card_data.base_model == "local/pico"
     files = {sibling.rfilename for sibling in info.siblings or []}
     assert {"README.md", "report.json", "manifest.yaml", "config.json", "quantize_config.json", "LICENSE"} <= files
+    assert set(PLOTS) <= files
     assert len(hub.list_repo_commits("local/pico-Int4")) == 2, "creation, and one commit for everything"
     downloaded = hub.snapshot_download("local/pico-Int4", cache_dir=tmp_path / "cache")
     for path in (out / "Int4").iterdir():

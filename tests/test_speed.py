@@ -244,7 +244,7 @@ def test_settings_have_defaults_and_a_short_form(tmp_path: Path) -> None:
     assert (Settings().prompt_tokens, Settings().output_tokens, Settings().rounds) == (128, 64, 3)
     assert Settings().concurrency == (1, 8, 32)
     for text, what, fix in (
-        (", speed: 3", "3 is not what it takes", "write how fast"),
+        (", speed: 3", "3 is not what it takes", "write `true`, or a mapping of what vLLM is asked"),
         (", speed: {concurrency: [8, 1]}", "is not in rising order", r"write \[1, 8\]"),
         (", speed: {round: 2}", "'round' is no key here", "did you mean `rounds`"),
         (", speed: {rounds: 0}", "0 is not what it takes", "from 1 to 20"),

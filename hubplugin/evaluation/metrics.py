@@ -53,7 +53,7 @@ class Metric(Generic[Record]):
     unit: str  # empty for a ratio
     better: Better
     value: Callable[[Record, Record], float | None]  # (variant, base) -> number; None: not measured
-    stderr: Callable[[Record], float] | None = None  # standard error of the number
+    stderr: Callable[[Record], float | None] | None = None  # standard error of the number; None: not measured
     relative: bool = False  # compares with the base, which has no such number
     card: CardRow | None = None
     column: Column | None = None
@@ -101,10 +101,19 @@ QUALITY: tuple[Metric[Quality], ...] = (
         unit="nats per token",
         better="lower",
         value=recorded("mean_kl"),
+        stderr=lambda quality: quality.mean_kl_stderr,
         relative=True,
         card=CardRow("KL(base ‖ this), mean, nats per token", numbers.figures),
         column=Column("mean KL", _four_decimals, base="0"),
         model_index=ModelIndex("kl_divergence", "mean KL(base || variant), nats per token"),
+    ),
+    Metric(
+        "mean_kl_stderr",
+        label="standard error of mean KL",
+        unit="nats per token",
+        better="lower",
+        value=recorded("mean_kl_stderr"),
+        relative=True,
     ),
     Metric(
         "p99_kl",
@@ -126,6 +135,24 @@ QUALITY: tuple[Metric[Quality], ...] = (
         card=CardRow("same most likely token", numbers.percent),
         column=Column("top-1 same", "{:.1%}".format, base="100.0%"),
         model_index=ModelIndex("top1_agreement", "top-1 agreement with the base"),
+    ),
+    Metric(
+        "flips",
+        label="flips",
+        unit="",
+        better="lower",
+        value=recorded("flips"),
+        relative=True,
+        card=CardRow("flips: next token ranked first by one of both alone", numbers.percent),
+    ),
+    Metric(
+        "acceptance_rate",
+        label="acceptance rate",
+        unit="",
+        better="higher",
+        value=recorded("acceptance_rate"),
+        relative=True,
+        card=CardRow("expected acceptance rate as a drafter of the base", numbers.percent),
     ),
 )
 

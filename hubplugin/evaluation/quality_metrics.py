@@ -1,7 +1,8 @@
 """Quality of a model FOLDER, never of weights in memory: perplexity, and how far its predictions moved from the base.
 
-Tokens are read in non-overlapping windows; each window predicts all of its tokens but the first, with logits in
-float32. Knows folders and the forward pass; which numbers are computed from the logits stands in token_statistics.py.
+Tokens are read in non-overlapping windows; each window predicts all of its tokens but the first. Forward passes are in
+float32, or in bfloat16 with its floor beside; logits are compared in float32. Knows folders and the forward pass; which
+numbers are computed from the logits stands in token_statistics.py.
 """
 
 import time
@@ -17,12 +18,13 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.evaluation.token_statistics import LogitsPiece, TokenValues
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.block_runner import Model
-from hubplugin.model.devices import default_device
+from hubplugin.model.devices import computing_dtype, default_device
 from hubplugin.model.kl_divergence import hidden_pieces
 from hubplugin.progress import progress
 from hubplugin.report import Evaluation, Quality, Tokens
 
 PROGRESS_SECONDS = 10  # at least, between two lines of progress
+FLOOR_WINDOWS = 8  # on which the base in float32 is compared with the base in another dtype
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Reference:
 
     tokens: Tensor  # int [sequences, tokens]
     model: Model
-    hidden: Tensor  # float32 [sequences, tokens, hidden]
+    hidden: Tensor  # [sequences, tokens, hidden] in the model's dtype
     quality: Quality
     description: Tokens
+    floor: Quality | None = None  # of the model's dtype, see `_floor`; None: it is float32
 
 
 def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
@@ -44,35 +47,76 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32,
     return model
 
 
-def reference(folder: Path, family: Family, tokens: Tensor, description: Tokens) -> Reference:
-    """Measure the base once for all its variants. `tokens` are int [windows, tokens]."""
-    model = open_model(folder, family, device=default_device())
+def reference(
+    folder: Path, family: Family, tokens: Tensor, description: Tokens, dtype: torch.dtype = torch.float32
+) -> Reference:
+    """Measure the base once for all its variants. `tokens` are int [windows, tokens].
+
+    bfloat16 is float32 on a CPU that does not multiply it: it would be emulated, at a hundredth of the speed.
+    """
+    device = default_device()
+    model = open_model(folder, family, computing_dtype(dtype, device), device)
+    if model.dtype != dtype:
+        progress(f"note: this CPU multiplies no {_name(dtype)}, evaluation stays in {_name(model.dtype)}")
     hidden = model.hidden_states(tokens, _progress_of("base", len(model)))
+    floor = None if model.dtype == torch.float32 else _floor(folder, family, model, hidden, tokens)
+    return Reference(tokens, model, hidden, _alone(model, hidden, tokens), description, floor)
+
+
+def _floor(folder: Path, family: Family, model: Model, hidden: Tensor, tokens: Tensor) -> Quality:
+    """The base in the model's dtype against the base in float32, on the first FLOOR_WINDOWS windows.
+
+    Of a variant that is the base itself, this is what an engine in that dtype would show against float32.
+    """
+    some = tokens[:FLOOR_WINDOWS]
+    exact = open_model(folder, family, device=model.device)
+    exact_hidden = exact.hidden_states(some, _progress_of("base in float32", len(exact)))
+    floor = _against_base(model, hidden[: len(some)], exact, exact_hidden, some)
+    progress(f"{_name(model.dtype)} alone: mean KL {floor.mean_kl:.2e} nats per token, on {len(some)} windows")
+    return floor
+
+
+def _against_base(model: Model, hidden: Tensor, base: Model, base_hidden: Tensor, tokens: Tensor) -> Quality:
+    values = TokenValues(against_base=True)
+    pieces = zip(_logits(model, hidden, tokens), _logits(base, base_hidden, tokens), strict=True)
+    for (logits, ids), (base_logits, _) in pieces:
+        values.add(LogitsPiece(logits, ids, base_logits))
+    return values.quality(len(tokens))
+
+
+def _alone(model: Model, hidden: Tensor, tokens: Tensor) -> Quality:
     values = TokenValues(against_base=False)
     for logits, ids in _logits(model, hidden, tokens):
         values.add(LogitsPiece(logits, ids))
-    return Reference(tokens, model, hidden, values.quality(len(tokens)), description)
+    return values.quality(len(tokens))
 
 
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
     """Measure a variant's folder on the reference's tokens, with `kl` also against the base's logits."""
-    model = open_model(folder, family, device=base.model.device)
+    model = open_model(folder, family, base.model.dtype, base.model.device)
     hidden = model.hidden_states(base.tokens, _progress_of("variant", len(model)))
-    values = TokenValues(against_base=kl)
-    pieces = zip(_logits(model, hidden, base.tokens), _logits(base.model, base.hidden, base.tokens), strict=True)
-    for (logits, ids), (base_logits, _) in pieces:
-        values.add(LogitsPiece(logits, ids, base_logits))
+    if kl:
+        variant = _against_base(model, hidden, base.model, base.hidden, base.tokens)
+    else:
+        variant = _alone(model, hidden, base.tokens)
     sequences, window = base.tokens.shape
     rounded = len(DenseView(folder).int8_inputs)
+    floor = f"the floor of {_name(model.dtype)} is that of the first {min(FLOOR_WINDOWS, sequences)} windows; "
     return Evaluation(
         tokens=base.description,
         protocol=f"windows of {window} tokens, stride {window}, no BOS added, each window predicts {window - 1}; "
-        f"float32 on the dequantized folder{f', inputs of {rounded} linears rounded to int8' if rounded else ''}; "
+        f"{_name(model.dtype)} on the dequantized folder"
+        f"{f', inputs of {rounded} linears rounded to int8' if rounded else ''}; {floor if base.floor else ''}"
         "+/- is one standard error over windows",
         predicted_tokens=sequences * (window - 1),
         base=base.quality,
-        variant=values.quality(sequences),
+        variant=variant,
+        floor=base.floor,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _progress_of(name: str, blocks: int) -> Callable[[int], None]:

@@ -8,11 +8,13 @@ and tokens; no model and no folder.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from hubplugin.model import kl_divergence
+from hubplugin.kernels import logit_rows
+from hubplugin.kernels.logit_rows import Alone, Compared
 from hubplugin.report import Quality
 
 
@@ -24,23 +26,43 @@ class LogitsPiece:
     ids: Tensor  # int64 [positions], the tokens that follow
     base_logits: Tensor | None = None  # float32 [positions, vocabulary]; None: nothing is compared with the base
 
+    @cached_property
+    def compared(self) -> Compared:
+        """How far the rows of both are apart, computed once for all statistics."""
+        assert self.base_logits is not None
+        return logit_rows.compared(self.base_logits, self.logits)
+
+    @cached_property
+    def alone(self) -> Alone:
+        """What the rows of the logits are on their own."""
+        return logit_rows.alone(self.logits) if self.base_logits is None else self.compared.q
+
 
 def negative_log_likelihood(piece: LogitsPiece) -> Tensor:
     """-log p(token that follows) in nats, float64 [positions]."""
-    ids = piece.ids.to(piece.logits.device)
-    return torch.nn.functional.cross_entropy(piece.logits, ids, reduction="none").double()
+    followed = piece.logits.gather(-1, piece.ids.to(piece.logits.device)[:, None])[:, 0]
+    return piece.alone.log_sum - followed.double()
 
 
 def kl_from_base(piece: LogitsPiece) -> Tensor:
     """KL(base || variant) in nats, float64 [positions]."""
-    assert piece.base_logits is not None
-    return kl_divergence.divergence(piece.base_logits, piece.logits)
+    return piece.compared.divergence
 
 
 def same_top1(piece: LogitsPiece) -> Tensor:
     """Whether both rank the same token first, bool [positions]."""
-    assert piece.base_logits is not None
-    return piece.logits.argmax(-1) == piece.base_logits.argmax(-1)
+    return piece.compared.p.first == piece.compared.q.first
+
+
+def flipped(piece: LogitsPiece) -> Tensor:
+    """Whether one of both ranks the token first that follows, and the other does not, bool [positions]."""
+    ids = piece.ids.to(piece.logits.device)
+    return (piece.compared.p.first == ids) != (piece.compared.q.first == ids)
+
+
+def acceptance(piece: LogitsPiece) -> Tensor:
+    """The probability that the base accepts a token drafted by the variant: sum of min(p, q), float64 [positions]."""
+    return piece.compared.overlap
 
 
 @dataclass(frozen=True)
@@ -62,21 +84,32 @@ def perplexity(losses: Tensor) -> float:
 
 
 def perplexity_stderr(losses: Tensor) -> float:
-    """The standard error of the perplexity by the delta method, windows being the independent samples.
+    """The standard error of the perplexity by the delta method; NaN for a single window."""
+    return perplexity(losses) * stderr_over_windows(losses)
+
+
+def stderr_over_windows(values: Tensor) -> float:
+    """The standard error of the mean of values [windows, positions], windows being the independent samples.
 
     NaN for a single window.
     """
-    means = _window_means(losses)
-    stderr = float(means.std() / math.sqrt(len(means))) if len(means) > 1 else float("nan")
-    return perplexity(losses) * stderr
+    means = _window_means(values)
+    return float(means.std() / math.sqrt(len(means))) if len(means) > 1 else float("nan")
+
+
+def _ratio(holds: Tensor) -> float:
+    return int(holds.sum()) / holds.numel()
 
 
 STATISTICS = {
     "perplexity": Statistic(negative_log_likelihood, perplexity),
     "perplexity_stderr": Statistic(negative_log_likelihood, perplexity_stderr),
-    "mean_kl": Statistic(kl_from_base, lambda kl: float(kl.flatten().mean()), needs_base=True),
+    "mean_kl": Statistic(kl_from_base, lambda kl: float(kl.mean()), needs_base=True),
+    "mean_kl_stderr": Statistic(kl_from_base, stderr_over_windows, needs_base=True),
     "p99_kl": Statistic(kl_from_base, lambda kl: float(kl.flatten().quantile(0.99)), needs_base=True),
-    "top1_agreement": Statistic(same_top1, lambda same: int(same.sum()) / same.numel(), needs_base=True),
+    "top1_agreement": Statistic(same_top1, _ratio, needs_base=True),
+    "flips": Statistic(flipped, _ratio, needs_base=True),
+    "acceptance_rate": Statistic(acceptance, lambda overlap: min(1.0, float(overlap.mean())), needs_base=True),
 }
 
 

@@ -57,8 +57,8 @@ Asked = Annotated[
     BeforeValidator(_written_out),
     Field(
         default=None,
-        description="How fast vLLM loads and serves base and variant on this machine. `true`: with the settings below "
-        "as they are by default.",
+        description="`true`, or a mapping of what vLLM is asked while base and variant are timed on this machine. "
+        "`true`: the defaults below.",
         examples=[True, {"concurrency": [1, 4], "rounds": 2}],
         json_schema_extra=_or_boolean,
     ),

@@ -28,7 +28,7 @@ from hubplugin.evaluation.cards.steps import method_of, step_of
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
 from hubplugin.manifest.methods import METHODS, Kind
 from hubplugin.plan import loaders
-from hubplugin.report import LinearResult, Report, Sibling
+from hubplugin.report import Evaluation, LinearResult, Report, Sibling
 
 TEMPLATE = "card.md.jinja"
 LARGEST_LOSSES = 5  # linears listed with their loss
@@ -65,7 +65,10 @@ def render(report: Report) -> str:
         size_rows=[row for metric in SIZES for row in _size_row(metric, report)],
         component_rows=components.rows(report),
         speed_rows=speed.rows(report.speed),
-        quality_rows=[row for metric in QUALITY for row in _quality_row(metric, report)],
+        quality=[
+            (evaluation, [row for metric in QUALITY for row in _quality_row(metric, evaluation)])
+            for evaluation in (report.evaluation.on_all_texts if report.evaluation else ())
+        ],
         grids=_grids(report),
         largest_losses=_largest_losses(report.linears),
         damping=_damping(report.linears),
@@ -86,11 +89,11 @@ def _size_row(metric: Metric[Any], report: Report) -> list[markdown.Markdown]:
     return [markdown.table_row([metric.card.label, *cells])]
 
 
-def _quality_row(metric: Metric[Any], report: Report) -> list[markdown.Markdown]:
-    """The line of a metric in the table of quality: base, variant. Empty where nothing was measured."""
-    if report.evaluation is None or metric.card is None:
+def _quality_row(metric: Metric[Any], evaluation: Evaluation) -> list[markdown.Markdown]:
+    """The line of a metric in the table of quality: base, variant. Empty where it was not measured."""
+    if metric.card is None:
         return []
-    variant, base = report.evaluation.variant, report.evaluation.base
+    variant, base = evaluation.variant, evaluation.base
     value = metric.value(variant, base)
     if value is None:
         return []
@@ -113,7 +116,8 @@ def _base_value(metric: Metric[Record], base: Record) -> float | None:
 
 def _with_stderr(metric: Metric[Record], record: Record, value: float) -> str:
     assert metric.card is not None
-    return metric.card.text(value) + (f" ± {numbers.figures(metric.stderr(record), 2)}" if metric.stderr else "")
+    stderr = metric.stderr(record) if metric.stderr else None
+    return metric.card.text(value) + ("" if stderr is None else f" ± {numbers.figures(stderr, 2)}")
 
 
 def _pruned(report: Report) -> str:

@@ -48,7 +48,7 @@ def metadata(report: Report) -> dict[str, Any]:
     if report.calibration.dataset:
         data["datasets"] = [report.calibration.dataset]
     if report.evaluation:
-        data["model-index"] = [{"name": report.model_name, "results": [_results(report.evaluation)]}]
+        data["model-index"] = [{"name": report.model_name, "results": [*map(_results, report.evaluation.on_all_texts)]}]
     data["compression"] = _compression(report)
     return data
 

@@ -3,6 +3,8 @@
 Knows rows of metrics and a report's numbers; measures nothing.
 """
 
+from collections.abc import Mapping
+
 from hubplugin.evaluation import metrics
 from hubplugin.evaluation.gate.candidate import Candidate
 from hubplugin.manifest.metrics import GATE_KEYS, SPEED, Thresholds
@@ -23,6 +25,18 @@ def judge(evaluation: Evaluation | None, thresholds: Thresholds) -> GateLine:
     if evaluation is None:
         detail = "the manifest sets a threshold but nothing was measured" if limits else NO_THRESHOLD
         return GateLine(name=QUALITY, passed=not limits, detail=detail)
+    texts = evaluation.on_all_texts
+    passed, details = True, []
+    for index, text in enumerate(texts):
+        on_text = f"text {index + 1}, {text.tokens.source}: " if len(texts) > 1 else ""
+        kept, found = _on_text(text, limits)
+        passed &= kept
+        details += [on_text + detail for detail in found]
+    return GateLine(name=QUALITY, passed=passed, detail="; ".join(details) or NO_THRESHOLD)
+
+
+def _on_text(evaluation: Evaluation, limits: Mapping[str, float]) -> tuple[bool, list[str]]:
+    """Whether the numbers of one text keep all limits and floors, and what is to be said of them."""
     passed, details = True, []
     for metric in metrics.QUALITY:
         if metric.key not in GATE_KEYS:
@@ -39,4 +53,4 @@ def judge(evaluation: Evaluation | None, thresholds: Thresholds) -> GateLine:
                 f"{metric.label} {value:.4f}: {than} than {row.floor:g} passes only with a threshold of its own, "
                 f"gate: {{{metric.key}: ...}}"
             )
-    return GateLine(name=QUALITY, passed=passed, detail="; ".join(details) or NO_THRESHOLD)
+    return passed, details

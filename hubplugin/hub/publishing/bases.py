@@ -10,7 +10,7 @@ from hubplugin.errors import HubError
 from hubplugin.hub.client import clear_errors, connect
 from hubplugin.hub.snapshots import Known
 from hubplugin.licences import Derivatives
-from hubplugin.manifest.schema import Publish
+from hubplugin.manifest.publish import Publish
 from hubplugin.report import Base
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import constants, get_token
 
 from hubplugin import report
 from hubplugin.checkpoint import model_folder
-from hubplugin.checkpoint.model_folder import PAPERS, PUSHED, allowed
+from hubplugin.checkpoint.model_folder import PAPERS, PLOTS, PUSHED, allowed
 from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
 from hubplugin.hub.publishing import bases, hub_card, push, targets
@@ -19,7 +19,8 @@ from hubplugin.hub.publishing.bases import check_base, check_licence
 from hubplugin.hub.publishing.push import FileChange
 from hubplugin.hub.publishing.targets import Target
 from hubplugin.hub.snapshots import Known
-from hubplugin.manifest.schema import Document, Publish
+from hubplugin.manifest.publish import Publish
+from hubplugin.manifest.schema import Document
 from hubplugin.plan.checks import sources
 from hubplugin.progress import progress
 from hubplugin.report import Report
@@ -178,7 +179,7 @@ def _current_report(folder: Path, document: Document) -> Report:
     if changed:
         raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
     for name in model_folder.publishable(folder, PUSHED):
-        if name not in variant.files and name != report.FILE_NAME and not _by_hand(name):
+        if name not in variant.files and name not in (report.FILE_NAME, *PLOTS) and not _by_hand(name):
             what = "is no file that `hubplugin run` made, nor a licence or notice; nothing was published"
             raise HubError(str(folder / name), what, "move it out of the folder")
     return variant

@@ -22,7 +22,7 @@ from hubplugin.hub.publishing import hub_card, targets
 from hubplugin.hub.publishing.targets import Standing, Target
 from hubplugin.hub.publishing.upstream import COMMIT_MESSAGE, Edits, edits, record, shown
 from hubplugin.hub.sending import secrets, transfer
-from hubplugin.manifest.schema import MAIN
+from hubplugin.manifest.publish import MAIN
 from hubplugin.progress import progress
 
 CARD = "README.md"

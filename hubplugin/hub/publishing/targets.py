@@ -15,7 +15,7 @@ from hubplugin.checkpoint.model_folder import allowed
 from hubplugin.errors import HubError
 from hubplugin.hub.client import clear_errors, connect
 from hubplugin.hub.publishing.upstream import COMMIT_MESSAGE
-from hubplugin.manifest.schema import MAIN
+from hubplugin.manifest.publish import MAIN
 
 Gate = Literal["auto", "manual"]
 STRICTNESS: dict[str | bool | None, int] = {None: 0, False: 0, "auto": 1, "manual": 2}

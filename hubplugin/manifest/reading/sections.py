@@ -21,8 +21,8 @@ def section_of(parents: Sequence[str | int]) -> type[Settings] | None:
     annotation: Any = Manifest
     for part in parents:
         annotation = _below(_plain(annotation), part)
-    plain = _plain(annotation)
-    return plain if _is_settings(plain) else None
+    found = [one for one in _choices(_plain(annotation)) if _is_settings(one)]
+    return found[0] if len(found) == 1 else None  # several: steps, which say below `method` which they are
 
 
 def field_of(keys: Sequence[str | int]) -> FieldInfo | None:
@@ -63,9 +63,22 @@ def _below(annotation: Any, part: str | int) -> Any:
     if get_origin(annotation) in (tuple, dict):
         arguments = get_args(annotation)
         return arguments[1] if get_origin(annotation) is dict else arguments[0]
-    if get_origin(annotation) in (Union, UnionType):
-        return next((inner for inner in get_args(annotation) if _is_method(inner, part)), None)
+    if (choices := _choices(annotation)) and len(choices) > 1:
+        below = (inner if _is_method(inner, part) else _below_one_or_several(inner, part) for inner in choices)
+        return next((inner for inner in below if inner is not None), None)
     return None
+
+
+def _below_one_or_several(annotation: Any, part: str | int) -> Any:
+    """As `_below`, of one choice of a union: a list is gone into by an index, settings by a key; steps by neither."""
+    if _is_settings(annotation):
+        return None if isinstance(part, int) or "method" in annotation.model_fields else _below(annotation, part)
+    return _below(annotation, part) if isinstance(part, int) else None
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The annotations of a union; of any other, itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _plain(annotation: Any) -> Any:
@@ -80,7 +93,8 @@ def _plain(annotation: Any) -> Any:
 
 def _is_method(annotation: Any, name: str | int) -> bool:
     """Whether an annotation is the settings class of this method."""
-    return _is_settings(annotation) and annotation.model_fields["method"].annotation == Literal[name]
+    method = annotation.model_fields.get("method") if _is_settings(annotation) else None
+    return method is not None and method.annotation == Literal[name]
 
 
 def _is_settings(annotation: Any) -> bool:

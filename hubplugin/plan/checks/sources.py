@@ -9,7 +9,8 @@ from typing import Any
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest import model_name
-from hubplugin.manifest.schema import MAIN, Document, is_ref
+from hubplugin.manifest.publish import MAIN, is_ref
+from hubplugin.manifest.schema import EVALUATED, Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures.architecture import Dimensions
 
@@ -50,14 +51,14 @@ def check_sources(document: Document, dims: Dimensions) -> None:
             f"prompt and answer of {length} tokens are longer than this model's context of {dims.context}",
             f"use prompt_tokens and output_tokens of {dims.context} or fewer together",
         )
-    measured = sources.pop("evaluate.perplexity", None)
-    seeds = {source.seed for source in sources.values() if source.self_}
-    if measured and measured.self_ and measured.seed in seeds:
-        raise PlanError(
-            f"{document.path}: evaluate.perplexity.seed",
-            f"the same samples (seed {measured.seed}) would calibrate and measure",
-            f"use another seed, such as {max(seeds) + 1}",
-        )
+    seeds = {source.seed for place, source in sources.items() if source.self_ and not place.startswith(EVALUATED)}
+    for place, source in sources.items():
+        if place.startswith(EVALUATED) and source.self_ and source.seed in seeds:
+            raise PlanError(
+                f"{document.path}: {place}.seed",
+                f"the same samples (seed {source.seed}) would calibrate and measure",
+                f"use another seed, such as {max(seeds) + 1}",
+            )
 
 
 def check_repos(document: Document) -> None:

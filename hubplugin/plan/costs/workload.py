@@ -39,7 +39,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         blocks_tokens=recover.blocks * min(text_tokens, limits.BLOCK_TOKENS) if recover else 0,
         distilled_tokens=int(recover.distill * text_tokens) if recover else 0,
         # whose hidden states the base's evaluation keeps for its variants
-        evaluated=evaluate.perplexity.samples * evaluate.perplexity.sequence_length if evaluate else 0,
+        evaluated=sum(one.samples * one.sequence_length for one in evaluate.sources) if evaluate else 0,
     )
 
 

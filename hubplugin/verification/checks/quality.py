@@ -6,16 +6,19 @@ The tokens are made anew from the manifest, and count only where they have the h
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from hubplugin.compress.calibration import calibration_data
 from hubplugin.errors import HubError, HubPluginError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.metrics import QUALITY, Metric
 from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
+from hubplugin.manifest.schema import Evaluate
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures import configs, families
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
-from hubplugin.report import Evaluation, Quality, Tokens
+from hubplugin.report import Evaluation, Quality
 from hubplugin.variant_folder import MANIFEST
 from hubplugin.verification.outcome import Finding, compared, number, unchecked
 from hubplugin.verification.subject import NO_BASE, Subject
@@ -28,12 +31,15 @@ def measured_again(subject: Subject) -> Iterator[Finding]:
     """Perplexity, KL and all other metrics are what the report says, for variant and base."""
     if subject.report is None or subject.report.evaluation is None:
         return
-    said = subject.report.evaluation
-    base = _base_folder(subject)
+    evaluate, base = _settings(subject), _base_folder(subject)
+    for said, source in zip(subject.report.evaluation.on_all_texts, evaluate.sources, strict=True):
+        yield from _on_text(subject, base, evaluate, said, source)
+
+
+def _on_text(subject: Subject, base: Path, evaluate: Evaluate, said: Evaluation, source: Source) -> Iterator[Finding]:
+    at = source.model_copy(update={"revision": said.tokens.revision}) if source.dataset else source
     try:
-        tokens = calibration_data.tokens(
-            _source(subject, said.tokens), read_tokenizer(base), subject.folder, base, shuffle=False
-        )
+        tokens = calibration_data.tokens(at, read_tokenizer(base), subject.folder, base, shuffle=False)
     except HubPluginError as error:
         yield unchecked(f"the tokens cannot be made again: {error.where}: {error.what}", "tokens", said.tokens.sha256)
         return
@@ -43,7 +49,8 @@ def measured_again(subject: Subject) -> Iterator[Finding]:
         return
     yield compared(said.tokens.sha256, tokens.description.sha256, "tokens")
     family = families.match(configs.read_config(base, str(base)), str(base))
-    reference = quality_metrics.reference(base, family, tokens.ids, tokens.description)
+    dtype = getattr(torch, evaluate.dtype)
+    reference = quality_metrics.reference(base, family, tokens.ids, tokens.description, dtype)
     against_base = said.variant.mean_kl is not None
     of_variant = families.match(subject.config, subject.files.name)
     yield from _same(said, quality_metrics.measure(subject.folder, of_variant, reference, against_base))
@@ -76,10 +83,9 @@ def _base_folder(subject: Subject) -> Path:
     return snapshots.pull(subject.base_name or base.repo, Path.cwd(), None if subject.base_name else base.revision).path
 
 
-def _source(subject: Subject, tokens: Tokens) -> Source:
-    """The manifest's source, at the commit of the dataset that was read."""
+def _settings(subject: Subject) -> Evaluate:
+    """What the manifest evaluates."""
     manifest = loading.load(subject.folder / MANIFEST).manifest
     if manifest.evaluate is None:
         raise HubError(MANIFEST, "evaluates nothing, and the report has numbers", "run `hubplugin run` again")
-    source = manifest.evaluate.perplexity
-    return source.model_copy(update={"revision": tokens.revision}) if source.dataset else source
+    return manifest.evaluate
