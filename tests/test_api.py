@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import HfApi
 
 import hubplugin
-from hubplugin import errors
+from hubplugin import api, errors
 from hubplugin.manifest.reading import loading
 
 ROOT = Path(__file__).parents[1]
@@ -24,10 +24,6 @@ MANIFEST: dict[str, Any] = {
     "evaluate": {"perplexity": {"self": True, "samples": 4, "sequence_length": 64, "seed": 1}},
     "publish": {"repo": "local/{model}-{variant}"},
 }
-
-
-def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def test_it_plans_runs_publishes_and_verifies(hub: HfApi, tmp_path: Path) -> None:
@@ -92,7 +88,7 @@ CIRCLE["gate"] = CIRCLE
 @pytest.mark.parametrize(
     ("manifest", "error", "where", "what"),
     [
-        ({}, errors.ManifestError, "manifest (mapping)", "required"),
+        ({}, errors.ManifestError, "manifest (mapping): model", "is missing"),
         ({**MANIFEST, "modell": 1}, errors.ManifestError, "manifest (mapping): modell", ""),
         ({**MANIFEST, "model": object()}, errors.ManifestError, "manifest (mapping)", "type object"),
         ({**MANIFEST, "model": "\ud800"}, errors.ManifestError, "manifest (mapping)", ""),
@@ -121,29 +117,57 @@ def test_a_name_that_no_variant_has_and_a_folder_without_a_report_are_errors_too
         hubplugin.publish(MANIFEST, out=tmp_path)
 
 
-def test_import_loads_neither_torch_nor_anything_else_of_ours() -> None:
+def test_import_loads_nothing_and_plan_can_be_called_whatever_was_imported_before() -> None:
+    """`plan` is a package's name too, which Python binds when a module of that package is imported."""
     code = """
 import sys, hubplugin
 loaded = {name for name in sys.modules if name.split(".")[0] in ("hubplugin", "torch", "pydantic", "transformers")}
 assert loaded == {"hubplugin", "hubplugin.errors"}, loaded
-assert set(hubplugin.__all__) <= set(dir(hubplugin))
-assert not hasattr(hubplugin, "fly")
+assert set(hubplugin.__all__) <= set(dir(hubplugin)) and not hasattr(hubplugin, "fly")
+from hubplugin import plan
+import hubplugin.plan.draft
+for function in (plan, hubplugin.plan, sys.modules["hubplugin.plan"]):
+    try:
+        function({})
+    except hubplugin.HubPluginError as error:
+        print(error.where)
+assert "torch" not in sys.modules
 """
-    done = python(code)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == "manifest (mapping): model\n" * 3, done.stderr
 
 
-@pytest.mark.parametrize("first", ["", "import hubplugin.plan.draft", "from hubplugin import plan"])
-def test_plan_can_be_called_whatever_was_imported_before(first: str) -> None:
-    """It is a package's name too, which Python binds when a module of that package is imported."""
-    code = f"""
-{first}
-import hubplugin
-assert set(hubplugin.__all__) <= {{name for name in hubplugin.__all__ if getattr(hubplugin, name)}}
-try:
-    hubplugin.plan({{}})
-except hubplugin.HubPluginError as error:
-    print(error.where)
-"""
-    done = python(code)
-    assert done.stdout == "manifest (mapping): model\n", done.stderr
+# what makes the page's example small, and free of a network and of vLLM
+SMALLER = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "local/pico",
+    "SmolLM2-135M-Instruct": "pico",
+    "your-name": "local",
+    '"samples": 128, "sequence_length": 1024': '"samples": 4, "sequence_length": 64',
+    '"samples": 64, "sequence_length": 1024': '"samples": 4, "sequence_length": 64',
+    '"bits": 4, "group_size": 64': '"bits": 8, "group_size": 32',
+}
+
+
+def test_the_example_of_the_page_runs(
+    hub: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    for large, small in SMALLER.items():
+        assert large in code, large
+        code = code.replace(large, small)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/python.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "new 0 " not in printed and "/local/pico-GPTQ-Int4 " in printed and "\nTrue\npassed" in printed, printed
+    assert (tmp_path / "out" / "smollm2" / "GPTQ-Int4" / "report.json").is_file()
+
+
+def test_without_out_the_variants_of_a_mapping_go_to_a_folder_of_the_models_name(tmp_path: Path) -> None:
+    assert api.folder(MANIFEST) == Path("out/pico")
+    assert api.folder({**MANIFEST, "model": f"{tmp_path}/base/"}) == Path("out/base")
+    assert api.folder({**MANIFEST, "model": "local/pico@v1"}) == Path("out/pico")
+    assert api.folder("manifests/demo.yaml") == Path("out/demo") and api.folder(MANIFEST, "here") == Path("here")
+
+
+def test_all_names_are_there() -> None:
+    assert all(getattr(hubplugin, name) for name in hubplugin.__all__)
