@@ -188,7 +188,8 @@ def test_a_command_that_is_none_is_three_lines_and_exit_code_2(
 
 def test_every_verb_shows_an_example_and_every_parameter_its_help() -> None:
     group = typer.main.get_command(verbs.app)
-    assert list(group.commands) == ["plan", "run", "gate", "card", "publish", "verify", "serve", "chat", "hub", "demo"]
+    making, serving = ["plan", "run", "gate", "card", "publish", "verify"], ["serve", "chat", "hub", "demo"]
+    assert list(group.commands) == [*making, "register-cli", *serving]
     for name, command in group.commands.items():
         assert f"\n\nExample: hubplugin {name}" in command.help
         assert all(parameter.help for parameter in command.params), name
@@ -214,12 +215,11 @@ def test_sigterm_is_exit_code_143_and_a_bug_shows_no_local_variable(
 ) -> None:
     code = f"""
 import os, signal
-from hubplugin import cli
-from hubplugin.verbs import compressing
-def planned(document):
+from hubplugin import api, cli
+def planned(manifest):
     token = "hf_" + "s3cr3t"
     {statement}
-compressing._planned = planned
+api.plan = planned
 cli.main(["plan", "m.yaml"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)

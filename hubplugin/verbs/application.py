@@ -3,7 +3,6 @@
 Knows no verb: each registers itself here.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ import typer
 import hubplugin
 
 NAME = "hubplugin"
-OUT = Path("out")
 LOOPBACK = "127.0.0.1"
 
 # Plain help and plain tracebacks: nothing that frames local variables, which may hold a token.
@@ -25,8 +23,3 @@ Variants = Annotated[Path | None, typer.Option(help="Folder of the variants.", s
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; any but loopback lets others reach it.")]
 Port = Annotated[int, typer.Option(help="TCP port to listen on.")]
-
-
-def let_idle_threads_sleep() -> None:
-    """For OpenMP, here and in what is started, before it loads: idle threads that spin slow busy machines 100 times."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

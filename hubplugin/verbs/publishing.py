@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from hubplugin import interrupt
-from hubplugin.verbs.application import OUT, AsJson, Manifest, Variants, app, let_idle_threads_sleep
+from hubplugin import api, interrupt
+from hubplugin.verbs.application import AsJson, Manifest, Variants, app
 
 
 @app.command("publish")
@@ -27,17 +27,16 @@ def _publish(
 
     Example: hubplugin publish manifests/demo.yaml
     """
+    if not dry:
+        for pushed in api.publish(manifest, out=out, force=force):
+            print(pushed.url)
+        return
     with interrupt.held():
         from hubplugin.hub.publishing import publish
-        from hubplugin.manifest.reading import loading
 
-    document, folder = loading.load(manifest), out or OUT / manifest.stem
-    if dry:
-        for line in publish.dry_run(document, folder, force):
-            print(line)
-        return
-    for pushed in publish.publish(document, folder, force):
-        print(pushed.url)
+    # line by line: what stands in the way of publishing is raised after the last one
+    for line in publish.dry_run(api.document(manifest), api.folder(manifest, out), force):
+        print(line)
 
 
 @app.command("verify")
@@ -51,10 +50,6 @@ def _verify(
 
     Example: hubplugin verify out/demo/GPTQ-Int8
     """
-    let_idle_threads_sleep()
-    with interrupt.held():
-        from hubplugin import verification
-
-    found = verification.verify(target, base, {verification.QUALITY} if quality else ())
+    found = api.verify(target, base=base, quality=quality)
     print(found.json_text() if as_json else found.text())
     raise typer.Exit(int(not found.holds))

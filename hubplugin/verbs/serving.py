@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from hubplugin import interrupt, progress
-from hubplugin.verbs.application import LOOPBACK, OUT, Host, Port, Variants, app
+from hubplugin.api import OUT
+from hubplugin.verbs.application import LOOPBACK, Host, Port, Variants, app
 
 
 @app.command("serve")

@@ -16,6 +16,7 @@ from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
 from hubplugin.hub.publishing import bases, hub_card, push, targets
 from hubplugin.hub.publishing.bases import check_base, check_licence
+from hubplugin.hub.publishing.push import FileChange
 from hubplugin.hub.publishing.targets import Target
 from hubplugin.hub.snapshots import Known
 from hubplugin.manifest.publish import Publish
@@ -24,7 +25,7 @@ from hubplugin.plan.checks import sources
 from hubplugin.progress import progress
 from hubplugin.report import Report
 
-__all__ = ["check_base", "check_licence", "dry_run", "preflight", "publish"]
+__all__ = ["changes", "check_base", "check_licence", "dry_run", "preflight", "publish"]
 
 TEXTS = ("", ".md", ".txt", ".rst", ".html", ".pdf")
 
@@ -63,9 +64,14 @@ def dry_run(document: Document, out: Path, force: bool = False) -> Iterator[str]
     changed it, and publishing is refused without `force`. Changes nothing. Raises what `publish` raises, for a conflict
     after the last line.
     """
+    return map(str, changes(document, out, force))
+
+
+def changes(document: Document, out: Path, force: bool = False) -> Iterator[FileChange]:
+    """The same as records."""
     _, prepared = _prepared(document, out, force)
     for ready in prepared:
-        yield from ready.lines()
+        yield from ready.changes()
     for ready in prepared:
         made = "" if ready.standing else f"make the {'private' if ready.target.private else 'public'} repo, then "
         sent = f"send {len(ready.sent)} files, {ready.bytes} bytes" if ready.sent else "send nothing"

@@ -29,6 +29,19 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
+class FileChange:
+    """What publishing would do with one file."""
+
+    repo: str  # with branch or pull request, where it does not go to main
+    state: str  # new | changed | removed | same | kept | conflict
+    bytes: int  # to send
+    path: str  # in the repo
+
+    def __str__(self) -> str:
+        return f"{self.repo}\t{self.state}\t{self.bytes}\t{self.path}"
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A folder that may be pushed: its files, and the repo as it stood when it was looked at."""
 
@@ -51,14 +64,14 @@ class Prepared:
         forced = (path for path in self.edits.lost if path not in self.names and path in self.edits.there)
         return tuple(sorted((*self.edits.stale, *forced)))
 
-    def lines(self) -> list[str]:
-        """One line for each file: repo, what becomes of it, bytes to send and path, with tabs between them."""
+    def changes(self) -> list[FileChange]:
+        """What becomes of each file."""
         states = dict.fromkeys(self.names, "same") | dict.fromkeys(self.removed, "removed")
         states |= {name: "changed" if name in self.edits.there else "new" for name in self.sent}
         states |= dict.fromkeys(self.edits.kept, "kept")
         states |= {} if self.force else dict.fromkeys(self.edits.lost, "conflict")
         return [
-            f"{self.target.shown}\t{state}\t{self._size(name) if state in ('new', 'changed') else 0}\t{name}"
+            FileChange(self.target.shown, state, self._size(name) if state in ("new", "changed") else 0, name)
             for name, state in sorted(states.items())
         ]
 

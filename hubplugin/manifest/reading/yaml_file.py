@@ -63,21 +63,26 @@ def read(path: Path) -> YamlFile:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise ManifestError(str(path), f"cannot be read: {reason}", "give the path of a manifest") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: bytes, place: str) -> YamlFile:
+    """Read the bytes of a file. Raises ManifestError that names them by `place`."""
     if len(raw) > MAX_BYTES:
-        raise ManifestError(str(path), f"has more than {MAX_BYTES} bytes", "give a manifest: a page of YAML, no data")
+        raise ManifestError(place, f"has more than {MAX_BYTES} bytes", "give a manifest: a page of YAML, no data")
     try:
         text = raw.decode("utf-8")
         data = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
-        raise ManifestError(str(path), f"is not UTF-8 at byte {error.start}", "save it as UTF-8 text") from error
+        raise ManifestError(place, f"is not UTF-8 at byte {error.start}", "save it as UTF-8 text") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise _syntax_error(path, error) from error
+        raise _syntax_error(place, error) from error
     return YamlFile(text, hashlib.sha256(raw).hexdigest(), data)
 
 
-def _syntax_error(path: Path, error: Exception) -> ManifestError:
+def _syntax_error(place: str, error: Exception) -> ManifestError:
     mark = getattr(error, "problem_mark", None)
-    where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+    where = f"{place}:{mark.line + 1}:{mark.column + 1}" if mark else place
     if isinstance(error, RecursionError):
         return ManifestError(where, "brackets are nested too deeply", "a manifest needs four levels")
     if isinstance(error, yaml.reader.ReaderError):
