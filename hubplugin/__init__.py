@@ -50,13 +50,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "plan":  # the package of that name, which can be called
-        return import_module("hubplugin.plan")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+if not TYPE_CHECKING:  # or a type checker would believe that any name is there
+
+    def __getattr__(name: str) -> Any:
+        if name == "plan":  # the package of that name, which can be called
+            return import_module("hubplugin.plan")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

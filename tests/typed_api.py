@@ -21,5 +21,5 @@ def types(manifest: dict[str, Any], dry: bool) -> None:
 
 def refused() -> None:
     hubplugin.plan(4)  # type: ignore[arg-type]
-    hubplugin.run("m.yaml", "out")  # type: ignore[misc]
+    hubplugin.run("m.yaml", "out")  # type: ignore[call-arg]
     hubplugin.fly()  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ def _there() -> Any:
         return None
     try:
         found = theirs.ExtensionManifest.load(place)
-    except Exception as error:  # noqa: BLE001 - whatever it holds, we did not write it
+    except Exception as error:  # whatever it holds, we did not write it
         raise HubError(
             str(place), "is no extension that hubplugin registered", "look at it, and move it away"
         ) from error
