@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hubplugin.kernels import logit_rows
+from hubplugin.model import kl_divergence
 
 
 def rows(vocabulary: int, noise: float, count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +71,12 @@ def test_gradients_are_left_to_torch() -> None:
     apart = logit_rows.compared(p, q.requires_grad_()).divergence.sum()
     apart.backward()
     assert q.grad is not None and bool(q.grad.any())
+
+
+def test_positions_of_several_sequences_keep_their_shape() -> None:
+    p, q = rows(300, 0.2)
+    found = kl_divergence.divergence(p.reshape(3, 4, -1), q.reshape(3, 4, -1))
+    assert torch.equal(found, kl_divergence.divergence(p, q).reshape(3, 4))
 
 
 def test_rows_that_do_not_lie_side_by_side_are_read_as_they_are() -> None:

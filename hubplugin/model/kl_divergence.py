@@ -11,8 +11,9 @@ LOGITS = 2**24  # of one model held at once: positions times vocabulary
 
 
 def divergence(base_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(base || other) in nats per position, float64 [positions]; logits are [positions, vocabulary]."""
-    return logit_rows.compared(base_logits, logits).divergence
+    """KL(base || other) in nats per position, float64 [...]; logits are [..., vocabulary]."""
+    rows = (each.flatten(0, -2) for each in (base_logits, logits))
+    return logit_rows.compared(*rows).divergence.reshape(logits.shape[:-1])
 
 
 def divergences(model: Model, base_hidden: Tensor, others: Sequence[Tensor]) -> list[float]:
