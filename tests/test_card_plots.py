@@ -93,3 +93,9 @@ def test_the_greatest_loss_of_the_experts_of_a_block_is_drawn() -> None:
 def test_the_front_holds_what_nothing_beats() -> None:
     points = [(24.0, 1.0), (20.0, 1.01), (15.0, 1.0003), (9.0, 1.2), (10.0, 1.3)]
     assert plots.pareto_front(points) == [(9.0, 1.2), (15.0, 1.0003), (24.0, 1.0)]
+
+
+def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path: Path) -> None:
+    """matplotlib takes such text for mathematics, and fails where it is none."""
+    plots.write(full(variant=r"$\no$"), tmp_path)
+    assert (tmp_path / "variants.png").is_file()

@@ -4,8 +4,9 @@ They are drawn where a variant is published, in dark ink on an opaque light grou
 leave readable. Knows reports and matplotlib; computes no metric.
 """
 
+import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ STYLE: Any = {  # matplotlib.rcParams
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a name between dollar signs is a name
 }
 WIDTH, DPI = 8.0, 144  # inches, and pixels of each
 LAYER = re.compile(r"\.(\d+)\.(.+)$")
@@ -68,15 +70,22 @@ def write(report: Report, folder: Path) -> None:
 
 
 def _write(plot: Plot, report: Report, folder: Path) -> None:
+    unfinished = folder / f"{plot.name}.part"
+    unfinished.write_bytes(png(plot.height, lambda axes: plot.draw(axes, report)))
+    unfinished.replace(folder / plot.name)
+
+
+def png(height: float, draw: "Callable[[Axes], None]") -> bytes:
+    """A picture of so many inches of height: the same bytes for the same numbers."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, plot.height), dpi=DPI, layout="constrained")
-        plot.draw(figure.add_subplot(), report)
-        unfinished = folder / f"{plot.name}.part"
-        figure.savefig(unfinished, format="png", metadata={"Software": None})  # the same bytes for the same numbers
-        unfinished.replace(folder / plot.name)
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        draw(figure.add_subplot())
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    return drawn.getvalue()
 
 
 # -- sizes by component
@@ -144,21 +153,38 @@ def _is_measured(report: Report) -> bool:
     return report.evaluation is not None
 
 
+@dataclass(frozen=True)
+class Point:
+    """A model among others of the same base."""
+
+    name: str
+    megabytes: float  # of safetensors
+    ratio: float  # perplexity over the base's
+
+
 def _draw_variants(axes: "Axes", report: Report) -> None:
-    """Perplexity against bytes: the base, this variant, the others of its manifest, and a line through the best."""
+    """The base, this variant and the others of its manifest."""
     assert report.evaluation is not None
     here = report.evaluation.variant.perplexity / report.evaluation.base.perplexity
-    points = [("base", report.sizes_base.safetensors_bytes / 1e6, 1.0)]
+    others = [Point("base", report.sizes_base.safetensors_bytes / 1e6, 1.0)]
     for other in report.siblings:
         if other.perplexity_ratio is not None:
-            points.append((other.variant, other.safetensors_bytes / 1e6, other.perplexity_ratio))
-    for name, size, ratio in points:
-        axes.plot(size, ratio, "o", color=OTHERS)
-        axes.annotate(name, (size, ratio), textcoords="offset points", xytext=(6, 4), color=INK, fontsize=9)
-    point = (report.variant, report.sizes.safetensors_bytes / 1e6, here)
-    axes.plot(*point[1:], "o", color=MARKED, markersize=9)
-    axes.annotate(report.variant, point[1:], textcoords="offset points", xytext=(8, -12), color=MARKED, weight="bold")
-    axes.plot(*zip(*pareto_front([(size, ratio) for _, size, ratio in [*points, point]]), strict=True), color=OTHERS)
+            others.append(Point(other.variant, other.safetensors_bytes / 1e6, other.perplexity_ratio))
+    draw_points(axes, others, Point(report.variant, report.sizes.safetensors_bytes / 1e6, here))
+
+
+def draw_points(axes: "Axes", others: Sequence[Point], marked: Point | None = None) -> None:
+    """Perplexity against bytes, a line through the best, and one of the models in another colour."""
+    for one in others:
+        place = (one.megabytes, one.ratio)
+        axes.plot(*place, "o", color=OTHERS)
+        axes.annotate(one.name, place, textcoords="offset points", xytext=(6, 4), color=INK, fontsize=9)
+    if marked:
+        place = (marked.megabytes, marked.ratio)
+        axes.plot(*place, "o", color=MARKED, markersize=9)
+        axes.annotate(marked.name, place, textcoords="offset points", xytext=(8, -12), color=MARKED, weight="bold")
+    points = [*others, marked] if marked else others
+    axes.plot(*zip(*pareto_front([(one.megabytes, one.ratio) for one in points]), strict=True), color=OTHERS)
     axes.set_xlabel("MB of safetensors")
     axes.set_ylabel("perplexity / base's")
     axes.margins(x=0.15, y=0.15)
