@@ -99,3 +99,16 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path: Path) -> None:
     """matplotlib takes such text for mathematics, and fails where it is none."""
     plots.write(full(variant=r"$\no$"), tmp_path)
     assert (tmp_path / "variants.png").is_file()
+
+
+def test_labels_cover_neither_each_other_nor_a_point_and_long_names_leave_room_for_the_plot(tmp_path: Path) -> None:
+    others = [plots.Point("near-to-the-next-one", 9.9, 1.0110), plots.Point("x" * 200, 10.0, 1.0109)]
+    others += [plots.Point("base", 24.2, 1.0)]
+    figure = Figure(figsize=(8, 4), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    plots.draw_points(axes, others)
+    boxes = [label.get_window_extent() for label in axes.texts]
+    places = [axes.transData.transform((one.megabytes, one.ratio)) for one in others]
+    assert not any(boxes[one].overlaps(boxes[other]) for one in range(3) for other in range(one))
+    assert not any(box.contains(*place) for box in boxes for place in places)
+    assert axes.bbox.width > figure.bbox.width / 2

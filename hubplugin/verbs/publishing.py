@@ -1,11 +1,12 @@
 """The verbs that publish variants, show them on a page, and hold what is published against its tensors."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hubplugin import interrupt, progress
+from hubplugin import interrupt
 from hubplugin.verbs.application import OUT, AsJson, Manifest, Variants, app, let_idle_threads_sleep
 
 
@@ -81,5 +82,5 @@ def _report(
         from hubplugin.evaluation.pages import files
 
     for damaged in files.write(folders, path := files.place(folders, out)):
-        progress.progress(f"not on the page: {damaged.where} {damaged.what} ({damaged.fix})")
+        print(f"not on the page: {damaged.error}", file=sys.stderr)
     print(path)

@@ -16,6 +16,7 @@ from hubplugin.report import Component, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
 SIZES, LOSSES, VARIANTS = PLOTS
 INK, GROUND, MARKED, OTHERS = "#1f2328", "#f6f8fa", "#0969da", "#8c959f"
@@ -35,6 +36,9 @@ STYLE: Any = {  # matplotlib.rcParams
     "text.parse_math": False,  # a name between dollar signs is a name
 }
 WIDTH, DPI = 8.0, 144  # inches, and pixels of each
+PLACES = [(x, y) for away in (4, 15, 26) for x in (6, -6) for y in (away, -away)]  # of a label, from its point
+LONGEST_NAME = 40  # characters
+MARKER = 5  # pixels from a point's middle that a label keeps off
 LAYER = re.compile(r"\.(\d+)\.(.+)$")
 
 
@@ -138,7 +142,9 @@ def _draw_losses(axes: "Axes", report: Report) -> None:
     """The loss of each kind of linear over the blocks."""
     for (kind, losses), colour in zip(sorted(_losses(report).items()), COLOURS, strict=False):
         blocks = sorted(losses)
-        axes.plot(blocks, [losses[block] for block in blocks], color=colour, marker="o", markersize=3, label=kind)
+        axes.plot(
+            blocks, [losses[block] for block in blocks], color=colour, marker="o", markersize=3, label=_short(kind)
+        )
     axes.set_yscale("log")
     axes.set_xlabel("block")
     axes.set_ylabel("error / output energy")
@@ -175,20 +181,51 @@ def _draw_variants(axes: "Axes", report: Report) -> None:
 
 def draw_points(axes: "Axes", others: Sequence[Point], marked: Point | None = None) -> None:
     """Perplexity against bytes, a line through the best, and one of the models in another colour."""
-    for one in others:
+    labels = []
+    for one in [*others, marked] if marked else others:
+        colour, size = (MARKED, 9) if one is marked else (OTHERS, 6)
+        axes.plot(one.megabytes, one.ratio, "o", color=colour, markersize=size)
+        ink, weight = (MARKED, "bold") if one is marked else (INK, "normal")
         place = (one.megabytes, one.ratio)
-        axes.plot(*place, "o", color=OTHERS)
-        axes.annotate(one.name, place, textcoords="offset points", xytext=(6, 4), color=INK, fontsize=9)
-    if marked:
-        place = (marked.megabytes, marked.ratio)
-        axes.plot(*place, "o", color=MARKED, markersize=9)
-        axes.annotate(marked.name, place, textcoords="offset points", xytext=(8, -12), color=MARKED, weight="bold")
+        labels.append(
+            axes.annotate(
+                _short(one.name),
+                place,
+                textcoords="offset points",
+                xytext=PLACES[0],
+                color=ink,
+                weight=weight,
+                fontsize=9,
+            )
+        )
     points = [*others, marked] if marked else others
     axes.plot(*zip(*pareto_front([(one.megabytes, one.ratio) for one in points]), strict=True), color=OTHERS)
     axes.set_xlabel("MB of safetensors")
     axes.set_ylabel("perplexity / base's")
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
+    _place(labels, axes)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the plot."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _place(labels: "Sequence[Annotation]", axes: "Axes") -> None:
+    """Put each label where it covers no point and no earlier label, if there is such a place near its point."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # where things are is known only then
+    points = [axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_bounds(x - MARKER, y - MARKER, 2 * MARKER, 2 * MARKER) for x, y in points]
+    for label in labels:
+        for x, y in (*PLACES, PLACES[0]):  # the first again, where all are taken
+            label.set(position=(x, y), ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top")
+            box = label.get_window_extent()
+            if box.x0 > axes.bbox.x0 and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(label.get_window_extent())
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

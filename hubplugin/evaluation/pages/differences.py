@@ -31,14 +31,14 @@ class Difference:
 class Comparison:
     """Two reports of one variant; all lists may be empty."""
 
-    figures: list[Difference]
-    made: list[Difference]  # with what it was made, measured and checked
+    figures: list[Difference]  # of quality, size and speed
+    made: list[Difference]  # in what time and with what it was made, measured and checked
     linears: list[Difference]
 
 
 def compare(old: Report, new: Report) -> Comparison:
     """All that differs. Times of single linears, digests and lists of files are left out: they say nothing alone."""
-    return Comparison([*_figures(old, new), *_costs(old, new)], list(_made(old, new)), list(_linears(old, new)))
+    return Comparison(list(_figures(old, new)), [*_costs(old, new), *_made(old, new)], list(_linears(old, new)))
 
 
 def _figures(old: Report, new: Report) -> Iterable[Difference]:
@@ -49,11 +49,13 @@ def _figures(old: Report, new: Report) -> Iterable[Difference]:
 
 
 def _costs(old: Report, new: Report) -> Iterable[Difference]:
+    """Times and memory. No colour says which is better: other work on the machine decides them too."""
     for stage in dict.fromkeys((*old.seconds, *new.seconds)):
-        pair = (_number(one.seconds.get(stage), numbers.duration) for one in (old, new))
-        yield from _numbers(f"time, {stage}", *pair, "lower", numbers.duration)
+        before, after = (_number(one.seconds.get(stage), numbers.duration) for one in (old, new))
+        if before is None or after is None or before.text != after.text:
+            yield from _numbers(f"time, {stage}", before, after, None, numbers.duration)
     memory = (_number(one.peak_memory_bytes, numbers.in_bytes) for one in (old, new))
-    yield from _numbers("peak memory of compression", *memory, "lower", numbers.in_bytes)
+    yield from _numbers("peak memory of compression", *memory, None, numbers.in_bytes)
 
 
 def _made(old: Report, new: Report) -> Iterable[Difference]:
@@ -103,7 +105,8 @@ def _linear(old: LinearResult, new: LinearResult) -> Iterable[Difference]:
 def step(settings: dict[str, Any]) -> str:
     """A step as one line, its method first."""
     others = {key: value for key, value in settings.items() if key != "method" and value not in (None, {}, (), [])}
-    return " ".join([str(settings.get("method", "?")), *(f"{key} {value}" for key, value in others.items())])
+    said = ", ".join(f"{key}: {value}" for key, value in others.items())
+    return f"{settings.get('method', '?')}{f' with {said}' if said else ''}"
 
 
 def _number(value: float | None, text: Callable[[float], str]) -> Number | None:

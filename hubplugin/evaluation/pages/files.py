@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hubplugin.disk import write_atomically
-from hubplugin.errors import CheckpointError, HubPluginError
+from hubplugin.errors import HubPluginError
 from hubplugin.evaluation.pages import page, runs
+from hubplugin.evaluation.pages.runs import Damaged
 
 SUFFIXES = (".html", ".htm")
 
@@ -18,10 +19,10 @@ def place(folders: Sequence[Path], out: Path | None) -> Path:
     return path
 
 
-def write(folders: Sequence[Path], path: Path) -> list[CheckpointError]:
+def write(folders: Sequence[Path], path: Path) -> list[Damaged]:
     """Write the page of all variants in the folders; what is returned are those that could not be read."""
     found = runs.read(folders)
     text = page.render(found)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
-    return [error for run in found for error in run.damaged]
+    return [one for run in found for one in run.damaged]

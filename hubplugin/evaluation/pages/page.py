@@ -60,7 +60,7 @@ def render(runs: Sequence[Run]) -> str:
         runs=runs,
         bases=list(dict.fromkeys(report.base.repo for report in reports)),
         facts=_facts(reports),
-        damaged=[error for run in runs for error in run.damaged],
+        damaged=[(run, one) for run in runs for one in run.damaged],
         failed=[(one, line) for one in variants for line in _failed(one.report)],
         table=table.of(variants),
         fronts=list(_fronts(variants)),
@@ -103,7 +103,6 @@ def _failed(report: Report) -> Iterable[GateLine]:
 
 def _fronts(variants: Sequence[Shown]) -> Iterable[tuple[str, Picture]]:
     """A plot for each base: ratios of different bases do not compare."""
-    several_runs = len({one.run for one in variants}) > 1
     bases: dict[tuple[str, str | None], list[Shown]] = {}
     for one in variants:
         bases.setdefault((one.report.base.repo, one.report.base.revision), []).append(one)
@@ -113,8 +112,7 @@ def _fronts(variants: Sequence[Shown]) -> Iterable[tuple[str, Picture]]:
             measured = one.report.evaluation
             if measured and measured.base.perplexity:
                 ratio = measured.variant.perplexity / measured.base.perplexity
-                name = f"{one.report.variant} ({one.run})" if several_runs else one.report.variant
-                points.append(Point(name, one.report.sizes.safetensors_bytes / 1e6, ratio))
+                points.append(Point(one.report.variant, one.report.sizes.safetensors_bytes / 1e6, ratio))
         if picture := pictures.of_variants(points):
             yield repo, picture
 

@@ -29,7 +29,11 @@ def of_variant(report: Report) -> Iterable[Picture]:
 
 def of_variants(points: Sequence[Point]) -> Picture | None:
     """Perplexity against size; None where there are not two points to compare."""
-    drawn = [one for one in points if math.isfinite(one.megabytes) and math.isfinite(one.ratio)]
+    names: dict[tuple[float, float], list[str]] = {}  # of models at one place, as two runs with the same numbers are
+    for one in points:
+        if math.isfinite(one.megabytes) and math.isfinite(one.ratio):
+            names.setdefault((one.megabytes, one.ratio), []).append(one.name)
+    drawn = [Point(", ".join(dict.fromkeys(known)), *place) for place, known in names.items()]
     if len(drawn) < 2:
         return None
     caption = "Perplexity against size; the line joins what nothing else beats in both"

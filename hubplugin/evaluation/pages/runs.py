@@ -22,6 +22,14 @@ class Made:
     report: Report
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """A variant whose report cannot be read."""
+
+    folder: str  # its name inside the run's
+    error: CheckpointError
+
+
 @dataclass
 class Run:
     """Variants that stand next to each other."""
@@ -29,7 +37,7 @@ class Run:
     folder: Path
     name: str = ""  # as many of the folder's last parts as tell it from the other runs
     made: list[Made] = field(default_factory=list)  # the largest first
-    damaged: list[CheckpointError] = field(default_factory=list)  # reports that cannot be read
+    damaged: list[Damaged] = field(default_factory=list)
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -40,19 +48,19 @@ def read(folders: Sequence[Path]) -> list[Run]:
     """
     runs: dict[Path, Run] = {}
     for folder in folders:
-        errors: list[CheckpointError] = []
+        damaged: list[Damaged] = []
         found: list[Made] = []
         for place in _variants(folder):
             try:
                 found.append(Made(folder.resolve() / place.relative_to(folder), report.read(place)))
             except CheckpointError as error:
-                errors.append(error)
+                damaged.append(Damaged(place.name, error))
         if not found:
-            raise errors[0]
+            raise damaged[0].error
         for one in found:
             run = runs.setdefault(one.folder.parent, Run(one.folder.parent))
             run.made += [one] if one not in run.made else []
-        run.damaged += [error for error in errors if error.where not in [other.where for other in run.damaged]]
+        run.damaged += [one for one in damaged if one.folder not in [other.folder for other in run.damaged]]
     for run, name in zip(runs.values(), _names(list(runs)), strict=True):
         run.name = name
         run.made.sort(key=lambda one: -one.report.sizes.safetensors_bytes)

@@ -70,16 +70,16 @@ def of(variants: Sequence[Shown]) -> Table:
         (Heading("peak memory", "of compression, bytes, lower is better", True), lambda one: _memory(one.report)),
     ]
     lines = []
+    for base in _bases(variants):
+        known: dict[str, Number | str | None] = {"base": base.base.repo}
+        cells: list[Number | str | None] = [known.get(heading.label) for heading, _ in texts]
+        # its speed was measured beside each variant, and stands in the variant's section
+        cells += [None if row.source == figures.ENGINE else row.base(base) for row in rows]
+        lines.append(Line(f"base ({base.base.repo})", "", [*cells, *(None for _ in costs)]))
     for one in variants:
         cells = [cell(one) for _, cell in texts]
         cells += [row.variant(one.report) for row in rows]
         lines.append(Line(one.report.variant, one.anchor, [*cells, *(cell(one) for _, cell in costs)]))
-    for base in _bases(variants):
-        known: dict[str, Number | str | None] = {"base": base.base.repo}
-        cells = [known.get(heading.label) for heading, _ in texts]
-        # its speed was measured beside each variant, and stands in the variant's section
-        cells += [None if row.source == figures.ENGINE else row.base(base) for row in rows]
-        lines.append(Line(f"base ({base.base.repo})", "", [*cells, *(None for _ in costs)]))
     figured = [Heading(row.label, row.about, True) for row in rows]
     return Table([*(head for head, _ in texts), *figured, *(head for head, _ in costs)], lines)
 
