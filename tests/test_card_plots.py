@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from card_helpers import components, report, siblings
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -112,3 +113,13 @@ def test_labels_cover_neither_each_other_nor_a_point_and_long_names_leave_room_f
     assert not any(boxes[one].overlaps(boxes[other]) for one in range(3) for other in range(one))
     assert not any(box.contains(*place) for box in boxes for place in places)
     assert axes.bbox.width > figure.bbox.width / 2
+
+
+def test_powers_of_ten_beside_an_axis_are_set_as_mathematics() -> None:
+    with rc_context(plots.STYLE):
+        figure = Figure()
+        axes = figure.add_subplot()
+        plots.ALL[1].draw(axes, report())
+        figure.draw_without_rendering()
+    labels = [label for label in axes.get_yticklabels() if "$" in label.get_text()]
+    assert labels and all(label.get_parse_math() for label in labels)

@@ -33,7 +33,6 @@ STYLE: Any = {  # matplotlib.rcParams
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.parse_math": False,  # a name between dollar signs is a name
 }
 WIDTH, DPI = 8.0, 144  # inches, and pixels of each
 PLACES = [(x, y) for away in (4, 15, 26) for x in (6, -6) for y in (away, -away)]  # of a label, from its point
@@ -109,7 +108,7 @@ def _draw_sizes(axes: "Axes", report: Report) -> None:
     for kind, colour in zip(kinds, COLOURS, strict=False):
         begins = [sum(_megabytes(parts, earlier) for earlier in kinds[: kinds.index(kind)]) for parts in bars.values()]
         widths = [_megabytes(parts, kind) for parts in bars.values()]
-        axes.barh(list(bars), widths, left=begins, color=colour, label=kind, height=0.6)
+        axes.barh(list(bars), widths, left=begins, color=colour, label=_shown(kind), height=0.6)
     axes.set_xlabel("MB of safetensors")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), frameon=False)
 
@@ -143,7 +142,7 @@ def _draw_losses(axes: "Axes", report: Report) -> None:
     for (kind, losses), colour in zip(sorted(_losses(report).items()), COLOURS, strict=False):
         blocks = sorted(losses)
         axes.plot(
-            blocks, [losses[block] for block in blocks], color=colour, marker="o", markersize=3, label=_short(kind)
+            blocks, [losses[block] for block in blocks], color=colour, marker="o", markersize=3, label=_shown(kind)
         )
     axes.set_yscale("log")
     axes.set_xlabel("block")
@@ -189,7 +188,7 @@ def draw_points(axes: "Axes", others: Sequence[Point], marked: Point | None = No
         place = (one.megabytes, one.ratio)
         labels.append(
             axes.annotate(
-                _short(one.name),
+                _shown(one.name),
                 place,
                 textcoords="offset points",
                 xytext=PLACES[0],
@@ -207,16 +206,19 @@ def draw_points(axes: "Axes", others: Sequence[Point], marked: Point | None = No
     _place(labels, axes)
 
 
-def _short(name: str) -> str:
-    """A name that leaves room for the plot."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+def _shown(name: str) -> str:
+    """A name that leaves room for the plot; what stands between dollar signs is no mathematics."""
+    shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return shown.replace("$", r"\$")
 
 
 def _place(labels: "Sequence[Annotation]", axes: "Axes") -> None:
     """Put each label where it covers no point and no earlier label, if there is such a place near its point."""
     from matplotlib.transforms import Bbox
 
-    axes.figure.draw_without_rendering()  # where things are is known only then
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # where things are is known only then
     points = [axes.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_bounds(x - MARKER, y - MARKER, 2 * MARKER, 2 * MARKER) for x, y in points]
     for label in labels:

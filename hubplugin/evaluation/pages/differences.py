@@ -54,8 +54,8 @@ def _costs(old: Report, new: Report) -> Iterable[Difference]:
         before, after = (_number(one.seconds.get(stage), numbers.duration) for one in (old, new))
         if before is None or after is None or before.text != after.text:
             yield from _numbers(f"time, {stage}", before, after, None, numbers.duration)
-    memory = (_number(one.peak_memory_bytes, numbers.in_bytes) for one in (old, new))
-    yield from _numbers("peak memory of compression", *memory, None, numbers.in_bytes)
+    before, after = (_number(one.peak_memory_bytes, numbers.in_bytes) for one in (old, new))
+    yield from _numbers("peak memory of compression", before, after, None, numbers.in_bytes)
 
 
 def _made(old: Report, new: Report) -> Iterable[Difference]:
@@ -96,9 +96,9 @@ def _linears(old: Report, new: Report) -> Iterable[Difference]:
 
 def _linear(old: LinearResult, new: LinearResult) -> Iterable[Difference]:
     for key in ("loss", "damp", "correction", "dead_inputs"):
-        pair = (_number(getattr(one, key), numbers.figures) for one in (old, new))
+        before, after = (_number(getattr(one, key), numbers.figures) for one in (old, new))
         better = "lower" if key == "loss" else None
-        yield from _numbers(f"{old.name}, {key.replace('_', ' ')}", *pair, better, numbers.figures)
+        yield from _numbers(f"{old.name}, {key.replace('_', ' ')}", before, after, better, numbers.figures)
     yield from _texts(f"{old.name}, fallback", old.fallback, new.fallback)
 
 
@@ -126,10 +126,10 @@ def _numbers(
         yield from _texts(what, old and old.text, new and new.text)
     elif old.value != new.value and not (math.isnan(old.value) and math.isnan(new.value)):
         same = old.text == new.text
-        shown = [f"{one.value:.9g}" if same else one.text for one in (old, new)]
+        before, after = (f"{one.value:.9g}" if same else one.text for one in (old, new))
         change = new.value - old.value
         said = ("+" if change > 0 else "−") + (f"{abs(change):.3g}" if same else text(abs(change)))
         if old.value and math.isfinite(change):
             said += f" ({100 * change / abs(old.value):+.2f} %)".replace("-", "−")
         worse = None if better is None or math.isnan(change) else (change > 0) == (better == "lower")
-        yield Difference(what, *shown, said, None if worse is None else not worse)
+        yield Difference(what, before, after, said, None if worse is None else not worse)

@@ -4,10 +4,15 @@ import base64
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from hubplugin.evaluation.cards import plots
-from hubplugin.evaluation.cards.plots import Point
+from hubplugin.evaluation.cards.plots import Plot, Point
 from hubplugin.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,7 @@ def of_variant(report: Report) -> Iterable[Picture]:
     """The plots that show a variant alone, whether it is published or not."""
     for plot in plots.ALL:
         if plot.name != plots.VARIANTS and plot.drawn(report):
-            yield Picture(
-                _source(plots.png(plot.height, lambda axes, plot=plot: plot.draw(axes, report))), plot.caption
-            )
+            yield Picture(_source(plots.png(plot.height, partial(_draw, plot, report))), plot.caption)
 
 
 def of_variants(points: Sequence[Point]) -> Picture | None:
@@ -38,6 +41,10 @@ def of_variants(points: Sequence[Point]) -> Picture | None:
         return None
     caption = "Perplexity against size; the line joins what nothing else beats in both"
     return Picture(_source(plots.png(4.2, lambda axes: plots.draw_points(axes, drawn))), caption)
+
+
+def _draw(plot: Plot, report: Report, axes: "Axes") -> None:
+    plot.draw(axes, report)
 
 
 def _source(png: bytes) -> str:

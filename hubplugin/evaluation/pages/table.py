@@ -31,6 +31,7 @@ class Heading:
     label: str
     about: str = ""
     numeric: bool = False
+    printed: bool = True  # paper has room for few columns: of speed it shows the comparisons with the base
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def of(variants: Sequence[Shown]) -> Table:
         cells = [cell(one) for _, cell in texts]
         cells += [row.variant(one.report) for row in rows]
         lines.append(Line(one.report.variant, one.anchor, [*cells, *(cell(one) for _, cell in costs)]))
-    figured = [Heading(row.label, row.about, True) for row in rows]
+    figured = [
+        Heading(row.label, row.about, True, printed=row.source != figures.ENGINE or row.metric.relative) for row in rows
+    ]
     return Table([*(head for head, _ in texts), *figured, *(head for head, _ in costs)], lines)
 
 
@@ -96,7 +99,7 @@ def gate(report: Report) -> str:
 
 def _bases(variants: Sequence[Shown]) -> list[Report]:
     """One report for each base and each way in which it was measured."""
-    found = {}
+    found: dict[tuple[str, str | None, str | None], Report] = {}
     for one in variants:
         base, measured = one.report.base, one.report.evaluation
         found.setdefault((base.repo, base.revision, measured.tokens.sha256 if measured else None), one.report)
