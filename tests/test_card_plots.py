@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from card_helpers import components, report, siblings
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -93,3 +94,32 @@ def test_the_greatest_loss_of_the_experts_of_a_block_is_drawn() -> None:
 def test_the_front_holds_what_nothing_beats() -> None:
     points = [(24.0, 1.0), (20.0, 1.01), (15.0, 1.0003), (9.0, 1.2), (10.0, 1.3)]
     assert plots.pareto_front(points) == [(9.0, 1.2), (15.0, 1.0003), (24.0, 1.0)]
+
+
+def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path: Path) -> None:
+    """matplotlib takes such text for mathematics, and fails where it is none."""
+    plots.write(full(variant=r"$\no$"), tmp_path)
+    assert (tmp_path / "variants.png").is_file()
+
+
+def test_labels_cover_neither_each_other_nor_a_point_and_long_names_leave_room_for_the_plot(tmp_path: Path) -> None:
+    others = [plots.Point("near-to-the-next-one", 9.9, 1.0110), plots.Point("x" * 200, 10.0, 1.0109)]
+    others += [plots.Point("base", 24.2, 1.0)]
+    figure = Figure(figsize=(8, 4), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    plots.draw_points(axes, others)
+    boxes = [label.get_window_extent() for label in axes.texts]
+    places = [axes.transData.transform((one.megabytes, one.ratio)) for one in others]
+    assert not any(boxes[one].overlaps(boxes[other]) for one in range(3) for other in range(one))
+    assert not any(box.contains(*place) for box in boxes for place in places)
+    assert axes.bbox.width > figure.bbox.width / 2
+
+
+def test_powers_of_ten_beside_an_axis_are_set_as_mathematics() -> None:
+    with rc_context(plots.STYLE):
+        figure = Figure()
+        axes = figure.add_subplot()
+        plots.ALL[1].draw(axes, report())
+        figure.draw_without_rendering()
+    labels = [label for label in axes.get_yticklabels() if "$" in label.get_text()]
+    assert labels and all(label.get_parse_math() for label in labels)

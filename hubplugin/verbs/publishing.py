@@ -1,5 +1,7 @@
-"""The verbs that publish variants, and hold what is published against its tensors."""
+"""The verbs that publish variants, show them on a page, and hold what is published against its tensors."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,3 +55,27 @@ def _verify(
     found = api.verify(target, base=base, quality=quality)
     print(found.json_text() if as_json else found.text())
     raise typer.Exit(int(not found.holds))
+
+
+@app.command("report")
+def _report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of variants, or variants' own folders.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page's file.", show_default="report.html in the first folder")
+    ] = None,
+) -> None:
+    """All variants of one or several runs on one HTML page, which needs nothing beside it.
+
+    Where two folders hold a variant of the same name, the page lists every figure that differs. A variant whose report
+    cannot be read is named on the page and on stderr, and the others are shown. Prints the page's path.
+
+    Example: hubplugin report out/demo
+    """
+    with interrupt.held():
+        from hubplugin.evaluation.pages import files
+
+    for damaged in files.write(folders, path := files.place(folders, out)):
+        print(f"not on the page: {damaged.error}", file=sys.stderr)
+    print(path)

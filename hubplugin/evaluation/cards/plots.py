@@ -4,8 +4,9 @@ They are drawn where a variant is published, in dark ink on an opaque light grou
 leave readable. Knows reports and matplotlib; computes no metric.
 """
 
+import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from hubplugin.report import Component, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
 SIZES, LOSSES, VARIANTS = PLOTS
 INK, GROUND, MARKED, OTHERS = "#1f2328", "#f6f8fa", "#0969da", "#8c959f"
@@ -33,6 +35,9 @@ STYLE: Any = {  # matplotlib.rcParams
     "axes.spines.right": False,
 }
 WIDTH, DPI = 8.0, 144  # inches, and pixels of each
+PLACES = [(x, y) for away in (4, 15, 26) for x in (6, -6) for y in (away, -away)]  # of a label, from its point
+LONGEST_NAME = 40  # characters
+MARKER = 5  # pixels from a point's middle that a label keeps off
 LAYER = re.compile(r"\.(\d+)\.(.+)$")
 
 
@@ -68,15 +73,22 @@ def write(report: Report, folder: Path) -> None:
 
 
 def _write(plot: Plot, report: Report, folder: Path) -> None:
+    unfinished = folder / f"{plot.name}.part"
+    unfinished.write_bytes(png(plot.height, lambda axes: plot.draw(axes, report)))
+    unfinished.replace(folder / plot.name)
+
+
+def png(height: float, draw: "Callable[[Axes], None]") -> bytes:
+    """A picture of so many inches of height: the same bytes for the same numbers."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, plot.height), dpi=DPI, layout="constrained")
-        plot.draw(figure.add_subplot(), report)
-        unfinished = folder / f"{plot.name}.part"
-        figure.savefig(unfinished, format="png", metadata={"Software": None})  # the same bytes for the same numbers
-        unfinished.replace(folder / plot.name)
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        draw(figure.add_subplot())
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    return drawn.getvalue()
 
 
 # -- sizes by component
@@ -96,7 +108,7 @@ def _draw_sizes(axes: "Axes", report: Report) -> None:
     for kind, colour in zip(kinds, COLOURS, strict=False):
         begins = [sum(_megabytes(parts, earlier) for earlier in kinds[: kinds.index(kind)]) for parts in bars.values()]
         widths = [_megabytes(parts, kind) for parts in bars.values()]
-        axes.barh(list(bars), widths, left=begins, color=colour, label=kind, height=0.6)
+        axes.barh(list(bars), widths, left=begins, color=colour, label=_shown(kind), height=0.6)
     axes.set_xlabel("MB of safetensors")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), frameon=False)
 
@@ -129,7 +141,9 @@ def _draw_losses(axes: "Axes", report: Report) -> None:
     """The loss of each kind of linear over the blocks."""
     for (kind, losses), colour in zip(sorted(_losses(report).items()), COLOURS, strict=False):
         blocks = sorted(losses)
-        axes.plot(blocks, [losses[block] for block in blocks], color=colour, marker="o", markersize=3, label=kind)
+        axes.plot(
+            blocks, [losses[block] for block in blocks], color=colour, marker="o", markersize=3, label=_shown(kind)
+        )
     axes.set_yscale("log")
     axes.set_xlabel("block")
     axes.set_ylabel("error / output energy")
@@ -144,25 +158,76 @@ def _is_measured(report: Report) -> bool:
     return report.evaluation is not None
 
 
+@dataclass(frozen=True)
+class Point:
+    """A model among others of the same base."""
+
+    name: str
+    megabytes: float  # of safetensors
+    ratio: float  # perplexity over the base's
+
+
 def _draw_variants(axes: "Axes", report: Report) -> None:
-    """Perplexity against bytes: the base, this variant, the others of its manifest, and a line through the best."""
+    """The base, this variant and the others of its manifest."""
     assert report.evaluation is not None
     here = report.evaluation.variant.perplexity / report.evaluation.base.perplexity
-    points = [("base", report.sizes_base.safetensors_bytes / 1e6, 1.0)]
+    others = [Point("base", report.sizes_base.safetensors_bytes / 1e6, 1.0)]
     for other in report.siblings:
         if other.perplexity_ratio is not None:
-            points.append((other.variant, other.safetensors_bytes / 1e6, other.perplexity_ratio))
-    for name, size, ratio in points:
-        axes.plot(size, ratio, "o", color=OTHERS)
-        axes.annotate(name, (size, ratio), textcoords="offset points", xytext=(6, 4), color=INK, fontsize=9)
-    point = (report.variant, report.sizes.safetensors_bytes / 1e6, here)
-    axes.plot(*point[1:], "o", color=MARKED, markersize=9)
-    axes.annotate(report.variant, point[1:], textcoords="offset points", xytext=(8, -12), color=MARKED, weight="bold")
-    axes.plot(*zip(*pareto_front([(size, ratio) for _, size, ratio in [*points, point]]), strict=True), color=OTHERS)
+            others.append(Point(other.variant, other.safetensors_bytes / 1e6, other.perplexity_ratio))
+    draw_points(axes, others, Point(report.variant, report.sizes.safetensors_bytes / 1e6, here))
+
+
+def draw_points(axes: "Axes", others: Sequence[Point], marked: Point | None = None) -> None:
+    """Perplexity against bytes, a line through the best, and one of the models in another colour."""
+    labels = []
+    for one in [*others, marked] if marked else others:
+        colour, size = (MARKED, 9) if one is marked else (OTHERS, 6)
+        axes.plot(one.megabytes, one.ratio, "o", color=colour, markersize=size)
+        ink, weight = (MARKED, "bold") if one is marked else (INK, "normal")
+        place = (one.megabytes, one.ratio)
+        labels.append(
+            axes.annotate(
+                _shown(one.name),
+                place,
+                textcoords="offset points",
+                xytext=PLACES[0],
+                color=ink,
+                weight=weight,
+                fontsize=9,
+            )
+        )
+    points = [*others, marked] if marked else others
+    axes.plot(*zip(*pareto_front([(one.megabytes, one.ratio) for one in points]), strict=True), color=OTHERS)
     axes.set_xlabel("MB of safetensors")
     axes.set_ylabel("perplexity / base's")
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
+    _place(labels, axes)
+
+
+def _shown(name: str) -> str:
+    """A name that leaves room for the plot; what stands between dollar signs is no mathematics."""
+    shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return shown.replace("$", r"\$")
+
+
+def _place(labels: "Sequence[Annotation]", axes: "Axes") -> None:
+    """Put each label where it covers no point and no earlier label, if there is such a place near its point."""
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # where things are is known only then
+    points = [axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_bounds(x - MARKER, y - MARKER, 2 * MARKER, 2 * MARKER) for x, y in points]
+    for label in labels:
+        for x, y in (*PLACES, PLACES[0]):  # the first again, where all are taken
+            label.set(position=(x, y), ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top")
+            box = label.get_window_extent()
+            if box.x0 > axes.bbox.x0 and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(label.get_window_extent())
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
