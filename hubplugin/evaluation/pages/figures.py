@@ -80,7 +80,8 @@ class Row:
             if spread is None or spread.least == spread.greatest:
                 return ""
             return f"{self.text(spread.least)} to {self.text(spread.greatest)}"
-        return f"± {numbers.figures(self.metric.stderr(record), 2)}" if self.metric.stderr else ""
+        stderr = self.metric.stderr(record) if self.metric.stderr else None
+        return "" if stderr is None else f"± {numbers.figures(stderr, 2)}"
 
     def _records(self, report: Report) -> tuple[Any, Any]:
         """Of variant and base; None where nothing was measured."""

@@ -17,6 +17,7 @@ from hubplugin.plan import base as base_model
 from hubplugin.plan import schemes
 from hubplugin.plan import sizes as weights
 from hubplugin.plan.checks import masks
+from hubplugin.plan.costs import operations
 from hubplugin.verification import claims, stored_linears
 from hubplugin.verification.outcome import Finding, compared, failed, number, passed, unchecked
 from hubplugin.verification.subject import CONFIG, Subject
@@ -73,6 +74,11 @@ def measured(subject: Subject) -> report.Sizes:
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
         sparsity=zeros.sparsity(DenseView(subject.folder), subject.block_linears) if masked else None,
+        **(
+            _flops(operations.of(subject.family, subject.dims, subject.config))
+            if subject.family and subject.dims
+            else {}
+        ),
     )
 
 
@@ -90,7 +96,12 @@ def measured_base(subject: Subject) -> report.Sizes:
         linear_parameters=read.linear_parameters,
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=8 * read.bytes / read.parameters,
+        **_flops(operations.of(read.family, read.dims, read.config)),
     )
+
+
+def _flops(work: operations.Operations) -> dict[str, Any]:
+    return {"flops_per_token": work.per_token, "flops_per_context_token": work.context}
 
 
 def zeros_as_asked(subject: Subject) -> Iterator[Finding]:
