@@ -38,7 +38,9 @@ def column(tab: Any, head: str) -> list[str]:
     """The cells below a head of the table of all variants."""
     at = tab.locator("table.all thead th").all_inner_texts()
     place = [one.rstrip(" ↑↓") for one in at].index(head) + 1
-    return [one.split(" ±")[0] for one in tab.locator(f"table.all tbody tr > :nth-child({place})").all_inner_texts()]
+    return [
+        one.split("±")[0].strip() for one in tab.locator(f"table.all tbody tr > :nth-child({place})").all_inner_texts()
+    ]
 
 
 @pytest.mark.serve

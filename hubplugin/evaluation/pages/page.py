@@ -36,7 +36,7 @@ class Section:
 
     shown: Shown
     gate: str
-    figures: list[tuple[Row, Number | None, Number | None]]  # of the base, and of the variant
+    figures: list[tuple[Row, Number | None, Number | None]]  # of the variant, and of the base
     pictures: list[Picture]
     steps: list[str]
 
@@ -132,7 +132,7 @@ def _section(one: Shown) -> Section:
     return Section(
         one,
         table.gate(report),
-        [(row, row.base(report), row.variant(report)) for row in figures.rows([report])],
+        [(row, row.variant(report), row.base(report)) for row in figures.rows([report])],
         list(pictures.of_variant(report)),
         [differences.step(step) for step in report.steps],
     )
