@@ -34,7 +34,7 @@ def relate(reports: Sequence[Report], out: Path) -> list[Report]:
 def _passed(out: Path) -> Iterable[Report]:
     """The reports of all finished variants, the largest first; a folder that holds none of ours is passed over."""
     found = []
-    for path in sorted(out.glob(f"*/{report.FILE_NAME}")):
+    for path in sorted(out.glob(f"[!.]*/{report.FILE_NAME}")):  # hidden folders are variants in the making
         try:
             found.append(report.read(path.parent))
         except CheckpointError:
