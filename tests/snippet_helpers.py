@@ -23,6 +23,7 @@ KINDS = {
     "serve on a CPU": ("sh", "hubplugin serve "),
     "serve on a GPU": ("sh", "vllm serve "),
     "manifest": ("yaml", ""),
+    "make again": ("sh", "hubplugin run "),
 }
 PORT = ":8000/"  # both ways to serve listen there
 

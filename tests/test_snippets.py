@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_every_block_of_every_card_is_run_by_a_test_here(made: Made) -> None:
     assert made.cards.keys() == FORMATS.keys()
     told = {name: [kind(block) for block in blocks(text)] for name, text in made.cards.items()}
-    usual = ["serve on a GPU", "serve on a CPU", "curl", "openai", "pip", "load", "manifest"]
+    usual = ["serve on a GPU", "serve on a CPU", "curl", "openai", "pip", "load", "manifest", "make again"]
     for name in FORMATS:
         here = [each for each in usual if each != "serve on a CPU" or made.plans[name].verdicts[0].loads]
         assert told[name] == here, name
@@ -184,6 +184,28 @@ def test_the_manifest_of_a_card_is_a_manifest(name: str, made: Made, tmp_path: P
     (text,) = of_kind(made.cards[name], "manifest")
     (tmp_path / "m.yaml").write_text(text, encoding="utf-8")
     assert loading.load(tmp_path / "m.yaml").manifest == made.document.manifest
+
+
+def test_the_card_says_how_the_model_is_made_again(made: Made, tmp_path: Path) -> None:
+    name = "GPTQ-8"  # which no engine on a CPU is started for
+    (tmp_path / "pico").symlink_to(made.folder / "pico")
+    shutil.copy(made.out / name / "manifest.yaml", tmp_path)
+    verb, *words = shlex.split(of_kind(made.cards[name], "make again")[0])
+    assert verb == "hubplugin"
+    done = subprocess.run(
+        [sys.executable, "-m", "hubplugin", *words],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (again,) = (tmp_path / "out").glob("manifest/*")
+    assert again.name == name
+    for file in ("model.safetensors", "config.json", "quantize_config.json", "tokenizer.json"):
+        assert (again / file).read_bytes() == (made.out / name / file).read_bytes(), file
 
 
 def test_what_loads_nowhere_else_is_not_promised(made: Made) -> None:
