@@ -3,19 +3,17 @@
 Refuses nothing that a repo may lack: what is missing is for its reader to say. Knows repos and folders; no report.
 """
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import INDEX, PULLED, PUSHED, SINGLE, WEIGHTS, allowed
-from hubplugin.errors import CheckpointError, HubError
-from hubplugin.hub import snapshots
-from hubplugin.hub.client import cache_folder, clear_errors, connect, endpoint
+from hubplugin.errors import HubError
+from hubplugin.hub import ranges, snapshots
+from hubplugin.hub.client import cache_folder, clear_errors, connect
 from hubplugin.hub.snapshots import IGNORE, Peek
 from hubplugin.progress import progress
 
@@ -151,8 +149,7 @@ def _ranged(repo: str, sha: str, tensor: str, length: int) -> bytes:
         file = _file_of(repo, sha, tensor)
         header = api.parse_safetensors_file_metadata(repo, file, revision=sha)
         begin, _ = header.tensors[tensor].data_offsets
-        (size,) = struct.unpack("<Q", _bytes(repo, sha, file, 0, 8))
-        return _bytes(repo, sha, file, 8 + size + begin, length)
+        return ranges.values(repo, sha, file, begin, length)
 
 
 def _file_of(repo: str, sha: str, tensor: str) -> str:
@@ -161,13 +158,3 @@ def _file_of(repo: str, sha: str, tensor: str) -> str:
     except EntryNotFoundError:
         return SINGLE
     return str(model_folder.read_json(Path(index), repo)["weight_map"][tensor])
-
-
-def _bytes(repo: str, sha: str, file: str, begin: int, length: int) -> bytes:
-    url = hf_hub_url(repo, file, revision=sha, endpoint=endpoint())
-    headers = {**build_hf_headers(library_name="hubplugin"), "range": f"bytes={begin}-{begin + length - 1}"}
-    response = get_session().get(url, headers=headers)
-    hf_raise_for_status(response)
-    if len(response.content) != length:
-        raise CheckpointError(f"{repo}: {file}", "ends before its header says", "ask its owner to upload it again")
-    return response.content

@@ -130,7 +130,7 @@ def peek(model: str, folder: Path) -> Peek:
             for file in parsed.values()
             for name, stored in file.tensors.items()
         }
-        if stored_head.differs(api, repo, sha, parsed, config):
+        if stored_head.differs(repo, sha, parsed, config):
             config = {**config, "tie_word_embeddings": False}
     return Peek(config=config, tensors=tensors, repo=repo, sha=sha, on_hub=True, **_terms(path, info))
 
