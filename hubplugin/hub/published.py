@@ -6,7 +6,7 @@ Refuses nothing that a repo may lack: what is missing is for its reader to say. 
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 
 from hubplugin.checkpoint import model_folder
@@ -14,8 +14,7 @@ from hubplugin.checkpoint.model_folder import INDEX, PULLED, PUSHED, SINGLE, WEI
 from hubplugin.errors import HubError
 from hubplugin.hub import ranges, snapshots
 from hubplugin.hub.client import cache_folder, clear_errors, connect
-from hubplugin.hub.snapshots import IGNORE, Peek
-from hubplugin.progress import progress
+from hubplugin.hub.snapshots import Peek
 
 SAFETENSORS = "*.safetensors"
 OTHER_NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json")  # weights as tools of 2023 named them
@@ -48,42 +47,17 @@ def fetch(target: str) -> Published:
 
 
 def _download(repo: str, revision: str, where: str) -> Published:
-    api, cache = connect(), cache_folder()
     with clear_errors(where):
         if constants.HF_HUB_OFFLINE:
-            path = _cached(repo, revision, PUSHED)
+            path = snapshots.cached(repo, revision, PUSHED)
             names = tuple(sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()))
             return Published(path, repo, path.name, names)
-        info = api.model_info(repo, revision=revision, files_metadata=True)
+        info = connect().model_info(repo, revision=revision, files_metadata=True)
         sha, sizes = str(info.sha), {one.rfilename: one.size or 0 for one in info.siblings or ()}
         usual = any(allowed(name, WEIGHTS) for name in sizes)
         patterns = PUSHED if usual else (*PUSHED, *OTHER_NAMES)
-        missing = [
-            name
-            for name in sizes
-            if allowed(name, patterns) and not isinstance(try_to_load_from_cache(repo, name, cache, sha), str)
-        ]
-        snapshots.check_disk(cache, sum(sizes[name] for name in missing), where)
-        progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
-        path = Path(
-            api.snapshot_download(
-                repo, revision=sha, cache_dir=cache, allow_patterns=list(patterns), ignore_patterns=IGNORE
-            )
-        )
+        path = snapshots.download(repo, sha, sizes, patterns, where)
     return Published(path, repo, sha, tuple(sorted(sizes)))
-
-
-def _cached(repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
-    """Where the client's cache holds a repo's files of these patterns, without asking the Hub."""
-    path = connect().snapshot_download(
-        repo,
-        revision=revision,
-        cache_dir=cache_folder(),
-        allow_patterns=list(patterns),
-        ignore_patterns=IGNORE,
-        local_files_only=True,
-    )
-    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -129,7 +103,7 @@ def base(model: str, folder: Path) -> BaseFiles:
         return BaseFiles(peek, local, _bytes_of(local), tuple(model_folder.listing(local)))
     if constants.HF_HUB_OFFLINE:
         with clear_errors(model):
-            path = _cached(peek.repo, str(peek.sha), PULLED)
+            path = snapshots.cached(peek.repo, str(peek.sha), PULLED)
         return BaseFiles(peek, path, _bytes_of(path), tuple(model_folder.listing(path)))
     with clear_errors(model):
         info = connect().model_info(peek.repo, revision=peek.sha, files_metadata=True)

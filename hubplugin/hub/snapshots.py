@@ -6,6 +6,7 @@ Knows repos, commits, the cache and local folders. Knows no torch and nothing ab
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.model.architectures import configs
 from hubplugin.progress import progress
 
-ALLOW = [*PULLED, report.FILE_NAME]  # the report of a base that is a variant says what that was made from
+ALLOW = (*PULLED, report.FILE_NAME)  # the report of a base that is a variant says what that was made from
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 # the client's patterns cross slashes: without these, original/model-1.safetensors would come along
 IGNORE = model_folder.outside(model_folder.NAMED_TEMPLATES)
@@ -195,30 +196,48 @@ def _download(repo: str, revision: str, where: str) -> tuple[Path, str, ModelInf
     api, cache = connect(), cache_folder()
     with clear_errors(where):
         if constants.HF_HUB_OFFLINE:
-            cached = api.snapshot_download(
-                repo,
-                revision=revision,
-                cache_dir=cache,
-                allow_patterns=ALLOW,
-                ignore_patterns=IGNORE,
-                local_files_only=True,
-            )
-            model_folder.check_names((entry.name for entry in Path(cached).iterdir()), where)
-            return Path(cached), Path(cached).name, None
+            path = cached(repo, revision, ALLOW)
+            model_folder.check_names((entry.name for entry in path.iterdir()), where)
+            return path, path.name, None
         info = api.model_info(repo, revision=revision, files_metadata=True)
         sha = str(info.sha)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         model_folder.check_names(sizes, where)
-        missing = [
-            name
-            for name in sizes
-            if allowed(name, PULLED) and not isinstance(try_to_load_from_cache(repo, name, cache, sha), str)
-        ]
-        check_disk(cache, sum(sizes[name] for name in missing), where)
-        progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
-        path = api.snapshot_download(repo, revision=sha, cache_dir=cache, allow_patterns=ALLOW, ignore_patterns=IGNORE)
+        path = download(repo, sha, sizes, ALLOW, where)
         _remember(cache, repo, revision, sha)
-    return Path(path), sha, info
+    return path, sha, info
+
+
+def download(repo: str, sha: str, sizes: Mapping[str, int], patterns: tuple[str, ...], where: str) -> Path:
+    """Fetch the files of these patterns at a commit into the client's cache; `sizes` are bytes of all files, by path.
+
+    Raises HubError where the disk has no room, and what the client raises.
+    """
+    cache = cache_folder()
+    missing = [
+        name
+        for name in sizes
+        if allowed(name, patterns) and not isinstance(try_to_load_from_cache(repo, name, cache, sha), str)
+    ]
+    _check_disk(cache, sum(sizes[name] for name in missing), where)
+    progress(f"pull   {repo}@{sha[:12]}, {len(missing)} files to fetch")
+    path = connect().snapshot_download(
+        repo, revision=sha, cache_dir=cache, allow_patterns=list(patterns), ignore_patterns=IGNORE
+    )
+    return Path(path)
+
+
+def cached(repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
+    """Where the client's cache holds a repo's files of these patterns, without asking the Hub."""
+    path = connect().snapshot_download(
+        repo,
+        revision=revision,
+        cache_dir=cache_folder(),
+        allow_patterns=list(patterns),
+        ignore_patterns=IGNORE,
+        local_files_only=True,
+    )
+    return Path(path)
 
 
 def _remember(cache: Path, repo: str, revision: str, sha: str) -> None:
@@ -233,7 +252,7 @@ def _remember(cache: Path, repo: str, revision: str, sha: str) -> None:
         write_atomically(note, sha)
 
 
-def check_disk(cache: Path, needed: int, where: str) -> None:
+def _check_disk(cache: Path, needed: int, where: str) -> None:
     """Raise HubError before a download that cannot end well."""
     place = next(parent for parent in (cache.absolute(), *cache.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
