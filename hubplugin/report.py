@@ -195,6 +195,7 @@ class Report(Record):
     variant: str
     model_name: str  # the last part of the repo id
     repo: str | None = None  # where the manifest publishes it, "owner/name"
+    branch: str | None = None  # of that repo; None: main
     base: Base
     manifest_text: str
     manifest_sha256: str

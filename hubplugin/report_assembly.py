@@ -153,10 +153,7 @@ def _planned(job: Job, variant: VariantPlan, base: report.Base) -> dict[str, Any
     if base.root:
         notes.append(f"Its base {base.repo} is itself made from {base.root}")
     branch = job.document.manifest.branch_of(variant.name)
-    if branch != MAIN:
-        added = f'"--revision {branch}" to "vllm serve", and revision="{branch}" to from_pretrained'
-        notes.append(f"It is on the branch {branch} of its repo: add {added}")
-    return {"loads": tuple(loads), "notes": tuple(notes)}
+    return {"loads": tuple(loads), "notes": tuple(notes), "branch": None if branch == MAIN else branch}
 
 
 def _base(job: Job) -> report.Base:

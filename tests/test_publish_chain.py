@@ -57,7 +57,7 @@ def test_prune_then_quantize_is_a_true_tree(hub: HfApi, tmp_path: Path, monkeypa
     assert second.data.base_model == "local/pico-Pruned"
     assert second.data.to_dict()["base_model_relation"] == "quantized"
     assert "Its base local/pico-Pruned is itself made from local/pico." in second.content
-    assert "It is on the branch Int4 of its repo" in second.content
+    assert "hubplugin serve local/pico-Pruned-Int4@Int4\n" in second.content
 
     # whose root is the root of its base, and not that base's base
     assert snapshots.peek("local/pico-Pruned-Int4@Int4", tmp_path).root == "local/pico"

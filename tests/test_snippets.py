@@ -15,6 +15,7 @@ import pico
 import pytest
 import torch
 from card_helpers import report as any_report
+from huggingface_hub import HfApi
 from serve_helpers import skip_without_kernels
 from snippet_helpers import answering, blocks, kind, missing, of_kind, run_client
 
@@ -140,6 +141,25 @@ def test_a_folder_that_is_not_published_is_named_by_its_own_name(
     for way in ("serve on a GPU", "serve on a CPU"):
         assert of_kind(alone, way)[0].endswith(" serve Pruned")
     assert '"model": "Pruned"' in of_kind(alone, "curl")[0] and "folder above it" in alone
+
+
+def test_what_is_on_a_branch_is_asked_for_there(
+    made: Made, published: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = made.reports["Pruned"]
+    text = card.render(own.model_copy(update={"branch": "small"}))
+    assert of_kind(text, "serve on a GPU") == ["vllm serve local/pico-Pruned --revision small"]
+    assert of_kind(text, "serve on a CPU") == ["hubplugin serve local/pico-Pruned@small"]
+    api = HfApi(endpoint=published["HF_ENDPOINT"], token=published["HF_TOKEN"])
+    api.create_branch("local/pico-Pruned", branch="small")
+    (code,) = of_kind(text, "load")
+    script = tmp_path / "load.py"
+    script.write_text(code, encoding="utf-8")
+    subprocess.run([sys.executable, script], env=published, check=True, timeout=240)
+    refs = Path(published["HF_HOME"]) / "hub" / "models--local--pico-Pruned" / "refs"
+    assert (refs / "small").is_file()
+    local = card.render(own.model_copy(update={"branch": "small", "repo": None}))
+    assert "@small" not in local and "revision" not in local, "a folder has no branches"
 
 
 def test_what_must_be_installed_is_read_from_the_card() -> None:

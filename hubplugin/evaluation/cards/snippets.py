@@ -19,6 +19,7 @@ class Use:
     """What runs the variant, and how."""
 
     name: str  # the repo, or the folder that `run` has made
+    branch: str | None  # of the repo; None: main
     gpu: bool  # whether stock vLLM loads it on some number of GPUs
     cpu: bool  # and on a CPU
     chat: bool  # whether a prompt may be a conversation
@@ -40,6 +41,7 @@ def use(report: Report) -> Use:
         requirements = (TORCH, *requirements)
     return Use(
         name=report.repo or report.variant,
+        branch=report.branch if report.repo else None,
         gpu=not report.loads or bool(loads - {vllm_support.CPU}),
         cpu=not report.loads or vllm_support.CPU in loads,
         chat=conversational(report),
