@@ -159,7 +159,7 @@ def test_what_is_on_a_branch_is_asked_for_there(
     refs = Path(published["HF_HOME"]) / "hub" / "models--local--pico-Pruned" / "refs"
     assert (refs / "small").is_file()
     local = card.render(own.model_copy(update={"branch": "small", "repo": None}))
-    assert "@small" not in local and "revision" not in local, "a folder has no branches"
+    assert "small" not in local, "a folder has no branches"
 
 
 def test_what_must_be_installed_is_read_from_the_card() -> None:
