@@ -147,19 +147,19 @@ def test_what_is_on_a_branch_is_asked_for_there(
     made: Made, published: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     own = made.reports["Pruned"]
-    text = card.render(own.model_copy(update={"branch": "small"}))
-    assert of_kind(text, "serve on a GPU") == ["vllm serve local/pico-Pruned --revision small"]
-    assert of_kind(text, "serve on a CPU") == ["hubplugin serve local/pico-Pruned@small"]
+    text = card.render(own.model_copy(update={"branch": "aside"}))
+    assert of_kind(text, "serve on a GPU") == ["vllm serve local/pico-Pruned --revision aside"]
+    assert of_kind(text, "serve on a CPU") == ["hubplugin serve local/pico-Pruned@aside"]
     api = HfApi(endpoint=published["HF_ENDPOINT"], token=published["HF_TOKEN"])
-    api.create_branch("local/pico-Pruned", branch="small")
+    api.create_branch("local/pico-Pruned", branch="aside")
     (code,) = of_kind(text, "load")
     script = tmp_path / "load.py"
     script.write_text(code, encoding="utf-8")
     subprocess.run([sys.executable, script], env=published, check=True, timeout=240)
     refs = Path(published["HF_HOME"]) / "hub" / "models--local--pico-Pruned" / "refs"
-    assert (refs / "small").is_file()
-    local = card.render(own.model_copy(update={"branch": "small", "repo": None}))
-    assert "small" not in local, "a folder has no branches"
+    assert (refs / "aside").is_file()
+    local = card.render(own.model_copy(update={"branch": "aside", "repo": None}))
+    assert "aside" not in local, "a folder has no branches"
 
 
 def test_what_must_be_installed_is_read_from_the_card() -> None:
