@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,7 +63,8 @@ def connected(address: str) -> Iterator[Any]:
     _restore(terminated)  # which Ray has replaced
     progress(f"ray    {ray.get_runtime_context().gcs_address}")
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # Ray prints there what it has to say of nodes, and stdout is for results
+            yield ray
     finally:
         ray.shutdown()
 
