@@ -165,10 +165,12 @@ class Web(socketserver.BaseRequestHandler):
 
 @pytest.fixture
 def web_server() -> Iterator[str]:
-    with socketserver.TCPServer(("127.0.0.1", 0), Web) as server:
+    util = pytest.importorskip("ray.util")
+    # Ray takes a loopback address to be this machine's own
+    with socketserver.TCPServer((util.get_node_ip_address(), 0), Web) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
+        yield f"{server.server_address[0]}:{server.server_address[1]}"
         server.shutdown()
         thread.join()
 
@@ -187,7 +189,6 @@ def web_server() -> Iterator[str]:
 def test_a_cluster_that_cannot_be_reached_is_said_within_seconds(
     address: str, what: str, web_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     before = signal.getsignal(signal.SIGTERM)
     with (
