@@ -11,18 +11,30 @@ import cluster_helpers
 import psutil
 import pytest
 
-import hubplugin
 from hubplugin import report
 from hubplugin.checkpoint import resume
-from hubplugin.errors import GateError
 from hubplugin.evaluation.cards import card
 
 pytest.importorskip("ray")
 
 PATIENCE = 150  # seconds until something is wrong
-UNLIKE = ("created", "seconds", "peak_memory_bytes")  # of a report, in two runs of one manifest
 REPORTS = (report.FILE_NAME, "README.md")
 FAILING = "gate: {variants: {Int8-64: {mean_kl: 0.0000001}}}\n"
+
+# in a process of its own: another number of threads sums in another order
+LOCALLY = """
+import contextlib, pathlib, sys
+import hubplugin
+manifests, out = map(pathlib.Path, sys.argv[1:])
+for name in ("one", "two"):
+    with contextlib.suppress(hubplugin.errors.GateError):
+        hubplugin.run(manifests / f"{name}.yaml", out=out / name)
+"""
+
+
+def environment() -> dict[str, str]:
+    """As a worker has it that Ray gives one CPU."""
+    return {**os.environ, "PYTHONPATH": str(cluster_helpers.ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -31,7 +43,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "hubplugin", "run", *words],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(cluster_helpers.ROOT), "OMP_NUM_THREADS": "1"},
+            env=environment(),
             stdout=printed,
             stderr=said,
             text=True,
@@ -76,7 +88,13 @@ def same(made: Path, local: Path) -> None:
     here, there = report.read(made), report.read(local)
     for each, folder in ((here, made), (there, local)):
         assert (folder / "README.md").read_text("utf-8") == card.render(each)
-    assert here == there.model_copy(update={key: getattr(here, key) for key in UNLIKE})
+    assert untimed(here) == untimed(there)
+
+
+def untimed(made: report.Report) -> report.Report:
+    """A report without what no two runs of one manifest have in common."""
+    linears = tuple(linear.model_copy(update={"seconds": 0.0}) for linear in made.linears)
+    return made.model_copy(update={"created": "", "seconds": {}, "peak_memory_bytes": 0, "linears": linears})
 
 
 @pytest.mark.slow
@@ -105,21 +123,15 @@ def test_a_folder_of_manifests_on_two_nodes_one_of_which_is_lost(tmp_path: Path)
     assert first.endswith("passed") and "quality" in second and third.endswith("passed")
 
     own = [line for line in said.splitlines() if line.startswith(f"({lost} ")]
-    assert len([line for line in own if "block 01/" in line]) <= 1, f"{lost} began anew: {said}"
+    assert any("goes on after block" in line for line in own), f"{lost} began anew: {said}"
     assert any("block 12/12" in line for line in own), said
 
     local = tmp_path / "local"
-    with pytest.raises(GateError):
-        hubplugin.run(manifests / "one.yaml", out=local / "one")
-    hubplugin.run(manifests / "two.yaml", out=local / "two")
-    for name in ("one", "two"):
-        assert sorted(path.name for path in (out / name).iterdir()) == sorted(texts_of(name)), "nothing else is left"
-        for variant in texts_of(name):
+    subprocess.run([sys.executable, "-c", LOCALLY, manifests, local], env=environment(), check=True)
+    for name, variants in {"one": ["Int8-32", "Int8-64"], "two": ["Int8-32"]}.items():
+        assert sorted(path.name for path in (out / name).iterdir()) == variants, "nothing else is left"
+        for variant in variants:
             same(out / name / variant, local / name / variant)
-
-
-def texts_of(name: str) -> list[str]:
-    return {"one": ["Int8-32", "Int8-64"], "two": ["Int8-32"]}[name]
 
 
 @pytest.mark.slow
