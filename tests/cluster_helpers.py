@@ -12,7 +12,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray loads; nodes and worke
 
 ROOT = Path(__file__).parents[1]
 MB = 2**20
-NODE: dict[str, Any] = {"num_cpus": 1, "memory": 1500 * MB, "object_store_memory": 100 * MB}
+NODE: dict[str, Any] = {"num_cpus": 2, "memory": 1500 * MB, "object_store_memory": 100 * MB}
 # a lost node is noticed within seconds, not within half a minute
 NOTICE = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 

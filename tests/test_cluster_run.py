@@ -102,7 +102,8 @@ def test_a_folder_of_manifests_on_two_nodes_one_of_which_is_lost(tmp_path: Path)
     texts = {"one": cluster_helpers.manifest(32, 64, gate=FAILING), "two": cluster_helpers.manifest(32)}
     manifests, out = cluster_helpers.place(tmp_path, layers=12, **texts), tmp_path / "out"
     with cluster_helpers.cluster() as running:
-        process = start(tmp_path, str(manifests), "--ray", running.address, "--out", str(out))
+        words = [str(manifests), "--ray", running.address, "--out", str(out), "--cpus-per-variant", "1"]
+        process = start(tmp_path, *words)
         try:
             lost = lose(running.worker_nodes.copy().pop(), out)
             process.wait(PATIENCE)
