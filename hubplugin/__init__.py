@@ -8,6 +8,7 @@ from hubplugin.errors import HubPluginError
 if TYPE_CHECKING:
     from hubplugin.api import (
         FileChange,
+        Outcome,
         Plan,
         Pushed,
         Report,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         plan,
         publish,
         run,
+        run_on_ray,
         verify,
     )
 
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FileChange",
     "HubPluginError",
+    "Outcome",
     "Plan",
     "Pushed",
     "Report",
@@ -33,12 +36,14 @@ __all__ = [
     "plan",
     "publish",
     "run",
+    "run_on_ray",
     "verify",
 ]
 
 # Name -> module, imported when the name is first asked for: `import hubplugin` loads neither torch nor pydantic
 _HOMES = {
     "FileChange": "hubplugin.hub.publishing.push",
+    "Outcome": "hubplugin.cluster.outcome",
     "Plan": "hubplugin.plan.draft",
     "Pushed": "hubplugin.hub.publishing.push",
     "Report": "hubplugin.report",
@@ -46,6 +51,7 @@ _HOMES = {
     "load_report": "hubplugin.api",
     "publish": "hubplugin.api",
     "run": "hubplugin.api",
+    "run_on_ray": "hubplugin.api",
     "verify": "hubplugin.api",
 }
 

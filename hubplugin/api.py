@@ -5,7 +5,7 @@ that what a manifest gets wrong is said before torch is loaded. Progress goes to
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from hubplugin import interrupt
 
 if TYPE_CHECKING:
+    from hubplugin.cluster.outcome import Outcome as Outcome
     from hubplugin.hub.publishing.push import FileChange as FileChange
     from hubplugin.hub.publishing.push import Pushed as Pushed
     from hubplugin.manifest.schema import Document
@@ -83,6 +84,51 @@ def run(
         from hubplugin.evaluation import engine_choice
 
     return pipeline.run(asked, planned, folder(manifest, out), engine_choice.generate, engine_choice.take_turn)
+
+
+def run_on_ray(
+    manifests: Manifest | Sequence[Manifest],
+    *,
+    address: str = "auto",
+    out: AnyPath | None = None,
+    only: str | Iterable[str] = (),
+    revision: str | None = None,
+    cpus_per_variant: int | None = None,
+) -> list["Outcome"]:
+    """Make every variant of one or several manifests as a task of a Ray cluster, as `run` makes it on one machine.
+
+    Called again, it goes on where it was interrupted. The program must run on a node of the cluster (docs/cluster.md).
+
+    Args:
+        manifests: As for `run`, or several; a folder stands for the manifests in it.
+        address: "auto", which is RAY_ADDRESS or the cluster this machine is a node of; HOST:PORT; or "local".
+        out: The folder of the variants' folders, on a file system that all nodes share; of several manifests each
+            gets a folder of its name in it.
+        only: As for `run`, of each manifest.
+        revision: As for `run`.
+        cpus_per_variant: Left out: those of a node, shared among the variants that it will have at a time.
+
+    Returns:
+        What became of each variant. One that failed is not raised: its outcome holds the error.
+
+    Raises:
+        ClusterError: The cluster cannot be reached, or its nodes lack what the run needs; before any work.
+        ManifestError, PlanError, FamilyError, HubError: As `plan`, before any work.
+    """
+    with interrupt.held():
+        from hubplugin.cluster import manifests as several
+        from hubplugin.manifest.reading.narrowing import narrowed
+
+    names = (only,) if isinstance(only, str) else tuple(only)
+    planned = []
+    for name, manifest in several.expanded(manifests):
+        asked = narrowed(document(manifest), names, revision)
+        variants = Path(out or OUT) / name if name else folder(manifest, out)
+        planned.append((name, asked, _planned(asked), variants))
+    with interrupt.held():
+        from hubplugin.cluster import fan_out
+
+    return fan_out.run([fan_out.Asked(*each) for each in planned], address, cpus_per_variant)
 
 
 def judge(manifest: Manifest, *, out: AnyPath | None = None, thorough: bool = True) -> list["Report"]:

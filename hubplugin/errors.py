@@ -62,6 +62,10 @@ class ServeError(HubPluginError):
     """The inference engine or the chat page could not start, or died."""
 
 
+class ClusterError(HubPluginError):
+    """The Ray cluster cannot be reached, its nodes do not see what they must, or a variant was not made there."""
+
+
 def one_line(error: Exception) -> str:
     """Another library's error as one line of at most 240 characters; its class where it says nothing."""
     return " ".join(str(error).split())[:240] or type(error).__name__

@@ -57,15 +57,15 @@ def run(
             made = kept[draft.name]
             reports.append(_renew(job, draft, out, made, engines) if made else make(job, draft, out, engines))
     except (KeyboardInterrupt, SystemExit):
-        _say_what_is_kept(job.plan, out)
+        say_what_is_kept(job.plan, out)
         raise
     reports = siblings.relate(reports, out)
     report.refuse_failed(reports)
     return reports
 
 
-def _say_what_is_kept(planned: Plan, out: Path) -> None:
-    """The last word of a run that is told to end."""
+def say_what_is_kept(planned: Plan, out: Path) -> None:
+    """The last word of a run that is told to end: what the same command will take up."""
     parts = [variant_folder.standing(out, variant.name, variant.dims.layers) for variant in planned.variants]
     kept = ", ".join(part for part in parts if part) or "nothing is finished yet"
     progress(f"kept: {kept}; the same command goes on from there")
