@@ -56,6 +56,7 @@ def run(
     only: str | Iterable[str] = (),
     revision: str | None = None,
     token: "Token" = None,
+    require_vllm: bool = True,
 ) -> list["Report"]:
     """Make every variant: pull, calibrate, compress, export, evaluate, gate, write cards.
 
@@ -67,6 +68,7 @@ def run(
         only: The names of the variants to make. Left out: all.
         revision: The base's commit, branch or tag. Left out: as the manifest says.
         token: The access token that the base is read with, as in `plan`. Datasets are read with this machine's own.
+        require_vllm: False lets the gate generate with transformers where vLLM is not installed; the report says so.
 
     Returns:
         The reports of the variants, in the manifest's order.
@@ -90,7 +92,8 @@ def run(
             from hubplugin import pipeline
             from hubplugin.evaluation import engine_choice
 
-        return pipeline.run(asked, planned, folder(manifest, out), engine_choice.generate, engine_choice.take_turn)
+        generate = engine_choice.generate if require_vllm else engine_choice.generate_anyhow
+        return pipeline.run(asked, planned, folder(manifest, out), generate, engine_choice.take_turn)
 
 
 def judge(manifest: Manifest, *, out: AnyPath | None = None, thorough: bool = True) -> list["Report"]:

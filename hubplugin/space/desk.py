@@ -36,6 +36,7 @@ class Shown:
     result: str = ""
     publishable: bool = False
     published: str = ""
+    card: str = ""
 
 
 class Desk:
@@ -183,8 +184,13 @@ def _result(job: Job) -> Shown:
     publishable = made.passed and document.manifest.publish is not None
     hint = "" if publishable or not made.passed else "To publish it, say where under Publish to, and press Compress: "
     hint += "its weights are kept, and report and card written anew." if hint else ""
-    result = f"{view.figures(made)}{view.note(hint) if hint else ''}{view.card(folder)}"
-    return Shown(status=view.note("finished"), log=_log(job), result=result, publishable=publishable)
+    return Shown(
+        status=view.note("finished"),
+        log=_log(job),
+        result=f"{view.figures(made)}{view.note(hint) if hint else ''}",
+        publishable=publishable,
+        card=view.card(folder),
+    )
 
 
 def _cancelled(job: Job) -> Shown:

@@ -16,7 +16,7 @@ import serve
 from hubplugin.errors import ServeError
 
 DISTRIBUTION = "hubplugin"
-EXTRAS = ("ui", "cpu")  # the page, and the engine that the gate asks
+EXTRAS = ("ui",)  # without vLLM, whose build for CPUs cannot be installed by a list of requirements alone
 INDEX = "https://download.pytorch.org/whl/cpu"
 # to read models that are private or gated, and to make repos, their settings and commits
 SCOPES = ("read-repos", "gated-repos", "write-repos", "manage-repos")

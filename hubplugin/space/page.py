@@ -17,7 +17,7 @@ TOKEN_NOTE = {
     "space": "Signing in is only needed to publish, and for models that are private or gated. The token stays in your "
     "browser's cookie and in requests to the Hub; it is not stored here.",
     "own": "Needed to publish, and for models that are private or gated. Left empty, the login of this machine "
-    "(`hf auth login`) is used. It is not stored.",
+    "(<code>hf auth login</code>) is used. It is not stored.",
     "shared": "Needed to publish, and for models that are private or gated. It is not stored.",
 }
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -46,7 +46,10 @@ def build(desk: Desk, *, on_space: bool) -> gr.Blocks:
         result = gr.HTML(elem_id="result")
         publish = gr.Button("Publish to the Hub", variant="primary", elem_id="publish", visible=False)
         outcome = gr.HTML(elem_id="published")
-        _events(desk, page, [token, *chosen], plan, manifest, (start, cancel, status, log, result, publish, outcome))
+        card = gr.HTML(elem_id="card")
+        _events(
+            desk, page, [token, *chosen], plan, manifest, (start, cancel, status, log, result, publish, outcome, card)
+        )
     return page
 
 
@@ -108,15 +111,16 @@ def _token(desk: Desk, *, on_space: bool) -> gr.Textbox:
     field = gr.Textbox(
         label="Access token", type="password", elem_id="token", max_lines=1, visible=not on_space, placeholder="hf_..."
     )
-    gr.Markdown(TOKEN_NOTE["space" if on_space else "own" if desk.own_machine else "shared"], elem_id="token-note")
+    said = TOKEN_NOTE["space" if on_space else "own" if desk.own_machine else "shared"]
+    gr.HTML(f'<p class="note">{said}</p>', elem_id="token-note")
     return field
 
 
 def _events(
     desk: Desk, page: gr.Blocks, inputs: list[Any], plan: gr.HTML, manifest: gr.Code, run: tuple[Any, ...]
 ) -> None:
-    start, cancel, status, log, result, publish, outcome = run
-    shown = [start, cancel, status, log, result, publish, outcome]
+    start, cancel, _, _, _, publish, *_ = run
+    shown = list(run)
     token, model, owner = inputs[0], inputs[1], inputs[10]
 
     def planned(request: gr.Request, signed: gr.OAuthToken | None, *values: Any) -> tuple[str, str]:
@@ -155,7 +159,7 @@ def _events(
 
 
 def _updates(state: Shown) -> tuple[Any, ...]:
-    """The buttons, the status, the log, the result, and what came of publishing."""
+    """The buttons, the status, the log, the figures, what came of publishing, and the card."""
     return (
         gr.update(interactive=not state.running),
         gr.update(interactive=state.running),
@@ -164,4 +168,5 @@ def _updates(state: Shown) -> tuple[Any, ...]:
         state.result,
         gr.update(visible=state.publishable),
         state.published,
+        state.card,
     )

@@ -59,7 +59,7 @@ def plan(planned: Plan, free: int | None = None) -> str:
         ("parameters", f"{numbers.count(planned.parameters)} → {numbers.count(variant.parameters)}"),
         ("bits per weight, linears", f"{planned.linear_bits_per_weight:.2f} → {variant.linear_bits_per_weight:.2f}"),
         ("memory to compress", memory),
-        ("time to compress", f"about {numbers.duration(variant.seconds)} on a CPU, and evaluation beside it"),
+        ("time to compress", f"about {numbers.duration(max(variant.seconds, 1))} on a CPU, and evaluation beside it"),
     ]
     if shape := table.shape(variant):
         figures.insert(0, ("shape", shape + guess))

@@ -47,7 +47,7 @@ def main() -> int:
     threading.Thread(target=_end_with_the_page, daemon=True).start()
     manifest, out = sys.argv[1:]
     try:
-        api.run(manifest, out=out, token=token or False)
+        api.run(manifest, out=out, token=token or False, require_vllm=False)
     except HubPluginError as error:
         progress(error.lines())
     except OSError as error:

@@ -100,13 +100,15 @@ def _space(
 
     Example: hubplugin space --max-parameters 500000000
     """
-    with interrupt.held():
-        from hubplugin.space import app as page
-        from hubplugin.space import folder
-
     if write is not None:
+        with interrupt.held():
+            from hubplugin.space import folder
+
         print(folder.write(write, max_parameters=max_parameters))
         return
+    with interrupt.held():
+        from hubplugin.space import app as page
+
     raise typer.Exit(
         page.run_forever(
             ready=lambda running: print(running.url, flush=True),
