@@ -31,7 +31,7 @@ def test_its_card_is_what_a_space_of_gradio_needs(written: Path) -> None:
     about = yaml.safe_load(front)
     assert about["sdk"] == "gradio" and about["sdk_version"] == metadata.version("gradio")
     assert about["app_file"] == "app.py" and about["hf_oauth"] is True
-    assert {"read-repos", "write-repos", "manage-repos"} <= set(about["hf_oauth_scopes"])
+    assert about["hf_oauth_scopes"] == ["read-repos", "contribute-repos"]  # no right to repos of other origin
     assert len(about["short_description"]) <= 60 and "300 M parameters" in text
 
 

@@ -18,8 +18,8 @@ from hubplugin.errors import ServeError
 DISTRIBUTION = "hubplugin"
 EXTRAS = ("ui",)  # without vLLM, whose build for CPUs cannot be installed by a list of requirements alone
 INDEX = "https://download.pytorch.org/whl/cpu"
-# to read models that are private or gated, and to make repos, their settings and commits
-SCOPES = ("read-repos", "gated-repos", "write-repos", "manage-repos")
+# the least that does: to read a visitor's private models, and to make repos and change those that were made here
+SCOPES = ("read-repos", "contribute-repos")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "docs-llama-12m")
 
 CARD = """
@@ -29,8 +29,9 @@ GPTQ and structured pruning by hubplugin {version}: name a model, look at the pl
 measured beside its base, and published under your name, with a card that says what it costs, once you sign in. One
 model is compressed at a time; the others wait. Models of up to {millions} M parameters are taken.
 
-Whoever signs in is asked for the right to read and write repos. Their token stays in their browser's cookie and in
-requests to the Hub; nothing of it is stored here. What a visitor made is removed when they close the page.
+Whoever signs in is asked for the right to read their repos, and to make new ones. Their token stays in their browser's
+cookie and in requests to the Hub; nothing of it is stored here. What a visitor made is removed when they close the
+page.
 """
 APP = '''"""This Space: hubplugin's page, from the package that lies beside this file."""
 

@@ -100,13 +100,13 @@ class Options:
         ):
             if value not in known:
                 raise ManifestError(name, f"{value!r} is none of the choices", "choose one of the page")
-        for name, value, least, most in (
+        for name, number, least, most in (
             ("ratio to remove", self.ratio, 0.05, 0.6),
             ("sequences", self.samples, 1, MOST_SAMPLES),
             ("tokens per sequence", self.sequence_length, 16, LONGEST),
         ):
-            if not isinstance(value, int | float) or not least <= value <= most:
-                raise ManifestError(name, f"{value!r} is not from {least} to {most}", "choose another number")
+            if not isinstance(number, int | float) or not least <= number <= most:
+                raise ManifestError(name, f"{number!r} is not from {least} to {most}", "choose another number")
 
 
 def _is_revision(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from hubplugin.space import options
+from hubplugin.space import options, view
 from hubplugin.space.desk import Desk, Shown
 
 HEAD = """<h1>Compress a model of the Hub</h1>
@@ -23,6 +23,7 @@ TOKEN_NOTE = {
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 WATCHED: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 MOST_TEXT = "5mb"
+WAITING = Shown(running=True, status=view.note("waiting for its turn"))
 
 
 def build(desk: Desk, *, on_space: bool) -> gr.Blocks:
@@ -41,15 +42,14 @@ def build(desk: Desk, *, on_space: bool) -> gr.Blocks:
                 with gr.Row():
                     start = gr.Button("Compress", variant="primary", elem_id="compress")
                     cancel = gr.Button("Cancel", elem_id="cancel", interactive=False)
-        status = gr.HTML(elem_id="status")
-        log = gr.Textbox(label="What the run says", lines=8, max_lines=8, elem_id="log", visible=False)
-        result = gr.HTML(elem_id="result")
-        publish = gr.Button("Publish to the Hub", variant="primary", elem_id="publish", visible=False)
-        outcome = gr.HTML(elem_id="published")
+                status = gr.HTML(elem_id="status")
+                log = gr.Textbox(label="What the run says", lines=8, max_lines=8, elem_id="log", visible=False)
+                result = gr.HTML(elem_id="result")
+                publish = gr.Button("Publish to the Hub", variant="primary", elem_id="publish", visible=False)
+                outcome = gr.HTML(elem_id="published")
         card = gr.HTML(elem_id="card")
-        _events(
-            desk, page, [token, *chosen], plan, manifest, (start, cancel, status, log, result, publish, outcome, card)
-        )
+        run = (start, cancel, status, log, result, publish, outcome, card)
+        _events(desk, page, [token, *chosen], plan, manifest, run)
     return page
 
 
@@ -151,8 +151,8 @@ def _events(
     known = {"inputs": [token, owner], "outputs": owner, "concurrency_limit": 4, **QUIET}
     token.blur(name, **known).then(planned, inputs, [manifest, plan], **QUIET)
     page.load(name, **known)
-    begun = start.click(compressed, inputs, shown, concurrency_limit=1, concurrency_id="run", **WATCHED)
-    start.click(lambda: gr.update(interactive=True), None, cancel, queue=False, **QUIET)
+    waiting = start.click(lambda: _updates(WAITING), None, shown, queue=False, **QUIET)
+    begun = waiting.then(compressed, inputs, shown, concurrency_limit=1, concurrency_id="run", **WATCHED)
     cancel.click(cancelled, None, shown, cancels=[begun], queue=False, **QUIET)
     publish.click(published, [token], shown, concurrency_limit=1, concurrency_id="publish", **WATCHED)
     page.unload(left)

@@ -6,7 +6,8 @@ body .gradio-container > .main {padding: 16px clamp(10px, 3vw, 32px) !important}
 footer {display: none !important}
 .gradio-container {--quiet: var(--neutral-500)}
 .dark .gradio-container, .gradio-container.dark {--quiet: var(--neutral-400)}
-#head .html-container {padding: 0}
+#head .html-container, #token-note .html-container {padding: 0 !important}
+#status {min-height: 2.6rem}
 #head h1 {font-size: 1.25rem; font-weight: 650; letter-spacing: -.01em; margin: 0}
 #head p {color: var(--quiet); font-size: .92rem; margin: 2px 0 0}
 #options .form {border: none; box-shadow: none; background: transparent; gap: 14px}
