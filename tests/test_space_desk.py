@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from huggingface_hub import HfApi
@@ -13,7 +14,7 @@ from huggingface_hub import HfApi
 from hubplugin.errors import HubPluginError
 from hubplugin.space.desk import FIELDS, Desk, Shown
 from hubplugin.space.options import TEXT, Options
-from hubplugin.space.visitors import Visitors
+from hubplugin.space.runs.visitors import Visitors
 
 SMALL: dict[str, Any] = {"model": "local/pico", "bits": 8, "group_size": 32, "samples": 4, "sequence_length": 64}
 
@@ -72,6 +73,24 @@ def test_a_folder_of_the_server_is_never_taken_for_a_model(
 def test_without_its_text_a_run_does_not_begin(desk: Desk) -> None:
     *_, last = asyncio.run(compress(desk, "a", "", values(calibration=TEXT)))
     assert "no text file is there" in last.status and not last.running
+
+
+def test_a_file_of_the_server_is_not_taken_for_one_that_was_uploaded(tmp_path: Path) -> None:
+    from hubplugin.space import app
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("of the server")
+    with app.launch() as page, httpx.Client(base_url=page.url, trust_env=False, timeout=30) as http:
+        events = http.get("/config").json()["dependencies"]
+        number = next(one["id"] for one in events if len(one["inputs"]) == len(FIELDS) + 2 and len(one["outputs"]) == 2)
+        file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+        asked = {"data": ["", *values(), file], "fn_index": number, "session_hash": "a"}
+        asked["data"].pop(-2)  # the place of the file
+        http.post("/gradio_api/queue/join", json=asked).raise_for_status()
+        with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a"}) as answers:
+            said = next(line for line in answers.iter_lines() if "process_completed" in line)
+        assert '"success":false' in said and "GPTQ" not in said
+        assert not page.desk.visitors._open
 
 
 def test_a_visitor_who_has_left_has_no_folder_and_no_way_back() -> None:

@@ -9,8 +9,9 @@ import yaml
 from hubplugin.errors import HubError, HubPluginError, ManifestError
 from hubplugin.hub import client
 from hubplugin.manifest.reading import loading
-from hubplugin.space import job, options, tokens
+from hubplugin.space import options, tokens
 from hubplugin.space.options import Options
+from hubplugin.space.runs import job
 
 SECRET = "hf_" + "s3cr3t" * 6
 

@@ -17,13 +17,15 @@ from hubplugin.hub import client
 from hubplugin.hub.client import Token
 from hubplugin.plan.draft import Plan
 from hubplugin.space import tokens, view
-from hubplugin.space.job import Job
 from hubplugin.space.options import Options
-from hubplugin.space.visitors import Visitors
+from hubplugin.space.runs.job import Job
+from hubplugin.space.runs.visitors import Visitors
 
 LOOK = 0.4  # seconds between two looks at a run
 SHOWN_LINES = 300
 MOST_PARAMETERS = 1_000_000_000
+NO_PLAN = view.note("Name a model: its plan is shown here, and follows every option.")
+NO_MANIFEST = "# the manifest of these options\n"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Desk:
         """The manifest of the options, and its plan or what is wrong with them, as HTML."""
         chosen = Options(**dict(zip(FIELDS, values[:-1], strict=True)))
         if not chosen.model.strip():
-            return "", view.note("Name a model: its plan is shown here, and follows every option.")
+            return NO_MANIFEST, NO_PLAN
         text, place = "", None
         try:
             text = chosen.text()

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from hubplugin.space import options, view
-from hubplugin.space.desk import Desk, Shown
+from hubplugin.space.desk import NO_MANIFEST, NO_PLAN, Desk, Shown
 
 HEAD = """<h1>Compress a model of the Hub</h1>
 <p>GPTQ and structured pruning, measured beside the base, published with a card that says what it costs.</p>"""
@@ -35,9 +35,14 @@ def build(desk: Desk, *, on_space: bool) -> gr.Blocks:
                 chosen = _options()
                 token = _token(desk, on_space=on_space)
             with gr.Column(scale=6, min_width=320):
-                plan = gr.HTML(elem_id="plan")
+                plan = gr.HTML(NO_PLAN, elem_id="plan")
                 manifest = gr.Code(
-                    language="yaml", label="Manifest", elem_id="manifest", interactive=False, buttons=["copy"]
+                    NO_MANIFEST,
+                    language="yaml",
+                    label="Manifest",
+                    elem_id="manifest",
+                    interactive=False,
+                    buttons=["copy"],
                 )
                 with gr.Row():
                     start = gr.Button("Compress", variant="primary", elem_id="compress")

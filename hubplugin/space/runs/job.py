@@ -50,7 +50,7 @@ class Job:
     def start(self, token: str | None = None) -> None:
         """Start the process; a token, for a base that is not public, goes through a pipe and nowhere else."""
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hubplugin.space.worker", str(self.manifest), str(self.out)],
+            [sys.executable, "-P", "-m", "hubplugin.space.runs.worker", str(self.manifest), str(self.out)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from hubplugin.disk import digest
 from hubplugin.errors import HubPluginError
-from hubplugin.space.job import Job
 from hubplugin.space.options import TEXT_NAME
+from hubplugin.space.runs.job import Job
 
 IDLE = 6 * 3600.0  # seconds after which a visitor counts as gone, whose page never said so
 REMEMBERED = 10_000  # visitors that have left
