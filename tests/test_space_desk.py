@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import httpx
 import psutil
 import pytest
 from huggingface_hub import HfApi
+from serve_helpers import until
 
 from hubplugin.errors import HubPluginError
 from hubplugin.space.desk import FIELDS, Desk, Shown
@@ -107,6 +111,49 @@ def test_a_visitor_who_has_left_has_no_folder_and_no_way_back() -> None:
         visitors.start("a", job, None)
     visitors.close()
     assert not visitors._root.exists()
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from hubplugin.space.runs.job import Job
+job = Job(Path(sys.argv[1]), Path(sys.argv[1]).parent / "out")
+job.start("hf_of_a_visitor")
+print(job.pid, flush=True)
+while not job.lines:
+    time.sleep(0.05)
+print("said", flush=True)
+if sys.argv[2] == "cancel":
+    job.cancel()
+    print(job.running, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["cancel", "killed"])
+def test_a_run_ends_when_it_is_cancelled_and_when_the_page_is_killed(how: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_text(Options(**SMALL).text())
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a Hub that never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        page = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(manifest), how],
+            env={**os.environ, "HF_ENDPOINT": address},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert page.stdout is not None
+            run = psutil.Process(int(page.stdout.readline()))
+            assert page.stdout.readline() == "said\n" and run.is_running()
+            assert "hf_of_a_visitor" not in str(run.environ()) + str(run.cmdline())
+            if how == "cancel":
+                assert page.stdout.readline() == "False\n"
+            page.kill()
+            page.wait()
+            until(lambda: not run.is_running() or run.status() == psutil.STATUS_ZOMBIE)
+        finally:
+            page.kill()
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def figures(report: Report) -> str:
 def _tiles(rows: Iterable[metrics.Metric[Any]], variant: Any, base: Any) -> list[tuple[str, str]]:
     chosen = (row for row in rows if row.key in FIGURES)
     values = ((row, row.value(variant, base)) for row in chosen)
-    return [(row.column.head, row.column.text(value)) for row, value in values if row.column and value is not None]
+    return [(row.label, row.column.text(value)) for row, value in values if row.column and value is not None]
 
 
 def published(pushes: Iterable[Pushed]) -> str:
