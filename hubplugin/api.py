@@ -6,6 +6,7 @@ that what a manifest gets wrong is said before torch is loaded. Progress goes to
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -14,6 +15,7 @@ from hubplugin import interrupt
 
 if TYPE_CHECKING:
     from hubplugin.cluster.outcome import Outcome as Outcome
+    from hubplugin.hub.client import Token
     from hubplugin.hub.publishing.push import FileChange as FileChange
     from hubplugin.hub.publishing.push import Pushed as Pushed
     from hubplugin.manifest.schema import Document
@@ -27,12 +29,13 @@ Manifest = AnyPath | Mapping[str, Any]
 OUT = Path("out")
 
 
-def plan(manifest: Manifest) -> "Plan":
+def plan(manifest: Manifest, *, token: "Token" = None) -> "Plan":
     """Plan every variant from config.json and safetensors headers, remote or local; no weights are read.
 
     Args:
         manifest: The path of a YAML file, or a mapping with the same keys. Relative paths inside start from the file's
             folder, those of a mapping from the working directory.
+        token: The access token of requests to the Hub. Left out: HF_TOKEN, or as `hf auth login` left it; False: none.
 
     Returns:
         The base's sizes, and in `variants` for each variant its sizes, memory, time and whether vLLM loads it.
@@ -42,7 +45,9 @@ def plan(manifest: Manifest) -> "Plan":
         PlanError, FamilyError: It does not fit this model.
         HubError: The base cannot be read, or publishing would be refused.
     """
-    return _planned(document(manifest))
+    asked = document(manifest)
+    with _acting_for(token):
+        return _planned(asked)
 
 
 def run(
@@ -51,6 +56,8 @@ def run(
     out: AnyPath | None = None,
     only: str | Iterable[str] = (),
     revision: str | None = None,
+    token: "Token" = None,
+    require_vllm: bool = True,
 ) -> list["Report"]:
     """Make every variant: pull, calibrate, compress, export, evaluate, gate, write cards.
 
@@ -61,6 +68,8 @@ def run(
         out: The folder that gets one folder for each variant. Left out: `folder(manifest)`.
         only: The names of the variants to make. Left out: all.
         revision: The base's commit, branch or tag. Left out: as the manifest says.
+        token: The access token that the base is read with, as in `plan`. Datasets are read with this machine's own.
+        require_vllm: False lets the gate generate with transformers where vLLM is not installed; the report says so.
 
     Returns:
         The reports of the variants, in the manifest's order.
@@ -78,12 +87,14 @@ def run(
         from hubplugin.manifest.reading.narrowing import narrowed
 
     asked = narrowed(document(manifest), (only,) if isinstance(only, str) else tuple(only), revision)
-    planned = _planned(asked)  # whatever the manifest gets wrong is said before the pipeline is loaded
-    with interrupt.held():
-        from hubplugin import pipeline
-        from hubplugin.evaluation import engine_choice
+    with _acting_for(token):
+        planned = _planned(asked)  # whatever the manifest gets wrong is said before the pipeline is loaded
+        with interrupt.held():
+            from hubplugin import pipeline
+            from hubplugin.evaluation import engine_choice
 
-    return pipeline.run(asked, planned, folder(manifest, out), engine_choice.generate, engine_choice.take_turn)
+        generate = engine_choice.generate if require_vllm else engine_choice.generate_anyhow
+        return pipeline.run(asked, planned, folder(manifest, out), generate, engine_choice.take_turn)
 
 
 def run_on_ray(
@@ -153,28 +164,49 @@ def judge(manifest: Manifest, *, out: AnyPath | None = None, thorough: bool = Tr
 
 @overload
 def publish(
-    manifest: Manifest, *, out: AnyPath | None = None, force: bool = False, dry_run: Literal[False] = False
+    manifest: Manifest,
+    *,
+    out: AnyPath | None = None,
+    force: bool = False,
+    dry_run: Literal[False] = False,
+    token: "Token" = None,
 ) -> list["Pushed"]: ...
 @overload
 def publish(
-    manifest: Manifest, *, out: AnyPath | None = None, force: bool = False, dry_run: Literal[True]
+    manifest: Manifest,
+    *,
+    out: AnyPath | None = None,
+    force: bool = False,
+    dry_run: Literal[True],
+    token: "Token" = None,
 ) -> list["FileChange"]: ...
 @overload
 def publish(
-    manifest: Manifest, *, out: AnyPath | None = None, force: bool = False, dry_run: bool
+    manifest: Manifest,
+    *,
+    out: AnyPath | None = None,
+    force: bool = False,
+    dry_run: bool,
+    token: "Token" = None,
 ) -> list["Pushed"] | list["FileChange"]: ...
 def publish(
-    manifest: Manifest, *, out: AnyPath | None = None, force: bool = False, dry_run: bool = False
+    manifest: Manifest,
+    *,
+    out: AnyPath | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    token: "Token" = None,
 ) -> list["Pushed"] | list["FileChange"]:
     """Publish every variant that passed its gate, one commit for each, and a collection of them.
 
-    The Hub's address is taken from HF_ENDPOINT, its token from HF_TOKEN, or as `hf auth login` left it.
+    The Hub's address is taken from HF_ENDPOINT.
 
     Args:
         manifest: The path of a YAML file, or a mapping with the same keys: the one that `run` had.
         out: The folder of the variants' folders. Left out: `folder(manifest)`.
         force: Overwrite what others have changed in the repos since our last commit.
         dry_run: Change nothing on the Hub.
+        token: The access token of the one who publishes, as in `plan`. It goes to the Hub and nowhere else.
 
     Returns:
         For each variant its URL, its commit, and whether anything had changed; of a dry run, for each file what would
@@ -191,9 +223,10 @@ def publish(
         from hubplugin.hub.publishing import publish as publishing
 
     asked, variants = document(manifest), folder(manifest, out)
-    if dry_run:
-        return list(publishing.changes(asked, variants, force))
-    return publishing.publish(asked, variants, force)
+    with _acting_for(token):
+        if dry_run:
+            return list(publishing.changes(asked, variants, force))
+        return publishing.publish(asked, variants, force)
 
 
 def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = False) -> "Verification":
@@ -258,6 +291,16 @@ def folder(manifest: Manifest, out: AnyPath | None = None) -> Path:
         from hubplugin.manifest import model_name
 
     return OUT / Path(model_name.repo(document(manifest).manifest.model)).resolve().name
+
+
+def _acting_for(token: "Token") -> AbstractContextManager[None]:
+    """Requests inside the block carry this token; None leaves them as they are."""
+    if token is None:
+        return nullcontext()
+    with interrupt.held():
+        from hubplugin.hub import client
+
+    return client.acting_for(token)
 
 
 def _planned(asked: "Document") -> "Plan":

@@ -189,7 +189,7 @@ def test_a_command_that_is_none_is_three_lines_and_exit_code_2(
 def test_every_verb_shows_an_example_and_every_parameter_its_help() -> None:
     group = typer.main.get_command(verbs.app)
     making = ["plan", "run", "gate", "card", "publish", "verify", "report"]
-    assert list(group.commands) == [*making, "register-cli", "serve", "chat", "hub", "demo"]
+    assert list(group.commands) == [*making, "register-cli", "serve", "chat", "space", "hub", "demo"]
     for name, command in group.commands.items():
         assert f"\n\nExample: hubplugin {name}" in command.help
         assert all(parameter.help for parameter in command.params), name

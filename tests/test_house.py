@@ -61,7 +61,7 @@ def test_no_room_holds_more_than_ten_files() -> None:
     [
         ("huggingface_hub", "hub"),
         ("datasets", "compress.calibration.calibration_data"),
-        ("gradio", "serve"),
+        ("gradio", "serve space"),  # a page each
         ("vllm", "serve"),
         ("gptqmodel", "compress.gptqmodel.worker"),
         ("peft", "recovery.distillation"),
@@ -71,7 +71,7 @@ def test_no_room_holds_more_than_ten_files() -> None:
 def test_each_outside_world_has_one_door(package: str, owner: str, trees: dict[Path, ast.Module]) -> None:
     for path, tree in trees.items():
         if any(name.split(".")[0] == package for name in imports(tree)):
-            assert owner in (name_of(path), module_of(path)), path
+            assert set(owner.split()) & {name_of(path), module_of(path)}, path
 
 
 def test_cholesky_stands_in_one_file(trees: dict[Path, ast.Module]) -> None:

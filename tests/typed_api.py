@@ -9,10 +9,10 @@ from hubplugin import FileChange, Outcome, Plan, Pushed, Report, Verification, p
 
 def types(manifest: dict[str, Any], dry: bool) -> None:
     assert_type(hubplugin.plan(manifest), Plan)
-    assert_type(plan("m.yaml"), Plan)
+    assert_type(plan("m.yaml", token=False), Plan)
     assert_type(hubplugin.run(Path("m.yaml"), out="out", only="Int4", revision="main"), list[Report])
     assert_type(hubplugin.run_on_ray(["a.yaml", "b.yaml"], address="auto", cpus_per_variant=4), list[Outcome])
-    assert_type(hubplugin.publish(manifest, force=True), list[Pushed])
+    assert_type(hubplugin.publish(manifest, force=True, token="hf_"), list[Pushed])
     assert_type(hubplugin.publish(manifest, dry_run=True), list[FileChange])
     assert_type(hubplugin.publish(manifest, dry_run=dry), list[Pushed] | list[FileChange])
     assert_type(hubplugin.verify("owner/name", base=Path("base"), quality=True), Verification)

@@ -32,6 +32,14 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequ
     return Generated(f"vLLM on {target}", answer.token_ids, answer.logprobs)
 
 
+def generate_anyhow(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequence[Verdict]) -> Generated:
+    """As `generate`, but with transformers where no vLLM is installed, which the report then says."""
+    if vllm_settings.version():
+        return generate(folder, prompts, tokens, verdicts)
+    generated = generate_dequantized(folder, prompts, tokens)
+    return Generated(f"{generated.engine} (vLLM is not installed here)", generated.token_ids, generated.logprobs)
+
+
 def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
     """Serve a folder with vLLM, time what the settings ask for, and stop it; `number` chooses the prompts.
 

@@ -1,7 +1,7 @@
 """The Hub client: address, cache, and every error of huggingface_hub with its cause and remedy.
 
-Knows HF_ENDPOINT and HF_HOME, and that huggingface_hub reads HF_TOKEN or the stored login: no token is read here. Knows
-no model files.
+Knows HF_ENDPOINT and HF_HOME, and whose token requests carry: one that a caller hands in for a block of calls, else
+what huggingface_hub finds in HF_TOKEN or the stored login. Stores no token. Knows no model files.
 """
 
 import errno
@@ -9,8 +9,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -18,12 +20,53 @@ from huggingface_hub import (
     HfApi,
     constants,
     errors,
+    get_token,
 )
+from huggingface_hub.utils import build_hf_headers
 
 from hubplugin.errors import CheckpointError, HubError, HubUnreachable, one_line
 from hubplugin.progress import progress
 
+# a token, False for none at all, or None for this machine's own
+Token = str | Literal[False] | None
+
 REFUSED = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+
+# of this thread or task alone: calls for one person do not see the token of another
+_token: ContextVar[Token] = ContextVar("token", default=None)
+_cache: ContextVar[Path | None] = ContextVar("cache", default=None)
+
+
+@contextmanager
+def acting_for(token: Token, cache: Path | None = None) -> Iterator[None]:
+    """Requests inside the block carry this token, and what they download goes to `cache`, where one is given."""
+    token_before = _token.set(token)
+    cache_before = _cache.set(cache or _cache.get())
+    try:
+        yield
+    finally:
+        _cache.reset(cache_before)
+        _token.reset(token_before)
+
+
+def token_in_use() -> str | None:
+    """The token that requests carry at this moment; None: they carry none."""
+    given = _token.get()
+    return get_token() if given is None else given or None
+
+
+def user_name() -> str:
+    """Whose token is in use. Raises HubError where there is none, or the Hub does not accept it."""
+    with clear_errors("token"):
+        return str(connect().whoami()["name"])
+
+
+def hidden(model: str) -> bool:
+    """Whether a repo, as owner/name or owner/name@revision, is read only by some: it is private, or gated."""
+    repo, _, revision = model.partition("@")
+    with clear_errors(model):
+        info = connect().model_info(repo, revision=revision or None)
+    return bool(info.private or info.gated)
 
 
 def endpoint() -> str:
@@ -38,7 +81,12 @@ def endpoint() -> str:
 def connect() -> HfApi:
     """A client for the endpoint of this moment."""
     _announce(endpoint())
-    return HfApi(endpoint=endpoint(), library_name="hubplugin")
+    return HfApi(endpoint=endpoint(), token=_token.get(), library_name="hubplugin")
+
+
+def headers() -> dict[str, str]:
+    """What a request to the Hub carries that is not made by the client itself."""
+    return build_hf_headers(token=_token.get(), library_name="hubplugin")
 
 
 @cache
@@ -52,6 +100,8 @@ def _announce(address: str) -> None:
 
 def cache_folder() -> Path:
     """The folder the client caches in, by the environment of this moment."""
+    if (chosen := _cache.get()) is not None:
+        return chosen
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     if os.environ.get("HF_HOME"):

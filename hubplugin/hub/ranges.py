@@ -3,10 +3,10 @@
 import struct
 
 from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from hubplugin.errors import CheckpointError
-from hubplugin.hub.client import endpoint
+from hubplugin.hub.client import endpoint, headers
 
 
 def values(repo: str, sha: str, file: str, offset: int, length: int) -> bytes:
@@ -21,8 +21,8 @@ def values(repo: str, sha: str, file: str, offset: int, length: int) -> bytes:
 
 def _bytes(repo: str, sha: str, file: str, begin: int, length: int) -> bytes:
     url = hf_hub_url(repo, file, revision=sha, endpoint=endpoint())
-    headers = {**build_hf_headers(library_name="hubplugin"), "range": f"bytes={begin}-{begin + length - 1}"}
-    response = get_session().get(url, headers=headers)
+    asked = {**headers(), "range": f"bytes={begin}-{begin + length - 1}"}
+    response = get_session().get(url, headers=asked)
     hf_raise_for_status(response)
     if len(response.content) != length:
         raise CheckpointError(f"{repo}: {file}", "ends before its header says", "ask its owner to upload it again")

@@ -13,9 +13,9 @@ from typing import Any
 class _CallableModule(ModuleType):
     """This module, which hands a call on to `hubplugin.api.plan` by name: the API is above this room."""
 
-    def __call__(self, manifest: Any) -> Any:
+    def __call__(self, manifest: Any, *, token: Any = None) -> Any:
         """Sizes, memory and time of every variant, as `hubplugin.api.plan` says."""
-        return import_module("hubplugin.api").plan(manifest)
+        return import_module("hubplugin.api").plan(manifest, token=token)
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -1,4 +1,4 @@
-"""The verbs that serve models, a chat page, a Hub, and all of it as a demo."""
+"""The verbs that serve models, a chat page, a page that compresses, a Hub, and all of it as a demo."""
 
 import os
 from pathlib import Path
@@ -78,6 +78,43 @@ def _chat(
             host=host,
             port=port,
             api_key=os.environ.get("VLLM_API_KEY"),
+        )
+    )
+
+
+@app.command("space")
+def _space(
+    write: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the files of a Space to a folder instead.")
+    ] = None,
+    max_parameters: Annotated[
+        int, typer.Option(min=1, help="Refuse models with more parameters than these.")
+    ] = 1_000_000_000,
+    host: Host = LOOPBACK,
+    port: Port = 7860,
+) -> None:
+    """A page that compresses models of the Hub, measures and publishes them.
+
+    Prints the page's URL, and ends by ctrl-C. With --write it serves nothing: it writes what a Space of Hugging Face
+    needs to be the same page, and prints the command that uploads it.
+
+    Example: hubplugin space --max-parameters 500000000
+    """
+    if write is not None:
+        with interrupt.held():
+            from hubplugin.space import folder
+
+        print(folder.write(write, max_parameters=max_parameters))
+        return
+    with interrupt.held():
+        from hubplugin.space import app as page
+
+    raise typer.Exit(
+        page.run_forever(
+            ready=lambda running: print(running.url, flush=True),
+            host=host,
+            port=port,
+            max_parameters=max_parameters,
         )
     )
 

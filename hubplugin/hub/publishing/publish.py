@@ -7,13 +7,14 @@ requests to the Hub to push.py and targets.py.
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 
 from hubplugin import report
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import PAPERS, PLOTS, PUSHED, allowed
 from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
+from hubplugin.hub import client
 from hubplugin.hub.publishing import bases, hub_card, push, targets
 from hubplugin.hub.publishing.bases import check_base, check_licence
 from hubplugin.hub.publishing.push import FileChange
@@ -141,7 +142,7 @@ def preflight(document: Document, base: Known) -> list[str]:
     not_asked = f"the repos were not looked at{_unknown(base, publish)}"
     if constants.HF_HUB_OFFLINE:
         return [*notes, f"publish: HF_HUB_OFFLINE is set: {not_asked}"]
-    if get_token() is None:
+    if client.token_in_use() is None:
         return [*notes, f"publish: no token is set (HF_TOKEN): {not_asked}"]
     try:
         check_base(bases.as_it_is_now(base), publish)

@@ -11,13 +11,12 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    get_token,
 )
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import PUSHED
 from hubplugin.errors import HubError
-from hubplugin.hub.client import clear_errors, connect, endpoint
+from hubplugin.hub.client import clear_errors, connect, endpoint, token_in_use
 from hubplugin.hub.publishing import hub_card, targets
 from hubplugin.hub.publishing.targets import Standing, Target
 from hubplugin.hub.publishing.upstream import COMMIT_MESSAGE, Edits, edits, record, shown
@@ -113,7 +112,7 @@ def prepare(folder: Path, target: Target, *, force: bool = False, files: tuple[s
     Raises HubError for what `commit` would refuse, but for what it would lose of others: that is `refusal`.
     """
     names = tuple(model_folder.publishable(folder, files))
-    secrets.check(folder, names, get_token())
+    secrets.check(folder, names, token_in_use())
     return transfer.retried(lambda _: _prepare(folder, target, names, force), f"publish {target.shown}")
 
 
