@@ -312,7 +312,9 @@ def _planned(asked: "Document") -> "Plan":
         from hubplugin.hub import snapshots
         from hubplugin.hub.publishing import publish as publishing
         from hubplugin.plan import planner
+        from hubplugin.plan.checks import tasks
 
+    tasks.check_tasks(asked)
     peek = snapshots.peek(asked.manifest.model, asked.folder)
     planned = planner.make(asked, peek.config, peek.tensors, revision=peek.sha)
     notes = publishing.preflight(asked, peek)  # like all that needs no torch, before it is loaded

@@ -21,6 +21,8 @@ from hubplugin.disk import digest, sha256
 from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
 from hubplugin.evaluation.speed import rounds
+from hubplugin.evaluation.tasks import compared, harness
+from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
@@ -34,6 +36,7 @@ from hubplugin.plan.draft import Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.report import Evaluation, Speed
+from hubplugin.task_record import Tasks
 
 CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery"  # what tokens are used for
 
@@ -177,6 +180,24 @@ class Job:
             quality_metrics.measure(folder, variant.family, reference, evaluate.kl) for reference in self.references
         )
         return main.model_copy(update={"further": tuple(further)}) if further else main
+
+    @cached_property
+    def base_answers(self) -> dict[str, Answers]:
+        """What the base makes of the manifest's tasks."""
+        evaluate = self.document.manifest.evaluate
+        assert evaluate is not None and evaluate.tasks is not None
+        progress(f"tasks of the base: {', '.join(evaluate.tasks.names)}")
+        return harness.ask(self.snapshot.path, evaluate.tasks, self.document.folder)
+
+    def ask(self, folder: Path) -> Tasks | None:
+        """A variant's answers to tasks beside the base's; None where the manifest asks for none."""
+        evaluate = self.document.manifest.evaluate
+        if evaluate is None or evaluate.tasks is None:
+            return None
+        base = self.base_answers
+        progress(f"tasks of {folder.name.strip('.').removesuffix('.part')}")
+        answers = harness.ask(folder, evaluate.tasks, self.document.folder)
+        return compared.compared(evaluate.tasks, base, answers, self.document.folder)
 
     def time(self, variant: VariantPlan, folder: Path, take: rounds.TakeTurn) -> Speed | None:
         """A variant's speed beside the base's; None where the manifest asks for none. `take` starts the engines."""

@@ -132,9 +132,11 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     if job.reference:
         with clock.stage("evaluation"):
             evaluation = job.measure(variant, staging)
+    with clock.stage("tasks") if provenance.of_tasks(job).digests else nullcontext():
+        tasks = renewal.answered(job, staging)
     with clock.stage("speed") if provenance.of_speed(job).digests else nullcontext():
         speed = renewal.timed(job, variant, staging, engines.take_turn)
-    measured, prompts = {"evaluation": evaluation, "speed": speed}, _prompts(job)
+    measured, prompts = {"evaluation": evaluation, "tasks": tasks, "speed": speed}, _prompts(job)
     with clock.stage("gate"):
         candidate = job.candidate(
             variant, staging, samples=weights.samples, generate=engines.generate, prompts=prompts, **measured
@@ -147,6 +149,7 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
         shaping=shaping,
         allocation=allocation,
         evaluation=evaluation,
+        tasks=tasks,
         speed=speed,
         gate=lines,
         prompts=tuple(tuple(prompt) for prompt in prompts),

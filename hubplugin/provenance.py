@@ -12,7 +12,9 @@ from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import digest
 from hubplugin.job import Job
 from hubplugin.manifest.methods import recovery_of
+from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.schema import Step
+from hubplugin.manifest.tasks import is_file
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
@@ -45,7 +47,7 @@ def of_numbers(job: Job) -> Fingerprint:
     if evaluate is None:
         return Fingerprint()
     data = [job.source_digest(source) for source in evaluate.sources]
-    settings = evaluate.model_dump(mode="json", exclude={"perplexity", "speed"})
+    settings = evaluate.model_dump(mode="json", exclude={"perplexity", "speed", "tasks"})
     return Fingerprint(
         {
             "base": job.base_fingerprint,
@@ -62,6 +64,16 @@ def of_speed(job: Job) -> Fingerprint:
         return Fingerprint()
     settings = digest(evaluate.speed.model_dump_json())
     return Fingerprint({"base": job.base_fingerprint, "speed": settings, RELEASE: hubplugin.__version__})
+
+
+def of_tasks(job: Job) -> Fingerprint:
+    """Of a variant's answers to tasks, beside its weights. Empty where the manifest asks for none."""
+    evaluate = job.document.manifest.evaluate
+    if evaluate is None or evaluate.tasks is None:
+        return Fingerprint()
+    files = [task_file.read(job.document.folder / name).sha256 for name in evaluate.tasks.names if is_file(name)]
+    settings = digest(json.dumps([evaluate.tasks.model_dump(mode="json"), files]))
+    return Fingerprint({"base": job.base_fingerprint, "tasks": settings, RELEASE: hubplugin.__version__})
 
 
 def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:

@@ -19,7 +19,10 @@ from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.report import Evaluation, GateLine, Report, Speed
 from hubplugin.report_assembly import Judged
+from hubplugin.task_record import Tasks
 from hubplugin.variant_folder import MANIFEST
+
+MEASURED = (gate.QUALITY, gate.TASKS, gate.SPEED)  # lines about numbers that are measured beside the gate
 
 
 def renew(
@@ -55,14 +58,16 @@ def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: 
     stale = numbers.changed(Fingerprint(made.measured_from))
     evaluation = job.measure(variant, folder) if stale else made.evaluation
     speed = _speed(job, variant, folder, made, engines.take_turn)
-    lines = _at_thresholds(made.gate, evaluation, speed, job.document.manifest.gate.of(variant.name))
-    if thorough or any(not line.passed for line in lines if line.name not in (gate.QUALITY, gate.SPEED)):
+    tasks = _tasks(job, folder, made)
+    lines = _at_thresholds(made.gate, evaluation, tasks, speed, job.document.manifest.gate.of(variant.name))
+    if thorough or any(not line.passed for line in lines if line.name not in MEASURED):
         prompts = [list(prompt) for prompt in made.prompts]
         candidate = job.candidate(
             variant,
             folder,
             samples={},
             evaluation=evaluation,
+            tasks=tasks,
             speed=speed,
             generate=engines.generate,
             prompts=prompts,
@@ -70,7 +75,7 @@ def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: 
         lines = gate.check_again(candidate, made.gate)
     if lines != made.gate:
         announce(lines)
-    return Judged(evaluation, speed, numbers, lines)
+    return Judged(evaluation, tasks, speed, numbers, lines)
 
 
 def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, take_turn: TakeTurn) -> Speed | None:
@@ -82,6 +87,20 @@ def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, take_turn
     return timed(job, variant, folder, take_turn)
 
 
+def _tasks(job: Job, folder: Path, made: Report) -> Tasks | None:
+    """The answers to tasks as the manifest asks for them now."""
+    asked, before = provenance.of_tasks(job), made.tasks
+    if before and not asked.changed(Fingerprint(before.measured_from)):
+        return before
+    return answered(job, folder)
+
+
+def answered(job: Job, folder: Path) -> Tasks | None:
+    """The answers to tasks, with what decided them; None where the manifest asks for none."""
+    tasks = job.ask(folder)
+    return tasks.model_copy(update={"measured_from": dict(provenance.of_tasks(job).digests)}) if tasks else None
+
+
 def timed(job: Job, variant: VariantPlan, folder: Path, take_turn: TakeTurn) -> Speed | None:
     """The speed, with what decided it; None where the manifest asks for none."""
     speed = job.time(variant, folder, take_turn)
@@ -89,15 +108,23 @@ def timed(job: Job, variant: VariantPlan, folder: Path, take_turn: TakeTurn) -> 
 
 
 def _at_thresholds(
-    lines: Sequence[GateLine], evaluation: Evaluation | None, speed: Speed | None, thresholds: Thresholds
+    lines: Sequence[GateLine],
+    evaluation: Evaluation | None,
+    tasks: Tasks | None,
+    speed: Speed | None,
+    thresholds: Thresholds,
 ) -> tuple[GateLine, ...]:
-    """Lines of an earlier gate, those about measured numbers anew: the one about speed behind the one about quality."""
-    quality, fast = gate.judge(evaluation, thresholds), gate.judge_speed(speed, thresholds)
+    """Lines of an earlier gate, those about measured numbers anew: tasks and speed behind the one about quality."""
+    judged = (
+        gate.judge(evaluation, thresholds),
+        gate.judge_tasks(tasks, thresholds),
+        gate.judge_speed(speed, thresholds),
+    )
     found: list[GateLine] = []
     for line in lines:
         if line.name == gate.QUALITY:
-            found += [quality, fast] if fast else [quality]
-        elif line.name != gate.SPEED:
+            found += [anew for anew in judged if anew]
+        elif line.name not in MEASURED:
             found.append(line)
     return tuple(found)
 

@@ -19,6 +19,7 @@ from hubplugin.disk import write_atomically
 from hubplugin.errors import CheckpointError, GateError
 from hubplugin.record import Record
 from hubplugin.speed_record import Speed
+from hubplugin.task_record import Tasks
 
 FILE_NAME = "report.json"
 SCHEMA_VERSION = 1  # docs/report.schema.json; another one where an older release could not read it
@@ -213,6 +214,7 @@ class Report(Record):
     peak_memory_bytes: int  # resident, the process that compressed
     versions: dict[str, str]
     evaluation: Evaluation | None = None
+    tasks: Tasks | None = None
     speed: Speed | None = None
     gate: tuple[GateLine, ...] = ()
     loads: tuple[Load, ...] = ()

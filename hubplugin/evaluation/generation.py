@@ -66,7 +66,7 @@ def logprobs(
     return torch.cat(gathered)
 
 
-def _loaded(folder: Path) -> Any:
+def loaded(folder: Path) -> Any:
     """A folder's model in transformers' class, whose linears round their inputs where the format does."""
     view = DenseView(folder)
     model = open_model(folder, match(view.config, str(folder)))
@@ -79,7 +79,7 @@ def _loaded(folder: Path) -> Any:
 @torch.inference_mode()
 def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) -> Generated:
     """Greedy generation by transformers from the dequantized folder, where the vLLM at hand cannot load the format."""
-    model = _loaded(folder)
+    model = loaded(folder)
     generated = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
         out = model.generate(

@@ -6,7 +6,7 @@ or evaluation/speed_metrics.py has a row of the same key for each of these, and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
@@ -123,7 +123,14 @@ GATE_KEYS = {
 
 
 class Limits(Settings):
-    """The base class of `Thresholds`, whose fields are the rows of GATE_KEYS."""
+    """The base class of `Thresholds`, whose other fields are the rows of GATE_KEYS."""
+
+    tasks: dict[str, Annotated[Real, Field(gt=0, le=2)]] = Field(
+        default_factory=dict,
+        description="The least recovery of single tasks of evaluate.tasks, by name as it stands there: the ratio of the "
+        "variant's score to the base's.",
+        examples=[{"arc_easy": 0.97}],
+    )
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by key."""

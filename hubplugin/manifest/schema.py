@@ -29,6 +29,7 @@ from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.manifest.publish import MAIN, Publish, fill
 from hubplugin.manifest.source import LENGTH, Source
 from hubplugin.manifest.speed import Asked
+from hubplugin.manifest.tasks import Asked as AskedTasks
 
 EVALUATED = "evaluate.perplexity"  # where the sources of evaluation tokens stand
 
@@ -69,6 +70,7 @@ class Evaluate(Settings):
         description="Measure KL(base || variant), top-1 agreement, flips and the acceptance rate.",
         examples=[False],
     )
+    tasks: AskedTasks
     speed: Asked
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -95,7 +97,8 @@ class Gate(Thresholds):
     def of(self, variant: str) -> Thresholds:
         """The thresholds that hold for one variant: its entry's, and the general ones where that names none."""
         overrides = self.variants.get(variant, Thresholds())
-        return Thresholds(**{**self.limits(), **overrides.limits()})
+        tasks = {**self.tasks, **overrides.tasks}
+        return Thresholds(**{**self.limits(), **overrides.limits()}, tasks=tasks)
 
 
 class Manifest(Settings):
@@ -154,7 +157,14 @@ class Manifest(Settings):
                 needs = GATE_KEYS[key].needs
                 if self.evaluate is None or not getattr(self.evaluate, needs.key):
                     raise _fault(needs.missing, needs.fix, f"{place}.{key}")
+            self._tasks_are_asked(thresholds, f"{place}.tasks")
         return self
+
+    def _tasks_are_asked(self, thresholds: Thresholds, place: str) -> None:
+        asked = self.evaluate.tasks.names if self.evaluate and self.evaluate.tasks else ()
+        for name in thresholds.tasks:
+            if name not in asked:
+                raise _fault("no task of this name is asked", f"add it to evaluate.tasks: [{name}]", f"{place}.{name}")
 
     def sources(self) -> list[tuple[str, Source]]:
         """All sources of tokens with their places, such as `variants.Int4[0].data`."""

@@ -13,18 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from hubplugin import licences
-from hubplugin.evaluation.cards import (
-    components,
-    markdown,
-    numbers,
-    plots,
-    snippets,
-    speed,
-    steps,
-    summary,
-)
+from hubplugin.evaluation.cards import markdown, numbers, plots, snippets, steps
 from hubplugin.evaluation.cards.card_metadata import metadata
 from hubplugin.evaluation.cards.steps import method_of, step_of
+from hubplugin.evaluation.cards.tables import components, speed, summary, tasks
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
 from hubplugin.manifest.methods import METHODS, Kind
 from hubplugin.plan import loaders
@@ -64,6 +56,7 @@ def render(report: Report) -> str:
         use=snippets.use(report),
         size_rows=[row for metric in SIZES for row in _size_row(metric, report)],
         component_rows=components.rows(report),
+        task_rows=tasks.rows(report.tasks),
         speed_rows=speed.rows(report.speed),
         quality=[
             (evaluation, [row for metric in QUALITY for row in _quality_row(metric, evaluation)])

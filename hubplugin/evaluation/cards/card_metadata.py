@@ -11,6 +11,7 @@ from hubplugin.evaluation.cards.steps import conversational, heterogeneous, meth
 from hubplugin.evaluation.metrics import QUALITY
 from hubplugin.manifest.methods import Kind
 from hubplugin.report import Evaluation, Report
+from hubplugin.task_record import TaskResult
 
 
 class Origin(Protocol):
@@ -47,8 +48,9 @@ def metadata(report: Report) -> dict[str, Any]:
     data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.calibration.dataset:
         data["datasets"] = [report.calibration.dataset]
-    if report.evaluation:
-        data["model-index"] = [{"name": report.model_name, "results": [*map(_results, report.evaluation.on_all_texts)]}]
+    results = [*map(_results, report.evaluation.on_all_texts if report.evaluation else ())]
+    if results := results + [*map(_task_result, report.tasks.results if report.tasks else ())]:
+        data["model-index"] = [{"name": report.model_name, "results": results}]
     data["compression"] = _compression(report)
     return data
 
@@ -103,6 +105,15 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
             for entry, value in values
             if entry is not None and value is not None
         ],
+    }
+
+
+def _task_result(result: TaskResult) -> dict[str, Any]:
+    """A task's score as a model-index entry."""
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": result.name, "type": "local" if result.sha256 else result.name},
+        "metrics": [{"type": result.metric, "name": result.metric, "value": result.variant.value, "verified": False}],
     }
 
 

@@ -10,6 +10,7 @@ from hubplugin.evaluation.gate.candidate import Candidate
 from hubplugin.evaluation.gate.engine import PROMPT_TOKENS, generation
 from hubplugin.evaluation.gate.files import companions_equal
 from hubplugin.evaluation.gate.speed import SPEED, judge_speed, speed
+from hubplugin.evaluation.gate.tasks import TASKS, judge_tasks, tasks
 from hubplugin.evaluation.gate.templates import templates_equal
 from hubplugin.evaluation.gate.thresholds import QUALITY, judge, quality
 from hubplugin.evaluation.gate.vocabulary import vocabulary_fits
@@ -30,6 +31,7 @@ __all__ = [
     "PROMPT_TOKENS",
     "QUALITY",
     "SPEED",
+    "TASKS",
     "Candidate",
     "as_compressed",
     "as_in_base",
@@ -42,8 +44,10 @@ __all__ = [
     "generation",
     "judge",
     "judge_speed",
+    "judge_tasks",
     "quality",
     "speed",
+    "tasks",
     "templates_equal",
     "ties",
     "vocabulary_fits",
@@ -61,6 +65,7 @@ LINES: tuple[Callable[[Candidate], GateLine | None], ...] = (
     templates_equal,
     vocabulary_fits,
     quality,
+    tasks,
     speed,
     generation,
 )

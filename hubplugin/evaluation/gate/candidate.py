@@ -10,6 +10,7 @@ from hubplugin.evaluation.generation import Generate
 from hubplugin.manifest.metrics import Thresholds
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Evaluation, Speed
+from hubplugin.task_record import Tasks
 
 
 @dataclass(frozen=True)
@@ -24,5 +25,6 @@ class Candidate:
     thresholds: Thresholds
     generate: Generate
     prompts: list[list[int]]  # token ids that an engine continues
-    speed: Speed | None = None  # None: the manifest asks for none
+    tasks: Tasks | None = None  # None: the manifest asks for none
+    speed: Speed | None = None  # the same
     not_pulled: tuple[str, ...] = ()  # files of the base's repo that are not in its folder

@@ -7,7 +7,7 @@ from hubplugin.report import Report
 
 def rows(report: Report) -> list[Markdown]:
     """Lines of what was measured, and what was not."""
-    lines = {"size": _size(report), "quality": _quality(report), "speed": _speed(report)}
+    lines = {"size": _size(report), "quality": _quality(report), "tasks": _tasks(report), "speed": _speed(report)}
     return [markdown.table_row([name, text]) for name, text in lines.items() if text]
 
 
@@ -27,6 +27,17 @@ def _quality(report: Report) -> str:
     if measured.variant.top1_agreement is None:
         return said
     return f"{said}; the same most likely token at {numbers.percent(measured.variant.top1_agreement)} of positions"
+
+
+def _tasks(report: Report) -> str:
+    """The mean recovery of the tasks; nothing where none were asked."""
+    results = report.tasks.results if report.tasks else ()
+    recoveries = [result.recovery for result in results if result.recovery is not None]
+    if not recoveries:
+        return ""
+    mean = numbers.percent(sum(recoveries) / len(recoveries))
+    asked = results[0].name if len(results) == 1 else f"{len(results)} tasks, on average"
+    return f"{mean} of the base's score in {asked}"
 
 
 def _speed(report: Report) -> str:

@@ -1,0 +1,79 @@
+"""A task of the manifest's own: a YAML file in lm-eval's words, with its data beside it or on the Hub.
+
+What would run code of the file's is refused: tags such as !function, and data that comes with a script. Knows no lm-eval.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubplugin.disk import digest, sha256
+from hubplugin.errors import ManifestError
+from hubplugin.manifest.reading import yaml_file
+
+DATA = ("json", "csv", "parquet", "text")  # formats of files that `datasets` reads by itself
+REFUSED = {
+    "include": "includes another file",
+    "class": "is a class of Python",
+    "custom_dataset": "is a function of Python",
+    "unsafe_code": "runs what the model writes",
+}
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task as lm-eval takes it, whose data files have absolute paths."""
+
+    name: str
+    config: dict[str, Any]
+    sha256: str  # of the file's bytes and its data's
+
+
+def read(path: Path) -> TaskFile:
+    """Read one file. Raises ManifestError where it is no such task, or its data is not there."""
+    try:
+        found = yaml_file.read(path)
+    except ManifestError as error:
+        fix = "write it as docs/tasks.md shows, without tags such as !function"
+        raise ManifestError(error.where, error.what, fix) from error
+    config = found.data
+    if not isinstance(config, dict) or not isinstance(config.get("task"), str):
+        raise ManifestError(str(path), "is no task: it has no `task:` with a name", "write it as docs/tasks.md shows")
+    for key, what in REFUSED.items():
+        if config.get(key):
+            raise ManifestError(f"{path}: {key}", f"{what}, which a task of a manifest may not", f"remove {key}")
+    given = config.get("dataset_kwargs") or {}
+    if not isinstance(given, dict) or given.get("trust_remote_code"):
+        raise ManifestError(f"{path}: dataset_kwargs", "asks for code of the data's own", "remove trust_remote_code")
+    if config.get("dataset_path") not in DATA:
+        return TaskFile(config["task"], config, found.sha256)
+    files = given.get("data_files")
+    if not files:
+        raise ManifestError(
+            f"{path}: dataset_kwargs", "names no data_files", "name them: {data_files: {test: a.jsonl}}"
+        )
+    placed = _placed(files, path)
+    digests = [found.sha256, *(sha256(Path(one)) for one in _flat(placed))]
+    config = {**config, "dataset_kwargs": {**given, "data_files": placed}}
+    return TaskFile(config["task"], config, digest(" ".join(digests)))
+
+
+def _placed(files: Any, path: Path) -> Any:
+    """The data files, from the task's folder; as they were nested."""
+    if isinstance(files, dict):
+        return {split: _placed(each, path) for split, each in files.items()}
+    if isinstance(files, list):
+        return [_placed(each, path) for each in files]
+    place = path.resolve().parent / str(files)
+    if not place.is_file():
+        raise ManifestError(f"{path}: data_files", f"{files} is not there", "name a file beside the task's")
+    return str(place)
+
+
+def _flat(files: Any) -> Iterator[str]:
+    if isinstance(files, str):
+        yield files
+        return
+    for each in files.values() if isinstance(files, dict) else files:
+        yield from _flat(each)
