@@ -1,4 +1,4 @@
-"""The part of a report about tasks: base and variant, asked the same questions by lm-eval. Computes nothing but ratios."""
+"""The part of a report about tasks: base and variant, asked the same questions by lm-eval. Knows ratios alone."""
 
 from pydantic import Field
 

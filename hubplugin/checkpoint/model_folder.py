@@ -34,7 +34,9 @@ PAPERS = (
 )
 PULLED = WEIGHTS + CONFIGS + TOKENIZER + TEMPLATES + PAPERS
 PLOTS = ("size-by-component.png", "loss-by-layer.png", "variants.png")  # of a card; drawn in evaluation/cards/plots.py
-PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml", *PLOTS)
+SCORES = ".eval_results"  # of registered benchmarks; written by evaluation/cards/benchmarks.py
+SCORES_FILE = f"{SCORES}/hubplugin.yaml"
+PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml", *PLOTS, SCORES_FILE)
 WRITTEN_ANEW = ("config.json", "README.md", *WEIGHTS)  # a variant has its own
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -177,8 +179,8 @@ def publishable(path: Path, files: tuple[str, ...]) -> list[str]:
     """The folder's files, by their paths inside it. Raises HubError for anything that must not be published."""
     names = []
     for entry in sorted(path.iterdir()):
-        templates = entry.name == NAMED_TEMPLATES and entry.is_dir() and not entry.is_symlink()
-        for file in (sorted(entry.iterdir()) if templates else []) or [entry]:
+        opened = entry.name in (NAMED_TEMPLATES, SCORES) and entry.is_dir() and not entry.is_symlink()
+        for file in (sorted(entry.iterdir()) if opened else []) or [entry]:
             _check_publishable(file, name := file.relative_to(path).as_posix(), files)
             names.append(name)
     if not names:

@@ -127,8 +127,8 @@ class Limits(Settings):
 
     tasks: dict[str, Annotated[Real, Field(gt=0, le=2)]] = Field(
         default_factory=dict,
-        description="The least recovery of single tasks of evaluate.tasks, by name as it stands there: the ratio of the "
-        "variant's score to the base's.",
+        description="The least recovery of single tasks, by their names in evaluate.tasks: the ratio of the variant's "
+        "score to the base's.",
         examples=[{"arc_easy": 0.97}],
     )
 

@@ -19,7 +19,6 @@ class Tasks(Settings):
     """Zero-shot and few-shot tasks of EleutherAI's lm-eval, asked of base and variant. A list stands for `names`."""
 
     names: tuple[Text, ...] = Field(
-        min_length=1,
         max_length=100,
         description="The tasks, by lm-eval's names or as YAML files of tasks of your own, which need no network where "
         "their data is beside them.",
@@ -45,6 +44,8 @@ class Tasks(Settings):
     @field_validator("names")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise _fault("names no task", "name one, such as arc_easy, or leave tasks out")
         for index, name in enumerate(value):
             if name in value[:index]:
                 raise _fault(f"names {name} twice", "remove it")

@@ -49,7 +49,8 @@ def metadata(report: Report) -> dict[str, Any]:
     if report.calibration.dataset:
         data["datasets"] = [report.calibration.dataset]
     results = [*map(_results, report.evaluation.on_all_texts if report.evaluation else ())]
-    if results := results + [*map(_task_result, report.tasks.results if report.tasks else ())]:
+    results += map(_task_result, report.tasks.results if report.tasks else ())
+    if results:
         data["model-index"] = [{"name": report.model_name, "results": results}]
     data["compression"] = _compression(report)
     return data

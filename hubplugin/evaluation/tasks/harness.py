@@ -90,11 +90,24 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """`datasets` asks a server to count the use of a format, for files of this disk too, and waits for an answer."""
+    from datasets import config
+
+    before, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
+    try:
+        yield
+    finally:
+        config.HF_UPDATE_DOWNLOAD_COUNTS = before
+
+
 def _answers(lm_eval: ModuleType, model: Any, name: str, asked: settings.Tasks, manifest_folder: Path) -> Answers:
     own = settings.is_file(name)
     given = task_file.read(manifest_folder / name).config if own else name
     try:
-        loaded = lm_eval.tasks.TaskManager(include_defaults=not own).load([given])
+        with _uncounted() if own else contextlib.nullcontext():
+            loaded = lm_eval.tasks.TaskManager(include_defaults=not own).load([given])
         for task in loaded["tasks"].values():
             if asked.fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=asked.fewshot)

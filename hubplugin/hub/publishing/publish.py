@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from hubplugin import report
 from hubplugin.checkpoint import model_folder
-from hubplugin.checkpoint.model_folder import PAPERS, PLOTS, PUSHED, allowed
+from hubplugin.checkpoint.model_folder import PAPERS, PLOTS, PUSHED, SCORES_FILE, allowed
 from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
 from hubplugin.hub import client
@@ -180,7 +180,7 @@ def _current_report(folder: Path, document: Document) -> Report:
     if changed:
         raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
     for name in model_folder.publishable(folder, PUSHED):
-        if name not in variant.files and name not in (report.FILE_NAME, *PLOTS) and not _by_hand(name):
+        if name not in variant.files and name not in (report.FILE_NAME, *PLOTS, SCORES_FILE) and not _by_hand(name):
             what = "is no file that `hubplugin run` made, nor a licence or notice; nothing was published"
             raise HubError(str(folder / name), what, "move it out of the folder")
     return variant

@@ -4,7 +4,7 @@ Knows pydantic's fields. Knows no particular setting, no file and no model.
 """
 
 import re
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
@@ -39,7 +39,8 @@ def limits(field: FieldInfo) -> str:
     elif Le in found:
         high = f"at most {_number(found[Le].le)}"
     elif MaxLen in found:
-        high = f"at most {found[MaxLen].max_length} characters"
+        several = get_origin(field.annotation) is tuple
+        high = f"at most {found[MaxLen].max_length} {'entries' if several else 'characters'}"
     return " and ".join(part for part in (low, high) if part)
 
 

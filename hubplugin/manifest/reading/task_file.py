@@ -1,6 +1,6 @@
 """A task of the manifest's own: a YAML file in lm-eval's words, with its data beside it or on the Hub.
 
-What would run code of the file's is refused: tags such as !function, and data that comes with a script. Knows no lm-eval.
+What would run code of the file's is refused: tags such as !function, and data with a script. Knows no lm-eval.
 """
 
 from collections.abc import Iterator
