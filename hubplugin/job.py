@@ -84,6 +84,8 @@ class Job:
             if use != RECOVERY or not source.self_:
                 self.tokens(use, source)
         _ = self.references
+        if self.document.manifest.evaluate and self.document.manifest.evaluate.tasks:
+            _ = self.base_answers  # a task that cannot be asked is known before any work
 
     def tokens(self, use: str, source: Source) -> TokenSequences:
         """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text."""

@@ -1,5 +1,6 @@
 """Report, card, plots and scores of a variant, written into its folder. Knows what a report is drawn and written as."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from hubplugin import report
@@ -26,7 +27,8 @@ def _write_scores(made: Report, folder: Path) -> None:
         write_atomically(folder / SCORES_FILE, text)
     elif (folder / SCORES_FILE).is_file():
         (folder / SCORES_FILE).unlink()
-        (folder / SCORES).rmdir()
+        with suppress(OSError):  # it holds files of others
+            (folder / SCORES).rmdir()
 
 
 def written(made: Report, folder: Path) -> bool:

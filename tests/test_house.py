@@ -60,7 +60,7 @@ def test_no_room_holds_more_than_ten_files() -> None:
     ("package", "owner"),
     [
         ("huggingface_hub", "hub"),
-        ("datasets", "compress.calibration.calibration_data evaluation.tasks.harness"),
+        ("datasets", "compress.calibration.calibration_data evaluation.tasks.surroundings"),
         ("lm_eval", "evaluation.tasks.harness plan.checks.tasks"),
         ("gradio", "serve space"),  # a page each
         ("vllm", "serve"),

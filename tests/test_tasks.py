@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hubplugin.evaluation.cards import benchmarks, card
 from hubplugin.evaluation.cards.card_metadata import metadata
 from hubplugin.evaluation.gate.tasks import judge_tasks
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.evaluation.tasks import compared, harness, paired
+from hubplugin.evaluation.tasks import compared, harness, paired, surroundings
 from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.manifest.metrics import Thresholds
 from hubplugin.manifest.reading import loading, task_file
@@ -280,6 +282,9 @@ def test_a_benchmarks_score_is_in_the_hubs_own_format_and_published(tmp_path: Pa
         ("task: [a]\n", "is no task"),
         ("- a\n", "is no task"),
         (TASK + "process_docs: !function utils.process\n", "could not determine a constructor"),
+        (TASK.replace("metric: acc,", "metric: ./mine.py,"), "mine.py is no metric of lm-eval's own"),
+        (TASK.replace("metric: acc,", "metric: acc, hf_evaluate: true,"), "is no metric of lm-eval's own"),
+        (TASK + "use_prompt: promptsource:x\n", "prompt of another package"),
         (TASK + "include: other.yaml\n", "includes another file"),
         (TASK + "unsafe_code: true\n", "runs what the model writes"),
         (TASK.replace("{data_files: {test: successor.jsonl}}", "{trust_remote_code: true}"), "code of the data's own"),
@@ -293,11 +298,36 @@ def test_a_task_file_that_is_none_is_refused(text: str, what: str, tmp_path: Pat
     assert str(tmp_path / "successor.yaml") in refusal.value.where and refusal.value.fix
 
 
-def test_a_damaged_task_is_said_by_its_name(base: Path, tmp_path: Path, offline: None) -> None:
+def test_templates_of_a_task_file_reach_no_python(base: Path, tmp_path: Path, offline: None) -> None:
+    path = write_task(tmp_path, TASK.replace('"{{question}}"', '"{{question.__class__.__name__}}"'))
+    with pytest.raises(HubPluginError, match="SecurityError"):
+        harness.ask(base, Asked(names=(path.name,)), tmp_path)
+
+
+def test_metrics_that_a_task_file_may_name_are_the_harness_own() -> None:
+    import lm_eval.api.metrics  # noqa: F401  registers them
+    from lm_eval.api.registry import metric_registry
+
+    assert [name for name in task_file.METRICS if name not in metric_registry] == []
+
+
+def test_the_callers_generators_stay_where_they_are() -> None:
+    random.seed(3)
+    expected = random.random()
+    random.seed(3)
+    with surroundings.seeded():
+        within = random.random()
+    assert random.random() == expected and within == random.Random(0).random()
+
+
+def test_a_damaged_task_is_said_by_its_name_before_any_work(base: Path, tmp_path: Path, offline: None) -> None:
     path = write_task(tmp_path, TASK.replace('"{{question}}"', '"{{question.nothing.here}}"'))
     with pytest.raises(HubPluginError, match="lm-eval could not ask it") as refusal:
         harness.ask(base, Asked(names=(path.name,)), tmp_path)
     assert refusal.value.where == "evaluate.tasks: successor.yaml"
+    with pytest.raises(HubPluginError, match="lm-eval could not ask it"):
+        api.run(write_manifest(tmp_path, base), out=tmp_path / "out")
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -349,8 +379,13 @@ def test_without_the_harness_the_plan_says_how_to_get_it(
     assert refusal.value.fix == "pip install 'hubplugin[tasks]'"
 
 
-def test_answers_of_another_length_are_not_compared() -> None:
-    one = Answers("acc", True, 0.5, None, (), 3, 3, 0, "1")
-    asked = Asked(names=("a",))
-    (result,) = compared.compared(asked, {"a": one}, {"a": one}, Path()).results
-    assert result.difference is None and result.p_value is None and result.recovery == 1
+def test_answers_to_other_questions_are_not_compared() -> None:
+    def result(base: Answers, variant: Answers) -> TaskResult:
+        return compared.compared(Asked(names=("a",)), {"a": base}, {"a": variant}, Path()).results[0]
+
+    no_mean = Answers("acc", True, 0.5, None, (), "q", 3, 3, 0, "1")
+    found = result(no_mean, no_mean)
+    assert found.difference is None and found.p_value is None and found.recovery == 1
+    whole = replace(no_mean, values=(1, 0))
+    assert result(whole, whole).difference == Score(value=0, stderr=0)
+    assert result(whole, replace(whole, asked="other questions")).difference is None

@@ -12,6 +12,7 @@ from hubplugin.report import Report
 
 # lm-eval's name -> the Hub's dataset, and the benchmark's name in it
 REGISTERED = {
+    "gsm8k": ("openai/gsm8k", "gsm8k"),
     "mmlu_pro": ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
     "gpqa_diamond_zeroshot": ("Idavidrein/gpqa", "diamond"),
     "gpqa_diamond_cot_zeroshot": ("Idavidrein/gpqa", "diamond"),

@@ -1,30 +1,31 @@
 """Asks a folder the questions of tasks through EleutherAI's lm-eval, and keeps the value of every question.
 
 The folder is loaded as transformers' model with dequantized weights in float32, whose linears round their inputs where
-the format does, and handed to lm-eval's own HFLM. Prompts, metrics and standard errors are lm-eval's. Nothing of a
-task's runs code that is not lm-eval's.
+the format does, and handed to lm-eval's own HFLM. Prompts, metrics and scores are lm-eval's; standard errors are by its
+formula for means, the sample's standard deviation over the square root of the number of questions.
 """
 
 import contextlib
-import io
-import logging
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hubplugin.disk import digest
 from hubplugin.errors import CalibrationError, one_line
 from hubplugin.evaluation import generation
+from hubplugin.evaluation.tasks.surroundings import SEEDS, of_own_task, quiet, seeded
 from hubplugin.manifest import tasks as settings
 from hubplugin.manifest.reading import task_file
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
+from hubplugin.model.devices import default_device
 from hubplugin.progress import progress
 
 PREFERRED = ("acc_norm", "acc", "exact_match")  # the metric of a task: the first of these that it has, else its first
-SEED = 1234  # of the examples in front of questions, as lm-eval's own
 EXTRA = "pip install 'hubplugin[tasks]'"
 
 
@@ -37,6 +38,7 @@ class Answers:
     value: float
     stderr: float | None
     values: tuple[float, ...]  # by question; empty where the metric is no mean of them
+    asked: str  # a digest of the questions as they were put, in order
     questions: int
     of: int
     fewshot: int | None
@@ -54,14 +56,14 @@ def ask(folder: Path, asked: settings.Tasks, manifest_folder: Path) -> dict[str,
     Raises CalibrationError where a task or its data cannot be had, or lm-eval fails.
     """
     lm_eval = _harness()
-    loaded, tokenizer = generation.loaded(folder), read_tokenizer(folder)
-    with _quiet():
+    loaded, tokenizer = generation.loaded(folder).to(default_device()), read_tokenizer(folder)
+    with quiet():
         model = lm_eval.models.huggingface.HFLM(
             pretrained=loaded, tokenizer=tokenizer, batch_size=asked.batch_size, device=str(loaded.device)
         )
     answers = {}
     for name in asked.names:
-        with _quiet():
+        with quiet():
             found = _answers(lm_eval, model, name, asked, manifest_folder)
         progress(f"task {name} | {found.questions} questions | {found.metric} {found.value:.4f}")
         answers[name] = found
@@ -78,44 +80,23 @@ def _harness() -> ModuleType:
     return lm_eval
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No talk of the harness, and its bars on a terminal alone: what goes wrong is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def _uncounted() -> Iterator[None]:
-    """`datasets` asks a server to count the use of a format, for files of this disk too, and waits for an answer."""
-    from datasets import config
-
-    before, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
-    try:
-        yield
-    finally:
-        config.HF_UPDATE_DOWNLOAD_COUNTS = before
+@cache
+def _all_tasks(lm_eval: ModuleType) -> Any:
+    """lm-eval's index of its own tasks, which takes it tens of seconds to make."""
+    return lm_eval.tasks.TaskManager()
 
 
 def _answers(lm_eval: ModuleType, model: Any, name: str, asked: settings.Tasks, manifest_folder: Path) -> Answers:
-    own = settings.is_file(name)
-    given = task_file.read(manifest_folder / name).config if own else name
+    own = task_file.read(manifest_folder / name) if settings.is_file(name) else None
     try:
-        with _uncounted() if own else contextlib.nullcontext():
-            loaded = lm_eval.tasks.TaskManager(include_defaults=not own).load([given])
-        for task in loaded["tasks"].values():
-            if asked.fewshot is not None and task.get_config("num_fewshot") != 0:
-                task.set_config(key="num_fewshot", value=asked.fewshot)
-            task.set_fewshot_seed(seed=SEED)
-        found = lm_eval.evaluator.evaluate(model, loaded, limit=asked.limit, bootstrap_iters=0, log_samples=True)
-        return read(found)
-    except CalibrationError:
-        raise
+        with seeded(), of_own_task(lm_eval.utils) if own else contextlib.nullcontext():
+            manager = lm_eval.tasks.TaskManager(include_defaults=False) if own else _all_tasks(lm_eval)
+            loaded = manager.load([own.config if own else name])
+            for task in loaded["tasks"].values():
+                if asked.fewshot is not None and task.get_config("num_fewshot") != 0:
+                    task.set_config(key="num_fewshot", value=asked.fewshot)
+                task.set_fewshot_seed(seed=SEEDS["examples"])
+            return read(lm_eval.evaluator.evaluate(model, loaded, limit=asked.limit, bootstrap_iters=0))
     except Exception as error:
         what = f"lm-eval could not ask it: {type(error).__name__}: {one_line(error)}"
         raise CalibrationError(f"evaluate.tasks: {name}", what, "mend the task, or remove it") from error
@@ -142,6 +123,7 @@ def read(found: Mapping[str, Any]) -> Answers:
         value=float(value),
         stderr=float(stderr) if isinstance(stderr, int | float) else _stderr(flat) if is_mean else None,
         values=flat if is_mean else (),
+        asked=_digest(found["samples"], kind),
         questions=sum(count["effective"] for count in counts),
         of=sum(count["original"] for count in counts),
         fewshot=next(iter(shots)) if len(shots) == 1 else None,
@@ -164,6 +146,17 @@ def _values(samples: Sequence[Mapping[str, Any]], metric: str, kind: str) -> lis
     """The metric's value of each question, in the order of the task's documents."""
     mine = [one for one in samples if one.get("filter", "none") == kind and isinstance(one.get(metric), int | float)]
     return [float(one[metric]) for one in sorted(mine, key=lambda one: one["doc_id"])]
+
+
+def _digest(samples: Mapping[str, Sequence[Mapping[str, Any]]], kind: str) -> str:
+    """Of the prompts and what may follow them: tasks may shuffle choices."""
+    put = [
+        [one.get(key) for key in ("doc_id", "doc_hash", "prompt_hash", "target_hash")]
+        for name in samples
+        for one in samples[name]
+        if one.get("filter", "none") == kind
+    ]
+    return digest(json.dumps(sorted(map(str, put))))
 
 
 def _stderr(values: Sequence[float]) -> float | None:

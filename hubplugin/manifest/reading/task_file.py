@@ -13,11 +13,28 @@ from hubplugin.errors import ManifestError
 from hubplugin.manifest.reading import yaml_file
 
 DATA = ("json", "csv", "parquet", "text")  # formats of files that `datasets` reads by itself
+# lm-eval's own; a metric of another name is a program that it looks for on this disk and on the Hub
+METRICS = (
+    *("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "acc_all", "exact_match", "brier_score", "likelihood"),
+    *(
+        "perplexity",
+        "word_perplexity",
+        "byte_perplexity",
+        "bits_per_byte",
+        "mcc",
+        "f1",
+        "bleu",
+        "chrf",
+        "chrf++",
+        "ter",
+    ),
+)
 REFUSED = {
     "include": "includes another file",
     "class": "is a class of Python",
     "custom_dataset": "is a function of Python",
     "unsafe_code": "runs what the model writes",
+    "use_prompt": "is a prompt of another package",
 }
 
 
@@ -43,6 +60,7 @@ def read(path: Path) -> TaskFile:
     for key, what in REFUSED.items():
         if config.get(key):
             raise ManifestError(f"{path}: {key}", f"{what}, which a task of a manifest may not", f"remove {key}")
+    _check_metrics(config.get("metric_list"), path)
     given = config.get("dataset_kwargs") or {}
     if not isinstance(given, dict) or given.get("trust_remote_code"):
         raise ManifestError(f"{path}: dataset_kwargs", "asks for code of the data's own", "remove trust_remote_code")
@@ -57,6 +75,14 @@ def read(path: Path) -> TaskFile:
     digests = [found.sha256, *(sha256(Path(one)) for one in _flat(placed))]
     config = {**config, "dataset_kwargs": {**given, "data_files": placed}}
     return TaskFile(config["task"], config, digest(" ".join(digests)))
+
+
+def _check_metrics(listed: Any, path: Path) -> None:
+    for entry in listed if isinstance(listed, list) else ():
+        name = entry.get("metric") if isinstance(entry, dict) else entry
+        if name not in METRICS or entry.get("hf_evaluate"):
+            fix = f"use one of {', '.join(METRICS)}"
+            raise ManifestError(f"{path}: metric_list", f"{name} is no metric of lm-eval's own", fix)
 
 
 def _placed(files: Any, path: Path) -> Any:
