@@ -150,13 +150,16 @@ def publish(
     return publishing.publish(asked, variants, force)
 
 
-def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = False) -> "Verification":
+def verify(
+    target: AnyPath, *, base: AnyPath | None = None, quality: bool = False, speed: bool = False
+) -> "Verification":
     """Check what card, report and configuration of a published model claim against its tensors.
 
     Args:
         target: A folder, or a repo of the Hub as "owner/name" or "owner/name@revision"; anybody's.
         base: A folder or repo to compare with, in place of the base that the model names.
         quality: Measure perplexity, KL and the rest again, where the model has a report of ours.
+        speed: Measure the speed-up over the base in vLLM again, where the report has one. Starts vLLM several times.
 
     Returns:
         One line for each claim. `holds` says whether none was found to be false.
@@ -169,7 +172,8 @@ def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = Fals
     with interrupt.held():
         from hubplugin import verification
 
-    options = {verification.QUALITY} if quality else ()
+    asked = {verification.QUALITY: quality, verification.SPEED: speed}
+    options = {option for option, wanted in asked.items() if wanted}
     return verification.verify(os.fspath(target), None if base is None else os.fspath(base), options)
 
 

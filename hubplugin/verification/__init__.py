@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
+from hubplugin.report import Report
 from hubplugin.verification import outcome
-from hubplugin.verification.checks import base, card, files, linears, quality, sizes, tensors
+from hubplugin.verification.checks import base, card, files, linears, quality, sizes, speed, tensors
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
 
@@ -23,9 +24,10 @@ class Check:
     name: str
     look: Callable[[Subject], Iterator[Finding]]
     option: str = ""  # of the command line, without which it is not run: it takes long
+    claimed: Callable[[Report], bool] = lambda report: True  # whether a report says anything that it looks at
 
 
-QUALITY = "quality"
+QUALITY, SPEED = "quality", "speed"
 # what files from elsewhere may raise where they hold another kind of value than a check expects
 FOREIGN = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 CHECKS = (
@@ -58,6 +60,7 @@ CHECKS = (
     Check("licence of the base", base.licence),
     Check("values of the base", base.values),
     Check("quality", quality.measured_again, option=QUALITY),
+    Check("speed", speed.measured_again, option=SPEED, claimed=lambda report: report.speed is not None),
 )
 
 
@@ -83,7 +86,7 @@ def verify(target: str, base_name: str | None = None, options: Collection[str] =
 def _looked(check: Check, subject: Subject, options: Collection[str], told: set[str]) -> Iterator[Finding]:
     """What a check finds; where it cannot look, why. Weights that cannot be read fail once, and are then named."""
     if check.option and check.option not in options:
-        if subject.report:
+        if subject.report and check.claimed(subject.report):
             yield unchecked(f"measured only with --{check.option}")
         return
     try:

@@ -14,7 +14,7 @@ from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import INDEX, SINGLE, allowed, read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, FamilyError, HubError, PlanError
-from hubplugin.hub import published
+from hubplugin.hub import published, snapshots
 from hubplugin.hub.published import BaseFiles, Published
 from hubplugin.model.architectures import architecture, families
 from hubplugin.model.architectures.architecture import Dimensions
@@ -115,6 +115,11 @@ class Subject:
     def base(self) -> BaseFiles:
         """What it was made from, by headers. Raises HubError where nobody says, or it cannot be read."""
         return published.base(self._base_name(), Path.cwd())
+
+    @cached_property
+    def base_folder(self) -> Path:
+        """The same with its weights, on this disk. Raises HubError where nobody says where it is."""
+        return snapshots.pull(self._base_name(), Path.cwd()).path
 
     def _base_name(self) -> str:
         if self.base_name:

@@ -12,7 +12,6 @@ from hubplugin.compress.calibration import calibration_data
 from hubplugin.errors import HubError, HubPluginError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.metrics import QUALITY, Metric
-from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.schema import Evaluate
 from hubplugin.manifest.source import Source
@@ -21,7 +20,7 @@ from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.report import Evaluation, Quality
 from hubplugin.variant_folder import MANIFEST
 from hubplugin.verification.outcome import Finding, compared, number, unchecked
-from hubplugin.verification.subject import NO_BASE, Subject
+from hubplugin.verification.subject import Subject
 
 RELATIVE, ABSOLUTE = 0.01, 1e-4  # of what another machine's float32 sums may differ by
 MADE_ON = "self: true samples differ between machines"
@@ -31,7 +30,7 @@ def measured_again(subject: Subject) -> Iterator[Finding]:
     """Perplexity, KL and all other metrics are what the report says, for variant and base."""
     if subject.report is None or subject.report.evaluation is None:
         return
-    evaluate, base = _settings(subject), _base_folder(subject)
+    evaluate, base = _settings(subject), subject.base_folder
     for said, source in zip(subject.report.evaluation.on_all_texts, evaluate.sources, strict=True):
         yield from _on_text(subject, base, evaluate, said, source)
 
@@ -72,15 +71,6 @@ def _compared(metric: Metric[Quality], what: str, claimed: float | None, measure
     elif claimed is not None and measured is not None:
         holds = abs(claimed - measured) <= ABSOLUTE + RELATIVE * abs(claimed)
         yield compared(number(claimed, metric.unit), number(measured, metric.unit), what, holds=holds)
-
-
-def _base_folder(subject: Subject) -> Path:
-    """The base's weights on this disk. Raises HubError where nobody says where it is."""
-    assert subject.report is not None
-    base = subject.report.base
-    if subject.base_name is None and not base.on_hub:
-        raise HubError(f"base {base.repo}", "is a local folder, and the report does not say where", NO_BASE)
-    return snapshots.pull(subject.base_name or base.repo, Path.cwd(), None if subject.base_name else base.revision).path
 
 
 def _settings(subject: Subject) -> Evaluate:
