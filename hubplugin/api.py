@@ -151,7 +151,12 @@ def publish(
 
 
 def verify(
-    target: AnyPath, *, base: AnyPath | None = None, quality: bool = False, speed: bool = False
+    target: AnyPath,
+    *,
+    base: AnyPath | None = None,
+    quality: bool = False,
+    speed: bool = False,
+    texts: AnyPath | Iterable[AnyPath] = (),
 ) -> "Verification":
     """Check what card, report and configuration of a published model claim against its tensors.
 
@@ -160,6 +165,7 @@ def verify(
         base: A folder or repo to compare with, in place of the base that the model names.
         quality: Measure perplexity, KL and the rest again, where the model has a report of ours.
         speed: Measure the speed-up over the base in vLLM again, where the report has one. Starts vLLM several times.
+        texts: The text files that its manifest evaluates, each once and in its order, where they do not lie beside it.
 
     Returns:
         One line for each claim. `holds` says whether none was found to be false.
@@ -167,6 +173,7 @@ def verify(
     Raises:
         HubError: There is no such folder or repo, or nothing in it that could be checked.
         CheckpointError: Its config.json or report cannot be read.
+        CalibrationError: `texts` are not the files that its manifest names.
     """
     _let_idle_threads_sleep()
     with interrupt.held():
@@ -174,7 +181,9 @@ def verify(
 
     asked = {verification.QUALITY: quality, verification.SPEED: speed}
     options = {option for option, wanted in asked.items() if wanted}
-    return verification.verify(os.fspath(target), None if base is None else os.fspath(base), options)
+    given = [texts] if isinstance(texts, str | os.PathLike) else texts
+    named = None if base is None else os.fspath(base)
+    return verification.verify(os.fspath(target), named, options, [Path(text) for text in given])
 
 
 def load_report(folder: AnyPath) -> "Report":

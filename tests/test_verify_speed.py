@@ -1,4 +1,4 @@
-"""`hubplugin verify --speed`: speed-ups measured again, held against the report's where machine and engine are the same.
+"""`hubplugin verify --speed`: speed-ups measured again, against the report's on the same machine.
 
 No engine is started: a double of `engine_choice.take_turn` takes the turns.
 """

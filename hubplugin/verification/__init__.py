@@ -3,13 +3,14 @@
 Knows folders, repos, reports and cards; changes none of them and runs no step. CHECKS has one row for each check.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
 from hubplugin.report import Report
-from hubplugin.verification import outcome
+from hubplugin.verification import outcome, texts
 from hubplugin.verification.checks import base, card, files, linears, quality, sizes, speed, tensors
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
@@ -64,12 +65,16 @@ CHECKS = (
 )
 
 
-def verify(target: str, base_name: str | None = None, options: Collection[str] = ()) -> Verification:
-    """Look at a folder, or at "owner/name[@revision]". `base_name` is a repo or folder to compare with.
+def verify(
+    target: str, base_name: str | None = None, options: Collection[str] = (), given: Iterable[Path] = ()
+) -> Verification:
+    """Look at a folder, or at "owner/name[@revision]".
 
-    Raises HubPluginError where there is nothing that could be checked.
+    `base_name` is a repo or folder to compare with; `given` are the files that the manifest evaluates, in its order.
+    Raises HubPluginError where there is nothing that could be checked, and for files that are not as many.
     """
-    subject = open_subject(target, base_name)
+    subject = open_subject(target, base_name, given)
+    texts.check_given(subject, QUALITY in options)
     lines, told = [], set[str]()
     for check in CHECKS:
         for line in outcome.lines(check.name, _looked(check, subject, options, told)):

@@ -7,7 +7,7 @@ machine or engine they are others, and are shown beside the report's without a j
 from collections.abc import Iterator
 
 from hubplugin.evaluation import engine_choice
-from hubplugin.evaluation.speed import machine, rounds
+from hubplugin.evaluation.speed import rounds
 from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.model.architectures import architecture, configs, families
 from hubplugin.plan import vllm_support
