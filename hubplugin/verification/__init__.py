@@ -37,6 +37,7 @@ CHECKS = (
     Check("tokenizer", files.tokenizer),
     Check("pickles", files.pickles),
     Check("card", files.card),
+    Check("report", files.report_of_card),
     Check("card names", files.repository_card_claims),
     Check("front matter", card.metadata),
     Check("front matter", sizes.in_card),
