@@ -229,13 +229,22 @@ def publish(
         return publishing.publish(asked, variants, force)
 
 
-def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = False) -> "Verification":
+def verify(
+    target: AnyPath,
+    *,
+    base: AnyPath | None = None,
+    quality: bool = False,
+    speed: bool = False,
+    texts: AnyPath | Iterable[AnyPath] = (),
+) -> "Verification":
     """Check what card, report and configuration of a published model claim against its tensors.
 
     Args:
         target: A folder, or a repo of the Hub as "owner/name" or "owner/name@revision"; anybody's.
         base: A folder or repo to compare with, in place of the base that the model names.
         quality: Measure perplexity, KL and the rest again, where the model has a report of ours.
+        speed: Measure the speed-up over the base in vLLM again, where the report has one. Starts vLLM several times.
+        texts: The text files that its manifest evaluates, each once and in its order, where they do not lie beside it.
 
     Returns:
         One line for each claim. `holds` says whether none was found to be false.
@@ -243,13 +252,17 @@ def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = Fals
     Raises:
         HubError: There is no such folder or repo, or nothing in it that could be checked.
         CheckpointError: Its config.json or report cannot be read.
+        CalibrationError: `texts` are not the files that its manifest names.
     """
     _let_idle_threads_sleep()
     with interrupt.held():
         from hubplugin import verification
 
-    options = {verification.QUALITY} if quality else ()
-    return verification.verify(os.fspath(target), None if base is None else os.fspath(base), options)
+    asked = {verification.QUALITY: quality, verification.SPEED: speed}
+    options = {option for option, wanted in asked.items() if wanted}
+    given = [texts] if isinstance(texts, str | os.PathLike) else texts
+    named = None if base is None else os.fspath(base)
+    return verification.verify(os.fspath(target), named, options, [Path(text) for text in given])
 
 
 def load_report(folder: AnyPath) -> "Report":

@@ -27,7 +27,7 @@ from hubplugin.plan.costs import components, operations
 from hubplugin.plan.costs.operations import Operations
 from hubplugin.plan.vllm_support import CPU, TARGETS, Verdict
 from hubplugin.speed_record import Machine, Speed, Spread
-from serve import throughput
+from serve import cpu_features, throughput, vllm_settings
 
 MACHINE = Machine(processor="some", cores=2, features=("avx2",), memory_bytes=8_000_000_000)
 ASKED = Speed(machine=MACHINE, prompt_tokens=3, output_tokens=2, rounds=3)
@@ -135,8 +135,8 @@ def test_why_nothing_was_measured_names_no_folder() -> None:
 
 
 def test_what_an_engine_lacks_of_this_processor_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_choice.cpu_features, "has", lambda feature, flags=None: False)
-    monkeypatch.setattr(engine_choice.vllm_settings, "find_device", lambda: "cpu")
+    monkeypatch.setattr(cpu_features, "has", lambda feature, flags=None: False)
+    monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
     needs = Verdict(CPU, True, "", "an x86 CPU with AVX-512", ("AVX-512",))
     with pytest.raises(ServeError, match="needs an x86 CPU with AVX-512, and this one has no AVX-512"):
         engine_choice.take_turn(Subject("v", Path("v"), [needs], BASE, 100), Settings(), 0)

@@ -1,8 +1,7 @@
 """Chooses the engine that generates from a finished folder: vLLM in its own process, as it will be served.
 
 Where the vLLM installed here cannot load the format, or this CPU lacks what its kernels need, transformers generates
-from the dequantized folder and the report says so. Knows the verdicts of plan/vllm_support.py, which are rules and no
-guess after a crash; knows no weights.
+from the dequantized folder and the report says so (plan/checks/this_machine.py). Knows no weights.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from hubplugin.errors import ServeError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.speed import Speed
+from hubplugin.plan.checks import this_machine
 from hubplugin.plan.vllm_support import Verdict
 from hubplugin.progress import progress
-from serve import cpu_features, smoke, throughput, vllm_settings
+from serve import smoke, throughput
 
 FEWEST = 4  # requests at a concurrency; else one for each place
 
@@ -24,7 +24,7 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequ
 
     Raises ServeError where the engine that should load the folder does not.
     """
-    target, why = _why_not(verdicts)
+    target, why = this_machine.why_not(verdicts)
     if why:
         generated = generate_dequantized(folder, prompts, tokens)
         return Generated(f"{generated.engine} (vLLM on {target}: {why})", generated.token_ids, generated.logprobs)
@@ -46,7 +46,7 @@ def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
     Raises ServeError where the vLLM at hand does not load the folder: no other engine's speed stands in for its.
     """
     name, asked = subject.name, (settings.prompt_tokens, settings.output_tokens)
-    target, why = _why_not(subject.verdicts)
+    target, why = this_machine.why_not(subject.verdicts)
     if why:
         raise ServeError(name, f"vLLM on {target}: {why}", "measure it on another machine")
     loads = [throughput.Load(places, max(FEWEST, places), *asked) for places in settings.concurrency]
@@ -59,12 +59,3 @@ def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
     )
     engine = f"vLLM {turn.version} on {target}"
     return Turn(engine, turn.dtype, turn.ready_seconds, turn.peak_bytes, tuple(answered), turn.others)
-
-
-def _why_not(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """The kind of machine that this is, and why vLLM cannot load a folder on it; empty where it can."""
-    target = "cuda tp=1" if vllm_settings.find_device() == "cuda" else "cpu"
-    verdict = next(verdict for verdict in verdicts if verdict.target == target)
-    if target == "cpu" and not verdict.why and (missing := cpu_features.missing(verdict.features)):
-        return target, f"needs {verdict.note}, and this one has no {missing}"
-    return target, verdict.why

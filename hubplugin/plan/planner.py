@@ -17,7 +17,7 @@ from hubplugin.plan import base as base_model
 from hubplugin.plan import sizes
 from hubplugin.plan.assembly import Open, Recipe, assemble, head_plan, resolve_schemes
 from hubplugin.plan.base import Base
-from hubplugin.plan.checks import pruning, quantization, sources
+from hubplugin.plan.checks import pruning, quantization, sources, this_machine
 from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import mixed_precision, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
@@ -47,6 +47,8 @@ def make(
     if manifest.publish is not None:
         sources.check_repos(document)
     recipes = [Recipe(document, name, steps, base) for name, steps in manifest.variants.items()]
+    drafts = tuple(_draft(recipe) for recipe in recipes)
+    estimates = [draft.estimate for draft in drafts]
     return Plan(
         model=manifest.model,
         revision=revision,
@@ -57,8 +59,8 @@ def make(
         parameters=base.parameters,
         linear_parameters=base.linear_parameters,
         bytes=base.bytes,
-        drafts=tuple(_draft(recipe) for recipe in recipes),
-        notes=(*document.notes, *sources.notes(document)),
+        drafts=drafts,
+        notes=(*document.notes, *sources.notes(document), *this_machine.notes(document, estimates)),
     )
 
 

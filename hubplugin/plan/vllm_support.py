@@ -96,6 +96,11 @@ def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) 
     return tuple(by_target)
 
 
+def features_in(note: str) -> tuple[str, ...]:
+    """The features of a CPU that a verdict's note names: reports have notes alone."""
+    return tuple(feature for feature in (AVX512, AMX, VNNI) if feature in note)
+
+
 def _verdict(target: str, why: str, note: str, features: tuple[str, ...] = ()) -> Verdict:
     return Verdict(target, False, why) if why else Verdict(target, True, "", note, features)
 

@@ -3,13 +3,15 @@
 Knows folders, repos, reports and cards; changes none of them and runs no step. CHECKS has one row for each check.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
-from hubplugin.verification import outcome
-from hubplugin.verification.checks import base, card, files, linears, quality, sizes, tensors
+from hubplugin.report import Report
+from hubplugin.verification import outcome, texts
+from hubplugin.verification.checks import base, card, files, linears, quality, sizes, speed, tensors
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
 
@@ -23,9 +25,10 @@ class Check:
     name: str
     look: Callable[[Subject], Iterator[Finding]]
     option: str = ""  # of the command line, without which it is not run: it takes long
+    claimed: Callable[[Report], bool] = lambda report: True  # whether a report says anything that it looks at
 
 
-QUALITY = "quality"
+QUALITY, SPEED = "quality", "speed"
 # what files from elsewhere may raise where they hold another kind of value than a check expects
 FOREIGN = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 CHECKS = (
@@ -34,6 +37,7 @@ CHECKS = (
     Check("tokenizer", files.tokenizer),
     Check("pickles", files.pickles),
     Check("card", files.card),
+    Check("report", files.report_of_card),
     Check("card names", files.repository_card_claims),
     Check("front matter", card.metadata),
     Check("front matter", sizes.in_card),
@@ -58,15 +62,20 @@ CHECKS = (
     Check("licence of the base", base.licence),
     Check("values of the base", base.values),
     Check("quality", quality.measured_again, option=QUALITY),
+    Check("speed", speed.measured_again, option=SPEED, claimed=lambda report: report.speed is not None),
 )
 
 
-def verify(target: str, base_name: str | None = None, options: Collection[str] = ()) -> Verification:
-    """Look at a folder, or at "owner/name[@revision]". `base_name` is a repo or folder to compare with.
+def verify(
+    target: str, base_name: str | None = None, options: Collection[str] = (), given: Iterable[Path] = ()
+) -> Verification:
+    """Look at a folder, or at "owner/name[@revision]".
 
-    Raises HubPluginError where there is nothing that could be checked.
+    `base_name` is a repo or folder to compare with; `given` are the files that the manifest evaluates, in its order.
+    Raises HubPluginError where there is nothing that could be checked, and for files that are not as many.
     """
-    subject = open_subject(target, base_name)
+    subject = open_subject(target, base_name, given)
+    texts.check_given(subject, QUALITY in options)
     lines, told = [], set[str]()
     for check in CHECKS:
         for line in outcome.lines(check.name, _looked(check, subject, options, told)):
@@ -83,7 +92,7 @@ def verify(target: str, base_name: str | None = None, options: Collection[str] =
 def _looked(check: Check, subject: Subject, options: Collection[str], told: set[str]) -> Iterator[Finding]:
     """What a check finds; where it cannot look, why. Weights that cannot be read fail once, and are then named."""
     if check.option and check.option not in options:
-        if subject.report:
+        if subject.report and check.claimed(subject.report):
             yield unchecked(f"measured only with --{check.option}")
         return
     try:

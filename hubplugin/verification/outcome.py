@@ -55,9 +55,9 @@ def failed(detail: str, what: str = "") -> Finding:
     return Finding(Outcome.FAILED, what, detail=detail)
 
 
-def unchecked(why: str, what: str = "", claimed: str | None = None) -> Finding:
-    """What could not be looked at, and why."""
-    return Finding(Outcome.NOT_CHECKED, what, claimed=claimed, detail=why)
+def unchecked(why: str, what: str = "", claimed: str | None = None, found: str | None = None) -> Finding:
+    """What could not be looked at, or not judged, and why."""
+    return Finding(Outcome.NOT_CHECKED, what, claimed, found, why)
 
 
 class Record(BaseModel):

@@ -4,6 +4,7 @@ Each is read when a check first asks for it, so that what cannot be read fails t
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import INDEX, SINGLE, allowed, read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, FamilyError, HubError, PlanError
-from hubplugin.hub import published
+from hubplugin.hub import published, snapshots
 from hubplugin.hub.published import BaseFiles, Published
 from hubplugin.model.architectures import architecture, families
 from hubplugin.model.architectures.architecture import Dimensions
@@ -37,6 +38,7 @@ class Subject:
     files: Published
     report: Report | None  # None: hubplugin did not make it
     base_name: str | None = None  # a repo or folder that was named in place of the one it says it is from
+    texts: tuple[Path, ...] = ()  # files that were named in place of those that the manifest evaluates
 
     @property
     def folder(self) -> Path:
@@ -116,6 +118,11 @@ class Subject:
         """What it was made from, by headers. Raises HubError where nobody says, or it cannot be read."""
         return published.base(self._base_name(), Path.cwd())
 
+    @cached_property
+    def base_folder(self) -> Path:
+        """The same with its weights, on this disk. Raises HubError where nobody says where it is."""
+        return snapshots.pull(self._base_name(), Path.cwd()).path
+
     def _base_name(self) -> str:
         if self.base_name:
             return self.base_name
@@ -131,14 +138,14 @@ class Subject:
         return named[0]
 
 
-def open_subject(target: str, base: str | None = None) -> Subject:
+def open_subject(target: str, base: str | None = None, texts: Iterable[Path] = ()) -> Subject:
     """A folder or repo, ready to be checked.
 
     Raises HubError where there is nothing to check, and CheckpointError for a report that this release does not read.
     """
     files = published.fetch(target)
     ours = _made_by_hubplugin(files.path)
-    subject = Subject(files, report.read(files.path) if ours else None, base)
+    subject = Subject(files, report.read(files.path) if ours else None, base, tuple(texts))
     if not ours:
         _check_model(subject, target)
     return subject

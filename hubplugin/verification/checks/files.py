@@ -108,6 +108,14 @@ def card(subject: Subject) -> Iterator[Finding]:
         yield passed(f"{CARD} with {len(subject.card.metadata)} keys of front matter")
 
 
+def report_of_card(subject: Subject) -> Iterator[Finding]:
+    """A card of ours has its report beside it: without one, nothing holds its figures against what was measured."""
+    ours = subject.card.metadata.get("compression")
+    versions = ours.get("versions") if isinstance(ours, dict) else None
+    if subject.report is None and isinstance(versions, dict) and "hubplugin" in versions:
+        yield failed(f"its card has the figures of hubplugin's {report.FILE_NAME}, and there is none")
+
+
 def repository_card_claims(subject: Subject) -> Iterator[Finding]:
     """What a card that is not ours must say to be found and used: base and licence."""
     if subject.report or subject.card.fault:

@@ -1,18 +1,18 @@
-"""The check of quality: base and variant measured again on the tokens that the report names.
+"""The check of quality: base and variant measured again on the tokens that the report names, of each text.
 
 The tokens are made anew from the manifest, and count only where they have the hash that the report says.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hubplugin.compress.calibration import calibration_data
-from hubplugin.errors import HubError, HubPluginError
+from hubplugin.errors import CalibrationError, HubError, HubPluginError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.metrics import QUALITY, Metric
-from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.schema import Evaluate
 from hubplugin.manifest.source import Source
@@ -20,31 +20,38 @@ from hubplugin.model.architectures import configs, families
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.report import Evaluation, Quality
 from hubplugin.variant_folder import MANIFEST
+from hubplugin.verification import texts
 from hubplugin.verification.outcome import Finding, compared, number, unchecked
-from hubplugin.verification.subject import NO_BASE, Subject
+from hubplugin.verification.subject import Subject
 
 RELATIVE, ABSOLUTE = 0.01, 1e-4  # of what another machine's float32 sums may differ by
-MADE_ON = "self: true samples differ between machines"
 
 
 def measured_again(subject: Subject) -> Iterator[Finding]:
     """Perplexity, KL and all other metrics are what the report says, for variant and base."""
     if subject.report is None or subject.report.evaluation is None:
         return
-    evaluate, base = _settings(subject), _base_folder(subject)
-    for said, source in zip(subject.report.evaluation.on_all_texts, evaluate.sources, strict=True):
-        yield from _on_text(subject, base, evaluate, said, source)
+    evaluate, base = _settings(subject), subject.base_folder
+    pairs = zip(subject.report.evaluation.on_all_texts, evaluate.sources, strict=True)
+    for place, (said, source) in enumerate(pairs, start=1):
+        for finding in _on_text(subject, base, evaluate, said, source):
+            yield finding if place == 1 else replace(finding, what=f"{finding.what} on text {place}")
 
 
 def _on_text(subject: Subject, base: Path, evaluate: Evaluate, said: Evaluation, source: Source) -> Iterator[Finding]:
     at = source.model_copy(update={"revision": said.tokens.revision}) if source.dataset else source
+    try:
+        at = texts.placed(subject, at)
+    except CalibrationError as error:
+        yield unchecked(f"{error.what}; {error.fix}", "tokens", said.tokens.sha256)
+        return
     try:
         tokens = calibration_data.tokens(at, read_tokenizer(base), subject.folder, base, shuffle=False)
     except HubPluginError as error:
         yield unchecked(f"the tokens cannot be made again: {error.where}: {error.what}", "tokens", said.tokens.sha256)
         return
     if tokens.description.sha256 != said.tokens.sha256:
-        why = f"made anew they have the sha256 {tokens.description.sha256}; data changes, and {MADE_ON}"
+        why = f"made anew they have the sha256 {tokens.description.sha256}: {_why_other(source)}"
         yield unchecked(why, "tokens", said.tokens.sha256)
         return
     yield compared(said.tokens.sha256, tokens.description.sha256, "tokens")
@@ -54,6 +61,13 @@ def _on_text(subject: Subject, base: Path, evaluate: Evaluate, said: Evaluation,
     against_base = said.variant.mean_kl is not None
     of_variant = families.match(subject.config, subject.files.name)
     yield from _same(said, quality_metrics.measure(subject.folder, of_variant, reference, against_base))
+
+
+def _why_other(source: Source) -> str:
+    """Why tokens may be others than those of the report though nothing is wrong with it."""
+    if source.files:
+        return "this is another text than was evaluated, or another base's tokenizer"
+    return "data changes" if source.dataset else "samples of a base differ between machines"
 
 
 def _same(said: Evaluation, found: Evaluation) -> Iterator[Finding]:
@@ -72,15 +86,6 @@ def _compared(metric: Metric[Quality], what: str, claimed: float | None, measure
     elif claimed is not None and measured is not None:
         holds = abs(claimed - measured) <= ABSOLUTE + RELATIVE * abs(claimed)
         yield compared(number(claimed, metric.unit), number(measured, metric.unit), what, holds=holds)
-
-
-def _base_folder(subject: Subject) -> Path:
-    """The base's weights on this disk. Raises HubError where nobody says where it is."""
-    assert subject.report is not None
-    base = subject.report.base
-    if subject.base_name is None and not base.on_hub:
-        raise HubError(f"base {base.repo}", "is a local folder, and the report does not say where", NO_BASE)
-    return snapshots.pull(subject.base_name or base.repo, Path.cwd(), None if subject.base_name else base.revision).path
 
 
 def _settings(subject: Subject) -> Evaluate:
