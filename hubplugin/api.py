@@ -214,7 +214,7 @@ def publish(
 
     Raises:
         ManifestError: The manifest cannot be read, or is not valid.
-        PlanError: It has no `publish:`.
+        PlanError: It has no `publish:`, or its signing key cannot be used.
         CheckpointError: A variant is missing.
         GateError: A variant failed its gate, or was made from another manifest.
         HubError: The Hub or the base's licence refuses, or others have changed what a commit would overwrite.
@@ -229,19 +229,26 @@ def publish(
         return publishing.publish(asked, variants, force)
 
 
-def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = False) -> "Verification":
+def verify(
+    target: AnyPath,
+    *,
+    base: AnyPath | None = None,
+    quality: bool = False,
+    public_key: AnyPath | None = None,
+) -> "Verification":
     """Check what card, report and configuration of a published model claim against its tensors.
 
     Args:
         target: A folder, or a repo of the Hub as "owner/name" or "owner/name@revision"; anybody's.
         base: A folder or repo to compare with, in place of the base that the model names.
         quality: Measure perplexity, KL and the rest again, where the model has a report of ours.
+        public_key: The file of the publisher's public key (PEM), which the signature must be by.
 
     Returns:
         One line for each claim. `holds` says whether none was found to be false.
 
     Raises:
-        HubError: There is no such folder or repo, or nothing in it that could be checked.
+        HubError: There is no such folder or repo, or nothing in it that could be checked; or the key is none.
         CheckpointError: Its config.json or report cannot be read.
     """
     _let_idle_threads_sleep()
@@ -249,7 +256,10 @@ def verify(target: AnyPath, *, base: AnyPath | None = None, quality: bool = Fals
         from hubplugin import verification
 
     options = {verification.QUALITY} if quality else ()
-    return verification.verify(os.fspath(target), None if base is None else os.fspath(base), options)
+    named = None if base is None else os.fspath(base)
+    return verification.verify(
+        os.fspath(target), named, options, public_key=None if public_key is None else Path(public_key)
+    )
 
 
 def load_report(folder: AnyPath) -> "Report":

@@ -34,7 +34,8 @@ PAPERS = (
 )
 PULLED = WEIGHTS + CONFIGS + TOKENIZER + TEMPLATES + PAPERS
 PLOTS = ("size-by-component.png", "loss-by-layer.png", "variants.png")  # of a card; drawn in evaluation/cards/plots.py
-PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml", *PLOTS)
+SIGNATURE = "model.sig"  # as the tools of OpenSSF model-signing name it
+PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml", *PLOTS, SIGNATURE)
 WRITTEN_ANEW = ("config.json", "README.md", *WEIGHTS)  # a variant has its own
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit

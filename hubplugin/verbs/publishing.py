@@ -46,13 +46,17 @@ def _verify(
     target: Annotated[str, typer.Argument(metavar="REPO|FOLDER", help="A published model, anybody's.")],
     base: Annotated[str | None, typer.Option(help="Repo or folder of its base, in place of what it names.")] = None,
     quality: Annotated[bool, typer.Option("--quality", help="Measure perplexity, KL and the rest again.")] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The publisher's public key (PEM), which the signature must be by."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check what card, report and configuration claim against the tensors; ends with 1 where a claim is false.
 
     Example: hubplugin verify out/demo/GPTQ-Int8
     """
-    found = api.verify(target, base=base, quality=quality)
+    found = api.verify(target, base=base, quality=quality, public_key=public_key)
     print(found.json_text() if as_json else found.text())
     raise typer.Exit(int(not found.holds))
 

@@ -5,11 +5,12 @@ Knows folders, repos, reports and cards; changes none of them and runs no step. 
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
 from hubplugin.verification import outcome
-from hubplugin.verification.checks import base, card, files, linears, quality, sizes, tensors
+from hubplugin.verification.checks import base, card, files, linears, quality, signature, sizes, tensors
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
 
@@ -30,6 +31,9 @@ QUALITY = "quality"
 FOREIGN = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 CHECKS = (
     Check("files as measured", files.as_reported),
+    Check("signature", signature.is_there),
+    Check("files as signed", signature.files_as_signed),
+    Check("signature's key", signature.made_with_key),
     Check("manifest", files.manifest),
     Check("tokenizer", files.tokenizer),
     Check("pickles", files.pickles),
@@ -61,12 +65,14 @@ CHECKS = (
 )
 
 
-def verify(target: str, base_name: str | None = None, options: Collection[str] = ()) -> Verification:
+def verify(
+    target: str, base_name: str | None = None, options: Collection[str] = (), *, public_key: Path | None = None
+) -> Verification:
     """Look at a folder, or at "owner/name[@revision]". `base_name` is a repo or folder to compare with.
 
-    Raises HubPluginError where there is nothing that could be checked.
+    Raises HubPluginError where there is nothing that could be checked, and for a public key that is none.
     """
-    subject = open_subject(target, base_name)
+    subject = open_subject(target, base_name, public_key)
     lines, told = [], set[str]()
     for check in CHECKS:
         for line in outcome.lines(check.name, _looked(check, subject, options, told)):
