@@ -214,7 +214,7 @@ def publish(
 
     Raises:
         ManifestError: The manifest cannot be read, or is not valid.
-        PlanError: It has no `publish:`.
+        PlanError: It has no `publish:`, or its signing key cannot be used.
         CheckpointError: A variant is missing.
         GateError: A variant failed its gate, or was made from another manifest.
         HubError: The Hub or the base's licence refuses, or others have changed what a commit would overwrite.
@@ -236,6 +236,7 @@ def verify(
     quality: bool = False,
     speed: bool = False,
     texts: AnyPath | Iterable[AnyPath] = (),
+    public_key: AnyPath | None = None,
 ) -> "Verification":
     """Check what card, report and configuration of a published model claim against its tensors.
 
@@ -245,12 +246,13 @@ def verify(
         quality: Measure perplexity, KL and the rest again, where the model has a report of ours.
         speed: Measure the speed-up over the base in vLLM again, where the report has one. Starts vLLM several times.
         texts: The text files that its manifest evaluates, each once and in its order, where they do not lie beside it.
+        public_key: The file of the publisher's public key (PEM), which the signature must be by.
 
     Returns:
         One line for each claim. `holds` says whether none was found to be false.
 
     Raises:
-        HubError: There is no such folder or repo, or nothing in it that could be checked.
+        HubError: There is no such folder or repo, or nothing in it that could be checked; or the key is none.
         CheckpointError: Its config.json or report cannot be read.
         CalibrationError: `texts` are not the files that its manifest names.
     """
@@ -261,8 +263,13 @@ def verify(
     asked = {verification.QUALITY: quality, verification.SPEED: speed}
     options = {option for option, wanted in asked.items() if wanted}
     given = [texts] if isinstance(texts, str | os.PathLike) else texts
-    named = None if base is None else os.fspath(base)
-    return verification.verify(os.fspath(target), named, options, [Path(text) for text in given])
+    return verification.verify(
+        os.fspath(target),
+        None if base is None else os.fspath(base),
+        options,
+        [Path(text) for text in given],
+        public_key=None if public_key is None else Path(public_key),
+    )
 
 
 def load_report(folder: AnyPath) -> "Report":

@@ -197,6 +197,7 @@ class Report(Record):
     model_name: str  # the last part of the repo id
     repo: str | None = None  # where the manifest publishes it, "owner/name"
     branch: str | None = None  # of that repo; None: main
+    signed: bool = False  # whether the manifest has it signed when it is published
     base: Base
     manifest_text: str
     manifest_sha256: str

@@ -143,6 +143,7 @@ def _manifest(job: Job, name: str) -> dict[str, Any]:
     return {
         "model_name": repo.split("/")[-1] if repo else f"{job.base_name}-{name}",
         "repo": repo,
+        "signed": bool(manifest.publish and manifest.publish.sign),
         "manifest_text": job.document.text,
         "manifest_sha256": job.document.sha256,
     }

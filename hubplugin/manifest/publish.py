@@ -26,6 +26,20 @@ def is_ref(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w./+-]{0,199}", name, re.ASCII)) and not re.search(wrong, name)
 
 
+class Sign(Settings):
+    """A signature of what is published, in model.sig: of all files but the card, in OpenSSF's model-signing format.
+
+    Signatures by a certificate or an identity (keyless) are not made here.
+    """
+
+    key: Text = Field(
+        description="The file of a private key, relative to the manifest: an elliptic curve's (P-256, P-384 or P-521) as "
+        "PEM. It never leaves this machine. The password of an encrypted one is taken from the environment variable "
+        "HUBPLUGIN_SIGNING_PASSWORD.",
+        examples=["../keys/signing.pem"],
+    )
+
+
 class Publish(Settings):
     """Where variants are published."""
 
@@ -64,12 +78,16 @@ class Publish(Settings):
         description="The title of a collection of all variants. Left out: no collection.",
         examples=["My models, compressed"],
     )
+    sign: Sign | None = Field(
+        default=None,
+        description="A private key that what is published is signed with. Left out: nothing is signed.",
+        examples=[{"key": "../keys/signing.pem"}],
+    )
     accept_license: StrictBool = Field(
         default=False,
         description="Accept the licence of a gated base, or of one that binds derivatives.",
         examples=[True],
     )
-
     accept_private_base: StrictBool = Field(
         default=False,
         description="Accept that public variants show what is made from a private base.",

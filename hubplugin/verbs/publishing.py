@@ -51,13 +51,17 @@ def _verify(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A text that its manifest evaluates, in its order; for --quality."),
     ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The publisher's public key (PEM), which the signature must be by."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check what card, report and configuration claim against the tensors; ends with 1 where a claim is false.
 
     Example: hubplugin verify out/demo/GPTQ-Int8
     """
-    found = api.verify(target, base=base, quality=quality, speed=speed, texts=text or ())
+    found = api.verify(target, base=base, quality=quality, speed=speed, texts=text or (), public_key=public_key)
     print(found.json_text() if as_json else found.text())
     raise typer.Exit(int(not found.holds))
 

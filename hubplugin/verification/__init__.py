@@ -11,7 +11,7 @@ import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
 from hubplugin.report import Report
 from hubplugin.verification import outcome, texts
-from hubplugin.verification.checks import base, card, files, linears, quality, sizes, speed, tensors
+from hubplugin.verification.checks import base, card, files, linears, quality, signature, sizes, speed, tensors
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
 
@@ -33,6 +33,9 @@ QUALITY, SPEED = "quality", "speed"
 FOREIGN = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 CHECKS = (
     Check("files as measured", files.as_reported),
+    Check("signature", signature.is_there),
+    Check("files as signed", signature.files_as_signed),
+    Check("signature's key", signature.made_with_key),
     Check("manifest", files.manifest),
     Check("tokenizer", files.tokenizer),
     Check("pickles", files.pickles),
@@ -67,14 +70,20 @@ CHECKS = (
 
 
 def verify(
-    target: str, base_name: str | None = None, options: Collection[str] = (), given: Iterable[Path] = ()
+    target: str,
+    base_name: str | None = None,
+    options: Collection[str] = (),
+    given: Iterable[Path] = (),
+    *,
+    public_key: Path | None = None,
 ) -> Verification:
     """Look at a folder, or at "owner/name[@revision]".
 
     `base_name` is a repo or folder to compare with; `given` are the files that the manifest evaluates, in its order.
-    Raises HubPluginError where there is nothing that could be checked, and for files that are not as many.
+    Raises HubPluginError where there is nothing that could be checked, for files that are not as many, and for a public
+    key that is none.
     """
-    subject = open_subject(target, base_name, given)
+    subject = open_subject(target, base_name, given, public_key)
     texts.check_given(subject, QUALITY in options)
     lines, told = [], set[str]()
     for check in CHECKS:

@@ -5,17 +5,17 @@ Each is read when a check first asks for it, so that what cannot be read fails t
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hubplugin import report
+from hubplugin import disk, report
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.model_folder import INDEX, SINGLE, allowed, read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, FamilyError, HubError, PlanError
-from hubplugin.hub import published, snapshots
+from hubplugin.hub import published, signatures, snapshots
 from hubplugin.hub.published import BaseFiles, Published
 from hubplugin.model.architectures import architecture, families
 from hubplugin.model.architectures.architecture import Dimensions
@@ -39,11 +39,19 @@ class Subject:
     report: Report | None  # None: hubplugin did not make it
     base_name: str | None = None  # a repo or folder that was named in place of the one it says it is from
     texts: tuple[Path, ...] = ()  # files that were named in place of those that the manifest evaluates
+    public_key: Path | None = None  # of the publisher
+    _digests: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
         """Where its files are on this disk."""
         return self.files.path
+
+    def sha256(self, name: str) -> str:
+        """The digest of one of its files, which is read once."""
+        if name not in self._digests:
+            self._digests[name] = disk.sha256(self.folder / name)
+        return self._digests[name]
 
     @cached_property
     def card(self) -> Card:
@@ -138,14 +146,19 @@ class Subject:
         return named[0]
 
 
-def open_subject(target: str, base: str | None = None, texts: Iterable[Path] = ()) -> Subject:
+def open_subject(
+    target: str, base: str | None = None, texts: Iterable[Path] = (), public_key: Path | None = None
+) -> Subject:
     """A folder or repo, ready to be checked.
 
-    Raises HubError where there is nothing to check, and CheckpointError for a report that this release does not read.
+    Raises HubError where there is nothing to check or the key is none, and CheckpointError for a report that this
+    release does not read.
     """
+    if public_key:
+        signatures.check_public_key(public_key)
     files = published.fetch(target)
     ours = _made_by_hubplugin(files.path)
-    subject = Subject(files, report.read(files.path) if ours else None, base, tuple(texts))
+    subject = Subject(files, report.read(files.path) if ours else None, base, tuple(texts), public_key)
     if not ours:
         _check_model(subject, target)
     return subject

@@ -15,6 +15,7 @@ MADE_ANEW = {"README.md": "the variant has a card of its own"}
 # the first pattern that matches decides; patterns of folders end with a slash
 REASONS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((".*",), "belongs to the repo, not to the model"),
+    ((model_folder.SIGNATURE,), "signs the base's files, not the variant's"),
     (("onnx/", "openvino/", "coreml/", "tflite/", "flax/", "tf/", "rust/"), "weights of another framework"),
     (("original/", "metal/", "gguf/", "mlx/"), "weights in another format"),
     (("runs/", "logs/", "checkpoint-*/", "global_step*/"), "what a training left"),

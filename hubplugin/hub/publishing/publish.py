@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from hubplugin import report
 from hubplugin.checkpoint import model_folder
-from hubplugin.checkpoint.model_folder import PAPERS, PLOTS, PUSHED, SCORES_FILE, allowed
+from hubplugin.checkpoint.model_folder import PAPERS, PLOTS, PUSHED, SCORES_FILE, SIGNATURE, allowed
 from hubplugin.disk import changed_files
 from hubplugin.errors import GateError, HubError, HubUnreachable, PlanError
 from hubplugin.hub import client
@@ -19,6 +19,7 @@ from hubplugin.hub.publishing import bases, hub_card, push, targets
 from hubplugin.hub.publishing.bases import check_base, check_licence
 from hubplugin.hub.publishing.push import FileChange
 from hubplugin.hub.publishing.targets import Target
+from hubplugin.hub.sending import signing
 from hubplugin.hub.snapshots import Known
 from hubplugin.manifest.publish import Publish
 from hubplugin.manifest.schema import Document
@@ -35,7 +36,7 @@ def publish(document: Document, out: Path, force: bool = False) -> list[push.Pus
     """One atomic commit per variant that passed its gate, and a collection of them.
 
     What others changed upstream since our last commit is never reverted without `force` (push.py). Raises before the
-    first upload: PlanError without `publish:` in the manifest, CheckpointError where a variant is missing, GateError
+    first upload: PlanError without `publish:` in the manifest or for a key that cannot sign, CheckpointError where a variant is missing, GateError
     where it is stale or failed its gate, HubError where its licence forbids publishing, its base is private, the Hub
     refuses a card, or others have changed what a commit would overwrite.
     """
@@ -92,6 +93,7 @@ def _prepared(document: Document, out: Path, force: bool) -> tuple[list[Report],
             'add publish: {repo: "you/{model}-{variant}"}',
         )
     sources.check_repos(document)
+    signer = signing.signer(document)
     reports = [_current_report(out / name, document) for name in manifest.variants]
     report.refuse_failed(reports)
     for variant in reports:
@@ -105,6 +107,7 @@ def _prepared(document: Document, out: Path, force: bool) -> tuple[list[Report],
     for variant in reports:
         gated = now[variant.base].gated
         target = _target(document, variant.variant, gated)
+        signing.sign(out / variant.variant, signer)
         prepared.append(push.prepare(out / variant.variant, target, force=force))
     targets.check_owners(ready.target for ready in prepared if ready.standing is None)
     return reports, prepared
@@ -135,7 +138,7 @@ def preflight(document: Document, base: Known) -> list[str]:
     if publish is None:
         return []
     check_base(base, publish)
-    notes = hub_card.notes(base.licence, base.languages)
+    notes = [*hub_card.notes(base.licence, base.languages), *signing.notes(document)]
     if base.published and not base.on_hub:
         told = f"cards name no folder as base_model; where it is published, write model: {base.published}"
         notes.append(f"the base is a variant that goes to {base.published}: {told}")
@@ -180,7 +183,8 @@ def _current_report(folder: Path, document: Document) -> Report:
     if changed:
         raise GateError(str(folder), f"{changed[0]} is not the file that was measured", "run `hubplugin run` again")
     for name in model_folder.publishable(folder, PUSHED):
-        if name not in variant.files and name not in (report.FILE_NAME, *PLOTS, SCORES_FILE) and not _by_hand(name):
+        ours = name in variant.files or name in (report.FILE_NAME, SIGNATURE, *PLOTS, SCORES_FILE)
+        if not ours and not _by_hand(name):
             what = "is no file that `hubplugin run` made, nor a licence or notice; nothing was published"
             raise HubError(str(folder / name), what, "move it out of the folder")
     return variant

@@ -17,7 +17,7 @@ from huggingface_hub import GitCommitInfo, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from hubplugin.checkpoint.model_folder import PUSHED, WEIGHTS, allowed
+from hubplugin.checkpoint.model_folder import PUSHED, SIGNATURE, WEIGHTS, allowed
 from hubplugin.disk import sha256
 from hubplugin.hub.client import cache_folder
 
@@ -26,8 +26,12 @@ COMMIT_MESSAGE = "Publish with hubplugin"  # the title by which our own commits 
 OURS = re.compile(re.escape(COMMIT_MESSAGE) + r"(?: \(#(?P<number>\d+)\))?")
 RECORD = "hubplugin-files: "  # the line of a commit's message that says what was published
 SHOWN_LINES, SHOWN_BYTES = 40, 200_000  # of a diff, and of a file that is shown as one
-# what the report's numbers are about
-MEASURED = (*WEIGHTS, "config.json", "quantize_config.json", "report.json", "tokenizer.json", "tokenizer.model")
+# what the report's numbers are about, and what vouches for it
+MEASURED = (
+    *WEIGHTS,
+    *("config.json", "quantize_config.json", "report.json", "tokenizer.json", "tokenizer.model"),
+    SIGNATURE,
+)
 
 
 @dataclass(frozen=True)

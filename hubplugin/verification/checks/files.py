@@ -24,7 +24,7 @@ def as_reported(subject: Subject) -> Iterator[Finding]:
     listed, equal = subject.report.files, 0
     for name, wanted in listed.items():
         # nothing but the model's own files is opened, whatever a report from elsewhere names
-        found = sha256(subject.folder / name) if name in subject.files.names else ""
+        found = subject.sha256(name) if name in subject.files.names else ""
         if found == wanted:
             equal += 1
         else:
