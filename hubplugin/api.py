@@ -5,28 +5,26 @@ that what a manifest gets wrong is said before torch is loaded. Progress goes to
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-from hubplugin import interrupt
+from hubplugin import interrupt, preparation
+from hubplugin.preparation import OUT as OUT
+from hubplugin.preparation import AnyPath as AnyPath
+from hubplugin.preparation import Manifest as Manifest
+from hubplugin.preparation import acting_for, let_idle_threads_sleep
+from hubplugin.preparation import document as document
+from hubplugin.preparation import folder as folder
 
 if TYPE_CHECKING:
     from hubplugin.cluster.outcome import Outcome as Outcome
     from hubplugin.hub.client import Token
     from hubplugin.hub.publishing.push import FileChange as FileChange
     from hubplugin.hub.publishing.push import Pushed as Pushed
-    from hubplugin.manifest.schema import Document
     from hubplugin.plan.draft import Plan as Plan
     from hubplugin.report import Report as Report
     from hubplugin.verification.outcome import Verification as Verification
-
-AnyPath = str | os.PathLike[str]
-Manifest = AnyPath | Mapping[str, Any]
-
-OUT = Path("out")
 
 
 def plan(manifest: Manifest, *, token: "Token" = None) -> "Plan":
@@ -46,8 +44,8 @@ def plan(manifest: Manifest, *, token: "Token" = None) -> "Plan":
         HubError: The base cannot be read, or publishing would be refused.
     """
     asked = document(manifest)
-    with _acting_for(token):
-        return _planned(asked)
+    with acting_for(token):
+        return preparation.planned(asked)
 
 
 def run(
@@ -87,8 +85,8 @@ def run(
         from hubplugin.manifest.reading.narrowing import narrowed
 
     asked = narrowed(document(manifest), (only,) if isinstance(only, str) else tuple(only), revision)
-    with _acting_for(token):
-        planned = _planned(asked)  # whatever the manifest gets wrong is said before the pipeline is loaded
+    with acting_for(token):
+        planned = preparation.planned(asked)  # whatever the manifest gets wrong is said before the pipeline is loaded
         with interrupt.held():
             from hubplugin import pipeline
             from hubplugin.evaluation import engine_choice
@@ -135,7 +133,7 @@ def run_on_ray(
     for name, manifest in several.expanded(manifests):
         asked = narrowed(document(manifest), names, revision)
         variants = Path(out or OUT) / name if name else folder(manifest, out)
-        planned.append((name, asked, _planned(asked), variants))
+        planned.append((name, asked, preparation.planned(asked), variants))
     with interrupt.held():
         from hubplugin.cluster import fan_out
 
@@ -153,7 +151,7 @@ def judge(manifest: Manifest, *, out: AnyPath | None = None, thorough: bool = Tr
     Returns and raises what `run` does; GateError also where a variant is missing or was made from something else.
     """
     asked = document(manifest)
-    planned = _planned(asked)
+    planned = preparation.planned(asked)
     with interrupt.held():
         from hubplugin import pipeline
         from hubplugin.evaluation import engine_choice
@@ -223,7 +221,7 @@ def publish(
         from hubplugin.hub.publishing import publish as publishing
 
     asked, variants = document(manifest), folder(manifest, out)
-    with _acting_for(token):
+    with acting_for(token):
         if dry_run:
             return list(publishing.changes(asked, variants, force))
         return publishing.publish(asked, variants, force)
@@ -256,7 +254,7 @@ def verify(
         CheckpointError: Its config.json or report cannot be read.
         CalibrationError: `texts` are not the files that its manifest names.
     """
-    _let_idle_threads_sleep()
+    let_idle_threads_sleep()
     with interrupt.held():
         from hubplugin import verification
 
@@ -288,64 +286,3 @@ def load_report(folder: AnyPath) -> "Report":
         from hubplugin import report
 
     return report.read(Path(folder))
-
-
-def document(manifest: Manifest) -> "Document":
-    """The manifest, read and checked. Raises ManifestError."""
-    with interrupt.held():
-        from hubplugin.manifest.reading import loading
-
-    return loading.from_mapping(manifest) if isinstance(manifest, Mapping) else loading.load(Path(manifest))
-
-
-def folder(manifest: Manifest, out: AnyPath | None = None) -> Path:
-    """Where its variants are: `out`, else out/<the file's name>, of a mapping out/<the model's name>.
-
-    Raises ManifestError for a mapping that is no manifest.
-    """
-    if out is not None:
-        return Path(out)
-    if not isinstance(manifest, Mapping):
-        return OUT / Path(manifest).stem
-    with interrupt.held():
-        from hubplugin.manifest import model_name
-
-    return OUT / Path(model_name.repo(document(manifest).manifest.model)).resolve().name
-
-
-def _acting_for(token: "Token") -> AbstractContextManager[None]:
-    """Requests inside the block carry this token; None leaves them as they are."""
-    if token is None:
-        return nullcontext()
-    with interrupt.held():
-        from hubplugin.hub import client
-
-    return client.acting_for(token)
-
-
-def _planned(asked: "Document") -> "Plan":
-    """From config.json, card and safetensors headers alone, remote or local.
-
-    What publishing would refuse, and what transformers would refuse to build, is said before any work.
-    """
-    with interrupt.held():
-        from hubplugin.hub import snapshots
-        from hubplugin.hub.publishing import publish as publishing
-        from hubplugin.plan import planner
-        from hubplugin.plan.checks import tasks
-
-    tasks.check_tasks(asked)
-    peek = snapshots.peek(asked.manifest.model, asked.folder)
-    planned = planner.make(asked, peek.config, peek.tensors, revision=peek.sha)
-    notes = publishing.preflight(asked, peek)  # like all that needs no torch, before it is loaded
-    _let_idle_threads_sleep()
-    with interrupt.held():
-        from hubplugin.model.construction import buildable
-
-    buildable.check(planned.config, planned.family, f"{asked.manifest.model}: config.json")
-    return replace(planned, notes=(*planned.notes, *notes))
-
-
-def _let_idle_threads_sleep() -> None:
-    """For OpenMP, here and in what is started, before it loads: idle threads that spin slow busy machines 100 times."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -14,7 +14,7 @@ from hubplugin.manifest.speed import Speed
 from hubplugin.plan.checks import this_machine
 from hubplugin.plan.vllm_support import Verdict
 from hubplugin.progress import progress
-from serve import smoke, throughput
+from serve import smoke, throughput, vllm_settings
 
 FEWEST = 4  # requests at a concurrency; else one for each place
 

@@ -1,0 +1,84 @@
+"""What the functions of the Python API begin with: a manifest that is read, a plan that is made, a token in its place.
+
+Knows where things stand: manifests, variants' folders, the base. Makes no variant.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubplugin import interrupt
+
+if TYPE_CHECKING:
+    from hubplugin.hub.client import Token
+    from hubplugin.manifest.schema import Document
+    from hubplugin.plan.draft import Plan
+
+AnyPath = str | os.PathLike[str]
+Manifest = AnyPath | Mapping[str, Any]
+
+OUT = Path("out")
+
+
+def document(manifest: Manifest) -> "Document":
+    """The manifest, read and checked. Raises ManifestError."""
+    with interrupt.held():
+        from hubplugin.manifest.reading import loading
+
+    return loading.from_mapping(manifest) if isinstance(manifest, Mapping) else loading.load(Path(manifest))
+
+
+def folder(manifest: Manifest, out: AnyPath | None = None) -> Path:
+    """Where its variants are: `out`, else out/<the file's name>, of a mapping out/<the model's name>.
+
+    Raises ManifestError for a mapping that is no manifest.
+    """
+    if out is not None:
+        return Path(out)
+    if not isinstance(manifest, Mapping):
+        return OUT / Path(manifest).stem
+    with interrupt.held():
+        from hubplugin.manifest import model_name
+
+    return OUT / Path(model_name.repo(document(manifest).manifest.model)).resolve().name
+
+
+def acting_for(token: "Token") -> AbstractContextManager[None]:
+    """Requests inside the block carry this token; None leaves them as they are."""
+    if token is None:
+        return nullcontext()
+    with interrupt.held():
+        from hubplugin.hub import client
+
+    return client.acting_for(token)
+
+
+def planned(asked: "Document") -> "Plan":
+    """The plan, from config.json, card and safetensors headers alone, remote or local.
+
+    What publishing would refuse, and what transformers would refuse to build, is said before any work.
+    """
+    with interrupt.held():
+        from hubplugin.hub import snapshots
+        from hubplugin.hub.publishing import publish as publishing
+        from hubplugin.plan import planner
+        from hubplugin.plan.checks import tasks
+
+    tasks.check_tasks(asked)
+    peek = snapshots.peek(asked.manifest.model, asked.folder)
+    made = planner.make(asked, peek.config, peek.tensors, revision=peek.sha)
+    notes = publishing.preflight(asked, peek)  # like all that needs no torch, before it is loaded
+    let_idle_threads_sleep()
+    with interrupt.held():
+        from hubplugin.model.construction import buildable
+
+    buildable.check(made.config, made.family, f"{asked.manifest.model}: config.json")
+    return replace(made, notes=(*made.notes, *notes))
+
+
+def let_idle_threads_sleep() -> None:
+    """For OpenMP, here and in what is started, before it loads: idle threads that spin slow busy machines 100 times."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
