@@ -27,11 +27,11 @@ from hubplugin import localhub
 USER = "local"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 INT4 = {"method": "gptq", "bits": 4, "group_size": 64}
-PRUNE = {"method": "prune", "ratio": 0.2}
+PRUNE = {"method": "prune", "ffn": 0.2}
 VARIANTS = {
     "Int4": [INT4],
-    "Pruned-20": [PRUNE],
-    "Pruned-20-recovered-Int4": [PRUNE, {"method": "recover", "blocks": 1, "distill": 1}, INT4],
+    "Pruned-FFN-20": [PRUNE],
+    "Pruned-FFN-20-recovered-Int4": [PRUNE, {"method": "recover", "blocks": 1, "distill": 1}, INT4],
 }
 
 
