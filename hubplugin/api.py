@@ -81,7 +81,10 @@ def run(
     with interrupt.held():
         from hubplugin import pipeline
         from hubplugin.evaluation import engine_choice
+        from hubplugin.progress import progress
 
+    for note in planned.notes:
+        progress(f"note: {note}")
     return pipeline.run(asked, planned, folder(manifest, out), engine_choice.generate, engine_choice.take_turn)
 
 
