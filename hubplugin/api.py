@@ -90,7 +90,10 @@ def run(
         with interrupt.held():
             from hubplugin import pipeline
             from hubplugin.evaluation import engine_choice
+            from hubplugin.progress import progress
 
+        for note in planned.notes:
+            progress(f"note: {note}")
         generate = engine_choice.generate if require_vllm else engine_choice.generate_anyhow
         return pipeline.run(asked, planned, folder(manifest, out), generate, engine_choice.take_turn)
 

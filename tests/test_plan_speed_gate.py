@@ -1,9 +1,12 @@
 """What a plan says where a gate asks for a speed that vLLM cannot have on this machine."""
 
+from pathlib import Path
+
 import pico
 import plan_helpers
 import pytest
 
+from hubplugin import api, pipeline
 from hubplugin.errors import ServeError
 from hubplugin.plan import draft, planner, table
 from hubplugin.plan.draft import Plan
@@ -29,7 +32,7 @@ def planned(gate: dict[str, object], variants: dict[str, list[dict[str, object]]
 
 def notes(gate: dict[str, object], variants: dict[str, list[dict[str, object]]] = VARIANTS) -> tuple[str, ...]:
     """What a plan notes about gates."""
-    return tuple(note for note in notes(gate, variants) if note.startswith("gate."))
+    return tuple(note for note in planned(gate, variants).notes if note.startswith("gate."))
 
 
 END = "its speed cannot be measured on this machine, so that this gate cannot pass here"
@@ -70,3 +73,18 @@ def test_without_a_vllm_that_runs_here_all_variants_are_named(monkeypatch: pytes
     said = "Int4, Int8, Int3, Thin: vLLM is not installed in this environment"
     assert note == f"gate.tokens_per_second: {said}; {END}"
     assert notes({"perplexity_ratio": 2}) == ()
+
+
+def test_a_run_says_so_before_its_work(
+    pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *given: [])
+    manifest = {
+        "model": str(pico_folder),
+        "calibrate": {"self": True, "sequence_length": 64},
+        "variants": {"Int3": VARIANTS["Int3"]},
+        "evaluate": EVALUATE | {"speed": {"prompt_tokens": 8, "output_tokens": 4}},
+        "gate": {"tokens_per_second": 1.2},
+    }
+    assert api.run(manifest, out=tmp_path) == []
+    assert "note: gate.tokens_per_second: Int3: vLLM on cpu: no CPU kernel for 3-bit" in capsys.readouterr().err
