@@ -142,7 +142,8 @@ class Subject:
 def open_subject(target: str, base: str | None = None, public_key: Path | None = None) -> Subject:
     """A folder or repo, ready to be checked.
 
-    Raises HubError where there is nothing to check or the key is none, and CheckpointError for a report that this release does not read.
+    Raises HubError where there is nothing to check, or `public_key` is no key, and CheckpointError for a report that
+    this release does not read.
     """
     if public_key:
         signatures.check_public_key(public_key)
