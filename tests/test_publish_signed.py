@@ -140,6 +140,20 @@ def test_a_signature_that_others_replaced_is_never_left_as_it_is(asked: Document
     assert Path(hub.hf_hub_download(REPO, "model.sig")).read_bytes() == (out / "Int4" / "model.sig").read_bytes()
 
 
+def test_a_file_that_stays_as_others_made_it_is_said_not_to_fit(
+    asked: Document, out: Path, hub: HfApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish.publish(asked, out)
+    by_hand(hub, REPO, README__md="---\nlicense: mit\n---\n")
+    publish.publish(asked, out)
+    assert "does not fit" not in capsys.readouterr().err
+    by_hand(hub, REPO, generation_config__json="{}")
+    assert not any(pushed.changed for pushed in publish.publish(asked, out))
+    assert "model.sig does not fit what others made of generation_config.json" in capsys.readouterr().err
+    folder = Path(hub.snapshot_download(REPO, local_dir=tmp_path / "download"))
+    assert "Hash mismatch" in checked(folder, tmp_path / "key.pub")
+
+
 def no_key(place: Path) -> None:
     (place / "key.pem").unlink()
 

@@ -15,7 +15,7 @@ def types(manifest: dict[str, Any], dry: bool) -> None:
     assert_type(hubplugin.publish(manifest, force=True, token="hf_"), list[Pushed])
     assert_type(hubplugin.publish(manifest, dry_run=True), list[FileChange])
     assert_type(hubplugin.publish(manifest, dry_run=dry), list[Pushed] | list[FileChange])
-    assert_type(hubplugin.verify("owner/name", base=Path("base"), quality=True), Verification)
+    assert_type(hubplugin.verify("owner/name", base=Path("base"), quality=True, public_key="key.pub"), Verification)
     assert_type(hubplugin.verify("out/Int4", quality=True, speed=True, texts=["a.txt", Path("b.txt")]), Verification)
     assert_type(hubplugin.load_report("out/Int4"), Report)
     assert_type(hubplugin.load_report("out/Int4").passed, bool)

@@ -27,14 +27,11 @@ def is_ref(name: str) -> bool:
 
 
 class Sign(Settings):
-    """A signature of what is published, in model.sig: of all files but the card, in OpenSSF's model-signing format.
-
-    Signatures by a certificate or an identity (keyless) are not made here.
-    """
+    """A signature of what is published, in model.sig."""
 
     key: Text = Field(
-        description="The file of a private key, relative to the manifest: an elliptic curve's (P-256, P-384 or P-521) as "
-        "PEM. It never leaves this machine. The password of an encrypted one is taken from the environment variable "
+        description="The file of a private key, relative to the manifest: PEM, of an elliptic curve (P-256, P-384 or "
+        "P-521). It never leaves this machine. Of an encrypted one the password is taken from the environment variable "
         "HUBPLUGIN_SIGNING_PASSWORD.",
         examples=["../keys/signing.pem"],
     )
@@ -80,7 +77,9 @@ class Publish(Settings):
     )
     sign: Sign | None = Field(
         default=None,
-        description="A private key that what is published is signed with. Left out: nothing is signed.",
+        description="A private key that what is published is signed with, in the format of OpenSSF's model-signing: "
+        "all files but the card, in model.sig. Signatures by a certificate or an identity (keyless) are not made. Left "
+        "out: nothing is signed.",
         examples=[{"key": "../keys/signing.pem"}],
     )
     accept_license: StrictBool = Field(

@@ -151,8 +151,8 @@ def open_subject(
 ) -> Subject:
     """A folder or repo, ready to be checked.
 
-    Raises HubError where there is nothing to check or the key is none, and CheckpointError for a report that this
-    release does not read.
+    Raises HubError where there is nothing to check, or `public_key` is no key, and CheckpointError for a report that
+    this release does not read.
     """
     if public_key:
         signatures.check_public_key(public_key)

@@ -36,9 +36,9 @@ def publish(document: Document, out: Path, force: bool = False) -> list[push.Pus
     """One atomic commit per variant that passed its gate, and a collection of them.
 
     What others changed upstream since our last commit is never reverted without `force` (push.py). Raises before the
-    first upload: PlanError without `publish:` in the manifest or for a key that cannot sign, CheckpointError where a variant is missing, GateError
-    where it is stale or failed its gate, HubError where its licence forbids publishing, its base is private, the Hub
-    refuses a card, or others have changed what a commit would overwrite.
+    first upload: PlanError without `publish:` in the manifest, or for a key that cannot sign, CheckpointError where a
+    variant is missing, GateError where it is stale or failed its gate, HubError where its licence forbids publishing,
+    its base is private, the Hub refuses a card, or others have changed what a commit would overwrite.
     """
     reports, prepared = _prepared(document, out, force)
     for ready in prepared:
@@ -108,7 +108,12 @@ def _prepared(document: Document, out: Path, force: bool) -> tuple[list[Report],
         gated = now[variant.base].gated
         target = _target(document, variant.variant, gated)
         signing.sign(out / variant.variant, signer)
-        prepared.append(push.prepare(out / variant.variant, target, force=force))
+        ready = push.prepare(out / variant.variant, target, force=force)
+        prepared.append(ready)
+        if signer and (theirs := [name for name in ready.edits.kept if name not in signing.UNSIGNED]):
+            progress(
+                f"publish warning: {target.shown}: {SIGNATURE} does not fit what others made of {', '.join(theirs)}"
+            )
     targets.check_owners(ready.target for ready in prepared if ready.standing is None)
     return reports, prepared
 
