@@ -182,6 +182,11 @@ RED: dict[str, tuple[Spoil, str, str]] = {
         "MistralForCausalLM",
     ),
     "another manifest": (edit("manifest.yaml", "bits: 4", "bits: 8"), "manifest", "manifest.yaml"),
+    "scores of benchmarks that were not asked": (
+        lambda folder: [(folder / ".eval_results").mkdir(), (folder / ".eval_results/hubplugin.yaml").write_text("[]")],
+        "scores of benchmarks",
+        "claimed nothing, found []",
+    ),
     "a pickle": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b""), "pickles", "pytorch_model.bin"),
     "weights beside": (
         lambda folder: shutil.copy(folder / WEIGHTS, folder / "model-00001-of-00002.safetensors"),

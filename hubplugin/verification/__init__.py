@@ -41,6 +41,7 @@ CHECKS = (
     Check("pickles", files.pickles),
     Check("card", files.card),
     Check("report", files.report_of_card),
+    Check("scores of benchmarks", files.scores),
     Check("card names", files.repository_card_claims),
     Check("front matter", card.metadata),
     Check("front matter", sizes.in_card),

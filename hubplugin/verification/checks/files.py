@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 
 from hubplugin import report
-from hubplugin.checkpoint.model_folder import PICKLES, WEIGHTS, allowed
+from hubplugin.checkpoint.model_folder import PICKLES, SCORES_FILE, WEIGHTS, allowed
 from hubplugin.disk import digest, sha256
 from hubplugin.errors import HubPluginError
+from hubplugin.evaluation.cards import benchmarks
 from hubplugin.variant_folder import CARD, MANIFEST
 from hubplugin.verification import claims
 from hubplugin.verification.outcome import Finding, compared, failed, passed, unchecked
@@ -114,6 +115,17 @@ def report_of_card(subject: Subject) -> Iterator[Finding]:
     versions = ours.get("versions") if isinstance(ours, dict) else None
     if subject.report is None and isinstance(versions, dict) and "hubplugin" in versions:
         yield failed(f"its card has the figures of hubplugin's {report.FILE_NAME}, and there is none")
+
+
+def scores(subject: Subject) -> Iterator[Finding]:
+    """The file that has the Hub show scores of benchmarks says what the report says of them."""
+    if subject.report is None:
+        return
+    claimed, path = benchmarks.render(subject.report), subject.folder / SCORES_FILE
+    found = path.read_text("utf-8", "replace") if path.is_file() else None
+    if claimed is None and found is None:
+        return
+    yield compared(claimed or "nothing", found or "nothing", SCORES_FILE)
 
 
 def repository_card_claims(subject: Subject) -> Iterator[Finding]:
