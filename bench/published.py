@@ -3,7 +3,8 @@
     python bench/published.py BASE CALIBRATION HELD_OUT --out FOLDER [--windows 16] [--pictures docs]
 
 BASE is a model folder, the others are text files. Does what a user would, by the same commands: upload the base and the
-text, `run`, `publish`, `hf download`, `verify --quality`; the Hub is the embedded one. Started again it goes on.
+text, `run`, `publish`, `hf download`, `verify --quality`; the Hub is the embedded one. Beside perplexity and KL, cards
+show a task of the manifest's own: which of four continuations of a paragraph is its own. Started again it goes on.
 Prints a line for each thing that was looked at; ends with 1 where one is not as it should be.
 """
 
@@ -25,6 +26,20 @@ from safetensors.torch import load_file, save_file
 from hubplugin import localhub
 
 USER = "local"
+QUESTIONS, CONTEXT, ANSWER, CHOICES = 100, 24, 6, 4  # of the task; lengths in words
+TASK = """\
+task: continuation
+dataset_path: json
+dataset_kwargs: {data_files: {test: continuation.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+metadata: {version: 1.0}
+"""
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 INT4 = {"method": "gptq", "bits": 4, "group_size": 64}
 PRUNE = {"method": "prune", "ffn": 0.2}
@@ -62,6 +77,7 @@ def looked_at(options: argparse.Namespace, environment: dict[str, str]) -> Itera
     manifest, variants = options.out / "manifest.yaml", options.out / "variants"
     name = options.name or options.base.resolve().name
     _upload(options, name, environment)
+    _write_task(options)
     manifest.write_text(yaml.safe_dump(_manifest(name, options), sort_keys=False), encoding="utf-8")
     _command(environment, "hubplugin", "run", manifest, "--out", variants)
     _command(environment, "hubplugin", "publish", manifest, "--out", variants)
@@ -97,6 +113,20 @@ def _upload(options: argparse.Namespace, name: str, environment: dict[str, str])
         _command(environment, "hf", "upload", f"{USER}/texts", texts, "--repo-type", "dataset")
 
 
+def _write_task(options: argparse.Namespace) -> None:
+    """Paragraphs of the held-out text, and how they and three others go on at the same place."""
+    text = options.held_out.read_text(encoding="utf-8")
+    long = [words for line in text.split("\n") if len(words := line.split()) >= CONTEXT + ANSWER]
+    rows = []
+    for index, words in enumerate(long[:QUESTIONS]):
+        ends = [long[(index + away) % len(long)][CONTEXT : CONTEXT + ANSWER] for away in range(CHOICES)]
+        answer = index % CHOICES  # the right one stands at every place equally often
+        ends.insert(answer, ends.pop(0))
+        rows.append({"context": " ".join(words[:CONTEXT]), "choices": list(map(" ".join, ends)), "answer": answer})
+    (options.out / "continuation.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    (options.out / "continuation.yaml").write_text(TASK, encoding="utf-8")
+
+
 def _manifest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     size = {"samples": options.windows, "sequence_length": options.length, "seed": 0}
 
@@ -107,7 +137,7 @@ def _manifest(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "model": f"{USER}/{name}",
         "calibrate": text("train"),
         "variants": VARIANTS,
-        "evaluate": {"perplexity": text("test"), "kl": True},
+        "evaluate": {"perplexity": text("test"), "kl": True, "tasks": ["./continuation.yaml"]},
         "gate": {"perplexity_ratio": 1.5},
         "publish": {"repo": USER + "/{model}-{variant}", "private": False, "collection": f"{name}, compressed"},
     }
