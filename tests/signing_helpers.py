@@ -1,5 +1,6 @@
 """Keys to sign with, written as people have them."""
 
+import base64
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -7,6 +8,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 SIGNED = ", sign: {key: key.pem}"  # of publish_helpers.document
 PASSWORD = "correct horse"
+# DER of the names of two curves: one that keys may be of, and one that the cryptography package does not know
+PRIME256V1, PRIME239V1 = (bytes.fromhex(f"06082a8648ce3d0301{last}") for last in ("07", "04"))
 
 
 def write_key(place: Path, name: str = "key", password: str | None = None, kind: str = "p256") -> Path:
@@ -22,3 +25,10 @@ def write_key(place: Path, name: str = "key", password: str | None = None, kind:
     public, form = key.public_key(), serialization.PublicFormat.SubjectPublicKeyInfo
     (place / f"{name}.pub").write_bytes(public.public_bytes(serialization.Encoding.PEM, form))
     return place / f"{name}.pub"
+
+
+def rename_curve(pem: Path) -> None:
+    """Make a key, private or public, one of prime239v1, by name."""
+    first, *middle, last = pem.read_text().splitlines()
+    named = base64.b64decode("".join(middle)).replace(PRIME256V1, PRIME239V1)
+    pem.write_text("\n".join((first, base64.b64encode(named).decode(), last, "")))

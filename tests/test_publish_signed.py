@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import card_helpers
+import model_signing
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import HfApi
 from localhub_helpers import BIN, client_env
-from model_signing import _cli
+from model_signing import _cli, hashing
 from publish_helpers import by_hand, document, finished
-from signing_helpers import PASSWORD, SIGNED, write_key
+from signing_helpers import PASSWORD, SIGNED, rename_curve, write_key
 from snippet_helpers import blocks
 
 from hubplugin import cli
@@ -109,6 +110,20 @@ def test_published_twice_nothing_is_sent_and_a_change_is_signed_anew(
     assert "succeeded" in checked(Path(hub.snapshot_download(REPO, local_dir=tmp_path / "third")), another)
 
 
+def test_a_signature_that_leaves_out_more_than_ours_is_made_anew(
+    asked: Document, out: Path, hub: HfApi, tmp_path: Path
+) -> None:
+    folder, without_weights = out / "Int4", (*signing.UNSIGNED, "model.safetensors")
+    narrow = hashing.Config().set_ignored_paths(paths=without_weights)
+    key = model_signing.signing.Config().use_elliptic_key_signer(private_key=tmp_path / "key.pem")
+    key.set_hashing_config(narrow).sign(folder, folder / "model.sig")
+    publish.publish(asked, out)
+    download = Path(hub.snapshot_download(REPO, local_dir=tmp_path / "download"))
+    assert "succeeded" in checked(download, tmp_path / "key.pub")
+    (download / "model.safetensors").write_bytes(b"theirs")
+    assert "Hash mismatch" in checked(download, tmp_path / "key.pub")
+
+
 def test_a_dry_run_lists_the_signature_that_is_then_sent(asked: Document, out: Path, hub: HfApi) -> None:
     listed = {change.path: change for change in publish.changes(asked, out) if change.repo == REPO}
     assert listed["model.sig"].state == "new" and not hub.repo_exists(REPO)
@@ -174,6 +189,14 @@ def encrypted(place: Path) -> None:
     write_key(place, password=PASSWORD)
 
 
+def encrypted_of_rsa(place: Path) -> None:
+    write_key(place, password=PASSWORD, kind="rsa")
+
+
+def of_unknown_curve(place: Path) -> None:
+    rename_curve(place / "key.pem")
+
+
 @pytest.mark.parametrize(
     ("spoil", "given", "what", "fix"),
     [
@@ -183,6 +206,8 @@ def encrypted(place: Path) -> None:
         (public_one, None, "is no private key of an elliptic curve", "openssl ecparam"),
         (encrypted, None, "is encrypted, and HUBPLUGIN_SIGNING_PASSWORD is not set", "set HUBPLUGIN_SIGNING_PASSWORD"),
         (encrypted, "wrong one", "is not the password of", "set HUBPLUGIN_SIGNING_PASSWORD"),
+        (encrypted_of_rsa, PASSWORD, "is no private key of an elliptic curve", "openssl ecparam"),
+        (of_unknown_curve, None, "is no private key of an elliptic curve", "openssl ecparam"),
     ],
 )
 def test_a_key_that_cannot_sign_is_said_before_anything_is_sent(
@@ -366,7 +391,12 @@ def test_verify_names_what_is_wrong_with_a_copy(
 def test_verify_refuses_a_key_that_is_none(
     asked: Document, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for given, what in ((tmp_path / "none", "cannot be read"), (tmp_path / "key.pem", "is no public key")):
+    rename_curve(write_key(tmp_path, "unknown"))
+    for given, what in (
+        (tmp_path / "none", "cannot be read"),
+        (tmp_path / "key.pem", "is no public key"),
+        (tmp_path / "unknown.pub", "is no public key"),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(["verify", str(out / "Int4"), "--public-key", str(given)])
         assert ended.value.code == 2 and what in capsys.readouterr().err

@@ -9,13 +9,12 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubplugin.errors import CheckpointError, FormatError, HubError, one_line
-from hubplugin.hub.sending.signing import installed
+from hubplugin.errors import CheckpointError, FormatError, HubError, PlanError, one_line
 
 PREDICATE = "https://model_signing/signature/v1.0"
 # what the format's own tools leave out, whatever a signature says
@@ -34,6 +33,16 @@ class Signed:
     def leaves_out(self, name: str) -> bool:
         """Whether it says nothing of a file on purpose."""
         return any(name == one or name.startswith(f"{one}/") for one in (*self.ignored, *OF_GIT))
+
+
+@contextlib.contextmanager
+def installed(where: str) -> Iterator[None]:
+    """Raise PlanError where the block finds the library of signatures missing."""
+    try:
+        yield
+    except ImportError as error:
+        what = f"signatures need a package that is not installed: {error.name}"
+        raise PlanError(where, what, "pip install 'hubplugin[sign]'") from error
 
 
 def read(path: Path) -> Signed:
@@ -67,12 +76,13 @@ def _signed(bundle: dict[str, Any], payload: dict[str, Any], where: str) -> Sign
 def check_public_key(path: Path) -> None:
     """Raise HubError where a file is no public key that signatures can be held against."""
     with installed("--public-key"):
+        from cryptography.exceptions import UnsupportedAlgorithm
         from model_signing import verifying
     try:
         verifying.Config().use_elliptic_key_verifier(public_key=path)
     except OSError as error:
         raise HubError(str(path), f"cannot be read: {error.strerror}", "give the file of a public key") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         what = "is no public key of an elliptic curve as PEM"
         raise HubError(str(path), what, "make it from the private key: openssl ec -in KEY -pubout") from error
 

@@ -6,8 +6,6 @@ key and its password go to the library alone.
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +13,8 @@ from typing import Any
 
 from hubplugin.checkpoint.model_folder import SIGNATURE
 from hubplugin.disk import write_atomically
-from hubplugin.errors import PlanError
+from hubplugin.errors import HubPluginError, PlanError
+from hubplugin.hub import signatures
 from hubplugin.manifest.schema import Document
 from hubplugin.progress import progress
 
@@ -44,7 +43,7 @@ class Signer:
             write_atomically(folder / SIGNATURE, made.read_text("utf-8"))
 
     def has_signed(self, folder: Path) -> bool:
-        """Whether the folder's signature is by this key, and of the files as they are."""
+        """Whether the folder's signature is by this key, and of the files as they are, with no more left out."""
         import model_signing
         from cryptography.exceptions import InvalidSignature
 
@@ -53,8 +52,11 @@ class Signer:
             public.write_bytes(self.public)
             verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public)
             try:
+                # the library leaves out whatever a signature says it does, weights too
+                if not set(signatures.read(folder / SIGNATURE).ignored) <= {*UNSIGNED, *signatures.OF_GIT}:
+                    return False
                 verifier.verify(folder, folder / SIGNATURE)
-            except (InvalidSignature, ValueError, LookupError, TypeError, AttributeError, OSError):
+            except (HubPluginError, InvalidSignature, ValueError, LookupError, TypeError, AttributeError, OSError):
                 return False
         return True
 
@@ -73,33 +75,40 @@ def signer(document: Document) -> Signer | None:
         raise PlanError(where, what, f"give a path relative to the manifest, or {MAKE_ONE}") from None
     if mode & stat.S_IROTH:
         progress(f"publish warning: everybody on this machine may read {path}, a private key; chmod 600 it")
-    with installed(where):
+    with signatures.installed(where):
         return Signer(*_opened(path, content, where))
 
 
 def _opened(path: Path, content: bytes, where: str) -> tuple[Any, bytes]:
     """The library with a key, and the public key as PEM. No error repeats anything of key and password."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from model_signing import signing
 
-    password = None
-    while True:
-        try:
-            # bytes: what the library passes on a password to takes no text, whatever its annotation says
-            library = signing.Config().use_elliptic_key_signer(private_key=path, password=password)  # type: ignore[arg-type]
-        except TypeError:  # it is encrypted
-            password = _password(path, where)
-        except (ValueError, AttributeError):  # the latter: of a key that is no elliptic curve's
-            if password:
-                what, fix = f"{PASSWORD} is not the password of {path}", f"set {PASSWORD} to the key's password"
-                raise PlanError(where, what, fix) from None
-            what = f"{path} is no private key of an elliptic curve (P-256, P-384 or P-521) as PEM"
-            raise PlanError(where, what, MAKE_ONE) from None
-        else:
-            break
-    public = serialization.load_pem_private_key(content, password).public_key()
+    try:
+        key, password = _loaded(path, content, where)
+        # bytes: what the library passes on a password to takes no text, whatever its annotation says
+        library = signing.Config().use_elliptic_key_signer(private_key=path, password=password)  # type: ignore[arg-type]
+    except (ValueError, AttributeError, UnsupportedAlgorithm):  # AttributeError: of a key that is no elliptic curve's
+        what = f"{path} is no private key of an elliptic curve (P-256, P-384 or P-521) as PEM"
+        raise PlanError(where, what, MAKE_ONE) from None
     form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return library, public.public_bytes(serialization.Encoding.PEM, form)
+    return library, key.public_key().public_bytes(serialization.Encoding.PEM, form)
+
+
+def _loaded(path: Path, content: bytes, where: str) -> tuple[Any, bytes | None]:
+    """A private key of any kind, and the password that it needed."""
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        return load_pem_private_key(content, None), None
+    except TypeError:  # it is encrypted
+        password = _password(path, where)
+    try:
+        return load_pem_private_key(content, password), password
+    except ValueError:
+        what, fix = f"{PASSWORD} is not the password of {path}", f"set {PASSWORD} to the key's password"
+        raise PlanError(where, what, fix) from None
 
 
 def _password(path: Path, where: str) -> bytes:
@@ -107,16 +116,6 @@ def _password(path: Path, where: str) -> bytes:
     if not given:
         raise PlanError(where, f"{path} is encrypted, and {PASSWORD} is not set", f"set {PASSWORD} to its password")
     return given.encode()
-
-
-@contextmanager
-def installed(where: str) -> Iterator[None]:
-    """Raise PlanError where the block finds the library of signatures missing."""
-    try:
-        yield
-    except ImportError as error:
-        what = f"signatures need a package that is not installed: {error.name}"
-        raise PlanError(where, what, "pip install 'hubplugin[sign]'") from error
 
 
 def sign(folder: Path, signer: Signer | None) -> None:
