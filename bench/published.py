@@ -46,7 +46,7 @@ PRUNE = {"method": "prune", "ffn": 0.2}
 VARIANTS = {
     "Int4": [INT4],
     "Pruned-FFN-20": [PRUNE],
-    "Pruned-FFN-20-recovered-Int4": [PRUNE, {"method": "recover", "blocks": 1, "distill": 1}, INT4],
+    "Pruned-FFN-20-recovered-Int4": [PRUNE, {"method": "recover", "blocks": 0, "distill": 1}, INT4],
 }
 
 
