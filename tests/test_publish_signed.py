@@ -21,9 +21,10 @@ from publish_helpers import by_hand, document, finished
 from signing_helpers import PASSWORD, SIGNED, rename_curve, write_key
 from snippet_helpers import blocks
 
-from hubplugin import cli
+from hubplugin import api, cli
 from hubplugin.errors import HubError, HubPluginError, ManifestError, PlanError
 from hubplugin.evaluation.cards import card
+from hubplugin.hub import signatures
 from hubplugin.hub.publishing import publish
 from hubplugin.hub.sending import signing
 from hubplugin.manifest.schema import Document
@@ -113,15 +114,18 @@ def test_published_twice_nothing_is_sent_and_a_change_is_signed_anew(
 def test_a_signature_that_leaves_out_more_than_ours_is_made_anew(
     asked: Document, out: Path, hub: HfApi, tmp_path: Path
 ) -> None:
-    folder, without_weights = out / "Int4", (*signing.UNSIGNED, "model.safetensors")
-    narrow = hashing.Config().set_ignored_paths(paths=without_weights)
+    folder, left = out / "Int4", "tokenizer_config.json"
+    narrow = hashing.Config().set_ignored_paths(paths=(*signing.UNSIGNED, left))
     key = model_signing.signing.Config().use_elliptic_key_signer(private_key=tmp_path / "key.pem")
     key.set_hashing_config(narrow).sign(folder, folder / "model.sig")
+    (line,) = [
+        line for line in api.verify(folder).lines if line.check == "files as signed" and line.outcome == "failed"
+    ]
+    assert f"1 files that loaders read are left out of the signature, first: {left}" in line.detail
     publish.publish(asked, out)
     download = Path(hub.snapshot_download(REPO, local_dir=tmp_path / "download"))
+    assert left in signatures.read(download / "model.sig").digests
     assert "succeeded" in checked(download, tmp_path / "key.pub")
-    (download / "model.safetensors").write_bytes(b"theirs")
-    assert "Hash mismatch" in checked(download, tmp_path / "key.pub")
 
 
 def test_a_dry_run_lists_the_signature_that_is_then_sent(asked: Document, out: Path, hub: HfApi) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hubplugin.checkpoint.model_folder import SIGNATURE
+from hubplugin.checkpoint.model_folder import PAPERS, PULLED, SIGNATURE, allowed
 from hubplugin.hub import signatures
 from hubplugin.manifest.reading import loading
 from hubplugin.variant_folder import MANIFEST
@@ -40,6 +40,9 @@ def files_as_signed(subject: Subject) -> Iterator[Finding]:
         else:
             equal += 1
     left = [name for name in names if name not in signed.digests and name != SIGNATURE]
+    read = [name for name in left if allowed(name, PULLED) and not allowed(name, PAPERS) and signed.leaves_out(name)]
+    if read:
+        yield failed(f"{len(read)} files that loaders read are left out of the signature, first: {read[0]}")
     if equal == len(signed.digests):
         out = sorted(name for name in left if signed.leaves_out(name) and not name.startswith("."))
         yield passed(f"{equal} files have the sha256 that was signed; left out: {', '.join(out) or 'none'}")
