@@ -18,7 +18,7 @@ from hubplugin.evaluation.cards import card
 pytest.importorskip("ray")
 
 PATIENCE = 400  # seconds until something is wrong; machines that build this are busy
-LAYERS = 36  # a block takes a twentieth of a second: few would be over before a node is caught at one
+LAYERS = 24  # a block takes a twentieth of a second: few would be over before a node is caught at one
 REPORTS = (report.FILE_NAME, "README.md")
 FAILING = "gate: {variants: {Int8-64: {mean_kl: 0.0000001}}}\n"
 
@@ -99,6 +99,7 @@ def untimed(made: report.Report) -> report.Report:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_folder_of_manifests_on_two_nodes_one_of_which_is_lost(tmp_path: Path) -> None:
     texts = {"one": cluster_helpers.manifest(32, 64, gate=FAILING), "two": cluster_helpers.manifest(32)}
     manifests, out = cluster_helpers.place(tmp_path, layers=LAYERS, **texts), tmp_path / "out"
@@ -137,6 +138,7 @@ def test_a_folder_of_manifests_on_two_nodes_one_of_which_is_lost(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ctrl_c_cancels_and_says_what_is_kept(tmp_path: Path) -> None:
     manifests = cluster_helpers.place(tmp_path, layers=40, m=cluster_helpers.manifest(32))
     words = [str(manifests / "m.yaml"), "--ray", "local", "--out", "out", "--cpus-per-variant", "1"]
