@@ -25,7 +25,7 @@ from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
 from hubplugin.plan.variant_plan import VariantPlan
 
-KILLS = 12
+KILLS = 24
 STEPS = ({"method": "prune", "ffn": 0.25}, {"method": "gptq", "bits": 4, "group_size": 32})
 
 
