@@ -6,16 +6,14 @@ Knows addresses, headers and signals. Knows no option and no run.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import ports, signals
+from serve import page_server, ports
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
-    import gradio as gr
     from starlette.middleware import Middleware
 
     from hubplugin.space import page, style
@@ -30,24 +28,14 @@ HUB = "https://huggingface.co https://*.hf.space"  # a Space is shown in a frame
 
 
 @dataclass
-class Page:
-    """A page that is being served at `url`."""
+class Page(page_server.Page):
+    """The page, and what its visitors have running."""
 
-    url: str
-    blocks: gr.Blocks
     desk: Desk
-
-    def __enter__(self) -> "Page":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop serving the page, end its runs and remove its files."""
-        self.blocks.close(verbose=False)
+        super().close()
         self.desk.close()
 
 
@@ -57,36 +45,18 @@ def launch(host: str = ports.LOOPBACK, port: int | None = None, *, max_parameter
     This machine's own login is used only where nobody but its owner reaches the page.
     """
     on_space = bool(os.environ.get("SPACE_ID"))
-    port = ports.choose(host, port)
-    # Gradio looks at its own page once; a proxy from the environment would be in between.
-    os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), ports.LOOPBACK, "localhost"]))
     desk = Desk(own_machine=ports.is_loopback(host) and not on_space, max_parameters=max_parameters)
     blocks = page.build(desk, on_space=on_space)
     blocks.queue(max_size=WAITING)
     policy = Middleware(PolicyHeaders, frames=f"'self' {HUB}") if on_space else Middleware(PolicyHeaders)
     try:
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            max_file_size=page.MOST_TEXT,
-            app_kwargs={"middleware": [policy], "docs_url": None, "redoc_url": None},
-            theme=theme(),
-            css=style.CSS,
+        url = page_server.launch(
+            blocks, host, port, middleware=policy, max_file_size=page.MOST_TEXT, theme=theme(), css=style.CSS
         )
-    except OSError as error:
+    except ServeError:
         desk.close()
-        raise ServeError(f"{host}:{port}", "the page's port was taken", "choose another with --port") from error
-    return Page(ports.url(host, port), blocks, desk)
+        raise
+    return Page(url, blocks, desk)
 
 
 def run_forever(*, ready: Callable[[Page], None], **options: Any) -> int:
@@ -94,14 +64,7 @@ def run_forever(*, ready: Callable[[Page], None], **options: Any) -> int:
 
     `ready` is called once with the page; `options` are those of `launch`. Raises what `launch` raises.
     """
-    with signals.interruptible() as caught:
-        try:
-            with launch(**options) as served:
-                ready(served)
-                Event().wait()
-        except KeyboardInterrupt:
-            pass
-    return signals.exit_code(caught)
+    return page_server.run_forever(partial(launch, **options), ready)
 
 
 def run_as_space(max_parameters: int) -> int:

@@ -8,14 +8,13 @@ import asyncio
 import html
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from threading import Event
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, ports, signals
+from serve import client, page_server, ports
 from serve.chat_page import conversation, formulas
+from serve.page_server import Page as Page
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
 try:
@@ -152,26 +151,6 @@ def _one_line(error: ServeError) -> str:
     return f"{error.what}: {error.fix}"
 
 
-@dataclass
-class Page:
-    """A page that is being served at `url`."""
-
-    url: str
-    blocks: gr.Blocks
-
-    def __enter__(self) -> "Page":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop serving the page."""
-        self.blocks.close(verbose=False)
-
-
 def launch(
     base_url: str,
     host: str = ports.LOOPBACK,
@@ -186,33 +165,18 @@ def launch(
     answer or the page's port cannot be bound.
     """
     client.models(base_url, api_key=api_key, known=model)
-    port = ports.choose(host, port)
-    # Gradio looks at its own page once; a proxy from the environment would be in between.
-    os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), ports.LOOPBACK, "localhost"]))
     page = build(base_url, model, api_key=api_key)
     page.queue(max_size=64)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            max_file_size=1,  # bytes: nothing is ever uploaded
-            app_kwargs={"middleware": [Middleware(PolicyHeaders)], "docs_url": None, "redoc_url": None},
-            theme=style.theme(),
-            css=style.CSS,
-        )
-    except OSError as error:
-        raise ServeError(f"{host}:{port}", "the page's port was taken", "choose another with --port") from error
-    return Page(ports.url(host, port), page)
+    url = page_server.launch(
+        page,
+        host,
+        port,
+        middleware=Middleware(PolicyHeaders),
+        max_file_size=1,  # bytes: nothing is ever uploaded
+        theme=style.theme(),
+        css=style.CSS,
+    )
+    return Page(url, page)
 
 
 def run_forever(base_url: str, *, ready: Callable[[Page], None], **options: Any) -> int:
@@ -220,11 +184,4 @@ def run_forever(base_url: str, *, ready: Callable[[Page], None], **options: Any)
 
     `ready` is called once with the page; `options` are those of `launch`. Raises what `launch` raises.
     """
-    with signals.interruptible() as caught:
-        try:
-            with launch(base_url, **options) as page:
-                ready(page)
-                Event().wait()
-        except KeyboardInterrupt:
-            pass
-    return signals.exit_code(caught)
+    return page_server.run_forever(partial(launch, base_url, **options), ready)
