@@ -26,6 +26,8 @@ from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
+from hubplugin.manifest.reading import task_file
+from hubplugin.manifest.reading.task_file import TaskFile
 from hubplugin.manifest.schema import EVALUATED, Document
 from hubplugin.manifest.source import Source
 from hubplugin.model.architectures import configs, tied_head
@@ -184,22 +186,29 @@ class Job:
         return main.model_copy(update={"further": tuple(further)}) if further else main
 
     @cached_property
+    def own_tasks(self) -> dict[str, TaskFile]:
+        """The manifest's tasks that are files, as this run has first seen them."""
+        evaluate = self.document.manifest.evaluate
+        names = evaluate.tasks.names if evaluate and evaluate.tasks else ()
+        return task_file.of(names, self.document.folder)
+
+    @cached_property
     def base_answers(self) -> dict[str, Answers]:
         """What the base makes of the manifest's tasks."""
         evaluate = self.document.manifest.evaluate
         assert evaluate is not None and evaluate.tasks is not None
         progress(f"tasks of the base: {', '.join(evaluate.tasks.names)}")
-        return harness.ask(self.snapshot.path, evaluate.tasks, self.document.folder)
+        return harness.ask(self.snapshot.path, evaluate.tasks, self.own_tasks)
 
-    def ask(self, folder: Path) -> Tasks | None:
+    def ask(self, variant: VariantPlan, folder: Path) -> Tasks | None:
         """A variant's answers to tasks beside the base's; None where the manifest asks for none."""
         evaluate = self.document.manifest.evaluate
         if evaluate is None or evaluate.tasks is None:
             return None
         base = self.base_answers
-        progress(f"tasks of {folder.name.strip('.').removesuffix('.part')}")
-        answers = harness.ask(folder, evaluate.tasks, self.document.folder)
-        return compared.compared(evaluate.tasks, base, answers, self.document.folder)
+        progress(f"tasks of {variant.name}")
+        answers = harness.ask(folder, evaluate.tasks, self.own_tasks)
+        return compared.compared(evaluate.tasks, base, answers, self.own_tasks)
 
     def time(self, variant: VariantPlan, folder: Path, take: rounds.TakeTurn) -> Speed | None:
         """A variant's speed beside the base's; None where the manifest asks for none. `take` starts the engines."""

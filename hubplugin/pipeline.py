@@ -133,7 +133,7 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
         with clock.stage("evaluation"):
             evaluation = job.measure(variant, staging)
     with clock.stage("tasks") if provenance.of_tasks(job).digests else nullcontext():
-        tasks = renewal.answered(job, staging)
+        tasks = renewal.answered(job, variant, staging)
     with clock.stage("speed") if provenance.of_speed(job).digests else nullcontext():
         speed = renewal.timed(job, variant, staging, engines.take_turn)
     measured, prompts = {"evaluation": evaluation, "tasks": tasks, "speed": speed}, _prompts(job)

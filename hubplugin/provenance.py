@@ -12,9 +12,7 @@ from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import digest
 from hubplugin.job import Job
 from hubplugin.manifest.methods import recovery_of
-from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.schema import Step
-from hubplugin.manifest.tasks import is_file
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
@@ -71,7 +69,7 @@ def of_tasks(job: Job) -> Fingerprint:
     evaluate = job.document.manifest.evaluate
     if evaluate is None or evaluate.tasks is None:
         return Fingerprint()
-    files = [task_file.read(job.document.folder / name).sha256 for name in evaluate.tasks.names if is_file(name)]
+    files = [own.sha256 for own in job.own_tasks.values()]
     settings = digest(json.dumps([evaluate.tasks.model_dump(mode="json"), files]))
     return Fingerprint({"base": job.base_fingerprint, "tasks": settings, RELEASE: hubplugin.__version__})
 

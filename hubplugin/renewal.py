@@ -58,7 +58,7 @@ def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: 
     stale = numbers.changed(Fingerprint(made.measured_from))
     evaluation = job.measure(variant, folder) if stale else made.evaluation
     speed = _speed(job, variant, folder, made, engines.take_turn)
-    tasks = _tasks(job, folder, made)
+    tasks = _tasks(job, variant, folder, made)
     lines = _at_thresholds(made.gate, evaluation, tasks, speed, job.document.manifest.gate.of(variant.name))
     if thorough or any(not line.passed for line in lines if line.name not in MEASURED):
         prompts = [list(prompt) for prompt in made.prompts]
@@ -87,17 +87,17 @@ def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, take_turn
     return timed(job, variant, folder, take_turn)
 
 
-def _tasks(job: Job, folder: Path, made: Report) -> Tasks | None:
+def _tasks(job: Job, variant: VariantPlan, folder: Path, made: Report) -> Tasks | None:
     """The answers to tasks as the manifest asks for them now."""
     asked, before = provenance.of_tasks(job), made.tasks
     if before and not asked.changed(Fingerprint(before.measured_from)):
         return before
-    return answered(job, folder)
+    return answered(job, variant, folder)
 
 
-def answered(job: Job, folder: Path) -> Tasks | None:
+def answered(job: Job, variant: VariantPlan, folder: Path) -> Tasks | None:
     """The answers to tasks, with what decided them; None where the manifest asks for none."""
-    tasks = job.ask(folder)
+    tasks = job.ask(variant, folder)
     return tasks.model_copy(update={"measured_from": dict(provenance.of_tasks(job).digests)}) if tasks else None
 
 

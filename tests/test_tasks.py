@@ -68,6 +68,10 @@ def write_task(folder: Path, text: str = TASK) -> Path:
     return folder / "successor.yaml"
 
 
+def own(path: Path) -> dict[str, task_file.TaskFile]:
+    return task_file.of([path.name], path.parent)
+
+
 def write_manifest(folder: Path, base: Path, tasks: str = "[./successor.yaml]", gate: str = "") -> Path:
     (folder / "m.yaml").write_text(MANIFEST.format(base=base, tasks=tasks, gate=gate))
     return folder / "m.yaml"
@@ -129,7 +133,7 @@ def test_scores_are_those_of_the_harness(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = write_task(tmp_path)
-    found = harness.ask(base, Asked(names=(path.name,), fewshot=2, limit=20), tmp_path)[path.name]
+    found = harness.ask(base, Asked(names=(path.name,), fewshot=2, limit=20), own(path))[path.name]
     dense = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
     model = HFLM(pretrained=dense, tokenizer=AutoTokenizer.from_pretrained(base), device="cpu")
     monkeypatch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)  # ours needs no such help
@@ -194,8 +198,8 @@ def test_a_run_asks_once_says_it_on_the_card_and_keeps_it(
 def test_a_base_beside_itself_has_lost_nothing(base: Path, tmp_path: Path, offline: None) -> None:
     path = write_task(tmp_path)
     asked = Asked(names=(path.name,), limit=10)
-    answers = harness.ask(base, asked, tmp_path)
-    (result,) = compared.compared(asked, answers, answers, tmp_path).results
+    answers = harness.ask(base, asked, own(path))
+    (result,) = compared.compared(asked, answers, answers, own(path)).results
     assert (result.recovery, result.difference, result.p_value) == (1.0, Score(value=0, stderr=0), 1.0)
 
 
@@ -301,7 +305,7 @@ def test_a_task_file_that_is_none_is_refused(text: str, what: str, tmp_path: Pat
 def test_templates_of_a_task_file_reach_no_python(base: Path, tmp_path: Path, offline: None) -> None:
     path = write_task(tmp_path, TASK.replace('"{{question}}"', '"{{question.__class__.__name__}}"'))
     with pytest.raises(HubPluginError, match="SecurityError"):
-        harness.ask(base, Asked(names=(path.name,)), tmp_path)
+        harness.ask(base, Asked(names=(path.name,)), own(path))
 
 
 def test_metrics_that_a_task_file_may_name_are_the_harness_own() -> None:
@@ -323,7 +327,7 @@ def test_the_callers_generators_stay_where_they_are() -> None:
 def test_a_damaged_task_is_said_by_its_name_before_any_work(base: Path, tmp_path: Path, offline: None) -> None:
     path = write_task(tmp_path, TASK.replace('"{{question}}"', '"{{question.nothing.here}}"'))
     with pytest.raises(HubPluginError, match="lm-eval could not ask it") as refusal:
-        harness.ask(base, Asked(names=(path.name,)), tmp_path)
+        harness.ask(base, Asked(names=(path.name,)), own(path))
     assert refusal.value.where == "evaluate.tasks: successor.yaml"
     with pytest.raises(HubPluginError, match="lm-eval could not ask it"):
         api.run(write_manifest(tmp_path, base), out=tmp_path / "out")
@@ -381,7 +385,7 @@ def test_without_the_harness_the_plan_says_how_to_get_it(
 
 def test_answers_to_other_questions_are_not_compared() -> None:
     def result(base: Answers, variant: Answers) -> TaskResult:
-        return compared.compared(Asked(names=("a",)), {"a": base}, {"a": variant}, Path()).results[0]
+        return compared.compared(Asked(names=("a",)), {"a": base}, {"a": variant}, {}).results[0]
 
     no_mean = Answers("acc", True, 0.5, None, (), "q", 3, 3, 0, "1")
     found = result(no_mean, no_mean)

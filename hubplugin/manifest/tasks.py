@@ -10,6 +10,9 @@ from hubplugin.manifest.base import fault as _fault
 TASK_FILES = (".yaml", ".yml")  # a name that ends so is a file, from the manifest's folder
 
 
+EXTRA = "pip install 'hubplugin[tasks]'"  # what brings lm-eval
+
+
 def is_file(name: str) -> bool:
     """Whether a task is named by a file of its own."""
     return name.endswith(TASK_FILES)

@@ -1,27 +1,27 @@
 """A variant's answers beside its base's: what report.json holds of tasks. Knows answers; asks nothing."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from hubplugin.evaluation.tasks import harness, paired
 from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.evaluation.tasks.surroundings import SEEDED
 from hubplugin.manifest import tasks as settings
-from hubplugin.manifest.reading import task_file
+from hubplugin.manifest.reading.task_file import TaskFile
 from hubplugin.task_record import Score, TaskResult, Tasks
 
 
-def compared(asked: settings.Tasks, base: Mapping[str, Answers], variant: Mapping[str, Answers], folder: Path) -> Tasks:
-    """Both models' answers as the record of a report; `folder` is the manifest's."""
-    results = tuple(_result(name, base[name], variant[name], folder) for name in asked.names)
+def compared(
+    asked: settings.Tasks, base: Mapping[str, Answers], variant: Mapping[str, Answers], own: Mapping[str, TaskFile]
+) -> Tasks:
+    """Both models' answers as the record of a report; `own` are the tasks that are files."""
+    results = tuple(_result(name, base[name], variant[name], own.get(name)) for name in asked.names)
     protocol = f"dequantized weights in float32, batches of {asked.batch_size}, seeds {SEEDED}, no chat template"
     return Tasks(harness=harness.version(), limit=asked.limit, protocol=protocol, results=results)
 
 
-def _result(name: str, base: Answers, variant: Answers, folder: Path) -> TaskResult:
+def _result(name: str, base: Answers, variant: Answers, own: TaskFile | None) -> TaskResult:
     pairs = base.asked == variant.asked and len(base.values) == len(variant.values)
     between = paired.difference(base.values, variant.values) if pairs else None
-    own = task_file.read(folder / name) if settings.is_file(name) else None
     return TaskResult(
         name=name,
         metric=base.metric,

@@ -20,13 +20,12 @@ from hubplugin.errors import CalibrationError, one_line
 from hubplugin.evaluation import generation
 from hubplugin.evaluation.tasks.surroundings import SEEDS, of_own_task, quiet, seeded
 from hubplugin.manifest import tasks as settings
-from hubplugin.manifest.reading import task_file
+from hubplugin.manifest.reading.task_file import TaskFile
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.model.devices import default_device
 from hubplugin.progress import progress
 
 PREFERRED = ("acc_norm", "acc", "exact_match")  # the metric of a task: the first of these that it has, else its first
-EXTRA = "pip install 'hubplugin[tasks]'"
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def version() -> str:
     return f"lm-eval {metadata.version('lm-eval')}"
 
 
-def ask(folder: Path, asked: settings.Tasks, manifest_folder: Path) -> dict[str, Answers]:
-    """Ask a folder all tasks; by their names in the manifest.
+def ask(folder: Path, asked: settings.Tasks, own: Mapping[str, TaskFile]) -> dict[str, Answers]:
+    """Ask a folder all tasks; by their names in the manifest. `own` are those that are files.
 
     Raises CalibrationError where a task or its data cannot be had, or lm-eval fails.
     """
@@ -64,7 +63,7 @@ def ask(folder: Path, asked: settings.Tasks, manifest_folder: Path) -> dict[str,
     answers = {}
     for name in asked.names:
         with quiet():
-            found = _answers(lm_eval, model, name, asked, manifest_folder)
+            found = _answers(lm_eval, model, name, asked, own.get(name))
         progress(f"task {name} | {found.questions} questions | {found.metric} {found.value:.4f}")
         answers[name] = found
     return answers
@@ -76,7 +75,9 @@ def _harness() -> ModuleType:
         import lm_eval.models.huggingface
         import lm_eval.tasks
     except ImportError as error:
-        raise CalibrationError("evaluate.tasks", f"lm-eval is not installed: {one_line(error)}", EXTRA) from error
+        raise CalibrationError(
+            "evaluate.tasks", f"lm-eval is not installed: {one_line(error)}", settings.EXTRA
+        ) from error
     return lm_eval
 
 
@@ -86,8 +87,7 @@ def _all_tasks(lm_eval: ModuleType) -> Any:
     return lm_eval.tasks.TaskManager()
 
 
-def _answers(lm_eval: ModuleType, model: Any, name: str, asked: settings.Tasks, manifest_folder: Path) -> Answers:
-    own = task_file.read(manifest_folder / name) if settings.is_file(name) else None
+def _answers(lm_eval: ModuleType, model: Any, name: str, asked: settings.Tasks, own: TaskFile | None) -> Answers:
     try:
         with seeded(), of_own_task(lm_eval.utils) if own else contextlib.nullcontext():
             manager = lm_eval.tasks.TaskManager(include_defaults=False) if own else _all_tasks(lm_eval)
@@ -115,13 +115,12 @@ def read(found: Mapping[str, Any]) -> Answers:
     mean = sum(flat) / len(flat) if flat else float("nan")
     value = alone.get(f"{metric},{kind}", mean)
     is_mean = whole and abs(value - mean) <= 1e-9 * max(1.0, abs(value))
-    stderr = alone.get(f"{metric}_stderr,{kind}") if alone else _stderr(flat)
     shots = {found["n-shot"].get(name) for name in names}
     return Answers(
         metric=metric if kind == "none" else f"{metric}, {kind}",
         higher_is_better=bool(found["higher_is_better"][names[0]].get(metric, True)),
         value=float(value),
-        stderr=float(stderr) if isinstance(stderr, int | float) else _stderr(flat) if is_mean else None,
+        stderr=_stderr(flat) if is_mean else None,
         values=flat if is_mean else (),
         asked=_digest(found["samples"], kind),
         questions=sum(count["effective"] for count in counts),

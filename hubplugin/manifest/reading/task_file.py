@@ -3,7 +3,7 @@
 What would run code of the file's is refused: tags such as !function, and data with a script. Knows no lm-eval.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from hubplugin.disk import digest, sha256
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.reading import yaml_file
+from hubplugin.manifest.tasks import is_file
 
 DATA = ("json", "csv", "parquet", "text")  # formats of files that `datasets` reads by itself
 # lm-eval's own; a metric of another name is a program that it looks for on this disk and on the Hub
@@ -75,6 +76,11 @@ def read(path: Path) -> TaskFile:
     digests = [found.sha256, *(sha256(Path(one)) for one in _flat(placed))]
     config = {**config, "dataset_kwargs": {**given, "data_files": placed}}
     return TaskFile(config["task"], config, digest(" ".join(digests)))
+
+
+def of(names: Iterable[str], folder: Path) -> dict[str, TaskFile]:
+    """Those of the tasks that are files, from the manifest's folder. Raises ManifestError as `read` does."""
+    return {name: read(folder / name) for name in names if is_file(name)}
 
 
 def _check_metrics(listed: Any, path: Path) -> None:

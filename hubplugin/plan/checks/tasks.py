@@ -13,9 +13,7 @@ from pathlib import Path
 from hubplugin.errors import PlanError
 from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.schema import Document
-from hubplugin.manifest.tasks import is_file
-
-EXTRA = "pip install 'hubplugin[tasks]'"
+from hubplugin.manifest.tasks import EXTRA
 
 
 def check_tasks(document: Document) -> None:
@@ -27,9 +25,7 @@ def check_tasks(document: Document) -> None:
     found = find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
         raise PlanError(where, "tasks are asked by lm-eval, which is not installed", EXTRA)
-    for name in filter(is_file, names):
-        task_file.read(document.folder / name)
-    plain = {name for name in names if not is_file(name)}
+    plain = set(names) - task_file.of(names, document.folder).keys()
     if unknown := _unknown(plain, Path(next(iter(found.submodule_search_locations))) / "tasks"):
         _refuse(where, unknown)
 
