@@ -48,3 +48,17 @@ def test_transformers_generates_where_this_cpu_lacks_what_vllms_kernels_need(
     loads = [Verdict("cpu", True, "", f"an x86 CPU with {feature}", (feature,))]
     made = engine_choice.generate(pico_folder, PROMPTS, 1, loads)
     assert made.engine.endswith(f"(vLLM on cpu: needs an x86 CPU with {feature}, and this one has no {feature})")
+
+
+def test_transformers_generates_where_no_vllm_is_installed_and_that_is_allowed(
+    pico_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoke, "generate", lambda *asked: pytest.fail("vLLM was started"))
+    monkeypatch.setattr(vllm_settings, "version", lambda: "")
+    made = engine_choice.generate_anyhow(pico_folder, PROMPTS, 2, verdicts(""))
+    assert made.engine.endswith("(vLLM is not installed here)") and len(made.token_ids[0]) == 2
+    asked = []
+    monkeypatch.setattr(vllm_settings, "version", lambda: "1.0")
+    monkeypatch.setattr(engine_choice, "generate", lambda *given: asked.append(given))
+    engine_choice.generate_anyhow(pico_folder, PROMPTS, 2, verdicts(""))
+    assert asked == [(pico_folder, PROMPTS, 2, verdicts(""))]

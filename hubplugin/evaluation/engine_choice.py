@@ -26,8 +26,7 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequ
     """
     target, why = this_machine.why_not(verdicts)
     if why:
-        generated = generate_dequantized(folder, prompts, tokens)
-        return Generated(f"{generated.engine} (vLLM on {target}: {why})", generated.token_ids, generated.logprobs)
+        return _by_transformers(folder, prompts, tokens, f"vLLM on {target}: {why}")
     answer = smoke.generate(folder, prompts, tokens)
     return Generated(f"vLLM on {target}", answer.token_ids, answer.logprobs)
 
@@ -36,8 +35,12 @@ def generate_anyhow(folder: Path, prompts: list[list[int]], tokens: int, verdict
     """As `generate`, but with transformers where no vLLM is installed, which the report then says."""
     if vllm_settings.version():
         return generate(folder, prompts, tokens, verdicts)
+    return _by_transformers(folder, prompts, tokens, "vLLM is not installed here")
+
+
+def _by_transformers(folder: Path, prompts: list[list[int]], tokens: int, why: str) -> Generated:
     generated = generate_dequantized(folder, prompts, tokens)
-    return Generated(f"{generated.engine} (vLLM is not installed here)", generated.token_ids, generated.logprobs)
+    return Generated(f"{generated.engine} ({why})", generated.token_ids, generated.logprobs)
 
 
 def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
