@@ -15,6 +15,9 @@ import typer
 from hubplugin.errors import HubPluginError
 from hubplugin.verbs import NAME, app
 
+PASSED_ON = "--"  # what stands behind it is not ours
+FOR_ENGINES = "serve"  # the verb whose engines get it
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit: 0, or 2 for an error with three lines. Ctrl-C passes through to `__main__`."""
@@ -40,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run_verb(words: list[str]) -> int:
     """The exit code. Not by `app()`, which ends the process itself: by 1 for a closed pipe, and with its own errors."""
     command = typer.main.get_command(app)
+    behind: list[str] = []
+    if PASSED_ON in words and FOR_ENGINES in words[: words.index(PASSED_ON)]:
+        words, behind = words[: words.index(PASSED_ON)], words[words.index(PASSED_ON) + 1 :]
     try:
-        with command.make_context(NAME, [*words]) as context:  # parsing empties the list
+        with command.make_context(NAME, [*words], obj=behind) as context:  # parsing empties the list
             command.invoke(context)
     except typer.Exit as ended:
         return ended.exit_code

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import httpx
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import ports, signals, vllm_errors, vllm_settings
+from serve import ports, vllm_errors, vllm_settings
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -45,7 +46,7 @@ MILESTONES = (
 
 @dataclass
 class Engine:
-    """A server that answers at `url` (no /v1) under the model name `name`.
+    """A server that answers at `url` (no /v1) under the model name `name`, over a Unix domain socket where it has one.
 
     `process` is the supervisor: it ends when, and only when, nothing of vLLM is left.
     """
@@ -54,6 +55,7 @@ class Engine:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    socket: Path | None = None
     temporary_log: bool = False
     grace: float = GRACE
     stopping: bool = field(default=False, init=False)
@@ -96,20 +98,24 @@ def start(
     name: str,
     host: str = ports.LOOPBACK,
     port: int | None = None,
+    socket: Path | None = None,
     max_model_len: int | None = None,
     extra: tuple[str, ...] = (),
     log: Path | None = None,
     on_progress: Progress | None = None,
     deadline: float = DEADLINE,
+    unwanted: threading.Event | None = None,
 ) -> Engine:
     """Start vLLM for a folder (or a repo id, which vLLM then downloads) and return when /health says 200.
 
     name           the model name that requests carry
     port           a free one where None
+    socket         path of a Unix domain socket to listen on, of at most 107 bytes, in place of host and port
     max_model_len  tokens of prompt and answer together; None: the model's own on a GPU, at most 4096 on a CPU
     extra          further arguments for vLLM, as typed; they win over ours. No secrets: argv is public
     log            where vLLM's output goes; None: a temporary file, removed after a stop in good order
     deadline       seconds
+    unwanted       set by another thread: the start is given up, which is an error too
 
     An API key is taken from VLLM_API_KEY and a Hub token from HF_TOKEN, both in the environment only.
     Raises ServeError with the first cause found in the log where vLLM does not get ready.
@@ -118,16 +124,22 @@ def start(
     config = vllm_settings.read_config(model)
     device = vllm_settings.find_device()
     vllm_settings.refuse_unservable(device, config, name)
-    port = ports.choose(host, port)
+    if socket is None:
+        port = ports.choose(host, port)
+        place, url = ["--host", host, "--port", str(port)], ports.url(host, port)
+    else:
+        place, url = ["--uds", str(socket)], "http://engine"
     arguments = vllm_settings.arguments(device, config, max_model_len)
     command = [sys.executable, "-m", MODULE, "--model", str(model), "--served-model-name", name]
-    command += ["--host", host, "--port", str(port), *arguments, *extra]
+    command += [*place, *arguments, *extra]
     progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
-    if not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
+    if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
     return launch(
         command,
-        url=ports.url(host, port),
+        url=url,
+        socket=socket,
+        unwanted=unwanted,
         name=name,
         environment=vllm_settings.environment(device, local=config is not None, deadline=deadline),
         log=log,
@@ -142,10 +154,12 @@ def launch(
     url: str,
     name: str,
     environment: dict[str, str],
+    socket: Path | None = None,
     log: Path | None = None,
     progress: Progress = lambda _line: None,
     deadline: float = DEADLINE,
     grace: float = GRACE,
+    unwanted: threading.Event | None = None,
 ) -> Engine:
     """Run `command` under a supervisor and return when `url`/health answers 200; raises ServeError where it never
     does.
@@ -157,14 +171,14 @@ def launch(
         log = Path(path)
     with log.open("wb") as sink:
         process = spawn(command, environment, stdout=sink, stderr=sink, grace=grace)
-    engine = Engine(url, name, process, log, temporary_log=temporary, grace=grace)
+    engine = Engine(url, name, process, log, socket, temporary_log=temporary, grace=grace)
     began = time.monotonic()
     try:
-        _wait_until_healthy(engine, progress, began + deadline)
+        _wait_until_healthy(engine, progress, began + deadline, unwanted or threading.Event())
     except BaseException:  # ctrl-C included: whatever ends the wait ends the engine
         engine.stop()
         raise
-    progress(f"ready in {time.monotonic() - began:.0f} s at {url}")
+    progress(f"ready in {time.monotonic() - began:.0f} s" + (f" at {url}" if socket is None else ""))
     return engine
 
 
@@ -178,25 +192,10 @@ def spawn(
     )
 
 
-def run_forever(model: str | Path, *, name: str, ready: Callable[[Engine], None], **options: Any) -> int:
-    """Serve in the foreground until SIGINT (returns 130) or SIGTERM (returns 0); for the main thread only.
-
-    `ready` is called once with the running engine; `options` are those of `start`.
-    Raises ServeError where vLLM does not start, or ends without having been asked to.
-    """
-    with signals.interruptible() as caught:
-        try:
-            with start(model, name=name, **options) as engine:
-                ready(engine)
-                status = engine.wait()
-                raise _unasked_end(engine, status)
-        except KeyboardInterrupt:
-            return signals.exit_code(caught)
-
-
-def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float) -> None:
+def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float, unwanted: threading.Event) -> None:
     waiting = list(MILESTONES)
-    with engine.log.open("rb") as log, httpx.Client(trust_env=False, timeout=5) as client:
+    transport = httpx.HTTPTransport(uds=str(engine.socket)) if engine.socket else None
+    with engine.log.open("rb") as log, httpx.Client(trust_env=False, timeout=5, transport=transport) as client:
         while True:
             text = log.read().decode("utf-8", "replace")
             while waiting and any(needle in text for needle, _ in waiting):
@@ -207,6 +206,8 @@ def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float) -> 
                 raise _start_error(engine, f"vLLM ended with status {engine.wait()} before it was ready")
             if time.monotonic() > deadline:
                 raise _start_error(engine, "vLLM was not ready in time")
+            if unwanted.is_set():
+                raise ServeError(engine.name, "its start was given up", "start it again")
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(f"{engine.url}/health").status_code == 200:
                     return
@@ -219,10 +220,6 @@ def _start_error(engine: Engine, otherwise: str) -> ServeError:
     if cause is None:
         return ServeError(engine.name, otherwise, f"read {engine.log}")
     return ServeError(engine.name, cause.what, cause.fix or f"read {engine.log}")
-
-
-def _unasked_end(engine: Engine, status: int) -> ServeError:
-    return _start_error(engine, f"vLLM ended by itself with status {status}")
 
 
 def _kill_session(session: int) -> None:

@@ -101,16 +101,25 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
     always = ["--disable-fastapi-docs", "--disable-uvicorn-access-log"]
     if device == "cuda":
         return always + (["--max-model-len", str(max_model_len)] if max_model_len else [])
-    own = (config or {}).get("max_position_embeddings")
-    length = max_model_len or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
     return [
         *always,
         # Compiling takes half a minute and pays only where there is a lot to generate.
         "--enforce-eager",
-        *("--max-model-len", str(length)),
+        *("--max-model-len", str(cpu_model_len(config or {}, max_model_len))),
         *("--max-num-seqs", str(CPU_SEQUENCES), "--max-num-batched-tokens", "512"),
-        *("--kv-cache-memory-bytes", str(kv_cache_bytes(config or {}, length, CPU_SEQUENCES))),
+        *("--kv-cache-memory-bytes", str(reserved_kv_cache(config or {}, max_model_len))),
     ]
+
+
+def cpu_model_len(config: dict[str, Any], asked: int | None) -> int:
+    """Tokens of prompt and answer together that are served on a CPU."""
+    own = config.get("max_position_embeddings")
+    return asked or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
+
+
+def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None) -> int:
+    """Bytes of the KV cache on a CPU, where the user does not say."""
+    return kv_cache_bytes(config, cpu_model_len(config, max_model_len), CPU_SEQUENCES)
 
 
 def kv_cache_bytes(config: dict[str, Any], tokens: int, sequences: int) -> int:

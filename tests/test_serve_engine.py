@@ -15,7 +15,7 @@ import pytest
 from serve_helpers import DEMO, fake, session_of, until
 
 from hubplugin.errors import ServeError
-from serve import client, engine, ports, vllm_settings
+from serve import engine, ports, vllm_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,35 +170,6 @@ def test_ctrl_c_while_starting_stops_everything(tmp_path: Path, monkeypatch: pyt
     assert session_of(started[0].process.pid) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_serving_in_the_foreground_ends_with_a_signal(tmp_path: Path, number: int, code: int) -> None:
-    script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from pathlib import Path; from serve import engine; import test_serve_engine as t\n"
-        f"engine.start = lambda *a, **k: t.stub(Path({str(tmp_path)!r}), 'polite')\n"
-        "ready = lambda running: print(running.process.pid, flush=True)\n"
-        "sys.exit(engine.run_forever('x', name='x', ready=ready))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    supervisor = int(process.stdout.readline())
-    process.send_signal(number)
-    assert process.wait(60) == code
-    assert session_of(supervisor) == []
-
-
-def test_an_engine_that_ends_by_itself_is_an_error_even_with_status_0(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "start", lambda *_, **__: stub(tmp_path, "polite"))
-
-    def kill_server(running: engine.Engine) -> None:
-        psutil.Process(running.process.pid).children()[0].terminate()
-
-    with pytest.raises(ServeError, match="ended by itself with status 0"):
-        engine.run_forever("x", name="x", ready=kill_server)
-
-
 def test_a_port_in_use_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "launch", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")
@@ -342,57 +313,15 @@ def test_a_gpu_is_seen_through_the_drivers_tool(
 
 
 @pytest.mark.serve
-def test_vllm_starts_answers_and_stops_without_an_orphan() -> None:
-    said: list[str] = []
-    with engine.start(DEMO, name="demo", max_model_len=256, on_progress=said.append) as running:
-        assert client.models(running.url) == ["demo"]
-        asked = [{"role": "user", "content": "What is a list?"}]
-        *texts, last = client.stream(running.url, "demo", asked, temperature=0, max_tokens=12)
-        assert "".join(piece.text for piece in texts).strip()
-        assert last.tokens is not None and 0 < last.tokens <= 12
-        assert last.tokens_per_second is not None and last.tokens_per_second > 0
-        long = [{"role": "user", "content": "word " * 400}]
-        with pytest.raises(ServeError, match="context length") as caught:
-            list(client.stream(running.url, "demo", long, temperature=0, max_tokens=12))
-        assert "clear the conversation" in caught.value.fix
-        log = running.log
-    assert session_of(running.process.pid) == []
-    assert not log.exists()  # a temporary one, and all went well
-    assert "loading the weights" in said and said[-1].startswith("ready in")
-
-
-@pytest.mark.serve
-def test_a_parent_that_is_killed_takes_vllm_along(tmp_path: Path) -> None:
-    script = (
-        "from pathlib import Path; from serve import engine\n"
-        f"log = Path({str(tmp_path / 'log')!r})\n"
-        f"running = engine.start({str(DEMO)!r}, name='demo', max_model_len=256, log=log)\n"
-        "print(running.process.pid, flush=True); running.wait()\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    supervisor = int(parent.stdout.readline())
-    assert any(
-        "EngineCore" in process.name() or "VLLM" in " ".join(process.cmdline()) for process in session_of(supervisor)
-    )
-    parent.kill()
-    parent.wait()
-    until(lambda: not session_of(supervisor), 60)
-
-
-@pytest.mark.serve
 def test_vllm_is_stopped_while_it_is_still_starting(tmp_path: Path) -> None:
     """The moment at which vLLM swallows the first SIGTERM: its engine core has just been started."""
-    log = tmp_path / "log"
-    script = (
-        "import sys; from pathlib import Path; from serve import engine\n"
-        f"engine.run_forever({str(DEMO)!r}, name='demo', log=Path({str(log)!r}), ready=lambda e: None)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    command = [sys.executable, "-m", "hubplugin", "serve", str(DEMO), "--port", str(ports.choose(ports.LOOPBACK, None))]
+    process = subprocess.Popen([*command, "--logs", str(tmp_path)], cwd=ROOT, start_new_session=True)
+    log = tmp_path / f"0-{DEMO.name}.log"
     until(lambda: log.exists() and "EngineCore" in log.read_text("utf-8", "replace"), 90)
     supervisors = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    assert process.wait(60) == 130
     assert [session_of(supervisor.pid) for supervisor in supervisors] == [[]]
 
 

@@ -1,40 +1,82 @@
-"""Resolves what `serve` is given (a folder, a repo id, a manifest with or without a variant) to a folder.
+"""Resolves what `serve` is given (folders, repo ids, manifests with or without variants) to models in folders.
 
 Knows manifests, reports and the Hub. Knows no engine.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hubplugin import report
-from hubplugin.errors import ServeError
+from hubplugin.errors import CheckpointError, ServeError
+from hubplugin.evaluation import metrics
 from hubplugin.hub import snapshots
 from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.reading import loading
+from hubplugin.progress import progress
 
 
-def find(target: str, variant: str | None, out: Path | None) -> tuple[Path, str]:
-    """The folder and the model name to serve it under. Raises ServeError or HubError where there is none."""
+@dataclass(frozen=True)
+class Found:
+    """A model in a folder."""
+
+    folder: Path
+    name: str  # that requests carry
+    facts: dict[str, Any] = field(default_factory=dict)  # of its report: base, sizes and quality by the metrics' keys
+    variant: str | None = None  # of a manifest
+
+
+def find(target: str, variants: Sequence[str] = (), out: Path | None = None) -> list[Found]:
+    """The models of a target: one of a folder or a repo, of a manifest the base and every variant that is made, or
+    those that are named. Raises ServeError, CheckpointError or HubError where there is none."""
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
-        return _of_manifest(path, variant, out or Path("out") / path.stem)
-    if variant:
-        raise ServeError(f"--variant {variant}", f"{target} is no manifest", "give a manifest, or leave --variant out")
+        return _of_manifest(path, variants, out or Path("out") / path.stem)
+    if variants:
+        raise ServeError(f"--variant {variants[0]}", f"{target} is no manifest", "give a manifest, or leave it out")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ServeError(target, "holds no config.json", "give the folder of a model")
         cached = cached_snapshot(path.resolve())
-        return path, cached[0] if cached else path.resolve().name
-    return snapshots.pull(target, Path.cwd()).path, target.split("@")[0]
+        return [Found(path, cached[0] if cached else path.resolve().name, facts(path))]
+    folder = snapshots.pull(target, Path.cwd()).path
+    return [Found(folder, target.split("@")[0], facts(folder))]
 
 
-def _of_manifest(path: Path, variant: str | None, out: Path) -> tuple[Path, str]:
+def facts(folder: Path) -> dict[str, Any]:
+    """What the report in a folder says, for those who choose between models; nothing where there is no report."""
+    try:
+        own = report.read(folder)
+    except CheckpointError:
+        return {}
+    sizes = {row.key: row.value(own.sizes, own.sizes_base) for row in metrics.SIZES}
+    measured = own.evaluation
+    quality = {row.key: row.value(measured.variant, measured.base) for row in metrics.QUALITY} if measured else {}
+    known = {key: value for key, value in {**sizes, **quality}.items() if value is not None}
+    return {"parent": own.base.repo, "bytes": own.sizes.safetensors_bytes, **known}
+
+
+def _of_manifest(path: Path, variants: Sequence[str], out: Path) -> list[Found]:
     document = loading.load(path)
-    if variant is None:
-        model = document.manifest.model
-        base = snapshots.pull(model, document.folder)
-        return base.path, base.repo if base.on_hub else model
-    if variant not in document.manifest.variants:
-        known = ", ".join(document.manifest.variants)
-        raise ServeError(f"{path}: --variant {variant}", "no such variant", f"use one of {known}")
-    folder = out / variant
-    return folder, report.read(folder).model_name
+    declared = document.manifest.variants
+    for name in variants:
+        if name not in declared:
+            raise ServeError(f"{path}: --variant {name}", "no such variant", f"use one of {', '.join(declared)}")
+    if variants:
+        return [_variant(out, name, report.read(out / name)) for name in variants]
+    model = document.manifest.model
+    base = snapshots.pull(model, document.folder)
+    found = [Found(base.path, base.repo if base.on_hub else model)]
+    for name in declared:
+        try:
+            own = report.read(out / name)
+        except CheckpointError:
+            progress(f"{name} | not made yet, so not served; `hubplugin run` makes it")
+            continue
+        found.append(_variant(out, name, own))
+    return found
+
+
+def _variant(out: Path, name: str, own: report.Report) -> Found:
+    return Found(out / name, own.model_name, facts(out / name), name)

@@ -10,10 +10,10 @@ import typer
 
 import hubplugin
 from hubplugin import progress
-from hubplugin.verbs import compressing, publishing, registering, serving
+from hubplugin.verbs import compressing, publishing, registering, serving, showing
 from hubplugin.verbs.application import NAME, app
 
-__all__ = ["NAME", "app", "compressing", "publishing", "registering", "serving"]
+__all__ = ["NAME", "app", "compressing", "publishing", "registering", "serving", "showing"]
 
 
 def _version(asked: bool) -> None:

@@ -1,152 +1,106 @@
-"""The verbs that serve models, a chat page, a page that compresses, a Hub, and all of it as a demo."""
+"""The verb that serves models behind one endpoint."""
 
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hubplugin import interrupt, progress
-from hubplugin.api import OUT
+from hubplugin.errors import ServeError
 from hubplugin.verbs.application import LOOPBACK, Host, Port, Variants, app
+
+GIB = 2**30
+
+
+Targets = Annotated[
+    list[str], typer.Argument(metavar="TARGET...", help="Folders of models, repo ids, manifests, mixed.")
+]
+Chosen = Annotated[
+    list[str] | None,
+    typer.Option(help="A variant of the manifest; may be repeated.", show_default="the base and all that are made"),
+]
+Name = Annotated[
+    str | None, typer.Option(help="Model name that requests carry.", show_default="repo id or folder's name")
+]
+ModelLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens of prompt and answer together.", show_default="the model's own; 4096 on a CPU"),
+]
+Eager = Annotated[bool, typer.Option("--eager", help="Start every engine at once, not when it is asked.")]
+Memory = Annotated[
+    float | None,
+    typer.Option(min=0, help="GiB for all engines; idle ones stop for others.", show_default="0.8 of what is free"),
+]
+Keys = Annotated[Path | None, typer.Option(help="File of API keys, one per line, beside VLLM_API_KEY.")]
+Open = Annotated[bool, typer.Option("--open", help="Beyond loopback without any API key.")]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(min=1, help="Requests at once of one key, or address without keys.", show_default="no limit"),
+]
+PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests per minute, likewise.", show_default="no limit")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of one answer, at most.", show_default="what the context holds")
+]
+MaxBody = Annotated[float, typer.Option(min=0, help="MiB of one request, at most.")]
+Logs = Annotated[
+    Path | None, typer.Option(help="Folder of engines' logs and of requests.jsonl.", show_default="temporary")
+]
+Drain = Annotated[float, typer.Option(min=0, help="Seconds for requests under way when it is stopped.")]
 
 
 @app.command("serve")
 def _serve(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A model's folder, a repo id, or a manifest.")],
-    variant: Annotated[
-        str | None, typer.Option(help="Which variant of the manifest.", show_default="the uncompressed model")
-    ] = None,
+    context: typer.Context,
+    targets: Targets,
+    variant: Chosen = None,
     out: Variants = None,
-    name: Annotated[
-        str | None, typer.Option(help="Model name that requests carry.", show_default="repo id or folder's name")
-    ] = None,
+    name: Name = None,
     host: Host = LOOPBACK,
     port: Port = 8000,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(help="Tokens of prompt and answer together.", show_default="the model's own; 4096 on a CPU"),
-    ] = None,
+    max_model_len: ModelLength = None,
+    eager: Eager = False,
+    memory: Memory = None,
+    keys: Keys = None,
+    unguarded: Open = False,
+    requests_at_once: AtOnce = None,
+    requests_per_minute: PerMinute = None,
+    max_tokens: MaxTokens = None,
+    max_body: MaxBody = 8.0,
+    logs: Logs = None,
+    drain: Drain = 30.0,
 ) -> None:
-    """Serve a folder, a repo or a manifest's variant on vLLM.
+    """Serve models behind one OpenAI-compatible endpoint, each on a vLLM of its own.
 
-    Prints the URL once it answers, and ends by ctrl-C. With VLLM_API_KEY in the environment requests must carry it.
+    Prints the URL once the first one answers, and ends by ctrl-C. Engines of further models start when they are asked.
+    Options of vLLM follow after --. With VLLM_API_KEY in the environment requests must carry it.
 
-    Example: hubplugin serve manifests/demo.yaml --variant GPTQ-Int8 --port 8001
+    Example: hubplugin serve manifests/demo.yaml --port 8001 -- --max-num-seqs 16
     """
     with interrupt.held():
         from hubplugin.hub import resolve
-        from serve import engine
+        from serve.endpoint import command
+        from serve.endpoint.guard import Limits
+        from serve.endpoint.offer import Offer
 
-    folder, known_as = resolve.find(target, variant, out)
-    raise typer.Exit(
-        engine.run_forever(
-            folder,
-            name=name or known_as,
-            ready=lambda running: print(f"{running.url}/v1", flush=True),
-            host=host,
-            port=port,
-            max_model_len=max_model_len,
-            on_progress=progress.progress,
-        )
+    options = tuple(context.obj or ())  # what stands behind --
+    found = [each for target in targets for each in resolve.find(target, variant or (), out)]
+    offers = [Offer(each.name, each.folder, each.facts, max_model_len, options) for each in found]
+    if name is not None:
+        if len(offers) > 1:
+            raise ServeError(f"--name {name}", f"{len(offers)} models are served", "leave it out, or serve one")
+        offers = [replace(offers[0], name=name)]
+    settings = command.Settings(
+        host=host,
+        port=port,
+        keys=command.keys(keys),
+        open=unguarded,
+        limits=Limits(int(max_body * 2**20), requests_at_once, requests_per_minute, max_tokens),
+        memory=None if memory is None else int(memory * GIB),
+        eager=eager,
+        logs=logs,
+        drain=drain,
     )
-
-
-@app.command("chat")
-def _chat(
-    url: Annotated[
-        str, typer.Argument(metavar="URL", help="An OpenAI-compatible server, a path is kept, a bare host gets /v1.")
-    ] = f"http://{LOOPBACK}:8000",
-    model: Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")] = None,
-    host: Host = LOOPBACK,
-    port: Port = 7860,
-) -> None:
-    """A chat page over any OpenAI-compatible URL.
-
-    Prints the page's URL, and ends by ctrl-C. The server's key, where it wants one, is taken from VLLM_API_KEY.
-
-    Example: hubplugin chat http://127.0.0.1:8001
-    """
-    with interrupt.held():
-        from serve.chat_page import app as page
-
     raise typer.Exit(
-        page.run_forever(
-            url,
-            ready=lambda running: print(running.url, flush=True),
-            model=model,
-            host=host,
-            port=port,
-            api_key=os.environ.get("VLLM_API_KEY"),
-        )
+        command.run_forever(offers, settings, lambda url: print(f"{url}/v1", flush=True), progress.progress)
     )
-
-
-@app.command("space")
-def _space(
-    write: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the files of a Space to a folder instead.")
-    ] = None,
-    max_parameters: Annotated[
-        int, typer.Option(min=1, help="Refuse models with more parameters than these.")
-    ] = 1_000_000_000,
-    host: Host = LOOPBACK,
-    port: Port = 7860,
-) -> None:
-    """A page that compresses models of the Hub, measures and publishes them.
-
-    Prints the page's URL, and ends by ctrl-C. With --write it serves nothing: it writes what a Space of Hugging Face
-    needs to be the same page, and prints the command that uploads it.
-
-    Example: hubplugin space --max-parameters 500000000
-    """
-    if write is not None:
-        with interrupt.held():
-            from hubplugin.space import folder
-
-        print(folder.write(write, max_parameters=max_parameters))
-        return
-    with interrupt.held():
-        from hubplugin.space import app as page
-
-    raise typer.Exit(
-        page.run_forever(
-            ready=lambda running: print(running.url, flush=True),
-            host=host,
-            port=port,
-            max_parameters=max_parameters,
-        )
-    )
-
-
-@app.command("hub")
-def _hub(
-    root: Annotated[Path, typer.Option(help="Folder of everything it stores.")],
-    host: Host = LOOPBACK,
-    port: Port = 8765,
-) -> None:
-    """A small Hub on this machine.
-
-    Ends by ctrl-C. Its token is in the file `token` under its root.
-
-    Example: hubplugin hub --root out/hub
-    """
-    with interrupt.held():
-        from hubplugin import localhub
-
-    localhub.serve(root, host=host, port=port)
-
-
-@app.command("demo")
-def _demo(
-    once: Annotated[bool, typer.Option("--once", help="End after the chat page has answered once.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of everything it writes.")] = OUT / "demo",
-) -> None:
-    """The whole way on this machine, with a model that comes along.
-
-    Example: hubplugin demo --once
-    """
-    with interrupt.held():
-        from hubplugin import demo
-
-    raise typer.Exit(demo.run(out, once=once))

@@ -1,0 +1,86 @@
+"""What an endpoint offers: models by name, their folders, what is known of each, what an engine of each takes.
+
+Knows folders and what vLLM reserves. Starts nothing.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hubplugin.errors import ServeError
+from serve import vllm_settings
+
+RUNTIME_BYTES = 1_400_000_000  # two Python processes with torch and vLLM in them, resident on a CPU
+SHARE = 0.8  # of the memory that is free when the endpoint starts: its budget, where none is given
+GPU_SHARE = 0.9  # of a GPU's memory, for all engines together
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that the endpoint answers for."""
+
+    name: str  # that requests carry
+    folder: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of its report; shown in /v1/models
+    max_model_len: int | None = None  # tokens of prompt and answer; None: as vllm_settings has it
+    options: tuple[str, ...] = ()  # for vLLM, as typed
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the safetensors in its folder."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+
+def memory_needed(offer: Offer, device: str) -> int:
+    """Bytes that an engine takes: of the machine's memory on a CPU, of the GPU's there. An estimate, rounded up."""
+    if device == "cuda":
+        return int(_option(offer.options, "--gpu-memory-utilization", GPU_SHARE) * gpu_bytes())
+    config = vllm_settings.read_config(offer.folder) or {}
+    kv_cache = vllm_settings.reserved_kv_cache(config, offer.max_model_len)
+    return RUNTIME_BYTES + offer.weight_bytes + int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
+
+
+def budget(device: str) -> int:
+    """Bytes for all engines together, where the user names none."""
+    return int(GPU_SHARE * gpu_bytes()) if device == "cuda" else int(SHARE * psutil.virtual_memory().available)
+
+
+def shared(offers: Sequence[Offer], device: str) -> tuple[Offer, ...]:
+    """The offers as they are started beside each other. On a GPU each engine gets an equal part of its memory, where
+    every model's weights fill less than two thirds of that; otherwise one at a time has all of it."""
+    if device != "cuda" or len(offers) < 2:
+        return tuple(offers)
+    part = GPU_SHARE / len(offers)
+    if max(offer.weight_bytes for offer in offers) > part * gpu_bytes() * 2 / 3:
+        return tuple(offers)
+    ours = ("--gpu-memory-utilization", f"{part:.3f}")
+    return tuple(replace(offer, options=(*ours, *offer.options)) for offer in offers)
+
+
+def gpu_bytes() -> int:
+    """Memory of the first visible GPU, asked of the driver's own tool. Raises ServeError where it does not say."""
+    tool = shutil.which("nvidia-smi") or "nvidia-smi"
+    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return int(said.split()[0]) * vllm_settings.MIB
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise ServeError("nvidia-smi", "does not say how much memory the GPU has", "give --memory") from error
+
+
+def _option(options: Sequence[str], name: str, otherwise: float) -> float:
+    """The value that the user gives an option of vLLM, which wins over ours; the last one counts."""
+    value = otherwise
+    for word, following in zip(options, [*options, ""][1:], strict=True):
+        text = following if word == name else word.removeprefix(f"{name}=") if word.startswith(f"{name}=") else None
+        if text is not None:
+            try:
+                value = float(text)
+            except ValueError:
+                raise ServeError(name, f"{text!r} is no number", "give it a number") from None
+    return value

@@ -1,0 +1,40 @@
+"""Options of vLLM that users pass through: those that are ours, or cannot work, are refused before anything starts."""
+
+from collections.abc import Sequence
+
+from hubplugin.errors import ServeError
+
+OURS = "is set by hubplugin"
+# option -> why not, what instead
+REFUSED = {
+    "--model": (OURS, "name the model before --"),
+    "--served-model-name": (OURS, "give --name before --"),
+    "--host": (OURS, "give --host before --"),
+    "--port": (OURS, "give --port before --"),
+    "--uds": (OURS, "leave it out"),
+    "--api-key": ("secrets on a command line are seen by everybody on the machine", "set VLLM_API_KEY, or give --keys"),
+    "--trust-remote-code": ("would run code of the model's repo", "serve a model that vLLM knows"),
+    "--allowed-origins": ("would let pages of others use the endpoint", "put a server of yours in between"),
+}
+REFUSED_ON_CPU = {
+    "--enable-sleep-mode": ("does not exist on a CPU", "leave it out; idle engines stop where memory is short"),
+    "--pipeline-parallel-size": ("is broken in vLLM's CPU build (0.32)", "leave it out"),
+    "-pp": ("is broken in vLLM's CPU build (0.32)", "leave it out"),
+}
+RAY = "--distributed-executor-backend"
+
+
+def check(options: Sequence[str], device: str) -> None:
+    """Raise ServeError for the first option that is not passed on."""
+    known = REFUSED | (REFUSED_ON_CPU if device == "cpu" else {})
+    for index, word in enumerate(options):
+        name, _, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in known:
+            what, fix = known[name]
+            raise ServeError(name, what, fix)
+        if not word.startswith("-") and (index == 0 or not options[index - 1].startswith("-")):
+            raise ServeError(word, "is no option of vLLM", "options look like --max-num-seqs 16")
+        following = value or (options[index + 1] if index + 1 < len(options) else "")
+        if device == "cpu" and name == RAY and following == "ray":
+            raise ServeError(f"{RAY} ray", "vLLM refuses Ray on a CPU", "leave it out")
