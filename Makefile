@@ -22,12 +22,11 @@ env-gptqmodel: env
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
-# all tests but those that need a GPU, a file on either of two workers; then those that start vLLM or a real browser, which
-# get the machine for themselves
+# all tests but those that need a GPU: on one worker those that start vLLM or a real browser, which mostly wait for one core;
+# all others, a file on either of two more
 test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
 test: env browser
-	$(BIN)/python -m pytest -m "not gpu and not serve" -n 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m "serve and not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n 3 --dist loadgroup --no-loadscope-reorder
 
 browser:
 	@command -v chromium || command -v google-chrome || \

@@ -87,7 +87,7 @@ class Engine:
         """Wait until vLLM has ended; its exit status, 128 + n where signal n ended it."""
         status = self.process.wait()
         if status < 0:  # the supervisor itself was killed: what it ran is ours to end
-            _kill_session(self.process.pid)
+            kill_session(self.process.pid)
             status = 128 - status
         return status
 
@@ -222,7 +222,7 @@ def _start_error(engine: Engine, otherwise: str) -> ServeError:
     return ServeError(engine.name, cause.what, cause.fix or f"read {engine.log}")
 
 
-def _kill_session(session: int) -> None:
+def kill_session(session: int) -> None:
     """SIGKILL to every process of a session."""
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
