@@ -65,8 +65,8 @@ def options() -> str:
         methods = [name for name, row in METHODS.items() if row.kind is kind]
         parts += [f"**{title}**: {', '.join(f'`method: {name}`' for name in methods)}\n"]
         parts += [_table(_merged({name: definitions[definition_of(name)] for name in methods}, definitions))]
-    sections = [key for key in ("evaluate", "gate", "publish") if key in schema["properties"]]
-    parts += [f"**Evaluation and publishing**: {', '.join(f'`{key}`' for key in sections)}\n"]
+    sections = [key for key in ("evaluate", "gate", "publish", "serve") if key in schema["properties"]]
+    parts += [f"**Evaluation, publishing and serving**: {', '.join(f'`{key}`' for key in sections)}\n"]
     rows = [
         row
         for key in sections

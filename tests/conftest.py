@@ -28,8 +28,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `gpu` needs a device. One worker gets all that starts vLLM or a browser, so that there is one vLLM at
-    a time, and starts with it; every other file goes to one worker, those with slow tests first."""
+    """What is marked `gpu` needs a device. One worker begins with all that starts vLLM or a browser, so that there is
+    one vLLM at a time; every other file goes to one worker, those with slow tests first."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

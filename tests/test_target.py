@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubplugin import report
-from hubplugin.errors import CheckpointError, HubPluginError, ServeError
+from hubplugin.errors import CheckpointError, HubPluginError, ManifestError, ServeError
 from hubplugin.hub import resolve
 
 MANIFEST = """\
@@ -72,3 +72,27 @@ def test_a_variant_of_something_that_is_no_manifest_is_refused(pico_folder: Path
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"config\.json"):
         resolve.find(str(tmp_path))
+
+
+def test_a_manifest_says_how_its_models_are_served(manifest: Path) -> None:
+    options = "{max-num-seqs: 8, enable_lora: true, enable-prefix-caching: false, x: {a: 1}}"
+    manifest.write_text(f"{MANIFEST}serve: {{max_model_len: 512, vllm: {options}}}\n", encoding="utf-8")
+    (found,) = resolve.find(str(manifest))
+    assert found.serving.max_model_len == 512
+    assert found.serving.options == (
+        "--max-num-seqs=8",
+        "--enable-lora",
+        "--no-enable-prefix-caching",
+        '--x={"a": 1}',
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [("{vllm: {--x: 1}}", "serve.vllm.--x"), ("{vllm: {x: }}", "serve.vllm.x"), ("{y: 1}", "serve.y")],
+)
+def test_what_is_no_option_is_refused_where_it_stands(said: str, place: str, manifest: Path) -> None:
+    manifest.write_text(f"{MANIFEST}serve: {said}\n", encoding="utf-8")
+    with pytest.raises(ManifestError) as caught:
+        resolve.find(str(manifest))
+    assert place in caught.value.where

@@ -14,6 +14,7 @@ from hubplugin.evaluation import metrics
 from hubplugin.hub import snapshots
 from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.reading import loading
+from hubplugin.manifest.serving import Serving
 from hubplugin.progress import progress
 
 
@@ -25,6 +26,7 @@ class Found:
     name: str  # that requests carry
     facts: dict[str, Any] = field(default_factory=dict)  # of its report: base, sizes and quality by the metrics' keys
     variant: str | None = None  # of a manifest
+    serving: Serving = field(default_factory=Serving)  # of a manifest
 
 
 def find(target: str, variants: Sequence[str] = (), out: Path | None = None) -> list[Found]:
@@ -59,24 +61,24 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def _of_manifest(path: Path, variants: Sequence[str], out: Path) -> list[Found]:
     document = loading.load(path)
-    declared = document.manifest.variants
+    declared, serving = document.manifest.variants, document.manifest.serve
     for name in variants:
         if name not in declared:
             raise ServeError(f"{path}: --variant {name}", "no such variant", f"use one of {', '.join(declared)}")
     if variants:
-        return [_variant(out, name, report.read(out / name)) for name in variants]
+        return [_variant(out, name, report.read(out / name), serving) for name in variants]
     model = document.manifest.model
     base = snapshots.pull(model, document.folder)
-    found = [Found(base.path, base.repo if base.on_hub else model)]
+    found = [Found(base.path, base.repo if base.on_hub else model, serving=serving)]
     for name in declared:
         try:
             own = report.read(out / name)
         except CheckpointError:
             progress(f"{name} | not made yet, so not served; `hubplugin run` makes it")
             continue
-        found.append(_variant(out, name, own))
+        found.append(_variant(out, name, own, serving))
     return found
 
 
-def _variant(out: Path, name: str, own: report.Report) -> Found:
-    return Found(out / name, own.model_name, facts(out / name), name)
+def _variant(out: Path, name: str, own: report.Report, serving: Serving) -> Found:
+    return Found(out / name, own.model_name, facts(out / name), name, serving)

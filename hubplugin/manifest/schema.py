@@ -27,6 +27,7 @@ from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.methods import METHODS, recovery_of
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.manifest.publish import MAIN, Publish, fill
+from hubplugin.manifest.serving import Serving
 from hubplugin.manifest.source import LENGTH, Source
 from hubplugin.manifest.speed import Asked
 from hubplugin.manifest.tasks import Asked as AskedTasks
@@ -131,6 +132,11 @@ class Manifest(Settings):
         default=None,
         description="Where variants are published. Left out: nowhere.",
         examples=[{"repo": "owner/{model}-{variant}"}],
+    )
+    serve: Serving = Field(
+        default=Serving(),
+        description="How the base and the variants are served. Left out: as is best known for the machine at hand.",
+        examples=[{"max_model_len": 2048}],
     )
 
     @field_validator("variants")

@@ -83,9 +83,18 @@ def _serve(
         from serve.endpoint.guard import Limits
         from serve.endpoint.offer import Offer
 
-    options = tuple(context.obj or ())  # what stands behind --
+    behind = tuple(context.obj or ())  # what stands behind --
     found = [each for target in targets for each in resolve.find(target, variant or (), out)]
-    offers = [Offer(each.name, each.folder, each.facts, max_model_len, options) for each in found]
+    offers = [
+        Offer(
+            each.name,
+            each.folder,
+            each.facts,
+            max_model_len or each.serving.max_model_len,
+            (*each.serving.options, *behind),
+        )
+        for each in found
+    ]
     if name is not None:
         if len(offers) > 1:
             raise ServeError(f"--name {name}", f"{len(offers)} models are served", "leave it out, or serve one")

@@ -33,7 +33,7 @@ def check(options: Sequence[str], device: str) -> None:
         if name in known:
             what, fix = known[name]
             raise ServeError(name, what, fix)
-        if not word.startswith("-") and (index == 0 or not options[index - 1].startswith("-")):
+        if not word.startswith("-") and index == 0:  # later ones may be values of an option that takes several
             raise ServeError(word, "is no option of vLLM", "options look like --max-num-seqs 16")
         following = value or (options[index + 1] if index + 1 < len(options) else "")
         if device == "cpu" and name == RAY and following == "ray":
