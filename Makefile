@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page bench-pruning check docs fix clean
+.PHONY: env env-gptqmodel demo test test-most test-serve browser bench bench-env bench-page bench-pruning check docs fix clean
 
 env: .venv/.ready
 
@@ -22,11 +22,17 @@ env-gptqmodel: env
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
-# all tests but those that need a GPU: on one worker those that start vLLM or a real browser, which mostly wait for one core;
-# all others, a file on either of two more
-test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
+# all tests but those that need a GPU: a file on either of two workers; and at the same time, one after another, those that
+# start vLLM or a real browser, which wait for one core most of the time. Output comes when each of both is done.
 test: env browser
-	$(BIN)/python -m pytest -m "not gpu" -n 3 --dist loadgroup --no-loadscope-reorder
+	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync test-most test-serve
+
+test-most test-serve: export OMP_WAIT_POLICY := PASSIVE  # idle threads of torch must not spin: all share the machine
+test-most: env
+	$(BIN)/python -m pytest -m "not gpu and not serve" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-serve: env browser
+	$(BIN)/python -m pytest -m "serve and not gpu"
 
 browser:
 	@command -v chromium || command -v google-chrome || \

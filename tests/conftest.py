@@ -26,17 +26,13 @@ os.environ.pop("HF_TOKEN", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `gpu` needs a device. One worker begins with all that starts vLLM or a browser, so that there is
-    one vLLM at a time; every other file goes to one worker, those with slow tests first."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    """What is marked `gpu` needs a device. Files with slow tests come first: two workers then end at about one time."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        serves = item.get_closest_marker("serve") is not None
-        item.add_marker(pytest.mark.xdist_group("serve" if serves else str(item.path)))
-    items.sort(key=lambda item: (item.get_closest_marker("serve") is None, item.path not in slow))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
