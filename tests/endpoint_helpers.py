@@ -16,6 +16,7 @@ from aiohttp import web
 from hubplugin.errors import ServeError
 from serve import engine
 from serve.endpoint import app, pool
+from serve.endpoint.drafting import Draft
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
 
@@ -145,11 +146,12 @@ async def endpoint(
     keys: Sequence[str] = (),
     limits: Limits | None = None,
     facts: dict[str, Any] | None = None,
+    draft: Draft | None = None,
     **stubs: Any,
 ) -> AsyncIterator[Served]:
     """The endpoint in front of stand-ins, each of which takes one of `budget` bytes where `needs` does not say."""
     starts, log = Stubs(**stubs), list[dict[str, Any]]()
-    offers = [Offer(name, folder, facts or {}) for name in names]
+    offers = [Offer(name, folder, facts or {}, draft=draft) for name in names]
     engines = pool.Pool(offers, needs or [1] * len(offers), budget, folder, start=starts)
     runner = web.AppRunner(app.make(engines, Guard(keys, limits or Limits()), log.append), handler_cancellation=True)
     await runner.setup()

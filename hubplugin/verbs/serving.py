@@ -1,14 +1,18 @@
 """The verb that serves models behind one endpoint."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubplugin import interrupt, progress
 from hubplugin.errors import ServeError
 from hubplugin.verbs.application import LOOPBACK, Host, Port, Variants, app
+
+if TYPE_CHECKING:
+    from serve.endpoint.offer import Offer
 
 GIB = 2**30
 
@@ -46,6 +50,15 @@ MaxBody = Annotated[float, typer.Option(min=0, help="MiB of one request, at most
 Logs = Annotated[
     Path | None, typer.Option(help="Folder of engines' logs and of requests.jsonl.", show_default="temporary")
 ]
+Drafter = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="A variant that drafts for its base (speculative decoding); or a folder or repo.",
+        show_default="none",
+    ),
+]
+DraftTokens = Annotated[int, typer.Option(min=1, max=32, help="Tokens that are drafted at a time.")]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for requests under way when it is stopped.")]
 
 
@@ -69,6 +82,8 @@ def _serve(
     max_body: MaxBody = 8.0,
     logs: Logs = None,
     drain: Drain = 30.0,
+    draft: Drafter = None,
+    draft_tokens: DraftTokens = 4,
 ) -> None:
     """Serve models behind one OpenAI-compatible endpoint, each on a vLLM of its own.
 
@@ -78,27 +93,16 @@ def _serve(
     Example: hubplugin serve manifests/demo.yaml --port 8001 -- --max-num-seqs 16
     """
     with interrupt.held():
-        from hubplugin.hub import resolve
         from serve.endpoint import command
         from serve.endpoint.guard import Limits
-        from serve.endpoint.offer import Offer
 
-    behind = tuple(context.obj or ())  # what stands behind --
-    found = [each for target in targets for each in resolve.find(target, variant or (), out)]
-    offers = [
-        Offer(
-            each.name,
-            each.folder,
-            each.facts,
-            max_model_len or each.serving.max_model_len,
-            (*each.serving.options, *behind),
-        )
-        for each in found
-    ]
+    offers = _offers(targets, variant or (), out, max_model_len, tuple(context.obj or ()))  # behind --
     if name is not None:
         if len(offers) > 1:
             raise ServeError(f"--name {name}", f"{len(offers)} models are served", "leave it out, or serve one")
         offers = [replace(offers[0], name=name)]
+    if draft is not None:
+        offers = _drafted(offers, draft, draft_tokens, targets, out)
     settings = command.Settings(
         host=host,
         port=port,
@@ -113,3 +117,36 @@ def _serve(
     raise typer.Exit(
         command.run_forever(offers, settings, lambda url: print(f"{url}/v1", flush=True), progress.progress)
     )
+
+
+def _offers(
+    targets: list[str], variants: Sequence[str], out: Path | None, length: int | None, behind: tuple[str, ...]
+) -> list["Offer"]:
+    """All models of all targets."""
+    from hubplugin.hub import resolve
+    from serve.endpoint.offer import Offer
+
+    found = [each for target in targets for each in resolve.find(target, variants, out)]
+    return [
+        Offer(
+            each.name,
+            each.folder,
+            each.facts,
+            length or each.serving.max_model_len,
+            (*each.serving.options, *behind),
+        )
+        for each in found
+    ]
+
+
+def _drafted(offers: list["Offer"], draft: str, tokens: int, targets: list[str], out: Path | None) -> list["Offer"]:
+    """The offers, the first of which has a drafter: a variant of its manifest, or what is found under that name."""
+    from hubplugin.hub import resolve
+    from serve.endpoint.drafting import Draft
+
+    manifest = targets[0].endswith((".yaml", ".yml"))
+    (found,) = resolve.find(targets[0], (draft,), out) if manifest else resolve.find(draft)
+    drafter = Draft(found.name, found.folder.resolve(), tokens, found.facts.get("acceptance_rate"))
+    if drafter.folder == offers[0].folder.resolve():
+        raise ServeError(f"--draft {draft}", "is the model that it would draft for", "name one of its variants")
+    return [replace(offers[0], draft=drafter), *offers[1:]]

@@ -106,20 +106,24 @@ def _can(slot: Slot) -> bool:
 async def models(request: web.Request) -> web.Response:
     """All models, each with its size and quality as its report says."""
     request[CONTEXT].client = request.app[GUARD].client(request)
-    rows = [_row(slot, request.app[CREATED]) for slot in request.app[POOL].slots.values()]
+    rows = await asyncio.gather(*(_row(slot, request.app) for slot in request.app[POOL].slots.values()))
     return web.json_response({"object": "list", "data": rows})
 
 
 async def model(request: web.Request) -> web.Response:
     """One of them."""
     request[CONTEXT].client = request.app[GUARD].client(request)
-    return web.json_response(_row(request.app[POOL].slot(request.match_info["name"]), request.app[CREATED]))
+    return web.json_response(await _row(request.app[POOL].slot(request.match_info["name"]), request.app))
 
 
-def _row(slot: Slot, created: int) -> dict[str, Any]:
-    offer = slot.offer
+async def _row(slot: Slot, app: web.Application) -> dict[str, Any]:
+    offer, created = slot.offer, app[CREATED]
     own = {"id": offer.name, "object": "model", "created": created, "owned_by": "hubplugin", "state": slot.state.value}
-    return {**own, "max_model_len": offer.max_model_len, **offer.facts}
+    row = {**own, "max_model_len": offer.max_model_len, **offer.facts}
+    if offer.draft:
+        running = slot.state is State.READY
+        row["draft"] = offer.draft.facts(await _scraped(app[SESSIONS][offer.name]) if running else "")
+    return row
 
 
 async def measured(request: web.Request) -> web.Response:

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from hubplugin.errors import ServeError
-from serve import ports, signals, vllm_settings
-from serve.endpoint import app, offer, options
+from serve import ports, signals, vllm_options, vllm_settings
+from serve.endpoint import app, drafting, offer
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
 from serve.endpoint.pool import Pool
@@ -75,7 +75,9 @@ def _refuse(offers: Sequence[Offer], settings: Settings) -> None:
         raise ServeError(settings.host, what, f"set {KEY}, give --keys FILE, or say --open")
     device = vllm_settings.find_device()
     for one in offers:
-        options.check(one.options, device)
+        vllm_options.check(one.options, device)
+        if one.draft:
+            drafting.check(one.draft, one.folder, device)
         vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name)
 
 

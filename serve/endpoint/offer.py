@@ -14,6 +14,7 @@ import psutil
 
 from hubplugin.errors import ServeError
 from serve import vllm_settings
+from serve.endpoint.drafting import Draft
 
 RUNTIME_BYTES = 1_400_000_000  # two Python processes with torch and vLLM in them, resident on a CPU
 SHARE = 0.8  # of the memory that is free when the endpoint starts: its budget, where none is given
@@ -29,11 +30,18 @@ class Offer:
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its report; shown in /v1/models
     max_model_len: int | None = None  # tokens of prompt and answer; None: as vllm_settings has it
     options: tuple[str, ...] = ()  # for vLLM, as typed
+    draft: Draft | None = None  # who drafts for it
 
     @property
     def weight_bytes(self) -> int:
-        """Of the safetensors in its folder."""
-        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        """Of the safetensors in its folder, and in that of its drafter."""
+        folders = [self.folder, *([self.draft.folder] if self.draft else [])]
+        return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All options of vLLM."""
+        return (*([self.draft.option] if self.draft else []), *self.options)
 
 
 def memory_needed(offer: Offer, device: str) -> int:
@@ -42,6 +50,10 @@ def memory_needed(offer: Offer, device: str) -> int:
         return int(_option(offer.options, "--gpu-memory-utilization", GPU_SHARE) * gpu_bytes())
     config = vllm_settings.read_config(offer.folder) or {}
     kv_cache = vllm_settings.reserved_kv_cache(config, offer.max_model_len)
+    if offer.draft:
+        kv_cache += vllm_settings.reserved_kv_cache(
+            vllm_settings.read_config(offer.draft.folder) or {}, offer.max_model_len
+        )
     return RUNTIME_BYTES + offer.weight_bytes + int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
 
 

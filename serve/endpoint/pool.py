@@ -77,7 +77,7 @@ def start_vllm(
         name=offer.name,
         socket=socket,
         max_model_len=offer.max_model_len,
-        extra=offer.options,
+        extra=offer.words,
         log=log,
         on_progress=progress,
         unwanted=unwanted,
