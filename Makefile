@@ -23,9 +23,9 @@ demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
 # all tests but those that need a GPU: a file on either of two workers; and at the same time, one after another, those that
-# start vLLM or a real browser, which wait for one core most of the time. Output comes when each of both is done.
+# start vLLM or a real browser, which wait for one core most of the time
 test: env browser
-	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync test-most test-serve
+	$(MAKE) --no-print-directory --keep-going --jobs=2 test-most test-serve
 
 test-most test-serve: export OMP_WAIT_POLICY := PASSIVE  # idle threads of torch must not spin: all share the machine
 test-most: env
