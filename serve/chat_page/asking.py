@@ -1,0 +1,126 @@
+"""What happens when a question is sent, stopped, asked again or cleared. Knows the page's parts and `turn`."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from serve.chat_page import conversation, layout, turn
+from serve.chat_page.conversation import Message, Turn
+from serve.chat_page.listing import QUIET
+
+SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
+STOPPED = "stopped"
+
+
+def connect(parts: layout.Parts, base_url: str, api_key: str | None) -> None:
+    """Let the box, the stop button and the actions do what they say."""
+    first, second, box, controls = parts.first, parts.second, parts.box, parts.controls
+    settings = [controls.model, controls.compare, controls.system, controls.temperature, controls.tokens, controls.seed]
+    said = [first.chat, first.turns, second.chat, second.turns]
+    lines = [first.status, second.status]
+    shown = [first.chat, first.turns, first.status, second.chat, second.turns, second.status]
+    everything = [box, *shown, parts.difference]
+
+    async def answer(text: str, *inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
+        async for update in _answer(base_url, api_key, text, *inputs):
+            yield update
+
+    async def again(*inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
+        text, said = _unasked(*inputs[:6])
+        async for update in _answer(base_url, api_key, text, *said, *inputs[6:]):
+            yield update
+
+    asked = box.submit(answer, [box, *said, *settings], everything, concurrency_limit=32, **QUIET)
+    retried = parts.actions.retry.click(again, [*said, *lines, *settings], everything, concurrency_limit=32, **QUIET)
+    stop: dict[str, Any] = {"cancels": [asked, retried], "queue": False, **QUIET}
+    stopped = box.stop(lambda *lines: (turn_over(), *map(_stopped, lines)), lines, [box, *lines], **stop)
+    stopped.then(_still_stopped, [*said, *lines], [first.chat, second.chat, *lines], queue=False, **QUIET)
+    parts.actions.clear.click(lambda: (turn_over(), [], [], "", [], [], "", ""), None, everything, **stop)
+    parts.actions.edit.click(_edited, [*said, *lines], everything, queue=False, **QUIET)
+
+
+def turn_over(text: str | None = None) -> Any:
+    """The box as it is while nothing is answered; with a text, or with what is in it."""
+    box: dict[str, Any] = {"submit_btn": "Send", "stop_btn": False} | ({} if text is None else {"value": text})
+    return gr.update(**box)
+
+
+async def _answer(
+    base_url: str,
+    api_key: str | None,
+    text: str,
+    chat: list[Message],
+    turns: list[Turn],
+    other_chat: list[Message],
+    other_turns: list[Turn],
+    name: str | None,
+    other: str,
+    system: str,
+    temperature: float,
+    tokens: float,
+    seed: int | None,
+) -> AsyncIterator[tuple[Any, ...]]:
+    """Updates of everything while one model or two answer."""
+    if not text.strip():
+        yield (gr.skip(),) * 8
+        return
+    sides = [turn.Side(name, chat, turns)]
+    if other:
+        sides.append(turn.Side(other, other_chat, other_turns))
+        seed = random.randrange(layout.LARGEST_SEED) if seed is None else seed
+    settings = turn.Settings(system, temperature, int(tokens), seed)
+    busy = gr.update(value="", submit_btn=False, stop_btn="Stop")
+    async for changed, difference in turn.answer(base_url, api_key, text, sides, settings):
+        shown = [_shown(side) if side in changed else _skipped(3) for side in sides]
+        yield (busy, *shown[0], *(shown[1] if other else _skipped(3)), difference)
+        busy = gr.skip()
+    yield (turn_over(), *_skipped(7))
+
+
+def _skipped(count: int) -> tuple[Any, ...]:
+    return (gr.skip(),) * count
+
+
+def _shown(side: turn.Side) -> tuple[Any, ...]:
+    return side.shown(), side.told(), side.line
+
+
+def _unasked(
+    chat: list[Message], turns: list[Turn], other_chat: list[Message], other_turns: list[Turn], *lines: str
+) -> tuple[str, list[Any]]:
+    """The last question, and both conversations without it; the other one has it where both were asked. No question
+    while one is being answered."""
+    text = conversation.last_question(turns)
+    if text is None or turn.ANSWERING in lines:
+        return "", [chat, turns, other_chat, other_turns]
+    both = conversation.last_question(other_turns) == text
+    other = [conversation.before_last(each) if both else each for each in (other_chat, other_turns)]
+    return text, [conversation.before_last(chat), conversation.before_last(turns), *other]
+
+
+def _edited(*inputs: Any) -> tuple[Any, ...]:
+    """The last question back in the box, and out of both conversations."""
+    text, (chat, turns, other_chat, other_turns) = _unasked(*inputs)
+    if not text:
+        return _skipped(8)
+    return turn_over(text), chat, turns, "", other_chat, other_turns, "", ""
+
+
+def _stopped(line: str) -> str:
+    """The status of a side; one whose answer was complete keeps its measures."""
+    return STOPPED if line == turn.ANSWERING else line
+
+
+async def _still_stopped(
+    chat: list[Message], turns: list[Turn], other_chat: list[Message], other_turns: list[Turn], *lines: str
+) -> tuple[Any, ...]:
+    """The status once more: a last piece of the answer may have been on its way and have overwritten it."""
+    await asyncio.sleep(SETTLE)
+    sides = ((chat, turns, lines[0]), (other_chat, other_turns, lines[1]))
+    ended = [
+        conversation.finished(chat, turns) if line in (turn.ANSWERING, STOPPED) else chat for chat, turns, line in sides
+    ]
+    return *ended, *map(_stopped, lines)
