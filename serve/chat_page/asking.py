@@ -7,12 +7,14 @@ from typing import Any
 
 import gradio as gr
 
+from hubplugin.errors import ServeError
 from serve.chat_page import conversation, layout, turn
 from serve.chat_page.conversation import Message, Turn
-from serve.chat_page.listing import QUIET
+from serve.chat_page.listing import QUIET, one_line
 
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 STOPPED = "stopped"
+LARGEST_SEED = 2**31 - 1
 
 
 def connect(parts: layout.Parts, base_url: str, api_key: str | None) -> None:
@@ -61,23 +63,39 @@ async def _answer(
     system: str,
     temperature: float,
     tokens: float,
-    seed: int | None,
+    seed: str,
 ) -> AsyncIterator[tuple[Any, ...]]:
     """Updates of everything while one model or two answer."""
     if not text.strip():
         yield (gr.skip(),) * 8
         return
+    try:
+        chosen = _seed(seed)
+    except ServeError as error:
+        yield (gr.skip(), *_skipped(2), one_line(error), *_skipped(4))
+        return
     sides = [turn.Side(name, chat, turns)]
     if other:
         sides.append(turn.Side(other, other_chat, other_turns))
-        seed = random.randrange(layout.LARGEST_SEED) if seed is None else seed
-    settings = turn.Settings(system, temperature, int(tokens), seed)
+        chosen = random.randrange(LARGEST_SEED) if chosen is None else chosen
+    settings = turn.Settings(system, temperature, int(tokens), chosen)
     busy = gr.update(value="", submit_btn=False, stop_btn="Stop")
     async for changed, difference in turn.answer(base_url, api_key, text, sides, settings):
         shown = [_shown(side) if side in changed else _skipped(3) for side in sides]
         yield (busy, *shown[0], *(shown[1] if other else _skipped(3)), difference)
         busy = gr.skip()
     yield (turn_over(), *_skipped(7))
+
+
+def _seed(text: str) -> int | None:
+    """The seed that was typed; None where there is none. Raises ServeError."""
+    if not text.strip():
+        return None
+    if not (text.strip().isascii() and text.strip().isdecimal() and int(text) <= LARGEST_SEED):
+        raise ServeError(
+            "seed", "the seed is no whole number that models take", f"give one up to {LARGEST_SEED}, or none"
+        )
+    return int(text)
 
 
 def _skipped(count: int) -> tuple[Any, ...]:

@@ -11,7 +11,6 @@ from serve.chat_page.markup import formulas
 NONE = ""  # the value of "Compare with" when one model is asked
 ALONE, COMPARED = 0.7, 0.0  # temperature that the page begins with
 FEWEST, MOST, USUAL, STEP = 16, 4096, 512, 16  # tokens of an answer
-LARGEST_SEED = 2**31 - 1
 TEMPERATURE = {
     False: "Temperature",
     True: "Temperature (at 0, differences come from the models and not from chance)",
@@ -38,7 +37,7 @@ class Controls:
     system: gr.Textbox
     temperature: gr.Slider
     tokens: gr.Slider
-    seed: gr.Number
+    seed: gr.Textbox
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,6 @@ def _controls() -> Controls:
         system=gr.Textbox(label="System prompt", elem_id="system", lines=3, max_lines=8),
         temperature=gr.Slider(0, 2, ALONE, step=0.05, label=TEMPERATURE[False], elem_id="temperature"),
         tokens=gr.Slider(FEWEST, MOST, USUAL, step=STEP, label="Max tokens", elem_id="tokens"),
-        seed=gr.Number(
-            None,
-            label="Seed (empty: a new one for each question)",
-            elem_id="seed",
-            precision=0,
-            minimum=0,
-            maximum=LARGEST_SEED,
-            placeholder="new",
-        ),
+        # No gr.Number: one without a value says 0.
+        seed=gr.Textbox(label="Seed", elem_id="seed", placeholder="a new one for each question", max_lines=1),
     )

@@ -35,16 +35,16 @@ def connect(page: gr.Blocks, parts: layout.Parts, base_url: str, model: str | No
     def followed(
         rows: list[Listed], chosen: str | None, other: str, temperature: float, tokens: float, alone: float | None
     ) -> tuple[Any, ...]:
-        two = bool(other)
+        two, value = bool(other), {}  # without a value the slider stays: Gradio tells of a choice more than once
         if two and alone is None:
-            alone, temperature = temperature, layout.COMPARED
+            alone, value = temperature, {"value": layout.COMPARED}
         elif not two and alone is not None:
-            temperature, alone = alone, None
+            alone, value = None, {"value": alone}
         return (
             about.head(chosen, rows, always=two),
             about.head(other, rows, always=two),
             gr.update(visible=two),
-            gr.update(value=temperature, label=layout.TEMPERATURE[two]),
+            gr.update(label=layout.TEMPERATURE[two], **value),
             _limited(tokens, [row for row in rows if row.name in (chosen, other)]),
             alone,
             "",

@@ -57,11 +57,15 @@ footer {display: none !important}
 .about {padding: 0 4px; font-size: .85rem}
 .about b {display: block; font-size: .95rem; font-weight: 600; overflow-wrap: anywhere}
 .about span {color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; overflow-wrap: anywhere}
-#actions {gap: 4px; flex-wrap: wrap}
-#actions button {flex-grow: 0; background: transparent; border: none; box-shadow: none; padding: 2px 8px}
+#actions {gap: 2px; flex-wrap: wrap}
+#actions button {flex: 0 0 auto; width: auto; min-width: 0; white-space: nowrap; background: transparent; border: none; box-shadow: none; padding: 2px 8px}
 #actions button {color: var(--body-text-color-subdued); font-size: .85rem; font-weight: 450}
 #actions button:hover {color: var(--body-text-color)}
 .gradio-container:has(#talk-b) {max-width: 1500px !important}
+@media (min-width: 1000px) {
+  #talks:has(#talk-b) {display: grid; grid-template: auto 1fr auto / 1fr 1fr}
+  #talks:has(#talk-b) > .talk {display: grid; grid-row: span 3; grid-template-rows: subgrid; min-width: 0 !important}
+}
 #main .status {min-height: 1.5rem; padding: 0 4px}
 #main .status p {color: var(--body-text-color-subdued); font-size: .85rem; margin: 0}
 #main .status p {font-variant-numeric: tabular-nums}
@@ -77,6 +81,7 @@ footer {display: none !important}
 #settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
 @media (max-width: 640px) {
   .talk > .said {min-height: 62vh}
+  #talks:has(#talk-b) .said {min-height: 44vh}
 }
 """
 
