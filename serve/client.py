@@ -203,8 +203,7 @@ class _Call:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        given = {"stop": list(self.stop) or None, "seed": self.seed}
-        body |= {key: value for key, value in given.items() if value is not None}
+        body |= ({"stop": list(self.stop)} if self.stop else {}) | ({} if self.seed is None else {"seed": self.seed})
         for key in self.adapted & body.keys():
             value, (_, instead) = body.pop(key), ADAPTATIONS[key]
             body |= {instead: value} if instead else {}

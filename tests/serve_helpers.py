@@ -85,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         self.server.keys.append(self.headers.get("authorization"))
         if self.path.partition("?")[0] == f"{self.server.base}/models" and self.server.listing != 404:
-            usual = {"object": "list", "data": [{"id": name} | self.server.facts.get(name, {}) for name in self.server.models]}
+            rows = [{"id": name} | self.server.facts.get(name, {}) for name in self.server.models]
+            usual = {"object": "list", "data": rows}
             self._json(200, usual if self.server.listing is None else self.server.listing)
         else:
             self._json(404, {"error": {"message": "no such path"}})

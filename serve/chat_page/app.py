@@ -19,7 +19,7 @@ try:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from serve.chat_page import asking, layout, listing, style, turn
+    from serve.chat_page import asking, keeping, layout, listing, style, turn
     from serve.chat_page.policy import PolicyHeaders
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
@@ -32,8 +32,8 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
     url = client.endpoint(base_url)
     with gr.Blocks(title="hubplugin chat", analytics_enabled=False, fill_height=True) as page:
         parts = layout.make(url)
-        listing.connect(page, parts, base_url, model, api_key)
-        asking.connect(parts, base_url, api_key)
+        listed = listing.connect(page, parts, base_url, model, api_key)
+        keeping.connect(page, parts, listed, asking.connect(parts, base_url, api_key))
         page.load(None, js=conversation.COPY_AS_SAID)
 
         async def ask(text: str) -> str:

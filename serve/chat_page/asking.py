@@ -10,15 +10,15 @@ import gradio as gr
 from hubplugin.errors import ServeError
 from serve.chat_page import conversation, layout, turn
 from serve.chat_page.conversation import Message, Turn
-from serve.chat_page.listing import QUIET, one_line
+from serve.chat_page.listing import one_line
 
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 STOPPED = "stopped"
 LARGEST_SEED = 2**31 - 1
 
 
-def connect(parts: layout.Parts, base_url: str, api_key: str | None) -> None:
-    """Let the box, the stop button and the actions do what they say."""
+def connect(parts: layout.Parts, base_url: str, api_key: str | None) -> list[Any]:
+    """Let the box, the stop button and the actions do what they say. Returns the events that change what was said."""
     first, second, box, controls = parts.first, parts.second, parts.box, parts.controls
     settings = [controls.model, controls.compare, controls.system, controls.temperature, controls.tokens, controls.seed]
     said = [first.chat, first.turns, second.chat, second.turns]
@@ -35,13 +35,18 @@ def connect(parts: layout.Parts, base_url: str, api_key: str | None) -> None:
         async for update in _answer(base_url, api_key, text, *said, *inputs[6:]):
             yield update
 
-    asked = box.submit(answer, [box, *said, *settings], everything, concurrency_limit=32, **QUIET)
-    retried = parts.actions.retry.click(again, [*said, *lines, *settings], everything, concurrency_limit=32, **QUIET)
-    stop: dict[str, Any] = {"cancels": [asked, retried], "queue": False, **QUIET}
+    asked = box.submit(answer, [box, *said, *settings], everything, concurrency_limit=32, **layout.QUIET)
+    retried = parts.actions.retry.click(
+        again, [*said, *lines, *settings], everything, concurrency_limit=32, **layout.QUIET
+    )
+    stop: dict[str, Any] = {"cancels": [asked, retried], "queue": False, **layout.QUIET}
     stopped = box.stop(lambda *lines: (turn_over(), *map(_stopped, lines)), lines, [box, *lines], **stop)
-    stopped.then(_still_stopped, [*said, *lines], [first.chat, second.chat, *lines], queue=False, **QUIET)
-    parts.actions.clear.click(lambda: (turn_over(), [], [], "", [], [], "", ""), None, everything, **stop)
-    parts.actions.edit.click(_edited, [*said, *lines], everything, queue=False, **QUIET)
+    settled = stopped.then(
+        _still_stopped, [*said, *lines], [first.chat, second.chat, *lines], queue=False, **layout.QUIET
+    )
+    cleared = parts.actions.clear.click(lambda: (turn_over(), [], [], "", [], [], "", ""), None, everything, **stop)
+    edited = parts.actions.edit.click(_edited, [*said, *lines], everything, queue=False, **layout.QUIET)
+    return [asked, retried, settled, cleared, edited]
 
 
 def turn_over(text: str | None = None) -> Any:
@@ -77,7 +82,7 @@ async def _answer(
     sides = [turn.Side(name, chat, turns)]
     if other:
         sides.append(turn.Side(other, other_chat, other_turns))
-        chosen = random.randrange(LARGEST_SEED) if chosen is None else chosen
+        chosen = random.randrange(LARGEST_SEED) if chosen is None and temperature else chosen
     settings = turn.Settings(system, temperature, int(tokens), chosen)
     busy = gr.update(value="", submit_btn=False, stop_btn="Stop")
     async for changed, difference in turn.answer(base_url, api_key, text, sides, settings):

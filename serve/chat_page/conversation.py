@@ -36,6 +36,7 @@ COPY_AS_SAID = r"""
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
     navigator.clipboard.writeText = text => write(asSaid(text));
   }
+  document.querySelector("#difference")?.setAttribute("aria-live", "polite");
   document.addEventListener("copy", event => {
     if (event.target.tagName !== "TEXTAREA" || !event.target.value.includes("<!--said:")) return;
     event.clipboardData.setData("text/plain", asSaid(event.target.value));
@@ -93,6 +94,31 @@ def compared(first: list[Message], second: list[Message]) -> tuple[list[Message]
         for messages, parts in zip((first, second), found.parts, strict=True)
     )
     return next(marked), next(marked), found
+
+
+def drawn(first: list[Turn], second: list[Turn]) -> tuple[list[Message], list[Message]]:
+    """Two conversations as messages. The latest answers that both gave to the same questions have their marks."""
+    left, right = _exchanges(first), _exchanges(second)
+    for back in range(1, min(len(left), len(right)) + 1):
+        (question, answered), (same, other) = left[-back], right[-back]
+        if question["content"] != same["content"]:
+            break
+        if answered and other:
+            marked, other_marked, _ = compared(answered, other)
+            left[-back], right[-back] = (question, marked), (same, other_marked)
+    flat = ([each for question, answered in side for each in (question, *answered)] for side in (left, right))
+    return next(flat), next(flat)
+
+
+def _exchanges(turns: list[Turn]) -> list[tuple[Message, list[Message]]]:
+    """Every question with its answer's messages."""
+    pairs: list[tuple[Message, list[Message]]] = []
+    for turn in turns:
+        if turn["role"] == "user":
+            pairs.append((user(turn["content"]), []))
+        elif pairs:
+            pairs[-1] = (pairs[-1][0], answer(turn["content"], turn.get("reasoning", "")))
+    return pairs
 
 
 def _parts(messages: list[Message]) -> list[tuple[str, str]]:

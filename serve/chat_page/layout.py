@@ -3,11 +3,13 @@ components; nothing of what happens when they are used."""
 
 import html
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from serve.chat_page.markup import formulas
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # of every event
 NONE = ""  # the value of "Compare with" when one model is asked
 ALONE, COMPARED = 0.7, 0.0  # temperature that the page begins with
 FEWEST, MOST, USUAL, STEP = 16, 4096, 512, 16  # tokens of an answer
@@ -61,6 +63,8 @@ class Parts:
     box: gr.Textbox
     controls: Controls
     actions: Actions
+    kept: gr.BrowserState  # what outlasts a reload
+    file: gr.Textbox  # that is being saved; never seen
 
 
 def make(url: str) -> Parts:
@@ -86,7 +90,10 @@ def make(url: str) -> Parts:
         with gr.Column(scale=1, min_width=260, elem_id="settings"):
             controls = _controls()
             clear = _small("clear", "Clear conversation")
-    return Parts(first, second, difference, box, controls, Actions(retry, edit, markdown, json, clear))
+    # The browser is told the key, so that this hides nothing from who has the browser; Gradio's own changes each start.
+    kept = gr.BrowserState(None, storage_key=f"hubplugin chat {url}", secret="hubplugin-chat-1")
+    file = gr.Textbox(visible=False)
+    return Parts(first, second, difference, box, controls, Actions(retry, edit, markdown, json, clear), kept, file)
 
 
 def _small(name: str, label: str) -> gr.Button:

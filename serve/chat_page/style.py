@@ -50,15 +50,17 @@ footer {display: none !important}
 #main .said mark.differs::before {content: "the answers differ from here on: "; position: absolute; width: 1px}
 #main .said mark.differs::before {height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap}
 #difference {padding: 0 4px; font-size: .9rem}
-#difference:not(:has(p)) {display: none}
+#difference:not(:has(p)) {position: absolute}
 #difference p {margin: 0}
-.about:not(:has(b)) {display: none}
-.about .html-container, #difference .html-container {padding: 0}
-.about {padding: 0 4px; font-size: .85rem}
+.block.about:not(:has(b)) {display: none}
+:is(.about, #difference) .html-container {padding: 0}
+:is(.about, #difference) [data-testid="status-tracker"] {display: none}
+.block.about {padding: 0 4px; font-size: .85rem}
 .about b {display: block; font-size: .95rem; font-weight: 600; overflow-wrap: anywhere}
 .about span {color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; overflow-wrap: anywhere}
 #actions {gap: 2px; flex-wrap: wrap}
-#actions button {flex: 0 0 auto; width: auto; min-width: 0; white-space: nowrap; background: transparent; border: none; box-shadow: none; padding: 2px 8px}
+#actions button {flex: 0 0 auto; width: auto; min-width: 0; white-space: nowrap; padding: 2px 8px}
+#actions button {background: transparent; border: none; box-shadow: none}
 #actions button {color: var(--body-text-color-subdued); font-size: .85rem; font-weight: 450}
 #actions button:hover {color: var(--body-text-color)}
 .gradio-container:has(#talk-b) {max-width: 1500px !important}

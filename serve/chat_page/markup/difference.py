@@ -20,7 +20,7 @@ TOKEN = re.compile(
     rf"|(?P<word>&\#?\w+;|[{SINGLE}]|[{SIGN}]|[^\s{SIGN}{SINGLE}]+)",
     re.DOTALL,
 )
-ENDS = re.compile(r"(?:\s|</[^>]*>)*\Z")
+ENDS = re.compile(r"(?:\s|&#10;|</[^>]*>)*\Z")
 
 
 @dataclass(frozen=True)
