@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+READY = "ready"  # the state of an engine that runs
+
 
 @dataclass(frozen=True)
 class Listed:

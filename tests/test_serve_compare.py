@@ -188,6 +188,21 @@ def test_a_stopped_side_keeps_the_measures_it_had(browser: Any) -> None:
 
 
 @pytest.mark.serve
+def test_the_start_of_an_engine_is_told_and_not_taken_for_slowness(browser: Any) -> None:
+    facts = {"org/base": {"state": "ready"}, "me/small": {"state": "stopped"}}
+    with chat(browser, models=MODELS, facts=facts, pause=0.2) as (page, server):
+        compare(page)
+        page.say("What is a list?")
+        until(lambda: page.status("-b") == "its engine is started first …")
+        until(lambda: "with its engine's start" in page.status("-b") and "tokens/s" in page.status())
+        assert "engine" not in page.status()
+        until(page.can_send)
+        server.facts = {name: {"state": "ready"} for name in MODELS}
+        answered(page, "And a tuple?")
+        assert "engine" not in page.status("-b")
+
+
+@pytest.mark.serve
 def test_a_seed_is_drawn_for_both_where_chance_matters_and_a_wrong_one_is_refused(browser: Any) -> None:
     with chat(browser, models=MODELS) as (page, server):
         compare(page)

@@ -33,7 +33,7 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
     with gr.Blocks(title="hubplugin chat", analytics_enabled=False, fill_height=True) as page:
         parts = layout.make(url)
         listed = listing.connect(page, parts, base_url, model, api_key)
-        keeping.connect(page, parts, listed, asking.connect(parts, base_url, api_key))
+        keeping.connect(page, parts, listed, asking.connect(parts, listed, base_url, api_key))
         page.load(None, js=conversation.COPY_AS_SAID)
 
         async def ask(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from hubplugin.errors import ServeError
+from serve.catalogue import Listed
 from serve.chat_page import conversation, layout, turn
 from serve.chat_page.conversation import Message, Turn
 from serve.chat_page.listing import one_line
@@ -17,10 +18,18 @@ STOPPED = "stopped"
 LARGEST_SEED = 2**31 - 1
 
 
-def connect(parts: layout.Parts, base_url: str, api_key: str | None) -> list[Any]:
+def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str | None) -> list[Any]:
     """Let the box, the stop button and the actions do what they say. Returns the events that change what was said."""
     first, second, box, controls = parts.first, parts.second, parts.box, parts.controls
-    settings = [controls.model, controls.compare, controls.system, controls.temperature, controls.tokens, controls.seed]
+    settings = [
+        listed,
+        controls.model,
+        controls.compare,
+        controls.system,
+        controls.temperature,
+        controls.tokens,
+        controls.seed,
+    ]
     said = [first.chat, first.turns, second.chat, second.turns]
     lines = [first.status, second.status]
     shown = [first.chat, first.turns, first.status, second.chat, second.turns, second.status]
@@ -63,6 +72,7 @@ async def _answer(
     turns: list[Turn],
     other_chat: list[Message],
     other_turns: list[Turn],
+    listed: list[Listed],
     name: str | None,
     other: str,
     system: str,
@@ -84,11 +94,13 @@ async def _answer(
         sides.append(turn.Side(other, other_chat, other_turns))
         chosen = random.randrange(LARGEST_SEED) if chosen is None and temperature else chosen
     settings = turn.Settings(system, temperature, int(tokens), chosen)
+    states = any(row.state for row in listed)
     busy = gr.update(value="", submit_btn=False, stop_btn="Stop")
-    async for changed, difference in turn.answer(base_url, api_key, text, sides, settings):
+    async for changed, difference in turn.answer(base_url, api_key, text, sides, settings, states=states):
         shown = [_shown(side) if side in changed else _skipped(3) for side in sides]
         yield (busy, *shown[0], *(shown[1] if other else _skipped(3)), difference)
-        busy = gr.skip()
+        states = any(row.state for row in listed)
+    busy = gr.skip()
     yield (turn_over(), *_skipped(7))
 
 
@@ -117,7 +129,7 @@ def _unasked(
     """The last question, and both conversations without it; the other one has it where both were asked. No question
     while one is being answered."""
     text = conversation.last_question(turns)
-    if text is None or turn.ANSWERING in lines:
+    if text is None or any(line in turn.BUSY for line in lines):
         return "", [chat, turns, other_chat, other_turns]
     both = conversation.last_question(other_turns) == text
     other = [conversation.before_last(each) if both else each for each in (other_chat, other_turns)]
@@ -134,7 +146,7 @@ def _edited(*inputs: Any) -> tuple[Any, ...]:
 
 def _stopped(line: str) -> str:
     """The status of a side; one whose answer was complete keeps its measures."""
-    return STOPPED if line == turn.ANSWERING else line
+    return STOPPED if line in turn.BUSY else line
 
 
 async def _still_stopped(
@@ -144,6 +156,6 @@ async def _still_stopped(
     await asyncio.sleep(SETTLE)
     sides = ((chat, turns, lines[0]), (other_chat, other_turns, lines[1]))
     ended = [
-        conversation.finished(chat, turns) if line in (turn.ANSWERING, STOPPED) else chat for chat, turns, line in sides
+        conversation.finished(chat, turns) if line in (*turn.BUSY, STOPPED) else chat for chat, turns, line in sides
     ]
     return *ended, *map(_stopped, lines)

@@ -68,7 +68,7 @@ footer {display: none !important}
   #talks:has(#talk-b) {display: grid; grid-template: auto 1fr auto / 1fr 1fr}
   #talks:has(#talk-b) > .talk {display: grid; grid-row: span 3; grid-template-rows: subgrid; min-width: 0 !important}
 }
-#main .status {min-height: 1.5rem; padding: 0 4px}
+.talk > .status {min-height: 1.5rem; padding: 0 4px}
 #main .status p {color: var(--body-text-color-subdued); font-size: .85rem; margin: 0}
 #main .status p {font-variant-numeric: tabular-nums}
 #main .status strong {color: var(--body-text-color); font-weight: 600}

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 
 from hubplugin.errors import ServeError
 from serve import client
+from serve.catalogue import READY
 from serve.chat_page import about, conversation
 from serve.chat_page.conversation import Message, Turn
 
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 SHARE = 5  # times as long as a drawing took is waited before the next: a long answer is not drawn all the time
 ANSWERING = "answering …"
+STARTING = "its engine is started first …"  # by an endpoint that starts engines when they are asked
+BUSY = (ANSWERING, STARTING)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Side:
                 async for piece in pieces:
                     self.said, self.reasoning = self.said + piece.text, self.reasoning + piece.reasoning
                     if piece.finish:
-                        self.line, self.used = _measures(piece), _used(settings, piece.seed)
+                        self.line = _measures(piece, started=self.line == STARTING)
+                        self.used = _used(settings, piece.seed)
                     self.changed = True
                     news.set()
         except ServeError as error:
@@ -110,14 +114,28 @@ class Side:
 
 
 async def answer(
-    base_url: str, api_key: str | None, text: str, sides: Sequence[Side], settings: Settings
+    base_url: str,
+    api_key: str | None,
+    text: str,
+    sides: Sequence[Side],
+    settings: Settings,
+    *,
+    states: bool = False,
 ) -> AsyncGenerator[tuple[list[Side], str], None]:
     """Ask all sides at the same time. Yields the sides that the page has to show again, and at the end, of two whole
-    answers, what they have in common. Closing it closes every connection."""
+    answers, what they have in common. Closing it closes every connection.
+
+    states  whether the server's list says which engines run: a first token that had to wait for one says so
+    """
     for side in sides:
         side.ask(text)
     yield list(sides), ""
     news = asyncio.Event()
+    resting = await asyncio.to_thread(_resting, base_url, api_key) if states else set()
+    for side in sides:
+        if side.name in resting:
+            side.line = STARTING
+            news.set()
     listening = [asyncio.create_task(side.listen(base_url, api_key, settings, news)) for side in sides]
     try:
         while not all(side.over and not side.changed for side in sides):
@@ -148,17 +166,26 @@ def _compared(first: Side, second: Side) -> str:
     return about.in_common(names, found.same, found.words, literally=literally)
 
 
+def _resting(base_url: str, api_key: str | None) -> set[str]:
+    """The models whose engines do not run now, as far as the server says."""
+    try:
+        rows = client.catalogue(base_url, api_key=api_key)
+    except ServeError:
+        return set()
+    return {row.name for row in rows if row.state not in (None, READY)}
+
+
 def _sent(system: str, turns: list[Turn]) -> list[dict[str, str]]:
     """The conversation as the server is sent it: reasoning that came apart from an answer is not part of it."""
     said = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     return [{"role": "system", "content": system.strip()}, *said] if system.strip() else said
 
 
-def _measures(last: client.Piece) -> str:
+def _measures(last: client.Piece, *, started: bool) -> str:
     parts = [] if last.tokens is None else [f"{last.tokens} tokens"]
     parts += [] if last.seconds is None else [f"{last.seconds:.1f} s"]
     parts += [] if last.tokens_per_second is None else [f"**{last.tokens_per_second:.1f} tokens/s**"]
-    parts += [] if last.first is None else [f"first after {last.first:.2f} s"]
+    parts += [] if last.first is None else [f"first after {last.first:.2f} s" + ", with its engine's start" * started]
     parts += ["cut at max tokens"] if last.finish == "length" else []
     parts += [] if last.seed is None else [f"seed {last.seed}"]
     return " · ".join(parts)
