@@ -51,7 +51,7 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
     stop: dict[str, Any] = {"cancels": [asked, retried], "queue": False, **layout.QUIET}
     stopped = box.stop(lambda *lines: (turn_over(), *map(_stopped, lines)), lines, [box, *lines], **stop)
     settled = stopped.then(
-        _still_stopped, [*said, *lines], [first.chat, second.chat, *lines], queue=False, **layout.QUIET
+        _still_stopped, [*said, *lines], [box, first.chat, second.chat, *lines], queue=False, **layout.QUIET
     )
     cleared = parts.actions.clear.click(lambda: (turn_over(), [], [], "", [], [], "", ""), None, everything, **stop)
     edited = parts.actions.edit.click(_edited, [*said, *lines], everything, queue=False, **layout.QUIET)
@@ -152,10 +152,10 @@ def _stopped(line: str) -> str:
 async def _still_stopped(
     chat: list[Message], turns: list[Turn], other_chat: list[Message], other_turns: list[Turn], *lines: str
 ) -> tuple[Any, ...]:
-    """The status once more: a last piece of the answer may have been on its way and have overwritten it."""
+    """Box and status once more: a last piece of the answer may have been on its way and have overwritten them."""
     await asyncio.sleep(SETTLE)
     sides = ((chat, turns, lines[0]), (other_chat, other_turns, lines[1]))
     ended = [
         conversation.finished(chat, turns) if line in (*turn.BUSY, STOPPED) else chat for chat, turns, line in sides
     ]
-    return *ended, *map(_stopped, lines)
+    return turn_over(), *ended, *map(_stopped, lines)
