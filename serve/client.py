@@ -19,6 +19,7 @@ import httpx
 from hubplugin.errors import ServeError
 from serve import ports
 from serve.answer_events import ALIVE, URL_AND_PORT, Answer, Said, message
+from serve.catalogue import Listed, read
 
 TIMEOUT = 120.0  # seconds of silence; the first token of a long prompt on a CPU needs patience
 CONNECT = 5.0  # seconds
@@ -27,6 +28,7 @@ CONNECT = 5.0  # seconds
 ADAPTATIONS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "stream_options": (("stream_options", "include_usage"), None),  # then the answer has no count of tokens
     "max_tokens": (("'max_completion_tokens' instead",), "max_completion_tokens"),  # reasoning models at OpenAI
+    "seed": (('"seed"', "'seed'", '\\"seed\\"'), None),  # Mistral's and Google's, where every key must be known
 }
 PASSWORD = re.compile(r"(?<=//)[^/]*@")  # of a URL that is shown
 _adapted: dict[tuple[str, str], set[str]] = {}  # by URL and model, so that only the first request is refused
@@ -44,6 +46,7 @@ class Piece:
     tokens: int | None = None  # completion tokens as the server counts them; None where it does not say
     seconds: float | None = None  # from sending the request to the end of the answer
     first: float | None = None  # seconds from sending the request to the first text or reasoning
+    seed: int | None = None  # that the server took; None where none was given, or where it takes none
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -54,18 +57,22 @@ class Piece:
 def models(
     base_url: str, *, api_key: str | None = None, timeout: float = CONNECT, known: str | None = None
 ) -> list[str]:
-    """The model names a server offers; `known` alone where it has no list of them. Raises ServeError where it does
-    not answer as a server of models."""
+    """The names of `catalogue`."""
+    return [each.name for each in catalogue(base_url, api_key=api_key, timeout=timeout, known=known)]
+
+
+def catalogue(
+    base_url: str, *, api_key: str | None = None, timeout: float = CONNECT, known: str | None = None
+) -> list[Listed]:
+    """The models a server offers, with what it says of each; `known` alone where it has no list. Raises ServeError."""
     url = endpoint(base_url)
     with _explained(url, timeout), _client(httpx.Client, url, timeout) as client:
         answer = client.get(_address(base_url, "models"), headers=_headers(api_key))
     if answer.status_code in (404, 405) and known:
-        return [known]
+        return [Listed(known)]
     _check(answer, url, "")
     try:
-        body = answer.json()
-        rows = body if isinstance(body, list) else body["data"] or []  # Together's; Ollama's without a model
-        return [str(row["id"]) for row in rows]
+        return read(answer.json())
     except (ValueError, KeyError, TypeError) as error:
         raise ServeError(url, "does not answer as an OpenAI-compatible server", URL_AND_PORT) from error
 
@@ -78,6 +85,7 @@ def stream(
     temperature: float,
     max_tokens: int,
     stop: Sequence[str] = (),
+    seed: int | None = None,
     api_key: str | None = None,
     timeout: float = TIMEOUT,
 ) -> Iterator[Piece]:
@@ -87,7 +95,7 @@ def stream(
     where the server cannot be reached, refuses, reports an error, closes or aborts in the middle of the
     answer, or is silent for `timeout` seconds.
     """
-    call = _Call(base_url, model, messages, temperature, max_tokens, stop, api_key)
+    call = _Call(base_url, model, messages, temperature, max_tokens, stop, seed, api_key)
     with _explained(call.url, timeout), _client(httpx.Client, call.url, timeout) as client:
         while not call.accepted:
             with client.stream(**call.request()) as response:
@@ -113,11 +121,12 @@ async def astream(
     temperature: float,
     max_tokens: int,
     stop: Sequence[str] = (),
+    seed: int | None = None,
     api_key: str | None = None,
     timeout: float = TIMEOUT,
 ) -> AsyncGenerator[Piece, None]:
     """`stream` for an event loop: cancelling it closes the connection at once, even to a silent engine."""
-    call = _Call(base_url, model, messages, temperature, max_tokens, stop, api_key)
+    call = _Call(base_url, model, messages, temperature, max_tokens, stop, seed, api_key)
     with _explained(call.url, timeout):
         async with _client(httpx.AsyncClient, call.url, timeout) as client:
             while not call.accepted:
@@ -171,10 +180,12 @@ class _Call:
     temperature: float
     max_tokens: int
     stop: Sequence[str]
+    seed: int | None
     api_key: str | None
     began: float = 0.0
     first: float | None = None
     accepted: bool = False
+    sent: frozenset[str] = frozenset()  # keys of the request
 
     def __post_init__(self) -> None:
         self.url = endpoint(self.base_url)
@@ -184,7 +195,7 @@ class _Call:
     def request(self) -> dict[str, Any]:
         """What httpx sends; the clock starts here."""
         self.began = time.monotonic()
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": list(self.messages),
             "temperature": self.temperature,
@@ -192,11 +203,11 @@ class _Call:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if self.stop:
-            body["stop"] = list(self.stop)
-        for key in self.adapted:
+        body |= ({"stop": list(self.stop)} if self.stop else {}) | ({} if self.seed is None else {"seed": self.seed})
+        for key in self.adapted & body.keys():
             value, (_, instead) = body.pop(key), ADAPTATIONS[key]
             body |= {instead: value} if instead else {}
+        self.sent = frozenset(body)
         url = _address(self.base_url, "chat/completions")
         return {"method": "POST", "url": url, "json": body, "headers": _headers(self.api_key)}
 
@@ -205,7 +216,7 @@ class _Call:
         every other status than 200."""
         if response.status_code in (400, 422):
             for key, (words, _) in ADAPTATIONS.items():
-                if key not in self.adapted and any(word in response.text for word in words):
+                if key in self.sent and any(word in response.text for word in words):
                     self.adapted.add(key)
                     return True
         _check(response, self.url, self.model)
@@ -228,7 +239,8 @@ class _Call:
         if finish is None or finish in ("abort", "error"):
             raise ServeError(self.url, "the engine stopped in the middle of the answer", ALIVE)
         seconds = time.monotonic() - self.began
-        return Piece(finish=finish, tokens=self.answer.tokens, seconds=seconds, first=self.first)
+        seed = self.seed if "seed" in self.sent else None
+        return Piece(finish=finish, tokens=self.answer.tokens, seconds=seconds, first=self.first, seed=seed)
 
 
 def _check(answer: httpx.Response, url: str, model: str) -> None:

@@ -53,12 +53,15 @@ class Fake(ThreadingHTTPServer):
         self.refuses: dict[str, tuple[int, Any]] = {}  # keys of a request that it answers with an error
         self.raw: list[bytes] | None = None  # the body of an answer, instead of events with the words
         self.words = WORDS
+        self.says: dict[str, list[str]] = {}  # words of a model, instead of `words`
+        self.facts: dict[str, dict[str, Any]] = {}  # what the list says of a model, beside its name
         self.pause = 0.0  # seconds between two words
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []  # of GET requests
         self.posted: list[str] = []  # paths of POST requests
         self.keys: list[str | None] = []  # of all requests
         self.hung_up = threading.Event()  # a client closed the connection before the answer was complete
+        self.left: list[str] = []  # the models whose answers were not waited for
         self.release = threading.Event()  # lets a silent answer end
         self.sockets: list[Any] = []
 
@@ -82,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         self.server.keys.append(self.headers.get("authorization"))
         if self.path.partition("?")[0] == f"{self.server.base}/models" and self.server.listing != 404:
-            usual = {"object": "list", "data": [{"id": name} for name in self.server.models]}
+            rows = [{"id": name} | self.server.facts.get(name, {}) for name in self.server.models]
+            usual = {"object": "list", "data": rows}
             self._json(200, usual if self.server.listing is None else self.server.listing)
         else:
             self._json(404, {"error": {"message": "no such path"}})
@@ -110,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(model)
         except OSError:
             self.server.hung_up.set()
+            self.server.left.append(model)
         self.close_connection = True
 
     def _answer(self, model: str) -> None:
@@ -119,7 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.raw is not None:
             return
         self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        for count, word in enumerate(self.server.words):
+        words = self.server.says.get(model, self.server.words)
+        for count, word in enumerate(words):
             if self.server.pause:
                 self.server.release.wait(self.server.pause)
             if count == 2 and model == "dies":
@@ -144,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": [{"delta": {"content": word}}]})
         else:
             self._event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-            self._event({"choices": [], "usage": {"completion_tokens": len(self.server.words)}})
+            self._event({"choices": [], "usage": {"completion_tokens": len(words)}})
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, event: dict[str, Any]) -> None:
@@ -245,21 +251,25 @@ class Chat:
         box.fill(text)
         box.press("Enter")
 
+    def choose(self, chooser: str, option: str) -> None:
+        self.tab.locator(f"#{chooser} input").first.click()
+        self.tab.get_by_role("option", name=option, exact=True).click()
+
     def set(self, slider: str, value: str) -> None:
         box = self.tab.locator(f"#{slider} input[type=number]")
         box.fill(value)
         box.press("Tab")
 
-    def said(self) -> str:
-        """All of the conversation, as it is read."""
-        return str(self.tab.locator("#chat").inner_text())
+    def said(self, which: str = "") -> str:
+        """All of the conversation, as it is read; with "-b" that of the second model."""
+        return str(self.tab.locator(f"#chat{which}").inner_text())
 
     def answers(self) -> int:
         """Messages that are not the user's."""
         return int(self.tab.locator("#chat .bot.message").count())
 
-    def status(self) -> str:
-        return str(self.tab.locator("#status").inner_text())
+    def status(self, which: str = "") -> str:
+        return str(self.tab.locator(f"#status{which}").inner_text())
 
     def press(self, label: str) -> None:
         self.tab.get_by_role("button", name=label, exact=True).click()

@@ -8,6 +8,8 @@ import aiohttp
 import pytest
 from endpoint_helpers import endpoint, run
 
+from serve import client
+from serve.catalogue import Listed
 from serve.endpoint.guard import Limits
 
 
@@ -31,6 +33,8 @@ def test_models_are_listed_with_what_their_reports_say(tmp_path: Path) -> None:
                 listed = await answer.json()
             assert [row["id"] for row in listed["data"]] == ["a", "owner/b"] and listed["object"] == "list"
             assert all(row.items() >= facts.items() and row["state"] == "stopped" for row in listed["data"])
+            row = (await asyncio.to_thread(client.catalogue, served.url))[1]  # as the chat page reads it
+            assert row == Listed("owner/b", state="stopped", **facts)
             async with served.client.get(f"{served.url}/v1/models/owner/b") as answer:
                 assert (await answer.json())["id"] == "owner/b"
             async with served.client.get(f"{served.url}/v1/models/c") as answer:

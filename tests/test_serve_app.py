@@ -18,7 +18,8 @@ from serve_helpers import DEMO, WORDS, Chat, browser, chat, fake, until
 
 from hubplugin.errors import ServeError
 from serve import engine
-from serve.chat_page import app, conversation, markdown
+from serve.chat_page import app, conversation
+from serve.chat_page.markup import markdown
 
 __all__ = ["browser"]  # a fixture
 

@@ -10,6 +10,7 @@ from serve_helpers import WORDS, Fake, fake, until
 
 from hubplugin.errors import ServeError
 from serve import client
+from serve.catalogue import Listed
 
 ASKED = [{"role": "user", "content": "What is a list?"}]
 
@@ -43,6 +44,24 @@ def test_the_asynchronous_stream_says_the_same(server: Fake) -> None:
     *texts, last = asyncio.run(ask_async(server.url, "steady"))
     assert "".join(piece.text for piece in texts) == "".join(WORDS)
     assert last.tokens == len(WORDS)
+
+
+def test_the_catalogue_says_what_a_server_says_of_its_models_and_no_nonsense(server: Fake) -> None:
+    good = {"parent": "org/base", "bytes": 1000, "disk_ratio": 2, "mean_kl": 0.0, "perplexity_ratio": 1.5}
+    good |= {"model_bits_per_weight": 4.25, "max_model_len": 2048, "state": "ready"}
+    bad = {key: each for key, each in zip(good, ["", -1, True, "0.1", 1e300, [], 0, 7], strict=True)}
+    server.models, server.facts = ["a", "b", "c"], {"b": good, "c": bad}
+    assert client.catalogue(server.url) == [Listed("a"), Listed("b", **good), Listed("c")]
+    assert client.models(server.url) == ["a", "b", "c"]
+    server.listing = 404
+    assert client.catalogue(server.url, known="known") == [Listed("known")]
+
+
+def test_a_seed_is_sent_and_told_where_one_is_given(server: Fake) -> None:
+    *_, last = ask(server.url, seed=7)
+    assert (server.requests[0]["seed"], last.seed) == (7, 7)
+    *_, last = ask(server.url)
+    assert "seed" not in server.requests[1] and last.seed is None
 
 
 def test_an_answer_is_streamed_not_collected(server: Fake) -> None:

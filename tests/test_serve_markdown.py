@@ -7,7 +7,8 @@ import re
 import pytest
 
 from hubplugin.errors import ServeError
-from serve.chat_page import conversation, formulas, markdown
+from serve.chat_page import conversation
+from serve.chat_page.markup import formulas, markdown
 
 FORMULA = re.compile(r"([\ue000\ue002])(.*?)[\ue001\ue003]", re.DOTALL)
 DISPLAY = formulas.DISPLAY[0]

@@ -74,6 +74,26 @@ def test_a_server_that_wants_max_completion_tokens_is_given_them(server: Fake, a
     assert server.requests[1]["max_completion_tokens"] == 32 and "max_tokens" not in server.requests[1]
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (
+            422,
+            {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
+        ),
+        (
+            400,
+            [{"error": {"code": 400, "message": 'Invalid JSON payload received. Unknown name "seed": no such field'}}],
+        ),
+    ],
+)
+def test_a_server_without_seeds_is_asked_without_and_no_seed_is_told(server: Fake, status: int, body: Any) -> None:
+    server.refuses = {"seed": (status, body)}
+    *_, last = list(client.stream(server.url, "steady", ASKED, seed=7, **SETTINGS))
+    assert ["seed" in each for each in server.requests] == [True, False]
+    assert last.finish == "stop" and last.seed is None
+
+
 def test_any_other_refusal_is_an_error_at_once(server: Fake, ask: Any) -> None:
     too_long = "'max_tokens' or 'max_completion_tokens' is too large: the model's context length is 2048"
     server.refuses = {"model": (400, {"error": {"message": too_long}})}

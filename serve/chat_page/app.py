@@ -4,16 +4,14 @@ One page, no telemetry, nothing from outside this machine. Errors stay in the co
 usable. It knows nothing about how the engine was started.
 """
 
-import asyncio
-import html
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from hubplugin.errors import ServeError
 from serve import client, page_server, ports
-from serve.chat_page import conversation, formulas
+from serve.chat_page import conversation
 from serve.page_server import Page as Page
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, so before that
@@ -21,61 +19,21 @@ try:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from serve.chat_page import style, turn
+    from serve.chat_page import asking, keeping, layout, listing, style, turn
     from serve.chat_page.policy import PolicyHeaders
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 
 ASK_TOKENS = 96
-SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 
 
 def build(base_url: str, model: str | None = None, *, api_key: str | None = None) -> gr.Blocks:
     """The page for one server; `model` is chosen first where the server has it. Asks it only when opened."""
     url = client.endpoint(base_url)
     with gr.Blocks(title="hubplugin chat", analytics_enabled=False, fill_height=True) as page:
-        gr.HTML(f"<h1>hubplugin chat</h1><span>{html.escape(url)}</span>", elem_id="head")
-        with gr.Row(equal_height=True, scale=1):
-            with gr.Column(scale=4, min_width=420, elem_id="main"):
-                turns = gr.State([])  # what was said, as it was said; the page shows it as HTML
-                chat = _conversation()
-                status = gr.Markdown("", elem_id="status")
-                box = gr.Textbox(
-                    elem_id="box",
-                    placeholder="Message",
-                    show_label=False,
-                    autofocus=True,
-                    lines=1,
-                    max_lines=8,
-                    submit_btn="Send",
-                )
-            chosen, system, temperature, tokens, clear = _settings()
-
-        async def answer(*inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
-            async for update in turn.answer(base_url, api_key, *inputs):
-                yield update
-
-        def names() -> tuple[Any, str]:
-            try:
-                served = client.models(base_url, api_key=api_key, known=model)
-            except ServeError as error:
-                return gr.skip(), _one_line(error)
-            return gr.update(choices=served, value=model if model in served else next(iter(served), None)), ""
-
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        asked = box.submit(
-            answer,
-            [box, chat, turns, chosen, system, temperature, tokens],
-            [box, chat, turns, status],
-            concurrency_limit=32,
-            **quiet,
-        )
-        stop = {"cancels": [asked], "queue": False, **quiet}
-        stopped = box.stop(lambda: (turn.waiting(), "stopped"), None, [box, status], **stop)
-        stopped.then(_still_stopped, [chat, turns], [chat, status], queue=False, **quiet)
-        everything = [box, chat, turns, status]
-        clear.click(lambda: (turn.waiting(), [], [], ""), None, everything, **stop)
-        page.load(names, None, [chosen, status], **quiet)
+        parts = layout.make(url)
+        listed = listing.connect(page, parts, base_url, model, api_key)
+        keeping.connect(page, parts, listed, asking.connect(parts, listed, base_url, api_key))
         page.load(None, js=conversation.COPY_AS_SAID)
 
         async def ask(text: str) -> str:
@@ -85,44 +43,15 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
     return page
 
 
-def _conversation() -> gr.Chatbot:
-    """What was said: HTML, which Gradio's markdown and sanitizer pass on, with formulas that it typesets."""
-    return gr.Chatbot(
-        elem_id="chat",
-        show_label=False,
-        container=False,
-        buttons=["copy"],
-        feedback_options=None,
-        latex_delimiters=formulas.LATEX_DELIMITERS,
-        placeholder="Ask something.",
-        scale=1,
-    )
-
-
-def _settings() -> tuple[gr.Dropdown, gr.Textbox, gr.Slider, gr.Slider, gr.Button]:
-    """The column beside the conversation: model, system prompt, temperature, max tokens, clear."""
-    with gr.Column(scale=1, min_width=260, elem_id="settings"):
-        return (
-            gr.Dropdown([], label="Model", elem_id="model", interactive=True),
-            gr.Textbox(label="System prompt", elem_id="system", lines=3, max_lines=8),
-            gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", elem_id="temperature"),
-            gr.Slider(16, 4096, 512, step=16, label="Max tokens", elem_id="tokens"),
-            gr.Button("Clear conversation", elem_id="clear", size="sm"),
-        )
-
-
 async def _one_answer(base_url: str, api_key: str | None, model: str | None, text: str) -> str:
     """The page's own turn without the page: the first model's answer to one question, or the error's one line."""
-    turns: list[conversation.Turn] = []
     name = next(iter(client.models(base_url, api_key=api_key, known=model)), None)
-    line = ""
-    async for _, _, said, now in turn.answer(base_url, api_key, text, [], [], name, "", 0.0, ASK_TOKENS):
-        turns = said if isinstance(said, list) else turns
-        line = now if isinstance(now, str) else line
-    answers = [each["content"] or each.get("reasoning", "") for each in turns if each["role"] == "assistant"]
-    if not answers:
-        raise gr.Error(line or "no answer", print_exception=False)
-    return answers[0]
+    side = turn.Side(name, [], [])
+    async for _ in turn.answer(base_url, api_key, text, [side], turn.Settings("", 0.0, ASK_TOKENS)):
+        pass
+    if not side.said and not side.reasoning:
+        raise gr.Error(listing.one_line(side.error) if side.error else "no answer", print_exception=False)
+    return side.said or side.reasoning
 
 
 def ask(page_url: str, question: str) -> str:
@@ -137,18 +66,6 @@ def ask(page_url: str, question: str) -> str:
     if not str(answer).strip():
         raise ServeError(page_url, "the page gave an empty answer", "look at its own messages")
     return str(answer)
-
-
-async def _still_stopped(
-    chat: list[conversation.Message], turns: list[conversation.Turn]
-) -> tuple[list[conversation.Message], str]:
-    """The status once more: a last piece of the answer may have been on its way and have overwritten it."""
-    await asyncio.sleep(SETTLE)
-    return conversation.finished(chat, turns), "stopped"
-
-
-def _one_line(error: ServeError) -> str:
-    return f"{error.what}: {error.fix}"
 
 
 def launch(

@@ -9,10 +9,12 @@ import re
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve.chat_page import markdown
+from serve.chat_page.markup import difference, markdown
 
 Message = dict[str, Any]  # role, content as HTML, and metadata where it is reasoning
-Turn = dict[str, str]  # role and content as they were said; "reasoning" where the server sends it apart
+# Role and content as they were said; "reasoning" where the server sends it apart; model, settings and measures of an
+# answer that is complete.
+Turn = dict[str, str]
 
 # Reasoning that a server leaves in the answer. Tags that are meant as text stand in code or in a sentence. Where the
 # chat template has opened it, only its end is said.
@@ -20,6 +22,7 @@ THOUGHT = re.compile(r"(?:\A|\n)[ \t]*<think>(.*?)(</think>|\Z)", re.DOTALL)
 OPENED = re.compile(r"\A((?:(?!<think>).)*?\n)[ \t]*</think>[ \t]*(?:\n|\Z)", re.DOTALL)
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 
+SAID_END = "-->\n\n"
 # The copy button of a message copies the message's content, which is HTML: so what was said stands in a comment before
 # it. Where a page has no clipboard of its own, Gradio copies out of a text area, and the event is changed instead.
 COPY_AS_SAID = r"""
@@ -33,6 +36,7 @@ COPY_AS_SAID = r"""
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
     navigator.clipboard.writeText = text => write(asSaid(text));
   }
+  document.querySelector("#difference")?.setAttribute("aria-live", "polite");
   document.addEventListener("copy", event => {
     if (event.target.tagName !== "TEXTAREA" || !event.target.value.includes("<!--said:")) return;
     event.clipboardData.setData("text/plain", asSaid(event.target.value));
@@ -82,6 +86,64 @@ def finished(messages: list[Message], turns: list[Turn]) -> list[Message]:
     return [*messages[: last + 1], *answer(turns[-1]["content"], turns[-1].get("reasoning", ""))]
 
 
+def compared(first: list[Message], second: list[Message]) -> tuple[list[Message], list[Message], difference.Difference]:
+    """Two answers with a mark at the first place where they differ, and that place."""
+    found = difference.marked(_parts(first), _parts(second))
+    marked = (
+        [{**message, "content": _prefix(message) + part} for message, part in zip(messages, parts, strict=True)]
+        for messages, parts in zip((first, second), found.parts, strict=True)
+    )
+    return next(marked), next(marked), found
+
+
+def drawn(first: list[Turn], second: list[Turn]) -> tuple[list[Message], list[Message]]:
+    """Two conversations as messages. The latest answers that both gave to the same questions have their marks."""
+    left, right = _exchanges(first), _exchanges(second)
+    for back in range(1, min(len(left), len(right)) + 1):
+        (question, answered), (same, other) = left[-back], right[-back]
+        if question["content"] != same["content"]:
+            break
+        if answered and other:
+            marked, other_marked, _ = compared(answered, other)
+            left[-back], right[-back] = (question, marked), (same, other_marked)
+    flat = ([each for question, answered in side for each in (question, *answered)] for side in (left, right))
+    return next(flat), next(flat)
+
+
+def _exchanges(turns: list[Turn]) -> list[tuple[Message, list[Message]]]:
+    """Every question with its answer's messages."""
+    pairs: list[tuple[Message, list[Message]]] = []
+    for turn in turns:
+        if turn["role"] == "user":
+            pairs.append((user(turn["content"]), []))
+        elif pairs:
+            pairs[-1] = (pairs[-1][0], answer(turn["content"], turn.get("reasoning", "")))
+    return pairs
+
+
+def _parts(messages: list[Message]) -> list[tuple[str, str]]:
+    return [
+        (message.get("metadata", {}).get("title", ""), message["content"][len(_prefix(message)) :])
+        for message in messages
+    ]
+
+
+def _prefix(message: Message) -> str:
+    """What stands before the HTML of a message, for its copy button."""
+    return str(message["content"]).partition(SAID_END)[0] + SAID_END
+
+
+def last_question(turns: list[Turn]) -> str | None:
+    """What was asked last."""
+    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), None)
+
+
+def before_last(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages or turns without the last question and what followed it."""
+    last = max((index for index, each in enumerate(conversation) if each["role"] == "user"), default=0)
+    return conversation[:last]
+
+
 def _in_code(before: str) -> bool:
     """Whether a block of code is open after this text."""
     return len(FENCE.findall(before)) % 2 == 1
@@ -101,4 +163,4 @@ def _thought(text: str, *, pending: bool) -> Message:
 
 
 def _said(text: str) -> str:
-    return f"<!--said:{base64.b64encode(text.encode()).decode()}-->\n\n"
+    return f"<!--said:{base64.b64encode(text.encode()).decode()}{SAID_END}"

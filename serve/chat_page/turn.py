@@ -1,82 +1,178 @@
-"""One question and its answer as it grows: what the page shows after every piece, and at the end.
+"""One question to one model or two, and their answers as they grow: what the page shows, and when it is drawn again.
 
 Knows `client` and the messages of `conversation`; nothing of the page's layout. Errors become messages.
 """
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Any
-
-import gradio as gr
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 
 from hubplugin.errors import ServeError
 from serve import client
-from serve.chat_page import conversation
+from serve.catalogue import READY
+from serve.chat_page import about, conversation
 from serve.chat_page.conversation import Message, Turn
 
-EAGER = 8  # pieces at the start of an answer that are drawn at once, so that a slow engine is seen to have begun
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 SHARE = 5  # times as long as a drawing took is waited before the next: a long answer is not drawn all the time
+ANSWERING = "answering …"
+STARTING = "its engine is started first …"  # by an endpoint that starts engines when they are asked
+BUSY = (ANSWERING, STARTING)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every model is asked."""
+
+    system: str
+    temperature: float
+    max_tokens: int
+    seed: int | None = None
+
+
+@dataclass(eq=False)
+class Side:
+    """A model with its own conversation, and its answer as far as it has come."""
+
+    name: str | None
+    chat: list[Message]  # as the page shows it
+    turns: list[Turn]  # as it was said
+    said: str = ""
+    reasoning: str = ""
+    line: str = ANSWERING
+    error: ServeError | None = None
+    over: bool = False
+    changed: bool = True  # since it was drawn last
+    answer: list[Message] = field(default_factory=list)  # as it was drawn last
+    used: str = ""  # the settings, in words
+
+    def ask(self, text: str) -> None:
+        """Add the question. One that got no answer would leave two user turns in a row, which many chat templates
+        refuse."""
+        asked = self.turns[:-1] if self.turns and self.turns[-1]["role"] == "user" else self.turns
+        self.turns = [*asked, {"role": "user", "content": text}]
+        self.chat = [*self.chat, conversation.user(text)]
+
+    async def listen(self, base_url: str, api_key: str | None, settings: Settings, news: asyncio.Event) -> None:
+        """Take the answer, and tell of every piece. However it ends, `over` is true then."""
+        try:
+            if not self.name:
+                where = client.endpoint(base_url)
+                raise ServeError(where, "no model is chosen", "reload the page once the engine is running")
+            pieces = client.astream(
+                base_url,
+                self.name,
+                _sent(settings.system, self.turns),
+                temperature=settings.temperature,
+                max_tokens=settings.max_tokens,
+                seed=settings.seed,
+                api_key=api_key,
+            )
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    self.said, self.reasoning = self.said + piece.text, self.reasoning + piece.reasoning
+                    if piece.finish:
+                        self.line = _measures(piece, started=self.line == STARTING)
+                        self.used = _used(settings, piece.seed)
+                    self.changed = True
+                    news.set()
+        except ServeError as error:
+            self.error, self.line = error, ""
+        finally:
+            self.over = self.changed = True
+            news.set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is an answer, to its end."""
+        return self.over and self.error is None
+
+    def draw(self) -> None:
+        """Bring the answer's messages up to date."""
+        began = bool(self.said or self.reasoning)
+        self.answer = []
+        if began or self.complete:
+            self.answer = conversation.answer(self.said, self.reasoning, unfinished=not self.over)
+        if self.error:
+            title = "The answer was cut" if began else "No answer"
+            self.answer = [*self.answer, conversation.failure(self.error, title)]
+        self.changed = False
+
+    def shown(self) -> list[Message]:
+        """The conversation with the answer."""
+        return [*self.chat, *self.answer]
+
+    def told(self) -> list[Turn]:
+        """The turns with the answer, where there is any of it; once it is over, with how it came about."""
+        if not (self.said or self.reasoning or self.complete):
+            return self.turns
+        turn = {"role": "assistant", "content": self.said, "reasoning": self.reasoning, "model": self.name or ""}
+        turn |= {"settings": self.used, "measures": self.line.replace("**", "")} if self.complete else {}
+        return [*self.turns, {key: value for key, value in turn.items() if value or key == "content"}]
 
 
 async def answer(
     base_url: str,
     api_key: str | None,
     text: str,
-    chat: list[Message],
-    turns: list[Turn],
-    name: str | None,
-    system: str,
-    temperature: float,
-    tokens: int,
-) -> AsyncIterator[tuple[Any, ...]]:
-    """One question and its answer as it grows: updates of the box, the page, the turns and the line under them."""
-    if not text.strip():
-        yield (gr.skip(),) * 4
-        return
-    # A question that got no answer would leave two user turns in a row, which many chat templates refuse.
-    turns = [*(turns[:-1] if turns and turns[-1]["role"] == "user" else turns), {"role": "user", "content": text}]
-    chat = [*chat, conversation.user(text)]
-    yield gr.update(value="", submit_btn=False, stop_btn="Stop"), chat, turns, "answering …"
-    said, reasoning, drawn, rest, count = "", "", 0.0, REDRAW, 0
+    sides: Sequence[Side],
+    settings: Settings,
+    *,
+    states: bool = False,
+) -> AsyncGenerator[tuple[list[Side], str], None]:
+    """Ask all sides at the same time. Yields the sides that the page has to show again, and at the end, of two whole
+    answers, what they have in common. Closing it closes every connection.
 
-    def grown(line: str, *, unfinished: bool) -> tuple[Any, ...]:
-        shown = conversation.answer(said, reasoning, unfinished=unfinished)
-        turn = {"role": "assistant", "content": said} | ({"reasoning": reasoning} if reasoning else {})
-        return gr.skip(), [*chat, *shown], [*turns, turn], line
-
+    states  whether the server's list says which engines run: a first token that had to wait for one says so
+    """
+    for side in sides:
+        side.ask(text)
+    yield list(sides), ""
+    news = asyncio.Event()
+    resting = await asyncio.to_thread(_resting, base_url, api_key) if states else set()
+    for side in sides:
+        if side.name in resting:
+            side.line = STARTING
+            news.set()
+    listening = [asyncio.create_task(side.listen(base_url, api_key, settings, news)) for side in sides]
     try:
-        if not name:
-            raise ServeError(
-                client.endpoint(base_url), "no model is chosen", "reload the page once the engine is running"
-            )
-        sent = _sent(system, turns)
-        pieces = client.astream(base_url, name, sent, temperature=temperature, max_tokens=int(tokens), api_key=api_key)
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                said, reasoning, count = said + piece.text, reasoning + piece.reasoning, count + 1
-                if piece.finish:
-                    yield grown(_measures(piece), unfinished=False)
-                elif count <= EAGER or time.monotonic() - drawn >= rest:
-                    began = time.monotonic()
-                    update = grown("answering …", unfinished=True)
-                    drawn = time.monotonic()
-                    rest = max(REDRAW, SHARE * (drawn - began))
-                    yield update
-    except ServeError as error:
-        cut = bool(said or reasoning)
-        if cut:
-            yield grown("", unfinished=False)
-            chat = [*chat, *conversation.answer(said, reasoning)]
-        failure = conversation.failure(error, "The answer was cut" if cut else "No answer")
-        yield gr.skip(), [*chat, failure], gr.skip(), ""
-    yield waiting(), gr.skip(), gr.skip(), gr.skip()
+        while not all(side.over and not side.changed for side in sides):
+            await news.wait()
+            news.clear()
+            began, changed = time.monotonic(), [side for side in sides if side.changed]
+            for side in changed:
+                side.draw()
+            rest = max(REDRAW, SHARE * (time.monotonic() - began))
+            yield changed, ""
+            if running := [task for task in listening if not task.done()]:
+                await asyncio.wait(running, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*listening)
+        if len(sides) == 2 and all(side.complete for side in sides):
+            yield list(sides), _compared(*sides)
+    finally:
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
 
 
-def waiting() -> Any:
-    """The box as it is while nothing is answered."""
-    return gr.update(submit_btn="Send", stop_btn=False)
+def _compared(first: Side, second: Side) -> str:
+    """Marks where both answers differ. Returns what they have in common, in words."""
+    first.answer, second.answer, found = conversation.compared(first.answer, second.answer)
+    literally = (first.said, first.reasoning) == (second.said, second.reasoning)
+    names = [str(first.name), str(second.name)]
+    names = names if names[0] != names[1] else ["the first", "the second"]
+    return about.in_common(names, found.same, found.words, literally=literally)
+
+
+def _resting(base_url: str, api_key: str | None) -> set[str]:
+    """The models whose engines do not run now, as far as the server says."""
+    try:
+        rows = client.catalogue(base_url, api_key=api_key)
+    except ServeError:
+        return set()
+    return {row.name for row in rows if row.state not in (None, READY)}
 
 
 def _sent(system: str, turns: list[Turn]) -> list[dict[str, str]]:
@@ -85,9 +181,18 @@ def _sent(system: str, turns: list[Turn]) -> list[dict[str, str]]:
     return [{"role": "system", "content": system.strip()}, *said] if system.strip() else said
 
 
-def _measures(last: client.Piece) -> str:
+def _measures(last: client.Piece, *, started: bool) -> str:
     parts = [] if last.tokens is None else [f"{last.tokens} tokens"]
     parts += [] if last.seconds is None else [f"{last.seconds:.1f} s"]
     parts += [] if last.tokens_per_second is None else [f"**{last.tokens_per_second:.1f} tokens/s**"]
+    parts += [] if last.first is None else [f"first after {last.first:.2f} s" + ", with its engine's start" * started]
     parts += ["cut at max tokens"] if last.finish == "length" else []
+    parts += [] if last.seed is None else [f"seed {last.seed}"]
     return " · ".join(parts)
+
+
+def _used(settings: Settings, seed: int | None) -> str:
+    parts = [f"temperature {settings.temperature:g}", f"max tokens {settings.max_tokens}"]
+    parts += [] if seed is None else [f"seed {seed}"]
+    parts += [f"system prompt: {settings.system.strip()}"] if settings.system.strip() else []
+    return ", ".join(parts)

@@ -13,7 +13,7 @@ from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from serve.chat_page import code_blocks, formulas, growing
+from serve.chat_page.markup import code_blocks, formulas, growing
 
 # A link leads to the web or to a mail; everything else (javascript:, data:, a path of this page) stays text.
 SAFE_LINK = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
