@@ -2,7 +2,6 @@
 
 import contextlib
 import html
-import os
 import re
 import signal
 import socket
@@ -215,7 +214,6 @@ def test_the_model_chooser_lists_what_the_server_serves(browser: Any) -> None:
 
 @pytest.mark.serve
 def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any, tmp_path: Path) -> None:
-    """Also makes the README's picture: HUBPLUGIN_SCREENSHOT=docs/chat.png pytest -m serve -k through_vllm"""
     with engine.start(DEMO, name="docs-llama-12m", log=tmp_path / "log") as running, app.launch(running.url) as served:
         page = Chat(browser, served.url)
         page.set("temperature", "0")
@@ -225,8 +223,6 @@ def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any,
             page.say(question)
             until(lambda before=before: page.answers() > before and "tokens/s" in page.status(), 60)
             until(page.can_send)
-        if picture := os.environ.get("HUBPLUGIN_SCREENSHOT"):
-            page.tab.screenshot(path=picture)
         page.press("Clear conversation")
         page.set("tokens", "900")
         page.set("temperature", "2")  # it does not find an end soon
