@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test test-most test-serve browser bench bench-env bench-page bench-pruning check docs fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page bench-pruning check docs fix clean
 
 env: .venv/.ready
 
@@ -22,16 +22,11 @@ env-gptqmodel: env
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
-# all tests but those that need a GPU: a file on either of two workers; and at the same time, one after another, those that
-# start vLLM or a real browser, which wait for one core most of the time
+# all tests but those that need a GPU, a file on either of two workers; then those that start vLLM, which gets the machine
+# for itself
+test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
 test: env browser
-	$(MAKE) --no-print-directory --keep-going --jobs=2 test-most test-serve
-
-test-most test-serve: export OMP_WAIT_POLICY := PASSIVE  # idle threads of torch must not spin: all share the machine
-test-most: env
 	$(BIN)/python -m pytest -m "not gpu and not serve" -n 2 --dist loadfile --no-loadscope-reorder
-
-test-serve: env browser
 	$(BIN)/python -m pytest -m "serve and not gpu"
 
 browser:

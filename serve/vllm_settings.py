@@ -103,6 +103,7 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
         return always + (["--max-model-len", str(max_model_len)] if max_model_len else [])
     return [
         *always,
+        *cpu_dtype(config or {}),
         # Compiling takes half a minute and pays only where there is a lot to generate.
         "--enforce-eager",
         *("--max-model-len", str(cpu_model_len(config or {}, max_model_len))),
@@ -111,15 +112,24 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
     ]
 
 
+def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
+    """float32 where the model is not quantized and the CPU has no AVX-512: it multiplies half precision far more slowly
+    (docs/serving.md)."""
+    if cpu_features.has(cpu_features.AVX512) or isinstance(config.get("quantization_config"), dict):
+        return ()
+    return "--dtype", "float32"
+
+
 def cpu_model_len(config: dict[str, Any], asked: int | None) -> int:
     """Tokens of prompt and answer together that are served on a CPU."""
     own = config.get("max_position_embeddings")
     return asked or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
 
 
-def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None) -> int:
+def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequences: int = CPU_SEQUENCES) -> int:
     """Bytes of the KV cache on a CPU, where the user does not say."""
-    return kv_cache_bytes(config, cpu_model_len(config, max_model_len), CPU_SEQUENCES)
+    wide = 2 if cpu_dtype(config) else 1
+    return wide * kv_cache_bytes(config, cpu_model_len(config, max_model_len), sequences)
 
 
 def kv_cache_bytes(config: dict[str, Any], tokens: int, sequences: int) -> int:

@@ -20,13 +20,13 @@ __all__ = ["browser"]  # a fixture
 EVIL = "a|b <img src=x> | `c` [d](javascript:0)\n\n| not | a table |"
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_card_with_everything_in_it_is_whole(browser: Any, tmp_path: Path) -> None:
     writing.write(full(speed=test_speed.measured()), tmp_path)
     assert card_page.faults(browser, tmp_path) == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_what_a_model_brings_along_breaks_no_card(browser: Any, tmp_path: Path) -> None:
     made = full(notes=(EVIL,), manifest_text=f"model: {EVIL}", versions={EVIL: EVIL})
     base = made.base.model_copy(update={"licence_name": EVIL, "architecture": EVIL})
@@ -34,7 +34,7 @@ def test_what_a_model_brings_along_breaks_no_card(browser: Any, tmp_path: Path) 
     assert card_page.faults(browser, tmp_path) == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_what_is_broken_is_found(browser: Any, tmp_path: Path) -> None:
     writing.write(full(), tmp_path)
     card = tmp_path / "README.md"

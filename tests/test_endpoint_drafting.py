@@ -43,7 +43,8 @@ def test_what_is_expected_and_measured() -> None:
     }
 
 
-def test_a_drafter_takes_memory_too(pico_folder: Path, tmp_path: Path) -> None:
+def test_a_drafter_takes_memory_too(pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: True)
     thin = pico.write(tmp_path / "thin", intermediate_size=96)
     alone, drafted = offer.Offer("a", pico_folder), offer.Offer("a", pico_folder, draft=Draft("d", thin, 4))
     weights = (thin / "model.safetensors").stat().st_size

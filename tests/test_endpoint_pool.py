@@ -11,6 +11,7 @@ import psutil
 import pytest
 from endpoint_helpers import Served, endpoint, run
 
+from serve import vllm_settings
 from serve.endpoint import offer, pool
 from serve.endpoint.pool import State
 
@@ -217,11 +218,17 @@ def test_a_stop_gives_up_a_start(tmp_path: Path) -> None:
     run(test())
 
 
-def test_what_an_engine_takes_is_its_weights_its_kv_cache_and_its_runtime(pico_folder: Path) -> None:
+def test_what_an_engine_takes_is_its_weights_its_kv_cache_and_its_runtime(
+    pico_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    avx512 = True
+    monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: avx512)
     weights = (pico_folder / "model.safetensors").stat().st_size
     own = offer.Offer("a", pico_folder, options=("--kv-cache-memory-bytes", "1000"))
     assert offer.memory_needed(own, "cpu") == offer.RUNTIME_BYTES + weights + 1000
     assert offer.memory_needed(offer.Offer("a", pico_folder), "cpu") > offer.memory_needed(own, "cpu")
+    avx512 = False  # then it is computed in float32
+    assert offer.memory_needed(own, "cpu") == offer.RUNTIME_BYTES + 2 * weights + 1000
 
 
 def test_engines_on_one_gpu_share_it_where_their_weights_allow(

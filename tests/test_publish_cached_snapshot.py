@@ -17,9 +17,9 @@ def cached(hub: HfApi, tmp_path: Path) -> Path:
 
 
 def test_a_cached_snapshot_is_served_under_its_repos_name(cached: Path, tmp_path: Path) -> None:
-    assert resolve.find(str(cached), None, None) == (cached, "local/pico")
+    assert resolve.find(str(cached)) == [resolve.Found(cached, "local/pico")]
     document(tmp_path, model=str(cached))
-    assert resolve.find(str(tmp_path / "m.yaml"), None, None) == (cached, "local/pico")
+    assert resolve.find(str(tmp_path / "m.yaml"), (), tmp_path / "out")[0] == resolve.Found(cached, "local/pico")
 
 
 @pytest.mark.parametrize("named", ["./base", "."])

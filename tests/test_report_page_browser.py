@@ -43,7 +43,7 @@ def column(tab: Any, head: str) -> list[str]:
     ]
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_fits_sorts_and_fetches_nothing(width: int, scheme: str, browser: Any, written: Path) -> None:
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

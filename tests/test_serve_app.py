@@ -90,7 +90,7 @@ def test_a_key_reaches_the_server_and_never_the_browser() -> None:
             assert "s3cret" not in httpx.get(f"{page.url}/{path}", trust_env=False).text
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_question_is_answered_with_its_speed_and_nothing_comes_from_outside(browser: Any) -> None:
     with chat(browser) as (page, server):
         page.tab.locator("#system textarea").fill("Be brief.")
@@ -108,7 +108,7 @@ def test_a_question_is_answered_with_its_speed_and_nothing_comes_from_outside(br
         assert strangers == [] and page.trouble == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_an_answer_is_seen_while_it_grows_and_stop_ends_it(browser: Any) -> None:
     with chat(browser, words=["word "] * 10_000, pause=0.02) as (page, server):
         page.say("Go on.")
@@ -125,7 +125,7 @@ def test_an_answer_is_seen_while_it_grows_and_stop_ends_it(browser: Any) -> None
         assert said[0] == "Go on." and said[1].startswith("word word") and said[2:] == ["Again."]
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_stop_works_on_an_engine_that_is_silent(browser: Any) -> None:
     with chat(browser, models=["silent"]) as (page, _server):
         page.say("Hello?")
@@ -134,7 +134,7 @@ def test_stop_works_on_an_engine_that_is_silent(browser: Any) -> None:
         until(page.can_send, 5)
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_clear_empties_the_conversation_and_the_model_forgets(browser: Any) -> None:
     with chat(browser) as (page, server):
         page.say("What is a list?")
@@ -147,7 +147,7 @@ def test_clear_empties_the_conversation_and_the_model_forgets(browser: Any) -> N
         assert server.requests[1]["messages"] == [{"role": "user", "content": "Anything?"}]
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_an_engine_that_dies_is_an_error_in_the_page_and_the_page_works_on(browser: Any) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(fake(words=["word "] * 10_000, pause=0.02))
@@ -169,7 +169,7 @@ def test_an_engine_that_dies_is_an_error_in_the_page_and_the_page_works_on(brows
         assert contents[0] == "Go on." and contents[-1] == "And now?" and len(contents) == 3
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_an_answer_with_markup_neither_runs_nor_calls_out(browser: Any) -> None:
     with fake() as outside:
         words = [
@@ -186,7 +186,7 @@ def test_an_answer_with_markup_neither_runs_nor_calls_out(browser: Any) -> None:
         assert outside.paths == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_code_in_a_conversation_is_read_as_it_was_written(browser: Any) -> None:
     with chat(browser, words=["Use List<int>, ", "`dict<k>` or <foo>bar</foo>."]) as (page, server):
         page.say("What is Map<K, V>?")
@@ -202,7 +202,7 @@ def test_code_in_a_conversation_is_read_as_it_was_written(browser: Any) -> None:
         ]
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_the_model_chooser_lists_what_the_server_serves(browser: Any) -> None:
     with chat(browser, models=["steady", "other"]) as (page, server):
         page.tab.locator("#model input").first.click()

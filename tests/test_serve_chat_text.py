@@ -64,7 +64,7 @@ def texts(page: Chat, selector: str) -> list[str]:
     return list(page.tab.locator(f"#chat .bot {selector}").all_text_contents())
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_code_is_shown_with_its_own_characters_wherever_it_stands(browser: Any) -> None:
     with chat(browser, words=[CODE]) as (page, _server):
         answered(page, CODE)
@@ -76,7 +76,7 @@ def test_code_is_shown_with_its_own_characters_wherever_it_stands(browser: Any) 
         assert "&lt;" not in page.said() and page.said().count("&amp;") == 2
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_formulas_of_all_delimiters_are_typeset_and_prices_and_code_are_not(browser: Any) -> None:
     with chat(browser, words=[FORMULAS]) as (page, _server):
         answered(page)
@@ -88,7 +88,7 @@ def test_formulas_of_all_delimiters_are_typeset_and_prices_and_code_are_not(brow
         assert page.tab.locator("#chat .md em, #chat .md b").count() == 0
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_no_markup_of_an_answer_runs_or_calls_out_in_any_form(browser: Any) -> None:
     with fake() as outside:
         attack = f"""
@@ -124,7 +124,7 @@ done
         assert outside.paths == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 @pytest.mark.parametrize("said", [CODE, FORMULAS.replace(" & d", " + d")])
 def test_while_an_answer_grows_nothing_is_drawn_that_is_not_there_in_the_end(browser: Any, said: str) -> None:
     watch = """() => {
@@ -141,7 +141,7 @@ def test_while_an_answer_grows_nothing_is_drawn_that_is_not_there_in_the_end(bro
         assert seen == set(page.tab.locator("#chat .bot .md *").evaluate_all(tags)) and "CODE" in seen
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 @pytest.mark.parametrize("clipboard", [True, False])
 def test_copying_a_message_gives_what_was_said(browser: Any, clipboard: bool) -> None:
     with fake(words=[CODE, FORMULAS, "é 😀"]) as server, app.launch(server.url) as served:
@@ -165,7 +165,7 @@ def test_copying_a_message_gives_what_was_said(browser: Any, clipboard: bool) ->
         page.tab.close()
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_reasoning_sent_apart_folds_away_and_is_not_sent_back(browser: Any) -> None:
     deltas = [{"reasoning_content": "Let me **think** about <b>."}, {"content": "So: "}, {"content": "42."}]
     rows = [{"choices": [{"delta": each}]} for each in deltas] + [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
@@ -180,7 +180,7 @@ def test_reasoning_sent_apart_folds_away_and_is_not_sent_back(browser: Any) -> N
         assert all(set(each) == {"role", "content"} for each in server.requests[1]["messages"])
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_stopped_answer_is_shown_to_its_end(browser: Any) -> None:
     with chat(browser, words=["Use `x` or ", "**", "never"], models=["silent"]) as (page, _server):
         page.say("Go on.")
@@ -190,7 +190,7 @@ def test_a_stopped_answer_is_shown_to_its_end(browser: Any) -> None:
         until(lambda: "**" in page.said())
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_narrow_window_is_never_scrolled_sideways(browser: Any, theme: str) -> None:
     wide = "| " + " | ".join("column" for _ in range(12)) + " |\n|" + "---|" * 12 + "\n"

@@ -87,7 +87,7 @@ def contents(request: dict[str, Any]) -> list[str]:
     return [each["content"] for each in request["messages"]]
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_both_models_are_asked_the_same_and_each_has_its_own_conversation(browser: Any) -> None:
     says = {"me/small": ["A list ", "keeps items."]}
     with chat(browser, models=MODELS, facts=FACTS, says=says) as (page, server):
@@ -123,7 +123,7 @@ def test_both_models_are_asked_the_same_and_each_has_its_own_conversation(browse
         assert page.trouble == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_what_the_reports_say_stands_beside_the_names(browser: Any) -> None:
     with chat(browser, models=MODELS, facts=FACTS) as (page, _server):
         until(lambda: page.tab.locator("#about b").count())
@@ -135,7 +135,7 @@ def test_what_the_reports_say_stands_beside_the_names(browser: Any) -> None:
         )
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_one_model_without_a_report_is_the_page_as_it_was(browser: Any) -> None:
     with chat(browser) as (page, server):
         assert page.tab.locator("#compare input").first.input_value() == "none"
@@ -145,7 +145,7 @@ def test_one_model_without_a_report_is_the_page_as_it_was(browser: Any) -> None:
         assert "seed" not in server.requests[0] and "seed" not in page.status()
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_both_answers_grow_at_once_and_stop_ends_both(browser: Any) -> None:
     with chat(browser, models=MODELS, words=["word "] * 10_000, pause=0.02) as (page, server):
         compare(page)
@@ -162,7 +162,7 @@ def test_both_answers_grow_at_once_and_stop_ends_both(browser: Any) -> None:
         assert all(contents(each)[1].startswith("word word") for each in server.requests[2:])
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 @pytest.mark.parametrize("other", ["dies", "status-500"])
 def test_an_error_of_one_is_in_its_column_and_the_other_goes_on(browser: Any, other: str) -> None:
     with chat(browser, models=["steady", other], pause=0.1) as (page, _server):
@@ -175,7 +175,7 @@ def test_an_error_of_one_is_in_its_column_and_the_other_goes_on(browser: Any, ot
         until(page.can_send)
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_stopped_side_keeps_the_measures_it_had(browser: Any) -> None:
     with chat(browser, models=["steady", "silent"]) as (page, _server):
         compare(page, "silent")
@@ -187,7 +187,7 @@ def test_a_stopped_side_keeps_the_measures_it_had(browser: Any) -> None:
         assert "tokens/s" in page.status()
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_the_start_of_an_engine_is_told_and_not_taken_for_slowness(browser: Any) -> None:
     facts = {"org/base": {"state": "ready"}, "me/small": {"state": "stopped"}}
     with chat(browser, models=MODELS, facts=facts, pause=0.2) as (page, server):
@@ -202,7 +202,7 @@ def test_the_start_of_an_engine_is_told_and_not_taken_for_slowness(browser: Any)
         assert "engine" not in page.status("-b")
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_seed_is_drawn_for_both_where_chance_matters_and_a_wrong_one_is_refused(browser: Any) -> None:
     with chat(browser, models=MODELS) as (page, server):
         compare(page)
@@ -222,7 +222,7 @@ def test_a_seed_is_drawn_for_both_where_chance_matters_and_a_wrong_one_is_refuse
         assert page.tab.locator("#box textarea").input_value() == "Once more?"
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_on_a_phone_two_answers_stand_under_each_other(browser: Any, theme: str) -> None:
     long = f"| {' | '.join('column' for _ in range(12))} |\n|{'---|' * 12}\n\n```\n{'x = 1; ' * 40}\n```\n\n{'w' * 300}"

@@ -227,6 +227,22 @@ def test_on_a_cpu_vllm_is_started_small_and_bound_to_loopback(monkeypatch: pytes
     assert (environment["VLLM_NO_USAGE_STATS"], environment["HF_HUB_OFFLINE"]) == ("1", "1")
 
 
+@pytest.mark.parametrize(
+    ("avx512", "quantized", "dtype"), [(False, False, "float32"), (True, False, None), (False, True, None)]
+)
+def test_without_avx512_a_dense_model_is_served_in_float32(
+    avx512: bool, quantized: bool, dtype: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On such a CPU half precision takes several times as long."""
+    monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: avx512)
+    config = json.loads((DEMO / "config.json").read_text())
+    config |= {"quantization_config": {"bits": 8}} if quantized else {}
+    words = vllm_settings.arguments("cpu", config, 256)
+    assert (words[words.index("--dtype") + 1] if "--dtype" in words else None) == dtype
+    half = vllm_settings.kv_cache_bytes(config, 256, vllm_settings.CPU_SEQUENCES)
+    assert vllm_settings.reserved_kv_cache(config, 256) == half * (2 if dtype else 1)
+
+
 def test_on_a_cpu_activations_keep_their_precision_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -73,7 +73,7 @@ def stored(page: Chat) -> int:
     return int(page.tab.evaluate("Object.values(localStorage).join('').length"))
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_retry_asks_the_last_question_again_without_its_answer(browser: Any) -> None:
     with chat(browser, models=MODELS, says=SAYS) as (page, server):
         page.press("Retry")  # of nothing is nothing
@@ -86,7 +86,7 @@ def test_retry_asks_the_last_question_again_without_its_answer(browser: Any) -> 
             assert page.tab.locator(f"#chat{which} .user.message").count() == 1
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_the_last_question_is_edited_and_asked_anew(browser: Any) -> None:
     with chat(browser, models=MODELS, says=SAYS) as (page, server):
         compared(page)
@@ -103,7 +103,7 @@ def test_the_last_question_is_edited_and_asked_anew(browser: Any) -> None:
             assert said[0] == "What is a list?" and said[2:] == ["And a tuple?"]
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_nothing_is_retried_or_edited_while_an_answer_grows(browser: Any) -> None:
     with chat(browser, words=["word "] * 10_000, pause=0.02) as (page, server):
         page.say("Go on.")
@@ -116,7 +116,7 @@ def test_nothing_is_retried_or_edited_while_an_answer_grows(browser: Any) -> Non
         assert "Go on." in page.said()
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_conversation_is_saved_as_it_was_said(browser: Any, tmp_path: Path) -> None:
     with chat(browser, models=MODELS, says=SAYS, facts=FACTS) as (page, _server):
         compared(page)
@@ -139,7 +139,7 @@ def test_a_conversation_is_saved_as_it_was_said(browser: Any, tmp_path: Path) ->
         assert lines[lines.index("### Answer of me/small") + 1] == "A list keeps <b>items</b>."
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_a_conversation_is_there_again_after_a_reload_and_gone_once_cleared(browser: Any) -> None:
     with chat(browser, models=MODELS, says=SAYS) as (page, server):
         compared(page)
@@ -158,7 +158,7 @@ def test_a_conversation_is_there_again_after_a_reload_and_gone_once_cleared(brow
         assert page.answers() == 0 and page.trouble == []
 
 
-@pytest.mark.serve
+@pytest.mark.browser
 def test_max_tokens_follow_the_chosen_models(browser: Any) -> None:
     facts = {"org/base": {"max_model_len": 2048}, "me/small": {"max_model_len": 256}}
     with chat(browser, models=MODELS, facts=facts) as (page, server):

@@ -11,6 +11,7 @@ from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.model.architectures import architecture, configs, families
 from hubplugin.plan import vllm_support
 from hubplugin.plan.costs import operations
+from serve import vllm_settings
 
 pytestmark = pytest.mark.serve
 
@@ -28,7 +29,11 @@ def test_vllm_serves_base_and_variant_in_turn_and_everything_is_measured(tmp_pat
     variant = subject("thin", pico.write(tmp_path / "thin", intermediate_size=96))
     settings = Settings(concurrency=(1, 3), prompt_tokens=16, output_tokens=8, rounds=1)
     speed = rounds.measure(base, variant, settings, engine_choice.take_turn)
-    assert not speed.not_measured and speed.engine.startswith("vLLM 0.") and speed.engine.endswith(", bfloat16")
+    assert (
+        not speed.not_measured
+        and speed.engine.startswith("vLLM 0.")
+        and speed.engine.endswith(", float32" if vllm_settings.cpu_dtype({}) else ", bfloat16")
+    )
     assert speed.base and speed.variant and speed.ceiling
     for served in (speed.base, speed.variant):
         assert 0 <= served.others_share.median <= 1

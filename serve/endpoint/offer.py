@@ -54,7 +54,8 @@ def memory_needed(offer: Offer, device: str) -> int:
         kv_cache += vllm_settings.reserved_kv_cache(
             vllm_settings.read_config(offer.draft.folder) or {}, offer.max_model_len
         )
-    return RUNTIME_BYTES + offer.weight_bytes + int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
+    wide = 2 if vllm_settings.cpu_dtype(config) else 1  # half precision is stored, float32 computed in
+    return RUNTIME_BYTES + wide * offer.weight_bytes + int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
 
 
 def budget(device: str) -> int:
