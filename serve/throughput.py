@@ -93,7 +93,7 @@ def serving(folder: Path, loads: Sequence[Load], name: str = "model") -> Iterato
     most = max(load.concurrency for load in loads)
     config = vllm_settings.read_config(folder) or {}
     extra = ["--no-enable-prefix-caching", "--max-num-seqs", str(most)]
-    if vllm_settings.find_device() == "cpu":  # room for all of them at once, where `hubplugin serve` plans for four
+    if vllm_settings.find_device() == "cpu":  # room for all of them at full length
         extra += ["--kv-cache-memory-bytes", str(vllm_settings.reserved_kv_cache(config, length, most))]
     with engine.start(folder, name=name, max_model_len=length, extra=tuple(extra)) as running:
         yield running

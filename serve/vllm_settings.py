@@ -15,7 +15,8 @@ from typing import Any
 from hubplugin.errors import ServeError
 from serve import cpu_features, vllm_errors
 
-CPU_SEQUENCES = 4  # answered at the same time; each needs its share of the KV cache
+CPU_SEQUENCES = 32  # answered at the same time
+CPU_CACHED = 4  # sequences of full length that the KV cache holds; shorter ones share it, and what does not fit waits
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 MIB = 2**20
 
@@ -126,7 +127,7 @@ def cpu_model_len(config: dict[str, Any], asked: int | None) -> int:
     return asked or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
 
 
-def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequences: int = CPU_SEQUENCES) -> int:
+def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequences: int = CPU_CACHED) -> int:
     """Bytes of the KV cache on a CPU, where the user does not say."""
     wide = 2 if cpu_dtype(config) else 1
     return wide * kv_cache_bytes(config, cpu_model_len(config, max_model_len), sequences)

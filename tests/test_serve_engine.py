@@ -239,7 +239,7 @@ def test_without_avx512_a_dense_model_is_served_in_float32(
     config |= {"quantization_config": {"bits": 8}} if quantized else {}
     words = vllm_settings.arguments("cpu", config, 256)
     assert (words[words.index("--dtype") + 1] if "--dtype" in words else None) == dtype
-    half = vllm_settings.kv_cache_bytes(config, 256, vllm_settings.CPU_SEQUENCES)
+    half = vllm_settings.kv_cache_bytes(config, 256, vllm_settings.CPU_CACHED)
     assert vllm_settings.reserved_kv_cache(config, 256) == half * (2 if dtype else 1)
 
 
