@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test browser bench bench-env bench-page bench-pruning check docs fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-serve bench-env bench-page bench-pruning check docs fix clean
 
 env: .venv/.ready
 
@@ -43,6 +43,10 @@ bench: bench-env
 	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FORCE),--force) \
 	  $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(HELD_OUT),--held-out $(HELD_OUT))
 	$(BIN)/python bench/page.py
+
+# the endpoint beside stock vLLM: make bench-serve FOLDERS="./model ./variant"
+bench-serve: env
+	$(BIN)/python bench/serving.py $(FOLDERS)
 
 bench-env: env
 	$(BIN)/python bench/environments.py

@@ -4,7 +4,7 @@
 
 Every setting of SETTINGS serves every folder once a round, in an order that turns from round to round; each start is
 timed until requests are answered. Prompts are random token ids of one length, answers of one length, greedy, no end of
-text, the same for all. Results go to bench/results/serving, a file per model; bench/serving_page.py makes the page.
+text, the same for all. Results go to bench/results/serving, a file per model.
 `others` is the share of all cores that other processes used meanwhile.
 """
 
