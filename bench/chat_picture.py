@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from serve.chat_page import app
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-QUESTION = "What is a list?"
+QUESTION = "How do I open a file?"
 WAIT = 120_000  # milliseconds
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         tab.set_default_timeout(WAIT)
         tab.goto(served.url)
         tab.get_by_label("Compare with").first.click()
-        tab.get_by_role("option").nth(1).click()
+        tab.get_by_role("option").last.click()
         box = tab.locator("#tokens input[type=number]")
         box.fill("64")
         box.press("Tab")
