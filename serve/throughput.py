@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import engine, vllm_settings
+from serve import engine, vllm_metrics, vllm_settings
 from serve.engine import Engine, Progress
 
 # what is measured -> vLLM's histogram of it, in seconds; a mean is sum over count
@@ -142,12 +142,11 @@ async def _answer(running: Engine, prompts: Sequence[list[int]], load: Load) -> 
 
 def histograms(text: str) -> dict[str, tuple[float, float]]:
     """Sum and count of each measure, and tokens generated, from the text of /metrics."""
-    found = {name: (_total(text, f"{key}_sum"), _total(text, f"{key}_count")) for name, key in HISTOGRAMS.items()}
-    return {**found, GENERATED: (_total(text, GENERATED), 0.0)}
-
-
-def _total(text: str, name: str) -> float:
-    return sum(map(float, re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, flags=re.MULTILINE)))
+    found = {
+        name: (vllm_metrics.total(text, f"{key}_sum"), vllm_metrics.total(text, f"{key}_count"))
+        for name, key in HISTOGRAMS.items()
+    }
+    return {**found, GENERATED: (vllm_metrics.total(text, GENERATED), 0.0)}
 
 
 def means(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> dict[str, float]:

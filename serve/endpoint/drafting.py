@@ -5,13 +5,12 @@ accepts: its own answers, in fewer passes.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import vllm_settings
+from serve import vllm_metrics, vllm_settings
 
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
@@ -46,7 +45,7 @@ class Draft:
                 "expected_tokens_per_step": self.tokens_per_step(self.expected),
             }
             said |= expected
-        steps, drafted, accepted = (_total(metrics, name) for name in (STEPS, DRAFTED, ACCEPTED))
+        steps, drafted, accepted = (vllm_metrics.total(metrics, name) for name in (STEPS, DRAFTED, ACCEPTED))
         if steps and drafted:
             # of single tokens: those behind a refused one are never looked at, so they say nothing
             said |= {"drafted": int(drafted), "accepted": int(accepted), "tokens_per_step": 1 + accepted / steps}
@@ -61,7 +60,3 @@ def check(draft: Draft, base: Path, device: str) -> None:
     if sizes[0] != sizes[1]:
         what = f"has a vocabulary of {sizes[0]} tokens, and the model it would draft for one of {sizes[1]}"
         raise ServeError(draft.name, what, "draft with a variant of that model")
-
-
-def _total(text: str, name: str) -> float:
-    return sum(map(float, re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, flags=re.MULTILINE)))

@@ -233,9 +233,9 @@ class Pool:
 
     async def bury(self, slot: Slot) -> None:
         """An engine that died, or does not answer any more: what is left of it ends, and it is to be started again."""
-        gone, slot.engine = slot.engine, None
-        if gone is None or slot.state is not State.READY:
-            return  # somebody else saw it too
+        if slot.engine is None or slot.state is not State.READY:
+            return  # somebody else saw it too, or stops it
+        gone = slot.engine
         if time.monotonic() - slot.since > PROVEN:
             slot.deaths = 0
         slot.wanted, slot.restarts = True, slot.restarts + 1
