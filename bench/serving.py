@@ -33,6 +33,7 @@ from serve import engine, ports, vllm_settings
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "serving"
 NAME = "model"
+STOCK = "vllm.entrypoints.launchers.api_server.entry"
 WAIT = 900  # seconds for a start
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
@@ -138,7 +139,7 @@ def _server(folder: Path, setting: Setting, load: Load, extra: tuple[str, ...]) 
         words = [sys.executable, "-m", "hubplugin", "--quiet", "serve", str(folder), "--name", NAME, *shared]
         words += ["--port", str(port), "--", "--no-enable-prefix-caching", *extra]
     else:
-        words = [sys.executable, "-m", engine.MODULE, "--model", str(folder), "--served-model-name", NAME, *shared]
+        words = [sys.executable, "-m", STOCK, "--model", str(folder), "--served-model-name", NAME, *shared]
         words += ["--host", ports.LOOPBACK, "--port", str(port), "--no-enable-prefix-caching", *setting.options]
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **dict(setting.environment)}
     quiet = subprocess.DEVNULL

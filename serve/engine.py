@@ -17,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import ports, vllm_errors, vllm_settings
+from serve import forking, ports, vllm_errors, vllm_settings
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-MODULE = "vllm.entrypoints.launchers.api_server.entry"
+MODULE = "serve.vllm_process"
 # Seconds vLLM gets after each signal before the next one. It needs one to stop in good order; and where an answer is
 # still being streamed its HTTP server waits for ever for the connection to close, so that more would only be waited.
 GRACE = 5.0
@@ -53,7 +53,8 @@ class Engine:
 
     url: str
     name: str
-    process: subprocess.Popen[bytes]
+    process: forking.Process
+    lifeline: IO[bytes] | forking.Forked  # the process ends when it is closed
     log: Path
     socket: Path | None = None
     temporary_log: bool = False
@@ -72,8 +73,7 @@ class Engine:
         """End vLLM and everything it started. Calling it again, or after vLLM has died, does nothing."""
         died = self.process.poll() is not None and not self.stopping
         self.stopping = True
-        if self.process.stdin is not None:
-            self.process.stdin.close()  # the supervisor's lifeline: it now terminates vLLM
+        self.lifeline.close()  # the supervisor now terminates vLLM
         self.process.terminate()  # and where a forked child of ours still holds a copy of the lifeline
         try:
             self.process.wait(timeout=4 * self.grace)
@@ -130,13 +130,13 @@ def start(
     else:
         place, url = ["--uds", str(socket)], "http://engine"
     arguments = vllm_settings.arguments(device, config, max_model_len)
-    command = [sys.executable, "-m", MODULE, "--model", str(model), "--served-model-name", name]
-    command += [*place, *arguments, *extra]
+    words = ["--model", str(model), "--served-model-name", name, *place, *arguments, *extra]
     progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
     if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
     return launch(
-        command,
+        [sys.executable, "-m", MODULE, *words],
+        fork_server=forking.current() if device == "cpu" else None,
         url=url,
         socket=socket,
         unwanted=unwanted,
@@ -160,18 +160,24 @@ def launch(
     deadline: float = DEADLINE,
     grace: float = GRACE,
     unwanted: threading.Event | None = None,
+    fork_server: forking.ForkServer | None = None,
 ) -> Engine:
     """Run `command` under a supervisor and return when `url`/health answers 200; raises ServeError where it never
-    does.
+    does. Where there is a fork server, that runs MODULE with the arguments of `command`.
     """
     temporary = log is None
     if log is None:
         handle, path = tempfile.mkstemp(prefix="hubplugin-vllm-", suffix=".log")  # readable by its owner only
         os.close(handle)
         log = Path(path)
+    process: forking.Process
+    lifeline: IO[bytes] | forking.Forked
     with log.open("wb") as sink:
-        process = spawn(command, environment, stdout=sink, stderr=sink, grace=grace)
-    engine = Engine(url, name, process, log, socket, temporary_log=temporary, grace=grace)
+        if fork_server is not None:
+            process = lifeline = fork_server.fork(command[3:], environment, sink, grace)
+        else:
+            process, lifeline = spawn(command, environment, stdout=sink, stderr=sink, grace=grace)
+    engine = Engine(url, name, process, lifeline, log, socket, temporary_log=temporary, grace=grace)
     began = time.monotonic()
     try:
         _wait_until_healthy(engine, progress, began + deadline, unwanted or threading.Event())
@@ -184,12 +190,15 @@ def launch(
 
 def spawn(
     command: list[str], environment: dict[str, str], *, stdout: Any, stderr: Any, grace: float = GRACE
-) -> subprocess.Popen[bytes]:
-    """`command` under a supervisor in a session of its own, so that ctrl-C in the terminal reaches only us."""
+) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """`command` under a supervisor in a session of its own, so that ctrl-C in the terminal reaches only us; and the
+    lifeline, at whose end it is terminated."""
     supervised = [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), *command]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         supervised, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
     )
+    assert process.stdin is not None
+    return process, process.stdin
 
 
 def _wait_until_healthy(engine: Engine, progress: Progress, deadline: float, unwanted: threading.Event) -> None:

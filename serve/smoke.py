@@ -51,15 +51,14 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, timeout: float
         command += ["--prompt-ids", json.dumps(prompt)]
     environment = vllm_settings.environment(device, local=True, deadline=timeout)
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as log:
-        process = engine.spawn(command, environment, stdout=output, stderr=log)
+        process, lifeline = engine.spawn(command, environment, stdout=output, stderr=log)
         try:
             process.wait(timeout)
             late = False
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            if process.stdin is not None:
-                process.stdin.close()  # the supervisor's lifeline: whatever is left of the child ends now
+            lifeline.close()  # whatever is left of the child ends now
             status = process.wait()
         output.seek(0)
         log.seek(0)

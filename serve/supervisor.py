@@ -13,6 +13,8 @@ vLLM, which swallows one that arrives while its engine core is starting.) SIGTER
 supervisor itself do the same. If the supervisor is the one that is killed, its child gets SIGTERM from the kernel,
 and `Engine` kills the rest of the session.
 
+`fork_server` runs `supervise` too, in a process of its own for each engine that it forks.
+
 The exit status is the command's, 128 + n where signal n ended it.
 """
 
@@ -31,36 +33,44 @@ PR_SET_CHILD_SUBREAPER = 36
 POLL = 0.2  # seconds between looks at the child; a closed lifeline is seen at once
 
 
-def supervise(command: list[str], grace: float) -> int:
-    """Run `command` until it ends or the lifeline does; its exit status, when the whole group is gone."""
-    parent = os.getppid()
+def supervise(begin: Callable[[], int], grace: float, lifeline: int, owner: int | None = None) -> int:
+    """Begin a process and wait until it ends, the lifeline is closed or `owner` is not the parent any more; its exit
+    status, when its whole group is gone.
+
+    begin     starts it, as leader of a process group of its own, and returns its id
+    grace     seconds between signals
+    lifeline  descriptor of a pipe or socket
+    owner     process id; None: the lifeline alone counts
+    """
     asked = _note_signals()
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned grandchildren become ours
-    try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            process_group=0,
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # safe: one thread
-        )
-    except OSError as error:
-        sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
-        return 127
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned grandchildren become ours
+    leader = begin()
 
     def unwanted() -> bool:
-        return bool(asked) or os.getppid() != parent or _closed(sys.stdin.fileno())
+        return bool(asked) or owner not in (None, os.getppid()) or _closed(lifeline)
 
-    while not _ended(child.pid):
+    while not _ended(leader):
         if unwanted():
-            _terminate(child.pid, grace)
+            _terminate(leader, grace)
             break
     # The leader is dead but not yet reaped, so its group id cannot have been given to anybody else.
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    status = child.wait()
+        os.killpg(leader, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1])
     _reap_others(time.monotonic() + grace)
     return 128 - status if status < 0 else status
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _begin(command: list[str]) -> int:
+    # one thread, so running something between fork and exec is safe
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=end_with_parent)
+    child.returncode = 0  # it is waited for by its id
+    return child.pid
 
 
 def _note_signals() -> list[int]:
@@ -105,5 +115,15 @@ def _reap_others(deadline: float) -> None:
                 time.sleep(0.02)
 
 
+def main() -> int:
+    """The exit status."""
+    owner, command = os.getppid(), sys.argv[2:]
+    try:
+        return supervise(lambda: _begin(command), float(sys.argv[1]), sys.stdin.fileno(), owner)
+    except OSError as error:
+        sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
+        return 127
+
+
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[2:], float(sys.argv[1])))
+    sys.exit(main())

@@ -3,12 +3,15 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pico
 import pytest
 import torch
+
+from serve import forking
 
 if TYPE_CHECKING:
     import httpx
@@ -45,6 +48,13 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory):
 def _few_threads():
     """Pico matrices are faster on one thread, and tests run beside each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_fork_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where tests start the real vLLM, it is imported once for all that start it from this process."""
+    with forking.kept() if any(item.get_closest_marker("serve") for item in request.session.items) else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

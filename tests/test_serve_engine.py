@@ -15,7 +15,7 @@ import pytest
 from serve_helpers import DEMO, fake, session_of, until
 
 from hubplugin.errors import ServeError
-from serve import engine, ports, vllm_settings
+from serve import engine, forking, ports, vllm_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,8 +84,8 @@ def test_stop_escalates_from_sigterm_to_sigkill_and_leaves_nothing(tmp_path: Pat
 
 def test_stop_works_although_a_forked_child_holds_the_lifeline(tmp_path: Path) -> None:
     running = stub(tmp_path, "polite")
-    assert running.process.stdin is not None
-    copy = os.dup(running.process.stdin.fileno())
+    assert not isinstance(running.lifeline, forking.Forked)
+    copy = os.dup(running.lifeline.fileno())
     running.stop()
     os.close(copy)
     assert (tmp_path / "marks").read_text().count("term") == 1
@@ -131,10 +131,10 @@ def test_a_server_that_is_killed_takes_its_children_along(tmp_path: Path) -> Non
 
 
 def test_the_exit_status_of_the_command_is_passed_on(tmp_path: Path) -> None:
-    process = engine.spawn([sys.executable, "-c", "raise SystemExit(7)"], dict(os.environ), stdout=None, stderr=None)
+    command = [sys.executable, "-c", "raise SystemExit(7)"]
+    process, lifeline = engine.spawn(command, dict(os.environ), stdout=None, stderr=None)
     assert process.wait(30) == 7
-    assert process.stdin is not None
-    process.stdin.close()
+    lifeline.close()
 
 
 def test_a_start_that_dies_is_an_error_with_the_cause_from_the_log(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from hubplugin.errors import ServeError
-from serve import ports, signals, vllm_options, vllm_settings
+from serve import forking, ports, signals, vllm_options, vllm_settings
 from serve.endpoint import app, drafting, offer
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
 from serve.endpoint.pool import Pool
+from serve.engine import DEADLINE
 
 KEY = "VLLM_API_KEY"
 REQUESTS = "requests.jsonl"  # below the folder of logs
@@ -82,6 +83,15 @@ def _refuse(offers: Sequence[Offer], settings: Settings) -> None:
 
 
 async def _run(
+    offers: Sequence[Offer], settings: Settings, ready: Callable[[str], None], progress: Callable[[str], None]
+) -> int:
+    with forking.kept() as fork_server:
+        if vllm_settings.find_device() == "cpu":
+            fork_server.start(vllm_settings.environment("cpu", local=True, deadline=DEADLINE))
+        return await _serve(offers, settings, ready, progress)
+
+
+async def _serve(
     offers: Sequence[Offer], settings: Settings, ready: Callable[[str], None], progress: Callable[[str], None]
 ) -> int:
     device, asked = vllm_settings.find_device(), _Asked()
