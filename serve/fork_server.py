@@ -12,6 +12,7 @@ It forks and never starts a thread. It ends when the owner closes the socket; en
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -29,6 +30,9 @@ MESSAGE = 2**20  # bytes; more than an environment and a command line may have
 def main() -> None:
     """Import, then fork until the owner has gone."""
     with socket.socket(fileno=int(sys.argv[1])) as control:
+        _show(
+            "serve.fork_server"
+        )  # the package finds its place in memory by the environment that the process began with
         try:
             run = vllm_process.load()
         except (ImportError, OSError, RuntimeError):
@@ -82,6 +86,7 @@ def _supervise(asked: dict[str, Any], log: int, lifeline: int, run: vllm_process
     os.setsid()  # ctrl-C in the terminal reaches only the owner
     os.dup2(log, 1)
     os.dup2(log, 2)
+    _show("serve.supervisor")
     with socket.socket(fileno=lifeline) as line, contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
         line.send(b"pid %d" % os.getpid())
         status = supervisor.supervise(lambda: _begin(asked, lifeline, run), asked["grace"], lifeline)
@@ -104,8 +109,15 @@ def _begin(asked: dict[str, Any], lifeline: int, run: vllm_process.Main) -> int:
         os.environ.clear()
         os.environ.update(asked["environment"])
         sys.argv[1:] = asked["arguments"]
+        _show(" ".join(["serve.vllm_process", *asked["arguments"]]))
         run()
     return 0  # never: `_Last` does not return
+
+
+def _show(title: str) -> None:
+    """Have `ps` show what this process is, by a package that vLLM comes with; its engine core names itself."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("setproctitle").setproctitle(title)
 
 
 if __name__ == "__main__":

@@ -193,12 +193,12 @@ def test_an_engine_killed_in_the_middle_of_a_stream_is_told_and_replaced(running
 def _serves(core: psutil.Process, logs: Path) -> bool:
     """Whether an engine core is that of the demo model: its parent's command says so."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return str(DEMO) in core.parent().cmdline() and logs.exists()
+        return str(DEMO) in " ".join(core.parent().cmdline()) and logs.exists()
     return False
 
 
 def test_nothing_of_vllm_outlives_an_endpoint_that_is_killed(running: Running) -> None:
-    supervisors = [child.pid for child in psutil.Process(running.process.pid).children()]
+    supervisors = [child.pid for child in psutil.Process(running.process.pid).children(recursive=True)]
     assert any("EngineCore" in process.name() for pid in supervisors for process in session_of(pid))
     running.process.kill()
     running.process.wait()
