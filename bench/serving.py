@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ SETTINGS = {
     "vllm serve, eager, one process, 32 sequences": Setting(
         options=("--enforce-eager", "--max-num-seqs", "32", "--max-num-batched-tokens", "512"),
         environment=tuple(ONE_PROCESS.items()),
+    ),
+    "vllm serve, eager, one process, float32": Setting(
+        options=("--enforce-eager", "--dtype", "float32"), environment=tuple(ONE_PROCESS.items())
     ),
 }
 
@@ -121,13 +125,12 @@ def served(
         ready = time.monotonic() - begun
         progress(f"ready in {ready:.1f} s")
         answered = []
-        for count in (streams[0], *streams):  # the first once more: products of a new shape choose their kernels
-            busy, own, at = measure.busy_seconds(), _own(process), time.monotonic()
-            said = _asked(url, folder, load, count)
-            seconds = time.monotonic() - at
-            others = (measure.busy_seconds() - busy - (_own(process) - own)) / seconds / (psutil.cpu_count() or 1)
-            answered.append({"streams": count, "others": round(max(0.0, others), 3), **said})
-            progress(f"{count} streams: {said['tokens_per_second']:.1f} tokens/s, first {said['first_token']:.2f} s")
+        for said in _asked(url, folder, load, (streams[0], *streams), process):
+            progress(
+                f"{said['streams']} streams: {said['tokens_per_second']:.1f} tokens/s, first {said['first_token']:.2f} s"
+            )
+            answered.append(said)
+        # the first number of streams once more: products of a new shape choose their kernels
         return {"ready_seconds": round(ready, 1), "answered": answered[1:]}
 
 
@@ -167,36 +170,47 @@ def _wait(url: str, process: subprocess.Popen[bytes], path: str, ours: bool) -> 
     raise SystemExit(f"{url} did not get ready: status {process.poll()}")
 
 
-def _asked(url: str, folder: Path, load: Load, streams: int) -> dict[str, float]:
-    """By vLLM's own load generator."""
+def _asked(
+    url: str, folder: Path, load: Load, streams: Sequence[int], server: psutil.Process
+) -> Iterator[dict[str, float]]:
+    """By vLLM's own load generator, one number of streams after another."""
     words = ["--base-url", url, "--model", NAME, "--tokenizer", str(folder), "--dataset-name", "random"]
     words += ["--random-input-len", str(load.prompt), "--random-output-len", str(load.answer), "--ignore-eos"]
-    words += ["--num-prompts", str(load.each * streams), "--max-concurrency", str(streams), "--temperature", "0"]
-    words += ["--disable-tqdm", "--seed", "0", "--ready-check-timeout-sec", "0"]
-    command = [sys.executable, str(HERE / "serving_load.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    found = json.loads(done.stdout.splitlines()[-1])
-    if found["completed"] != load.each * streams or found["total_output_tokens"] != load.each * streams * load.answer:
-        raise SystemExit(f"{found['completed']} of {load.each * streams} requests were answered in full")
-    return {
-        "tokens_per_second": found["output_throughput"],
-        "first_token": found["mean_ttft_ms"] / 1e3,
-        "first_token_p99": found["p99_ttft_ms"] / 1e3,
-        "per_token": found["mean_tpot_ms"] / 1e3,
-    }
+    words += ["--temperature", "0", "--disable-tqdm", "--seed", "0", "--ready-check-timeout-sec", "0"]
+    command = [sys.executable, str(HERE / "serving_load.py"), *words, "--each", str(load.each), "--streams"]
+    with tempfile.TemporaryFile("w+") as log:
+        asking = subprocess.Popen([*command, *map(str, streams)], stdout=subprocess.PIPE, stderr=log, text=True)
+        assert asking.stdout is not None
+        asking.stdout.readline()  # it has imported vLLM
+        for count in streams:
+            busy, own, at = measure.busy_seconds(), _own(server, asking.pid), time.monotonic()
+            found = json.loads(asking.stdout.readline() or "{}")
+            seconds = time.monotonic() - at
+            used = measure.busy_seconds() - busy - (_own(server, asking.pid) - own)
+            expected = load.each * count, load.each * count * load.answer
+            if (found.get("completed"), found.get("total_output_tokens")) != expected:
+                log.seek(0)
+                raise SystemExit(
+                    f"{log.read()[-3000:]}\n{found.get('completed')} of {expected[0]} requests were answered"
+                )
+            yield {
+                "streams": count,
+                "others": round(max(0.0, used / seconds / (psutil.cpu_count() or 1)), 3),
+                "tokens_per_second": found["output_throughput"],
+                "first_token": found["mean_ttft_ms"] / 1e3,
+                "first_token_p99": found["p99_ttft_ms"] / 1e3,
+                "per_token": found["mean_tpot_ms"] / 1e3,
+            }
+        asking.wait()
 
 
-def _own(server: psutil.Process) -> float:
-    """CPU seconds of the server, of this process and of its children that have ended."""
+def _own(server: psutil.Process, asking: int) -> float:
+    """CPU seconds of the server's processes, of this one and of the load generator."""
     total = 0.0
-    for process in (psutil.Process(), server, *server.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (psutil.Process(), psutil.Process(asking), server, *server.children(recursive=True)):
             times = process.cpu_times()
             total += times.user + times.system
-            if process.pid == os.getpid():
-                total += times.children_user + times.children_system
     return total
 
 

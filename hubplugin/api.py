@@ -95,7 +95,8 @@ def run(
         for note in planned.notes:
             progress(f"note: {note}")
         generate = engine_choice.generate if require_vllm else engine_choice.generate_anyhow
-        return pipeline.run(asked, planned, folder(manifest, out), generate, engine_choice.take_turn)
+        with engine_choice.kept(planned.variants):
+            return pipeline.run(asked, planned, folder(manifest, out), generate, engine_choice.take_turn)
 
 
 def run_on_ray(

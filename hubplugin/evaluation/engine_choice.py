@@ -5,17 +5,21 @@ from the dequantized folder and the report says so (plan/checks/this_machine.py)
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from hubplugin import memory
 from hubplugin.errors import ServeError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.speed import Speed
 from hubplugin.plan.checks import this_machine
+from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.plan.vllm_support import Verdict
 from hubplugin.progress import progress
-from serve import smoke, throughput, vllm_settings
+from serve import forking, smoke, throughput, vllm_settings
 
+FORK_SERVER = 10**9  # bytes that a process with vLLM imported takes beside what is forked from it
 FEWEST = 4  # requests at a concurrency; else one for each place
 
 
@@ -41,6 +45,14 @@ def generate_anyhow(folder: Path, prompts: list[list[int]], tokens: int, verdict
 def _by_transformers(folder: Path, prompts: list[list[int]], tokens: int, why: str) -> Generated:
     generated = generate_dequantized(folder, prompts, tokens)
     return Generated(f"{generated.engine} ({why})", generated.token_ids, generated.logprobs)
+
+
+def kept(variants: Sequence[VariantPlan]) -> AbstractContextManager[object]:
+    """Within it vLLM is imported once for all variants, where there are several and memory has room for that beside the
+    one that needs most."""
+    if len(variants) < 2 or max(each.peak_memory for each in variants) + FORK_SERVER > memory.available():
+        return nullcontext()
+    return forking.kept()
 
 
 def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
