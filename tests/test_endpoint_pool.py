@@ -218,6 +218,18 @@ def test_a_stop_gives_up_a_start(tmp_path: Path) -> None:
     run(test())
 
 
+def test_an_engine_that_ends_because_all_is_stopped_has_not_died(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with endpoint(tmp_path, ("a",)) as served:
+            await served.ask("a")
+            slot = served.pool.slots["a"]
+            served.pool.closing = True
+            await served.pool.bury(slot)  # as whoever watches sees it
+            assert (slot.state, slot.restarts, served.pool.failed) == (State.READY, 0, False)
+
+    run(test())
+
+
 def test_what_an_engine_takes_is_its_weights_its_kv_cache_and_its_runtime(
     pico_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +241,7 @@ def test_what_an_engine_takes_is_its_weights_its_kv_cache_and_its_runtime(
     assert offer.memory_needed(offer.Offer("a", pico_folder), "cpu") > offer.memory_needed(own, "cpu")
     avx512 = False  # then it is computed in float32
     assert offer.memory_needed(own, "cpu") == offer.RUNTIME_BYTES + 2 * weights + 1000
+    assert offer.budget("cpu", 10**10) == 10**10 - offer.FORK_SERVER_BYTES
 
 
 def test_engines_on_one_gpu_share_it_where_their_weights_allow(

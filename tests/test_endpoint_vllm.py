@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,18 @@ parser = argparse.ArgumentParser()
 add_cli_args(parser)
 print(json.dumps(asyncio.run(main_async(parser.parse_args(sys.argv[1:]))), default=str))
 """
+# a template that has a place for tools, as Qwen's families write their calls
+TOOLED = """{% if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}Answer with <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+CITY = {"city": {"type": "string", "maxLength": 12}}
+SCHEMA = {"type": "object", "properties": CITY, "required": ["city"], "additionalProperties": False}
+# strict: without it vLLM 0.32 asks for JSON, and not for the schema
+TOOL = {"type": "function", "function": {"name": "weather", "strict": True, "parameters": SCHEMA}}
 
 
 @dataclass
@@ -54,7 +67,18 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("endpoint")
     pico.write(folder / "pico")
-    words = ["serve", str(DEMO), str(folder / "pico"), "--max-model-len", "256", "--logs", str(folder / "logs")]
+    shutil.copytree(DEMO, folder / "tooled")
+    (folder / "tooled" / "chat_template.jinja").write_text(TOOLED, encoding="utf-8")
+    words = [
+        "serve",
+        str(DEMO),
+        str(folder / "pico"),
+        str(folder / "tooled"),
+        "--max-model-len",
+        "256",
+        "--logs",
+        str(folder / "logs"),
+    ]
     words += ["--max-body", "1", "--port", str(ports.choose(ports.LOOPBACK, None))]
     process = subprocess.Popen(
         [sys.executable, "-m", "hubplugin", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -69,11 +93,32 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def test_models_are_listed_and_each_answers(running: Running) -> None:
     rows = httpx.get(f"{running.url}/models").json()["data"]
-    assert [(row["id"], row["state"]) for row in rows] == [(BASE, "ready"), ("pico", "stopped")]
+    states = [(row["id"], row["state"], row["tools"]) for row in rows]
+    assert states == [(BASE, "ready", False), ("pico", "stopped", False), ("tooled", "stopped", True)]
     said = running.post(**QUESTION, max_tokens=12).json()
     assert said["model"] == BASE and said["choices"][0]["message"]["content"].strip()
     said = running.post("/completions", model="pico", prompt="abc", max_tokens=3).json()
     assert said["model"] == "pico" and said["usage"]["completion_tokens"] == 3
+
+
+def test_tools_are_called_where_the_template_takes_them_and_refused_where_not(running: Running) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=running.url, api_key="none", max_retries=0)
+    question: Any = {"messages": QUESTION["messages"], "tools": [TOOL], "max_tokens": 100, "temperature": 0}
+    named = {"type": "function", "function": {"name": "weather"}}
+    said = client.chat.completions.create(model="tooled", tool_choice=named, **question)
+    (call,) = said.choices[0].message.tool_calls
+    assert call.function.name == "weather" and list(json.loads(call.function.arguments)) == ["city"]
+    assert client.chat.completions.create(model="tooled", **question).choices[0].message is not None
+    with pytest.raises(openai.BadRequestError, match="takes no tools"):
+        client.chat.completions.create(model=BASE, **question)
+
+
+def test_an_answer_follows_a_json_schema(running: Running) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+    said = running.post(**QUESTION, max_tokens=100, response_format=shape).json()
+    assert isinstance(json.loads(said["choices"][0]["message"]["content"])["city"], str)
 
 
 def test_openais_own_client_streams_and_reads_errors(running: Running) -> None:

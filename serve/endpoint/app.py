@@ -18,6 +18,7 @@ from serve.endpoint import forwarding, metrics
 from serve.endpoint.context import CONTEXT, begin
 from serve.endpoint.faults import Refused
 from serve.endpoint.guard import Guard, limit_tokens
+from serve.endpoint.offer import Offer
 from serve.endpoint.pool import Pool, Slot, State
 
 Log = Callable[[dict[str, Any]], None]
@@ -119,7 +120,7 @@ async def model(request: web.Request) -> web.Response:
 async def _row(slot: Slot, app: web.Application) -> dict[str, Any]:
     offer, created = slot.offer, app[CREATED]
     own = {"id": offer.name, "object": "model", "created": created, "owned_by": "hubplugin", "state": slot.state.value}
-    row = {**own, "max_model_len": offer.max_model_len, **offer.facts}
+    row = {**own, "max_model_len": offer.max_model_len, "tools": offer.takes_tools, **offer.facts}
     if offer.draft:
         running = slot.state is State.READY
         row["draft"] = offer.draft.facts(await _scraped(app[SESSIONS][offer.name]) if running else "")
@@ -154,6 +155,7 @@ async def asked(request: web.Request) -> web.StreamResponse:
         content = parsed(body)
         slot = pool.slot(named(content, list(pool.slots)))
         context.model = slot.offer.name
+        refuse_tools(content, slot.offer)
         if limit_tokens(content, request.path, guard.limits.tokens):
             body = json.dumps(content).encode()
         for _ in range(TRIES):
@@ -178,6 +180,15 @@ def parsed(body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused(400, "The body is no JSON object", "invalid_json")
     return content
+
+
+def refuse_tools(content: dict[str, Any], offer: Offer) -> None:
+    """Raise Refused where a request offers tools to a model whose chat template has no place for them."""
+    if content.get("tools") and content.get("tool_choice") != "none" and not offer.takes_tools:
+        message = (
+            f"{offer.name} takes no tools: its chat template has no place for them that vLLM could read calls from"
+        )
+        raise Refused(400, message, "tools_not_supported", param="tools")
 
 
 def named(content: dict[str, Any], known: list[str]) -> str:

@@ -99,9 +99,8 @@ async def _serve(
     needs = [offer.memory_needed(one, device) for one in offers]
     logs = settings.logs or Path(tempfile.mkdtemp(prefix="hubplugin-logs-"))
     logs.mkdir(parents=True, exist_ok=True)
-    pool = Pool(
-        offers, needs, settings.memory or offer.budget(device), logs, lambda name, line: progress(f"{name} | {line}")
-    )
+    budget = offer.budget(device, settings.memory)
+    pool = Pool(offers, needs, budget, logs, lambda name, line: progress(f"{name} | {line}"))
     with (logs / REQUESTS).open("a", encoding="utf-8") as log:
         guarded = app.make(pool, Guard(settings.keys, settings.limits), lambda entry: _note(entry, log))
         # a client that goes away frees its place in the engine

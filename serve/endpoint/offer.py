@@ -7,16 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import vllm_settings
+from serve import tool_calls, vllm_settings
 from serve.endpoint.drafting import Draft
 
-RUNTIME_BYTES = 1_400_000_000  # two Python processes with torch and vLLM in them, resident on a CPU
+RUNTIME_BYTES = 900_000_000  # of an engine's own processes on a CPU, beside weights, KV cache and what forks share
+FORK_SERVER_BYTES = 900_000_000  # what they share: one process with torch and vLLM in it
 SHARE = 0.8  # of the memory that is free when the endpoint starts: its budget, where none is given
 GPU_SHARE = 0.9  # of a GPU's memory, for all engines together
 
@@ -41,7 +43,16 @@ class Offer:
     @property
     def words(self) -> tuple[str, ...]:
         """All options of vLLM."""
-        return (*([self.draft.option] if self.draft else []), *self.options)
+        return (*([self.draft.option] if self.draft else []), *self._tools, *self.options)
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether requests may offer it tools to call."""
+        return bool(self._tools) or any(word.startswith(tool_calls.OPTION) for word in self.options)
+
+    @cached_property
+    def _tools(self) -> tuple[str, ...]:
+        return tool_calls.options(self.folder, self.options)
 
 
 def memory_needed(offer: Offer, device: str) -> int:
@@ -58,9 +69,11 @@ def memory_needed(offer: Offer, device: str) -> int:
     return RUNTIME_BYTES + wide * offer.weight_bytes + int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
 
 
-def budget(device: str) -> int:
-    """Bytes for all engines together, where the user names none."""
-    return int(GPU_SHARE * gpu_bytes()) if device == "cuda" else int(SHARE * psutil.virtual_memory().available)
+def budget(device: str, asked: int | None = None) -> int:
+    """Bytes for all engines together; `asked` is what the user allows for them and what they are forked from."""
+    if device == "cuda":
+        return asked or int(GPU_SHARE * gpu_bytes())
+    return (asked or int(SHARE * psutil.virtual_memory().available)) - FORK_SERVER_BYTES
 
 
 def shared(offers: Sequence[Offer], device: str) -> tuple[Offer, ...]:

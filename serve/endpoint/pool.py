@@ -191,7 +191,9 @@ class Pool:
         least recently used takes no further requests, and is stopped when it has answered what it has."""
         name = slot.offer.name
         if slot.need > self.budget:
-            what = f"its engine takes {slot.need / 1e9:.1f} GB, and all engines may take {self.budget / 1e9:.1f}"
+            what = (
+                f"its engine takes {slot.need / 1e9:.1f} GB, and all engines may take {max(0, self.budget) / 1e9:.1f}"
+            )
             raise ServeError(name, what, "raise --memory, or lower --max-model-len")
         while not self._fits(slot):
             others = [other for other in self.slots.values() if other.state is State.READY]
@@ -233,7 +235,7 @@ class Pool:
 
     async def bury(self, slot: Slot) -> None:
         """An engine that died, or does not answer any more: what is left of it ends, and it is to be started again."""
-        if slot.engine is None or slot.state is not State.READY:
+        if slot.engine is None or slot.state is not State.READY or self.closing:
             return  # somebody else saw it too, or stops it
         gone = slot.engine
         if time.monotonic() - slot.since > PROVEN:
