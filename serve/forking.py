@@ -115,11 +115,6 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def start(self, environment: dict[str, str]) -> None:
-        """Have it import vLLM now."""
-        with self._lock:
-            self._started(environment)
-
     def fork(self, arguments: Sequence[str], environment: dict[str, str], log: IO[bytes], grace: float) -> Forked:
         """vLLM's API server with these arguments, under a supervisor of its own."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -19,7 +19,6 @@ from serve.endpoint import app, drafting, offer
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
 from serve.endpoint.pool import Pool
-from serve.engine import DEADLINE
 
 KEY = "VLLM_API_KEY"
 REQUESTS = "requests.jsonl"  # below the folder of logs
@@ -85,9 +84,7 @@ def _refuse(offers: Sequence[Offer], settings: Settings) -> None:
 async def _run(
     offers: Sequence[Offer], settings: Settings, ready: Callable[[str], None], progress: Callable[[str], None]
 ) -> int:
-    with forking.kept() as fork_server:
-        if vllm_settings.find_device() == "cpu":
-            fork_server.start(vllm_settings.environment("cpu", local=True, deadline=DEADLINE))
+    with forking.kept():
         return await _serve(offers, settings, ready, progress)
 
 
