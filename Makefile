@@ -22,12 +22,10 @@ env-gptqmodel: env
 demo: env
 	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
 
-# all tests but those that need a GPU, a file on either of two workers; then those that start vLLM, which gets the machine
-# for itself
+# all tests but those that need a GPU, a file on either of two workers, of which one at a time may start vLLM
 test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine
 test: env browser
-	$(BIN)/python -m pytest -m "not gpu and not serve" -n 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m "serve and not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 browser:
 	@command -v chromium || command -v google-chrome || \

@@ -2,11 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
 import pico
 import pytest
 import torch
@@ -25,17 +28,38 @@ os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_TOKEN", None)
 
+VLLM = filelock.FileLock(Path(tempfile.gettempdir()) / f"hubplugin-vllm-{os.getuid()}.lock")
+
 # a shell that starts something in the background has it ignore ctrl-C, and so would every process that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `gpu` needs a device. Files with slow tests come first: two workers then end at about one time."""
+    """What is marked `gpu` needs a device. Files with slow tests come first, and those that start the real vLLM stand
+    between others: two workers then end at about one time, and seldom wait for each other."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    serve = {item.path for item in items if item.get_closest_marker("serve")}
+    files = sorted(dict.fromkeys(item.path for item in items), key=lambda path: path not in slow)
+    starting, others = [path for path in files if path in serve], [path for path in files if path not in serve]
+    order = [path for pair in zip_longest(starting, others) for path in pair if path]
+    places = {path: place for place, path in enumerate(order)}
+    items.sort(key=lambda item: places[item.path])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, bool, bool]:
+    """One worker at a time starts vLLM. It waits before a test's time begins, and goes on with its file."""
+    if item.get_closest_marker("serve"):
+        VLLM.acquire()
+    try:
+        return (yield)
+    finally:
+        goes_on = nextitem and nextitem.path == item.path and nextitem.get_closest_marker("serve")
+        if VLLM.is_locked and not goes_on:
+            VLLM.release(force=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
