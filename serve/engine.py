@@ -123,7 +123,7 @@ def start(
     progress = on_progress or (lambda _line: None)
     config = vllm_settings.read_config(model)
     device = vllm_settings.find_device()
-    vllm_settings.refuse_unservable(device, config, name)
+    vllm_settings.refuse_unservable(device, config, name, extra)
     if socket is None:
         port = ports.choose(host, port)
         place, url = ["--host", host, "--port", str(port)], ports.url(host, port)

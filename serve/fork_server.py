@@ -108,7 +108,7 @@ def _begin(asked: dict[str, Any], lifeline: int, run: vllm_process.Main) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(asked["environment"])
-        sys.argv[1:] = asked["arguments"]
+        sys.argv[:] = ["vllm", *asked["arguments"]]
         _show(" ".join(["serve.vllm_process", *asked["arguments"]]))
         run()
     return 0  # never: `_Last` does not return

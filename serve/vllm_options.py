@@ -22,6 +22,7 @@ REFUSED_ON_CPU = {
     "-pp": ("is broken in vLLM's CPU build (0.32)", "leave it out"),
 }
 RAY = "--distributed-executor-backend"
+HALF = "float16", "bfloat16", "half"
 
 
 def check(options: Sequence[str], device: str) -> None:
@@ -38,3 +39,24 @@ def check(options: Sequence[str], device: str) -> None:
         following = value or (options[index + 1] if index + 1 < len(options) else "")
         if device == "cpu" and name == RAY and following == "ray":
             raise ServeError(f"{RAY} ray", "vLLM refuses Ray on a CPU", "leave it out")
+
+
+def check_kv_cache(options: Sequence[str]) -> None:
+    """Raise ServeError for a KV cache of 16 bits where a CPU computes in float32: vLLM 0.32 takes it, and answers with
+    other tokens than the model's (docs/log.md). `options` are all of an engine on a CPU, ours first."""
+    kept = value_of(options, "--kv-cache-dtype")
+    if value_of(options, "--dtype") in ("float32", "float") and kept in HALF:
+        what = "under float32, in which the model is computed on this CPU, vLLM 0.32 answers with wrong tokens"
+        raise ServeError(
+            f"--kv-cache-dtype {kept}", what, "leave it out, or add --dtype bfloat16, which is slower here"
+        )
+
+
+def value_of(options: Sequence[str], name: str) -> str | None:
+    """The value that an option of vLLM is given; the last one counts. None where it is not given."""
+    value = None
+    for word, following in zip(options, [*options, ""][1:], strict=True):
+        key, equals, given = word.partition("=")
+        if key.replace("_", "-") == name:
+            value = given if equals else following
+    return value

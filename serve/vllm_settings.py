@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import cpu_features, vllm_errors
+from serve import cpu_features, vllm_errors, vllm_options
 
 CPU_SEQUENCES = 32  # answered at the same time
 CPU_CACHED = 4  # sequences of full length that the KV cache holds; shorter ones share it, and what does not fit waits
@@ -74,13 +74,16 @@ def read_config(model: str | Path) -> dict[str, Any] | None:
     return config
 
 
-def refuse_unservable(device: str, config: dict[str, Any] | None, name: str) -> None:
-    """Raise ServeError for codes whose kernels fail on this processor: vLLM itself would load them."""
+def refuse_unservable(device: str, config: dict[str, Any] | None, name: str, options: tuple[str, ...] = ()) -> None:
+    """Raise ServeError for codes whose kernels fail on this processor, and for options of vLLM that give wrong answers
+    on it: vLLM itself would load them."""
     features = needed_features(config or {}) if device == "cpu" else ()
     if missing := cpu_features.missing(features):
         what = f"vLLM's CPU kernels for its codes need {' and '.join(features)}, and this CPU has no {missing}"
         fix = "serve the base or a variant without codes here, or this one on another CPU or on a GPU"
         raise ServeError(name, what, fix)
+    if device == "cpu":
+        vllm_options.check_kv_cache([*cpu_dtype(config or {}), *options])
 
 
 def needed_features(config: dict[str, Any]) -> tuple[str, ...]:

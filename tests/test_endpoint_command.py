@@ -131,6 +131,11 @@ def test_a_key_of_the_environment_or_a_file_is_asked_for_and_never_printed(tmp_p
         (["{pico}", "--", "--trust-remote-code"], "--trust-remote-code", "code of the model's repo"),
         (["{pico}", "--", "--port", "1"], "--port", "is set by hubplugin"),
         (["{pico}", "--", "--api-key=x"], "--api-key", "secrets"),
+        (
+            ["{pico}", "--", "--dtype", "float32", "--kv-cache-dtype=bfloat16"],
+            "--kv-cache-dtype bfloat16",
+            "wrong tokens",
+        ),
         (["{pico}", "--", "--enable-sleep-mode"], "--enable-sleep-mode", "on a CPU"),
         (["{pico}", "--", "max-num-seqs"], "max-num-seqs", "is no option"),
     ],

@@ -1,5 +1,6 @@
 """Starting and stopping: stand-ins for vLLM's processes show SIGTERM to SIGKILL, and vLLM itself the rest."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -361,3 +362,22 @@ def test_a_format_that_this_vllm_cannot_load_is_said_in_three_parts(tmp_path: Pa
     assert caught.value.where == "int8"
     assert caught.value.what == "this vLLM has no kernel for 8-bit GPTQ on a CPU"
     assert "bits: 4" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (("--kv-cache-dtype", "bfloat16"), True),  # ours is float32 here
+        (("--kv_cache_dtype=float16",), True),
+        (("--kv-cache-dtype", "bfloat16", "--dtype", "bfloat16"), False),
+        (("--kv-cache-dtype", "bfloat16", "--kv-cache-dtype", "auto"), False),
+        ((), False),
+    ],
+)
+def test_a_kv_cache_of_half_the_width_is_refused_where_float32_is_computed_in(
+    options: tuple[str, ...], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: False)
+    with pytest.raises(ServeError, match="wrong tokens") if refused else contextlib.nullcontext():
+        vllm_settings.refuse_unservable("cpu", vllm_settings.read_config(DEMO), "demo", options)
+    vllm_settings.refuse_unservable("cuda", vllm_settings.read_config(DEMO), "demo", options)

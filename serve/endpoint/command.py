@@ -78,7 +78,7 @@ def _refuse(offers: Sequence[Offer], settings: Settings) -> None:
         vllm_options.check(one.options, device)
         if one.draft:
             drafting.check(one.draft, one.folder, device)
-        vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name)
+        vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name, one.options)
 
 
 async def _run(

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import tool_calls, vllm_settings
+from serve import tool_calls, vllm_options, vllm_settings
 from serve.endpoint.drafting import Draft
 
 RUNTIME_BYTES = 900_000_000  # of an engine's own processes on a CPU, beside weights, KV cache and what forks share
@@ -100,13 +100,9 @@ def gpu_bytes() -> int:
 
 
 def _option(options: Sequence[str], name: str, otherwise: float) -> float:
-    """The value that the user gives an option of vLLM, which wins over ours; the last one counts."""
-    value = otherwise
-    for word, following in zip(options, [*options, ""][1:], strict=True):
-        text = following if word == name else word.removeprefix(f"{name}=") if word.startswith(f"{name}=") else None
-        if text is not None:
-            try:
-                value = float(text)
-            except ValueError:
-                raise ServeError(name, f"{text!r} is no number", "give it a number") from None
-    return value
+    """The number that the user gives an option of vLLM, which wins over ours."""
+    text = vllm_options.value_of(options, name)
+    try:
+        return otherwise if text is None else float(text)
+    except ValueError:
+        raise ServeError(name, f"{text!r} is no number", "give it a number") from None
