@@ -33,7 +33,7 @@ async def connection(socket: str) -> AsyncIterator[aiohttp.ClientSession]:
 async def forward(session: aiohttp.ClientSession, request: web.Request, path: str, body: bytes) -> web.StreamResponse:
     """The engine's answer, already on its way to the client.
 
-    Raises EngineLost where the engine is not there: nothing has been sent then. One that ends in the middle of its
+    Raises Refused for a path that vLLM does not have, EngineLost where the engine is not there: nothing has been sent then. One that ends in the middle of its
     answer ends a stream of events with an error, and breaks off any other.
     """
     headers = {name: request.headers[name] for name in HEADERS_THERE if name in request.headers}
@@ -52,6 +52,8 @@ async def forward(session: aiohttp.ClientSession, request: web.Request, path: st
             whole = await upstream.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineLost(type(error).__name__) from error
+        if upstream.status in (404, 405) and b'"error"' not in whole:  # said by its web framework, not by vLLM
+            raise Refused(upstream.status, f"{request.method} {path} is not part of this endpoint", "not_found")
         return web.Response(body=whole, status=upstream.status, headers=back)
 
 
