@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test browser bench bench-serve bench-env bench-page bench-pruning check docs fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-serve bench-env bench-page bench-pruning check audit docs fix clean
 
 env: .venv/.ready
 
@@ -68,6 +68,12 @@ check: env
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/generate.py --check
 
+# known vulnerabilities of what is locked; needs an index that offers PyPI's JSON API, so it is no part of `check`
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install pip-audit==2.10.1
+	.venv-audit/bin/pip-audit -r .lock/cpu.txt --no-deps --disable-pip --progress-spinner off
+
 # the generated parts of README.md and docs/, manifests/schema.json and docs/report.schema.json
 docs: env
 	$(BIN)/python docs/generate.py
@@ -77,4 +83,4 @@ fix: env
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-audit build *.egg-info
