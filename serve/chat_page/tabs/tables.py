@@ -56,8 +56,8 @@ def table(caption: str, heads: Sequence[Head], rows: Sequence[Sequence[Cell]], *
     named = html.escape(caption)
     kind = ' class="sortable"' if sortable else ""
     return (
-        f'<div class="box" tabindex="0" role="region" aria-label="{named}"><table{kind}>'
-        f"<caption>{named}</caption><thead><tr>{tops}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<h2>{named}</h2><div class="box" tabindex="0" role="region" aria-label="{named}">'
+        f'<table aria-label="{named}"{kind}><thead><tr>{tops}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 30, 44  # pixels around the frame, for numbers and names
-LETTER = 7.2  # pixels that a letter of a label takes, about
+LETTER = 7.6  # pixels that a letter of a label takes, about
 FEW, MANY = 4, 6  # steps between ticks, of a narrow plot and of a wide one
 NARROW, WIDE = (340, 300), (520, 340)  # pixels; text keeps its size on both
 
