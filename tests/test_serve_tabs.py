@@ -285,6 +285,7 @@ def test_an_engine_that_dies_or_refuses_ends_the_load_with_an_error(name: str) -
 
 def test_a_load_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "LONGEST", 0.2)
+    monkeypatch.setattr(load, "BEAT", 0.1)
     with fake(models=["silent"]) as server:
         *_, last = carried_out(Load(server.url, None, Plan("silent", (1,), 8)))
     assert last.error is not None and "not done after" in last.error.what

@@ -133,5 +133,5 @@ def test_a_bench_on_a_phone_by_keyboard_and_an_engine_that_dies(browser: Any) ->
         assert tab.evaluate("document.activeElement.id") == "bench-start"  # the keyboard stays where it was
         page.choose("bench-model", "dies")
         tab.get_by_role("button", name="Start bench").press("Enter")
-        until(lambda: "connection broke" in tab.get_by_role("alert").first.inner_text())
+        until(lambda: "stopped in the middle" in tab.get_by_role("alert").first.inner_text())
         assert page.trouble == []

@@ -23,6 +23,8 @@ ABOUT = notes.note(
 TAKEN = ServeError(
     "bench", "another bench is running on this page's server", "start yours when it is over: two would time each other"
 )
+# Gradio's group of boxes has a name that is seen, and none that is read out.
+NAMED = """() => {document.querySelector("#bench-streams")?.setAttribute("aria-label", "Streams at once")}"""
 USUAL_STREAMS, USUAL_TOKENS = [1, 2, 4], 32
 
 
@@ -97,7 +99,8 @@ def tab(base_url: str, model: str | None, api_key: str | None) -> None:
 
     with gr.Tab("Bench", elem_id="bench-tab", scale=1) as opened:
         parts = _parts()
-    opened.select(names, parts.name, [parts.name, parts.progress], concurrency_limit=8, **layout.QUIET)
+    chosen = opened.select(names, parts.name, [parts.name, parts.progress], concurrency_limit=8, **layout.QUIET)
+    chosen.then(None, None, None, js=NAMED, **layout.QUIET)
     parts.start.click(
         begin,
         [parts.name, parts.streams, parts.tokens],

@@ -18,6 +18,7 @@ FEWEST_TOKENS, MOST_TOKENS = 8, 128  # of an answer
 ANSWERS = 2  # of each stream, one after the other
 WARM_TOKENS = 4  # of the answer before the first that is timed: an engine may have to start for it
 LONGEST = 1800.0  # seconds, of everything together
+BEAT = 1.0  # seconds without news after which progress is told again: who has left is noticed when told
 SUBJECTS = ("rivers", "clocks", "bridges", "bread", "maps", "trains", "gardens", "ships")
 QUESTION = "Write a long text about {subject}, part {part}. Do not stop early."
 
@@ -126,15 +127,16 @@ class Load:
         asked = ANSWERS * sum(self.plan.streams)
         rounds: list[Round] = []
         answered = 0
-        yield Progress(asked=asked)
         for streams in (0, *self.plan.streams):
             begun, answers = time.monotonic(), []
             tasks = [asyncio.create_task(self._stream(number, streams)) for number in range(streams or 1)]
             try:
-                for _ in range(ANSWERS * streams or 1):
-                    if streams:
-                        yield Progress(tuple(rounds), streams, answered, asked)
-                    came = await self._next(until)
+                while len(answers) < (ANSWERS * streams or 1):
+                    yield Progress(tuple(rounds), streams, answered, asked)
+                    try:
+                        came = await self._next(until)
+                    except TimeoutError:
+                        continue
                     if not isinstance(came, Answer):
                         yield Progress(tuple(rounds), streams, answered, asked, came is None, came)
                         return
@@ -149,12 +151,11 @@ class Load:
         yield Progress(tuple(rounds), 0, answered, asked)
 
     async def _next(self, until: float) -> Answer | ServeError | None:
-        try:
-            return await asyncio.wait_for(self.news.get(), until - time.monotonic())
-        except TimeoutError:
-            return ServeError(
-                client.endpoint(self.base_url), f"not done after {LONGEST:g} s", "choose fewer streams or tokens"
-            )
+        """What comes next. TimeoutError where nothing does for a while."""
+        if time.monotonic() > until:
+            where, fix = client.endpoint(self.base_url), "choose fewer streams or tokens"
+            return ServeError(where, f"not done after {LONGEST:g} s", fix)
+        return await asyncio.wait_for(self.news.get(), BEAT)
 
     async def _stream(self, number: int, streams: int) -> None:
         """Ask one question after the other; of the stream before all rounds, one."""

@@ -15,7 +15,8 @@ CSS = """
 .tab .failure small {color: var(--body-text-color-subdued); font-size: .85rem}
 .tab .box {overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 8px; margin: 4px 0 20px}
 .tab .box:focus-visible, .tab th button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: -2px}
-.tab table {border-collapse: separate; border-spacing: 0; width: 100%; margin: 0; font-size: .875rem; font-variant-numeric: tabular-nums}
+.tab table {border-collapse: separate; border-spacing: 0; width: 100%; margin: 0}
+.tab table {font-size: .875rem; font-variant-numeric: tabular-nums}
 .tab h2 {font-size: .95rem; font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere; color: var(--body-text-color)}
 .tab .box :is(table, thead, tbody, tr) {border: none; background: none}
 .tab .box :is(th, td) {padding: 6px 12px; white-space: nowrap; border: none}
@@ -64,7 +65,8 @@ CSS = """
 #bench-buttons button {flex: 0 0 auto; width: auto}
 #bench-tab:has(progress) #bench-start, #bench-tab:not(:has(progress)) #bench-stop {opacity: .55}
 #bench-progress [role="status"] {font-size: .9rem; min-height: 1.4rem; overflow-wrap: anywhere}
-#bench-progress progress {width: 100%; height: 8px; appearance: none; border: none; border-radius: 4px; overflow: hidden}
+#bench-progress progress {width: 100%; height: 8px; appearance: none}
+#bench-progress progress {border: none; border-radius: 4px; overflow: hidden}
 #bench-progress progress, #bench-progress progress::-webkit-progress-bar {background: var(--border-color-primary)}
 #bench-progress progress::-webkit-progress-value {background: var(--color-accent)}
 #bench-progress progress::-moz-progress-bar {background: var(--color-accent)}
