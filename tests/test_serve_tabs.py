@@ -178,7 +178,7 @@ def test_names_of_points_do_not_lie_on_each_other() -> None:
     starts = [(x - width if ends else x, y) for x, y, ends in places]
     for at, (x, y) in enumerate(starts):
         for other_x, other_y in starts[at + 1 :]:
-            assert abs(x - other_x) >= width - 0.2 or abs(y - other_y) >= scatter.LINE - 0.2
+            assert abs(x - other_x) >= width - 0.2 or abs(y - other_y) >= scatter.LINE - scatter.TOUCH - 0.2
 
 
 def test_a_name_too_long_for_a_plot_keeps_its_end() -> None:

@@ -128,7 +128,8 @@ class Load:
         rounds: list[Round] = []
         answered = 0
         for streams in (0, *self.plan.streams):
-            begun, answers = time.monotonic(), []
+            begun = time.monotonic()
+            answers: list[Answer] = []
             tasks = [asyncio.create_task(self._stream(number, streams)) for number in range(streams or 1)]
             try:
                 while len(answers) < (ANSWERS * streams or 1):

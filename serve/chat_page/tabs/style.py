@@ -1,4 +1,7 @@
-"""How the tabs look. Knows colours and sizes, and the classes that tables and plots have."""
+"""How the tabs look. Knows colours and sizes, and the classes that tables and plots have.
+
+No `:is(a, b)`: Gradio puts its own selector before each part of a list, those between brackets too.
+"""
 
 CSS = """
 #tabs {flex-grow: 1; display: flex; flex-direction: column; gap: 0}
@@ -15,23 +18,23 @@ CSS = """
 .tab .failure small {color: var(--body-text-color-subdued); font-size: .85rem}
 .tab .box {overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 8px; margin: 4px 0 20px}
 .tab .box:focus-visible, .tab th button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: -2px}
-.tab table {border-collapse: separate; border-spacing: 0; width: 100%; margin: 0}
+.tab table {border-collapse: separate; border-spacing: 0; width: 100%; margin: 0; padding: 0}
 .tab table {font-size: .875rem; font-variant-numeric: tabular-nums}
 .tab h2 {font-size: .95rem; font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere; color: var(--body-text-color)}
-.tab .box :is(table, thead, tbody, tr) {border: none; background: none}
-.tab .box :is(th, td) {padding: 6px 12px; white-space: nowrap; border: none}
-.tab .box tbody :is(th, td) {border-top: 1px solid var(--border-color-primary)}
-.tab .box :is(th, td) {text-align: left; font-weight: 400; color: var(--body-text-color)}
-.tab .box :is(th, td).number {text-align: right}
-.tab .box :is(th:first-child) {position: sticky; left: 0; background: var(--body-background-fill)}
+.tab .box table, .tab .box thead, .tab .box tbody, .tab .box tr {border: none; background: none}
+.tab .box th, .tab .box td {padding: 6px 12px; white-space: nowrap; border: none}
+.tab .box th, .tab .box td {text-align: left; font-weight: 400; color: var(--body-text-color)}
+.tab .box tbody th, .tab .box tbody td {border-top: 1px solid var(--border-color-primary)}
+.tab .box th.number, .tab .box td.number {text-align: right}
+.tab .box th:first-child {position: sticky; left: 0; background: var(--body-background-fill)}
 .tab .box thead th {color: var(--body-text-color-subdued); font-size: .8rem}
 .tab th button {font: inherit; color: inherit; background: none; border: none; padding: 2px 0; cursor: pointer}
 .tab th button:hover {color: var(--body-text-color)}
 .tab th button::after {content: " \\2195"; opacity: .45}
 .tab th[aria-sort="ascending"] button::after {content: " \\2191"; opacity: 1}
 .tab th[aria-sort="descending"] button::after {content: " \\2193"; opacity: 1}
-.tab .box tbody tr:hover :is(th, td) {background: var(--background-fill-secondary)}
-.tab .box tbody th.words {font-weight: 550; white-space: normal; overflow-wrap: anywhere; min-width: min(11rem, 36vw)}
+.tab .box tbody tr:hover th, .tab .box tbody tr:hover td {background: var(--background-fill-secondary)}
+.tab .box tbody th.words {font-weight: 550; white-space: normal; overflow-wrap: anywhere; min-width: 15rem}
 .tab .mark {font-size: .75rem; font-weight: 500; padding: 1px 7px; border-radius: 9px; white-space: nowrap}
 .tab .mark {color: var(--body-text-color-subdued); border: 1px solid var(--border-color-primary)}
 .tab .plots {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 20px}
@@ -44,12 +47,13 @@ CSS = """
   #comparison .plot .narrow {display: none}
 }
 #bench-results .plot svg {max-width: 420px}
+.gradio-container:has(#compare-tab[style*="display: flex"] table) {max-width: 1500px !important}
 .plot text {font: 12px system-ui, sans-serif; fill: var(--body-text-color-subdued); font-variant-numeric: tabular-nums}
 .plot text.label {fill: var(--body-text-color); paint-order: stroke; stroke-linejoin: round}
-.plot text.label {stroke: var(--body-background-fill); stroke-width: 4px}
+.plot text.label {stroke: var(--body-background-fill); stroke-width: 3px}
 .plot text.name {font-size: 12px; font-weight: 550}
 .plot .grid {stroke: var(--border-color-primary); stroke-width: 1; opacity: .6}
-.plot :is(.axis, .tick, .lead) {stroke: var(--body-text-color-subdued); stroke-width: 1; opacity: .7}
+.plot .axis, .plot .tick, .plot .lead {stroke: var(--body-text-color-subdued); stroke-width: 1; opacity: .7}
 .plot .line {fill: none; stroke: var(--plot-0); stroke-width: 2}
 .plot {--plot-0: #4f46e5; --plot-1: #c2410c; --plot-2: #0f766e}
 .plot {--plot-3: #a21caf; --plot-4: #a16207; --plot-5: #475569}
@@ -72,6 +76,6 @@ CSS = """
 #bench-progress progress::-moz-progress-bar {background: var(--color-accent)}
 @media (max-width: 640px) {
   #bench .form {flex-direction: column}
-  .tab .box :is(th.words:first-child) {max-width: 44vw}
+  .tab .box th.words:first-child {min-width: 40vw; max-width: 40vw}
 }
 """

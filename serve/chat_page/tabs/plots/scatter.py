@@ -10,6 +10,7 @@ from serve.chat_page.tabs.plots.axes import Axis, Frame
 LONGEST = 24  # letters of a name beside its point
 GROUPS = 6  # colours; further groups begin again with the first
 RADIUS, LINE = 5.0, 13.0  # pixels of a point, and of a line of text
+TOUCH = 1.0  # pixels that two names may share: their letters do not fill a line
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -87,7 +88,7 @@ def _candidates(x: float, y: float, width: float) -> Iterator[tuple[Box, bool]]:
     half = LINE / 2
     yield (x + 9, y - half, x + 9 + width, y + half), False
     yield (x - 9 - width, y - half, x - 9, y + half), False
-    for away in range(1, 7):
+    for away in range(1, 11):
         for top in (y - 8 - LINE * away, y + 8 + LINE * (away - 1)):
             for left in (x - width / 2, x + 6, x - 6 - width, x - width * 0.25, x - width * 0.75):
                 yield (left, top, left + width, top + LINE), away > 1
@@ -103,4 +104,4 @@ def _inside(frame: Frame, box: Box) -> bool:
 
 
 def _meet(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    return one[0] < other[2] and other[0] < one[2] and one[1] + TOUCH < other[3] and other[1] + TOUCH < one[3]
