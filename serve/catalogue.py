@@ -23,6 +23,10 @@ class Listed:
     perplexity_ratio: float | None = None  # its own over that of the base
     mean_kl: float | None = None  # nats per token, from the base
     model_bits_per_weight: float | None = None
+    perplexity: float | None = None
+    p99_kl: float | None = None  # nats per token, 99th percentile
+    top1_agreement: float | None = None  # share of positions, 0 to 1
+    parameters: int | None = None
 
 
 def read(body: Any) -> list[Listed]:
@@ -43,6 +47,10 @@ def _listed(row: Any) -> Listed:
         perplexity_ratio=_number(say("perplexity_ratio")),
         mean_kl=_number(say("mean_kl")),
         model_bits_per_weight=_number(say("model_bits_per_weight")),
+        perplexity=_number(say("perplexity")),
+        p99_kl=_number(say("p99_kl")),
+        top1_agreement=_number(say("top1_agreement")),
+        parameters=_whole(say("parameters")),
     )
 
 

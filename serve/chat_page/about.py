@@ -13,18 +13,17 @@ def facts(model: Listed, listed: Sequence[Listed]) -> list[str]:
     """Size and quality, as its report has them; for a base, that others are made from it."""
     said = []
     if model.bytes is not None:
-        said.append(_size(model.bytes))
+        said.append(size(model.bytes))
     if model.disk_ratio:
-        ratio, base = model.disk_ratio, model.parent or "its base"
-        said.append(f"{ratio:.2f}x smaller than {base}" if ratio >= 1 else f"{1 / ratio:.2f}x larger than {base}")
+        said.append(f"{smaller(model.disk_ratio)} than {model.parent or 'its base'}")
     elif model.parent:
         said.append(f"made from {model.parent}")
     if model.model_bits_per_weight is not None:
-        said.append(f"{model.model_bits_per_weight:.2f} bits per weight")
+        said.append(f"{bits(model.model_bits_per_weight)} per weight")
     if model.mean_kl is not None:
-        said.append(f"KL {model.mean_kl:.4g} nats per token")
+        said.append(f"KL {nats(model.mean_kl)} per token")
     if model.perplexity_ratio is not None:
-        said.append(f"perplexity x{model.perplexity_ratio:.3f}")
+        said.append(f"perplexity {times(model.perplexity_ratio)}")
     if not said and any(other.parent == model.name for other in listed):
         said.append("the base that others here are made from")
     return said
@@ -56,5 +55,26 @@ def _short(word: str) -> str:
     return word if len(word) <= 40 else f"{word[:39]}…"
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+def size(count: float) -> str:
+    """Bytes."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def smaller(ratio: float) -> str:
+    """A size, as the ratio of the base's to it."""
+    return f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+
+
+def bits(count: float) -> str:
+    """Bits of a weight."""
+    return f"{count:.2f} bits"
+
+
+def nats(divergence: float) -> str:
+    """A divergence, per token."""
+    return f"{divergence:.4g} nats"
+
+
+def times(ratio: float) -> str:
+    """A perplexity, as the ratio of it to the base's."""
+    return f"x{ratio:.3f}"

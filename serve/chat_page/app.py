@@ -21,6 +21,8 @@ try:
 
     from serve.chat_page import asking, keeping, layout, listing, style, turn
     from serve.chat_page.policy import PolicyHeaders
+    from serve.chat_page.tabs import benching, comparing
+    from serve.chat_page.tabs import style as tabs_style
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 
@@ -31,7 +33,12 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
     """The page for one server; `model` is chosen first where the server has it. Asks it only when opened."""
     url = client.endpoint(base_url)
     with gr.Blocks(title="hubplugin chat", analytics_enabled=False, fill_height=True) as page:
-        parts = layout.make(url)
+        layout.head(url)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", elem_id="chat-tab", scale=1):
+                parts = layout.make(url)
+            comparing.tab(base_url, model, api_key)
+            benching.tab(base_url, model, api_key)
         listed = listing.connect(page, parts, base_url, model, api_key)
         keeping.connect(page, parts, listed, asking.connect(parts, listed, base_url, api_key))
         page.load(None, js=conversation.COPY_AS_SAID)
@@ -91,7 +98,7 @@ def launch(
         middleware=Middleware(PolicyHeaders),
         max_file_size=1,  # bytes: nothing is ever uploaded
         theme=style.theme(),
-        css=style.CSS,
+        css=style.CSS + tabs_style.CSS,
     )
     return Page(url, page)
 

@@ -67,9 +67,13 @@ class Parts:
     file: gr.Textbox  # that is being saved; never seen
 
 
-def make(url: str) -> Parts:
-    """Put everything on the page that is being built."""
+def head(url: str) -> None:
+    """The page's title, above everything."""
     gr.HTML(f"<h1>hubplugin chat</h1><span>{html.escape(url)}</span>", elem_id="head")
+
+
+def make(url: str) -> Parts:
+    """Put everything of the chat on the page that is being built."""
     with gr.Row(equal_height=True, scale=1):
         with gr.Column(scale=4, min_width=320, elem_id="main"):
             with gr.Row(equal_height=True, scale=1, elem_id="talks"):

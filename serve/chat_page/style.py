@@ -12,7 +12,7 @@ footer {display: none !important}
 #head .html-container {display: flex; flex-wrap: wrap; align-items: baseline; column-gap: .75rem; padding: 0}
 #head h1 {font-size: 1.2rem; font-weight: 650; letter-spacing: -.01em; margin: 0}
 #head span {color: var(--body-text-color-subdued); font-size: .85rem}
-#head + .row {column-gap: 32px}
+#chat-tab > .row, #chat-tab .row:has(> #main) {column-gap: 32px}
 #main > * {flex-grow: 0 !important}
 #main > #talks {flex-grow: 1 !important; column-gap: 28px}
 .talk > * {flex-grow: 0 !important}
