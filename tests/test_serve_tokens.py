@@ -1,17 +1,18 @@
-"""Tokens of an answer with their probabilities: as servers send them, joined to characters, as HTML, and on the page."""
+"""Tokens of an answer with their probabilities: as servers send them, as whole characters, as HTML, on the page."""
 
-import json
 import math
 from typing import Any
 
 import pytest
-from serve_helpers import Chat, browser, chat, until
+from serve_helpers import Chat, browser, chat, fake, until
 
-from serve import token_logprobs
+from serve import client, token_logprobs
 from serve.chat_page.markup import tokens
 from serve.token_logprobs import Token
 
 __all__ = ["browser"]  # a fixture
+
+ASKED = [{"role": "user", "content": "What is a list?"}]
 
 
 def made(*said: tuple[bytes, float]) -> list[Token]:
@@ -113,3 +114,78 @@ def test_the_scale_is_read_by_lightness_alone_and_so_is_its_text(scale: Any, pap
     for ground, (_, text) in zip(grounds, scale, strict=True):
         dark, light = sorted((ground, luminance(text)))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, text
+
+
+LOGPROBS = {"A ": -0.01, "list ": -0.6, "<b>holds</b> ": -2.0, "\U0001f408": -0.6, "items": -4.0}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Any]:
+    """Of one model, what it says with log-probabilities, and one token without text before the cat, as vLLM does."""
+    return {"says": {"sure": [*LOGPROBS]}, "logprobs": {"sure": LOGPROBS}, "models": ["sure", "silent-about-it"]}
+
+
+def sequence(page: Chat, which: str = "") -> list[tuple[str, str]]:
+    """The tokens as they are read, each with its class."""
+    all_spans = page.tab.locator(f"#chat{which} .tokens .sequence span")
+    return [tuple(each) for each in all_spans.evaluate_all("all => all.map(one => [one.className, one.textContent])")]
+
+
+@pytest.mark.browser
+def test_tokens_are_coloured_where_it_is_asked_for_and_nothing_else_changes(browser: Any, answers: Any) -> None:
+    with chat(browser, **answers) as (page, server):
+        page.say("Before?")
+        until(lambda: "tokens/s" in page.status() and page.can_send())
+        assert "logprobs" not in server.requests[0] and page.tab.locator(".tokens").count() == 0
+        page.tab.get_by_label("Show how sure the model was").check()
+        page.say("What is a list?")
+        until(lambda: page.tab.get_by_text("Token by token").count() and page.can_send())
+        assert server.requests[1]["logprobs"] is True
+        page.tab.get_by_text("Token by token").click()
+        until(lambda: page.tab.locator(".tokens .sequence").is_visible())
+        assert [name for name, _ in sequence(page)] == ["t0", "t1", "t3", "t2", "t4"]
+        assert "".join(text for _, text in sequence(page)) == "".join(LOGPROBS)
+        token = page.tab.locator(".tokens .sequence span")
+        assert "2 tokens make this text" in str(token.nth(3).get_attribute("title"))
+        token.first.focus()
+        page.tab.keyboard.press("ArrowRight")
+        assert page.tab.evaluate("document.activeElement.title").startswith("54.9 %, log-probability -0.600")
+        page.say("More?")
+        until(lambda: len(server.requests) == 3)
+        said = [each["content"] for each in server.requests[2]["messages"]]
+        assert said == ["Before?", "".join(LOGPROBS), "What is a list?", "".join(LOGPROBS), "More?"]
+        assert page.trouble == []
+
+
+@pytest.mark.browser
+def test_both_of_two_models_show_it_and_one_without_says_so(browser: Any, answers: Any) -> None:
+    with chat(browser, **answers) as (page, _server):
+        page.choose("compare", "silent-about-it")
+        until(lambda: page.tab.locator("#chat-b").count())
+        page.tab.get_by_label("Show how sure the model was").check()
+        page.say("What is a list?")
+        until(lambda: page.tab.locator("#difference p").count() and page.can_send())
+        until(lambda: "the server sent no log-probabilities" in page.status("-b"))
+        assert "log-probabilities" not in page.status() and "A list holds items" in page.said("-b")
+        assert page.tab.get_by_text("Token by token").count() == 1
+        until(lambda: page.tab.evaluate("Object.values(localStorage).join('').length") > 500)
+        page.tab.reload()
+        until(lambda: page.tab.get_by_text("Token by token").count())
+        assert page.tab.get_by_label("Show how sure the model was").is_checked()
+
+
+def test_a_server_that_takes_no_logprobs_is_asked_without() -> None:
+    with fake(refuses={"logprobs": (403, {"error": {"message": "You are not allowed to request logprobs"}})}) as server:
+        pieces = list(client.stream(server.url, "steady", ASKED, temperature=0, max_tokens=8, logprobs=True))
+    assert ["logprobs" in each for each in server.requests] == [True, False]
+    assert "".join(piece.text for piece in pieces).startswith("A list") and not any(each.logprobs for each in pieces)
+
+
+def test_pieces_carry_the_tokens_that_they_came_in(answers: Any) -> None:
+    with fake(**answers) as server:
+        pieces = list(client.stream(server.url, "sure", ASKED, temperature=0, max_tokens=8, logprobs=True, top_p=0.5))
+        sent = server.requests[0]
+        assert (sent["logprobs"], sent["top_p"]) == (True, 0.5)
+    said = [token for piece in pieces for token in piece.logprobs]
+    assert [token.data.decode() for token in said] == ["A ", "list ", "<b>holds</b> ", "", "\U0001f408", "items"]
+    assert "".join(piece.text for piece in pieces) == "".join(LOGPROBS)

@@ -20,6 +20,7 @@ try:
     from starlette.middleware import Middleware
 
     from serve.chat_page import asking, keeping, layout, listing, style, turn
+    from serve.chat_page.markup import tokens
     from serve.chat_page.policy import PolicyHeaders
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
@@ -35,6 +36,7 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         listed = listing.connect(page, parts, base_url, model, api_key)
         keeping.connect(page, parts, listed, asking.connect(parts, listed, base_url, api_key))
         page.load(None, js=conversation.COPY_AS_SAID)
+        page.load(None, js=tokens.KEYS)
 
         async def ask(text: str) -> str:
             return await _one_answer(base_url, api_key, model, text)
@@ -91,7 +93,7 @@ def launch(
         middleware=Middleware(PolicyHeaders),
         max_file_size=1,  # bytes: nothing is ever uploaded
         theme=style.theme(),
-        css=style.CSS,
+        css=style.CSS + tokens.CSS,
     )
     return Page(url, page)
 

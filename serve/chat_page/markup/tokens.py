@@ -17,10 +17,17 @@ from serve.token_logprobs import Token
 CLASSES = ((0.9, "90 % and more"), (0.5, "50 to 90 %"), (0.2, "20 to 50 %"), (0.05, "5 to 20 %"), (0.0, "below 5 %"))
 # Of each class: background and text. One hue and lightness alone, so that the order is seen without colours too.
 LIGHT = ((None, "#1e293b"), ("#fff0dc", "#1e293b"), ("#fed7aa", "#1e293b"), ("#fb9a4b", "#1e293b"), ("#b23c08", "#fff"))
-DARK = ((None, "#f1f5f9"), ("#4a2a12", "#f1f5f9"), ("#7f4212", "#f1f5f9"), ("#d97a2b", "#0f172a"), ("#ffd9a8", "#0f172a"))
+DARK = (
+    (None, "#f1f5f9"),
+    ("#4a2a12", "#f1f5f9"),
+    ("#7f4212", "#f1f5f9"),
+    ("#d97a2b", "#0f172a"),
+    ("#ffd9a8", "#0f172a"),
+)
 # Characters that would not be seen, and what stands for them. The page's own marks of formulas are no text.
 SEEN = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u2028": "↵", "\u2029": "↵", "\0": "␀"} | dict.fromkeys(
-    "\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200e\u200f", "\ufffd"  # they would turn the line around
+    "\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200e\u200f",
+    "\ufffd",  # they would turn the line around
 )
 UNSEEN = str.maketrans(SEEN)
 # The answer is one stop of the tab key; arrows go from token to token.
@@ -91,7 +98,7 @@ def _sound(row: object) -> bool:
 
 
 def html(pieces: Sequence[Piece]) -> str:
-    """The answer with its legend, one line of HTML. A screen reader is told a token's probability when it gets there."""
+    """The answer with its legend, as one line."""
     shown = "".join(_token(piece, first=index == 0) for index, piece in enumerate(pieces))
     legend = "".join(f'<span class="t{number}">{name}</span>' for number, (_, name) in enumerate(CLASSES))
     return (
@@ -131,18 +138,15 @@ def _colours(prefix: str, scale: Sequence[tuple[str | None, str]]) -> Iterator[s
         yield f"{prefix} .t{number} {{color: {text}" + (f"; background: {background}" if background else "") + "}"
 
 
-CSS = "\n".join(
-    [
-        *_colours(".tokens", LIGHT),
-        *_colours(".dark .tokens", DARK),
-        ".tokens .sequence {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9}",
-        ".tokens .sequence span {border-radius: 3px; padding: 1px 0; box-decoration-break: clone; position: relative}",
-        ".tokens .sequence span:hover, .tokens .sequence span:focus {outline: 2px solid currentColor; outline-offset: 1px}",
-        ".tokens .sequence span:focus::after {content: attr(title); position: absolute; left: 0; top: 100%; z-index: 5;"
-        " margin-top: 4px; padding: 2px 8px; border-radius: 6px; font-size: .8rem; line-height: 1.5; width: max-content;"
-        " max-width: 15rem; white-space: normal; background: var(--body-text-color); color: var(--body-background-fill)}",
-        ".tokens p {font-size: .85rem; margin: 0 0 6px}",
-        ".tokens .legend {display: inline-flex; flex-wrap: wrap; gap: 4px}",
-        ".tokens .legend span {padding: 0 8px; border-radius: 4px; border: 1px solid var(--border-color-primary)}",
-    ]
-)
+CSS = """
+.tokens p {font-size: .85rem; margin: 0 0 6px}
+.tokens .legend {display: inline-flex; flex-wrap: wrap; gap: 4px}
+.tokens .legend span {padding: 0 8px; border-radius: 4px; border: 1px solid var(--border-color-primary)}
+.tokens .sequence {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9}
+.tokens .sequence span {border-radius: 3px; padding: 1px 0; box-decoration-break: clone; position: relative}
+.tokens .sequence span:is(:hover, :focus) {outline: 2px solid currentColor; outline-offset: 1px}
+.tokens .sequence span:focus::after {content: attr(title); position: absolute; left: 0; top: 100%; z-index: 5}
+.tokens .sequence span:focus::after {margin-top: 4px; padding: 2px 8px; border-radius: 6px; white-space: normal}
+.tokens .sequence span:focus::after {font-size: .8rem; line-height: 1.5; width: max-content; max-width: 15rem}
+.tokens .sequence span:focus::after {background: var(--body-text-color); color: var(--body-background-fill)}
+""" + "\n".join([*_colours(".tokens", LIGHT), *_colours(".dark .tokens", DARK)])
