@@ -171,7 +171,7 @@ def test_both_of_two_models_show_it_and_one_without_says_so(browser: Any, answer
         until(lambda: page.tab.evaluate("Object.values(localStorage).join('').length") > 500)
         page.tab.reload()
         until(lambda: page.tab.get_by_text("Token by token").count())
-        assert page.tab.get_by_label("Show how sure the model was").is_checked()
+        until(page.tab.get_by_label("Show how sure the model was").is_checked, 5)
 
 
 def test_a_server_that_takes_no_logprobs_is_asked_without() -> None:

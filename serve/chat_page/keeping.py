@@ -117,7 +117,8 @@ def connect_settings(parts: layout.Parts, alone: gr.State, chosen: Any) -> None:
     def told(*values: Any) -> dict[str, Any]:
         return dict(zip(asdict(KeptSettings()), values, strict=True))
 
-    changed = [each.input for each in inputs[:6]]
+    # What is pasted into a box is told when it is left.
+    changed = [*(each.input for each in inputs[:6]), controls.system.blur, controls.seed.blur]
     gr.on(changed, told, inputs, parts.kept_settings, queue=False, trigger_mode="always_last", **layout.QUIET)
     chosen.then(told, inputs, parts.kept_settings, queue=False, **layout.QUIET)
 
