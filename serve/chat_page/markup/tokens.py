@@ -30,11 +30,17 @@ SEEN = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u2028": "↵", "\u2029": "�
     "\ufffd",  # they would turn the line around
 )
 UNSEEN = str.maketrans(SEEN)
-# The answer is one stop of the tab key; arrows go from token to token.
+# The answer is one stop of the tab key; arrows go from token to token. What is said of one stays within the answer.
 KEYS = """
 () => {
   if (window.tokenKeys) return;
   window.tokenKeys = true;
+  document.addEventListener("focusin", event => {
+    const token = event.target.closest?.(".tokens [tabindex]");
+    if (!token) return;
+    const place = token.getBoundingClientRect(), line = token.parentElement.getBoundingClientRect();
+    token.classList.toggle("right", place.left + place.right > line.left + line.right);
+  });
   const to = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1};
   document.addEventListener("keydown", event => {
     const token = event.target.closest?.(".tokens [tabindex]");
@@ -139,14 +145,17 @@ def _colours(prefix: str, scale: Sequence[tuple[str | None, str]]) -> Iterator[s
 
 
 CSS = """
+#main :is(.message-content, .prose):has(.tokens) {opacity: 1}
 .tokens p {font-size: .85rem; margin: 0 0 6px}
 .tokens .legend {display: inline-flex; flex-wrap: wrap; gap: 4px}
 .tokens .legend span {padding: 0 8px; border-radius: 4px; border: 1px solid var(--border-color-primary)}
-.tokens .sequence {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9}
+.tokens .sequence {white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; line-height: 1.9}
 .tokens .sequence span {border-radius: 3px; padding: 1px 0; box-decoration-break: clone; position: relative}
+.tokens .sequence span {box-shadow: inset -1px 0 0 color-mix(in srgb, currentColor 15%, transparent)}
 .tokens .sequence span:is(:hover, :focus) {outline: 2px solid currentColor; outline-offset: 1px}
 .tokens .sequence span:focus::after {content: attr(title); position: absolute; left: 0; top: 100%; z-index: 5}
 .tokens .sequence span:focus::after {margin-top: 4px; padding: 2px 8px; border-radius: 6px; white-space: normal}
-.tokens .sequence span:focus::after {font-size: .8rem; line-height: 1.5; width: max-content; max-width: 15rem}
+.tokens .sequence span:focus::after {font-size: .8rem; line-height: 1.5; width: max-content; max-width: min(15rem, 32vw)}
 .tokens .sequence span:focus::after {background: var(--body-text-color); color: var(--body-background-fill)}
+.tokens .sequence span.right:focus::after {left: auto; right: 0}
 """ + "\n".join([*_colours(".tokens", LIGHT), *_colours(".dark .tokens", DARK)])
