@@ -155,7 +155,8 @@ CSS = """
 .tokens .sequence span:is(:hover, :focus) {outline: 2px solid currentColor; outline-offset: 1px}
 .tokens .sequence span:focus::after {content: attr(title); position: absolute; left: 0; top: 100%; z-index: 5}
 .tokens .sequence span:focus::after {margin-top: 4px; padding: 2px 8px; border-radius: 6px; white-space: normal}
-.tokens .sequence span:focus::after {font-size: .8rem; line-height: 1.5; width: max-content; max-width: min(15rem, 32vw)}
+.tokens .sequence span:focus::after {font-size: .8rem; line-height: 1.5; width: max-content}
+.tokens .sequence span:focus::after {max-width: min(15rem, 32vw)}
 .tokens .sequence span:focus::after {background: var(--body-text-color); color: var(--body-background-fill)}
 .tokens .sequence span.right:focus::after {left: auto; right: 0}
 """ + "\n".join([*_colours(".tokens", LIGHT), *_colours(".dark .tokens", DARK)])
