@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubplugin.errors import ServeError
+from serve import token_logprobs
+from serve.token_logprobs import Token
 
 LONGEST_LINE = 2**20  # bytes of one event; a token's is a few hundred
 LONGEST_BODY = 2**24  # bytes of an answer that is not streamed
@@ -23,9 +25,19 @@ class Said:
 
     text: str = ""
     reasoning: str = ""
+    logprobs: tuple[Token, ...] = ()  # its tokens, where the server sends them with their log-probabilities
+    events: int = 0  # in which it came; mostly one for each token
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.reasoning)
+        return bool(self.text or self.reasoning or self.logprobs)
+
+    def __add__(self, more: "Said") -> "Said":
+        return Said(
+            self.text + more.text,
+            self.reasoning + more.reasoning,
+            self.logprobs + more.logprobs,
+            self.events + more.events,
+        )
 
 
 @dataclass
@@ -74,8 +86,7 @@ class Answer:
     def _lines(self, lines: list[bytes]) -> Said:
         said = Said()
         for line in lines:
-            more = self._line(line)
-            said = Said(said.text + more.text, said.reasoning + more.reasoning)
+            said = said + self._line(line)
         return said
 
     def _line(self, line: bytes) -> Said:
@@ -113,7 +124,9 @@ class Answer:
                 raise _foreign(self.where)
             thought = _text(delta.get("reasoning_content") or delta.get("reasoning"), "text")
             said.reasoning += _sound(thought + _text(delta.get("content"), "thinking", strings=False))
+            said.logprobs += token_logprobs.read(choice)
             said.text += self._whole(_text(delta.get("content"), "text") + _text(delta.get("refusal"), "text"))
+        said.events = 1 if said else 0
         return said
 
     def _whole(self, text: str) -> str:

@@ -54,6 +54,7 @@ class Fake(ThreadingHTTPServer):
         self.raw: list[bytes] | None = None  # the body of an answer, instead of events with the words
         self.words = WORDS
         self.says: dict[str, list[str]] = {}  # words of a model, instead of `words`
+        self.logprobs: dict[str, dict[str, float]] = {}  # of a model's words, where they are asked for
         self.facts: dict[str, dict[str, Any]] = {}  # what the list says of a model, beside its name
         self.pause = 0.0  # seconds between two words
         self.requests: list[dict[str, Any]] = []
@@ -147,11 +148,20 @@ class _Handler(BaseHTTPRequestHandler):
                 for _ in range(40):
                     self.wfile.write(b"data: " + b"x" * 2**16)
                 break
-            self._event({"choices": [{"delta": {"content": word}}]})
+            self._event({"choices": [{"delta": {"content": word}, **self._logprobs(model, word)}]})
         else:
             self._event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
             self._event({"choices": [], "usage": {"completion_tokens": len(words)}})
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def _logprobs(self, model: str, word: str) -> dict[str, Any]:
+        """As vLLM sends them: of a word beyond the basic plane, a token without text comes first."""
+        logprob = self.server.logprobs.get(model, {}).get(word)
+        if logprob is None or not self.server.requests[-1].get("logprobs"):
+            return {}
+        tokens = ["", word] if word > "\uffff" else [word]
+        rows = [{"token": each, "logprob": logprob, "bytes": list(each.encode())} for each in tokens]
+        return {"logprobs": {"content": rows}}
 
     def _event(self, event: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n")

@@ -20,6 +20,8 @@ from serve import engine
 from serve.chat_page import app, conversation
 from serve.chat_page.markup import markdown
 
+MEASURES = r"stopped · about \d+ tokens · \d+\.\d s · about \d+\.\d tokens/s · first after \d+\.\d\d s"
+
 __all__ = ["browser"]  # a fixture
 
 
@@ -115,8 +117,9 @@ def test_an_answer_is_seen_while_it_grows_and_stop_ends_it(browser: Any) -> None
         until(lambda: "word word word" in page.said())
         page.press("Stop")
         until(server.hung_up.is_set)  # the engine stops generating, not only the page
-        until(lambda: page.status() == "stopped")
+        until(lambda: page.status().startswith("stopped"))
         until(page.can_send)
+        until(lambda: re.fullmatch(MEASURES, page.status()))
         assert "word" in page.said()
         server.words, server.pause = WORDS, 0.0
         page.say("Again.")

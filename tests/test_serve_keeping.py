@@ -58,6 +58,36 @@ def test_max_tokens_stay_within_the_smallest_context(
     assert (update["maximum"], update.get("value")) == (most, value)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [None, [], "x", {"system": 3, "temperature": "hot", "top_p": 0, "tokens": True, "seed": 7, "compare": []},
+     {"sure": 1}, {"temperature": -1, "top_p": 1.5, "tokens": 10**9, "alone": 3}, {"temperature": float("nan")}],
+)  # fmt: skip
+def test_settings_that_a_browser_sends_as_kept_are_checked(stored: Any) -> None:
+    assert keeping.read_settings(stored) == keeping.KeptSettings()
+
+
+def test_settings_are_kept_each_for_itself() -> None:
+    stored = {"system": "Be brief.", "temperature": 0, "top_p": 0.9, "tokens": "many", "seed": "7", "alone": 1.5}
+    assert keeping.read_settings(stored) == keeping.KeptSettings("Be brief.", 0, 0.9, seed="7", alone=1.5)
+
+
+def test_tokens_are_left_out_first_and_of_files_always() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tokens": "x" * 2_000_000}]
+    plain = [turns[0], {"role": "assistant", "content": "a"}]
+    assert keeping.read(keeping.kept("m", "", turns, [])).turns == (plain, [])
+    for written in (keeping.as_json, keeping.as_markdown):
+        assert "xxx" not in written([], "m", "", turns, [])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "other", "value"), [("a", "b", "b"), ("a", "a", ""), ("a", "gone", ""), (None, "a", "a")]
+)
+def test_the_second_model_is_never_the_first(chosen: str | None, other: str, value: str) -> None:
+    update = listing.others([Listed("a"), Listed("b")], chosen, other)
+    assert update["value"] == value and chosen not in dict(update["choices"]).values()
+
+
 def compared(page: Chat, question: str = "What is a list?") -> None:
     if page.tab.locator("#chat-b").count() == 0:
         page.choose("compare", "me/small")
@@ -111,7 +141,7 @@ def test_nothing_is_retried_or_edited_while_an_answer_grows(browser: Any) -> Non
         page.press("Retry")
         page.press("Edit last")
         page.press("Stop")
-        until(lambda: page.status() == "stopped" and page.can_send())
+        until(lambda: page.status().startswith("stopped") and page.can_send())
         assert len(server.requests) == 1 and page.tab.locator("#box textarea").input_value() == ""
         assert "Go on." in page.said()
 
@@ -169,3 +199,39 @@ def test_max_tokens_follow_the_chosen_models(browser: Any) -> None:
         until(lambda: tokens.get_attribute("max") == "240" and tokens.input_value() == "128")
         compared(page)
         assert [each["max_tokens"] for each in server.requests] == [128, 128]
+
+
+@pytest.mark.browser
+def test_settings_and_the_second_model_are_there_again_after_a_reload(browser: Any) -> None:
+    wanted = {"temperature": "0.35", "tokens": "96", "top-p": "0.8"}
+    with chat(browser, models=MODELS) as (page, server):
+        page.set("temperature", "1.2")
+        page.choose("compare", "me/small")
+        until(lambda: page.tab.locator("#temperature input[type=number]").input_value() == "0")
+        for slider, value in wanted.items():
+            page.set(slider, value)
+        page.tab.locator("#system textarea").fill("Be brief.")
+        page.tab.locator("#seed input, #seed textarea").first.press_sequentially("7")
+        page.tab.wait_for_timeout(1000)  # the browser keeps it without a sign
+        page.tab.reload()
+        page.until_ready()
+        until(lambda: page.tab.locator("#chat-b").count())
+        assert page.tab.locator("#compare input").first.input_value() == "me/small"
+        for slider, value in wanted.items():
+            box = page.tab.locator(f"#{slider} input[type=number]")
+            until(lambda box=box, value=value: box.input_value() == value, 5)
+        page.say("What is a list?")
+        until(lambda: len(server.requests) == 2 and page.can_send())
+        for request in server.requests:
+            assert (request["temperature"], request["max_tokens"], request["top_p"], request["seed"]) == (
+                0.35,
+                96,
+                0.8,
+                7,
+            )
+            assert request["messages"][0] == {"role": "system", "content": "Be brief."}
+        page.choose("model", "me/small")  # the second cannot be the same
+        until(lambda: page.tab.locator("#chat-b").count() == 0)
+        assert page.tab.locator("#compare input").first.input_value() == "none"
+        until(lambda: page.tab.locator("#temperature input[type=number]").input_value() == "1.2")
+        assert page.trouble == []

@@ -19,14 +19,21 @@ def _chat(
     model: Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")] = None,
     host: Host = LOOPBACK,
     port: Port = 7860,
+    logins: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File of user:password, one per line, beside HUBPLUGIN_PAGE_LOGIN."),
+    ] = None,
+    unguarded: Annotated[bool, typer.Option("--open", help="Beyond loopback without any login.")] = False,
 ) -> None:
     """A chat page over any OpenAI-compatible URL.
 
-    Prints the page's URL, and ends by ctrl-C. The server's key, where it wants one, is taken from VLLM_API_KEY.
+    Prints the page's URL, and ends by ctrl-C. The server's key, where it wants one, is taken from VLLM_API_KEY. With
+    HUBPLUGIN_PAGE_LOGIN=user:password in the environment the page asks for that login.
 
     Example: hubplugin chat http://127.0.0.1:8001
     """
     with interrupt.held():
+        from serve import page_login
         from serve.chat_page import app as page
 
     raise typer.Exit(
@@ -37,6 +44,8 @@ def _chat(
             host=host,
             port=port,
             api_key=os.environ.get("VLLM_API_KEY"),
+            logins=page_login.read(logins),
+            unguarded=unguarded,
         )
     )
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import client, page_server, ports
+from serve import client, page_login, page_server, ports
 from serve.chat_page import conversation
 from serve.page_server import Page as Page
 
@@ -20,6 +20,7 @@ try:
     from starlette.middleware import Middleware
 
     from serve.chat_page import asking, keeping, layout, listing, style, turn
+    from serve.chat_page.markup import tokens
     from serve.chat_page.policy import PolicyHeaders
     from serve.chat_page.tabs import benching, comparing
     from serve.chat_page.tabs import style as tabs_style
@@ -42,6 +43,7 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
         listed = listing.connect(page, parts, base_url, model, api_key)
         keeping.connect(page, parts, listed, asking.connect(parts, listed, base_url, api_key))
         page.load(None, js=conversation.COPY_AS_SAID)
+        page.load(None, js=tokens.KEYS)
 
         async def ask(text: str) -> str:
             return await _one_answer(base_url, api_key, model, text)
@@ -82,12 +84,16 @@ def launch(
     *,
     model: str | None = None,
     api_key: str | None = None,
+    logins: tuple[str, ...] = (),
+    unguarded: bool = False,
 ) -> Page:
     """Serve the page and return; the server behind it is asked first, so that a wrong URL is an error here.
 
-    `api_key` is sent to `base_url` and never to the browser. Raises ServeError where the server does not
-    answer or the page's port cannot be bound.
+    `api_key` is sent to `base_url` and never to the browser. With `logins`, each user:password, the page is opened
+    with one of them; beyond loopback it needs some, or to be `unguarded`. Raises ServeError where it has none, the
+    server does not answer or the page's port cannot be bound.
     """
+    page_login.refuse_unguarded(host, logins, unguarded=unguarded)
     client.models(base_url, api_key=api_key, known=model)
     page = build(base_url, model, api_key=api_key)
     page.queue(max_size=64)
@@ -95,10 +101,11 @@ def launch(
         page,
         host,
         port,
+        auth=page_login.check(logins),
         middleware=Middleware(PolicyHeaders),
         max_file_size=1,  # bytes: nothing is ever uploaded
         theme=style.theme(),
-        css=style.CSS + tabs_style.CSS,
+        css=style.CSS + tabs_style.CSS + tokens.CSS,
     )
     return Page(url, page)
 

@@ -14,7 +14,6 @@ from serve.chat_page.conversation import Message, Turn
 from serve.chat_page.listing import one_line
 
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
-STOPPED = "stopped"
 LARGEST_SEED = 2**31 - 1
 
 
@@ -29,6 +28,8 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
         controls.temperature,
         controls.tokens,
         controls.seed,
+        controls.top_p,
+        controls.sure,
     ]
     said = [first.chat, first.turns, second.chat, second.turns]
     lines = [first.status, second.status]
@@ -49,7 +50,7 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
         again, [*said, *lines, *settings], everything, concurrency_limit=32, **layout.QUIET
     )
     stop: dict[str, Any] = {"cancels": [asked, retried], "queue": False, **layout.QUIET}
-    stopped = box.stop(lambda *lines: (turn_over(), *map(_stopped, lines)), lines, [box, *lines], **stop)
+    stopped = box.stop(_stopped, [first.turns, second.turns, *lines], [box, *lines], **stop)
     settled = stopped.then(
         _still_stopped, [*said, *lines], [box, first.chat, second.chat, *lines], queue=False, **layout.QUIET
     )
@@ -79,6 +80,8 @@ async def _answer(
     temperature: float,
     tokens: float,
     seed: str,
+    top_p: float,
+    sure: bool,
 ) -> AsyncIterator[tuple[Any, ...]]:
     """Updates of everything while one model or two answer."""
     if not text.strip():
@@ -93,7 +96,7 @@ async def _answer(
     if other:
         sides.append(turn.Side(other, other_chat, other_turns))
         chosen = random.randrange(LARGEST_SEED) if chosen is None and temperature else chosen
-    settings = turn.Settings(system, temperature, int(tokens), chosen)
+    settings = turn.Settings(system, temperature, int(tokens), chosen, top_p if top_p < layout.TOP_P else None, sure)
     states = any(row.state for row in listed)
     busy = gr.update(value="", submit_btn=False, stop_btn="Stop")
     async for changed, difference in turn.answer(base_url, api_key, text, sides, settings, states=states):
@@ -144,9 +147,21 @@ def _edited(*inputs: Any) -> tuple[Any, ...]:
     return turn_over(text), chat, turns, "", other_chat, other_turns, "", ""
 
 
-def _stopped(line: str) -> str:
-    """The status of a side; one whose answer was complete keeps its measures."""
-    return STOPPED if line in turn.BUSY else line
+def _stopped(turns: list[Turn], other_turns: list[Turn], *lines: str) -> tuple[Any, ...]:
+    """The box and the statuses once it is stopped."""
+    return turn_over(), _as_stopped(lines[0], turns), _as_stopped(lines[1], other_turns)
+
+
+def _is_stopped(line: str) -> bool:
+    return line in turn.BUSY or line.startswith(turn.STOPPED)
+
+
+def _as_stopped(line: str, turns: list[Turn]) -> str:
+    """The status of a side that is stopped, with what was measured until then; a complete answer keeps its own."""
+    if not _is_stopped(line):
+        return line
+    measures = turns[-1].get("measures", "") if turns else ""
+    return measures if measures.startswith(turn.STOPPED) else turn.STOPPED
 
 
 async def _still_stopped(
@@ -155,7 +170,5 @@ async def _still_stopped(
     """Box and status once more: a last piece of the answer may have been on its way and have overwritten them."""
     await asyncio.sleep(SETTLE)
     sides = ((chat, turns, lines[0]), (other_chat, other_turns, lines[1]))
-    ended = [
-        conversation.finished(chat, turns) if line in (*turn.BUSY, STOPPED) else chat for chat, turns, line in sides
-    ]
-    return turn_over(), *ended, *map(_stopped, lines)
+    ended = [conversation.finished(chat, turns) if _is_stopped(line) else chat for chat, turns, line in sides]
+    return turn_over(), *ended, *(_as_stopped(line, turns) for _, turns, line in sides)

@@ -6,14 +6,15 @@ Knows markdown and the Chatbot's messages; no server, and not when they are draw
 import base64
 import html
 import re
+from itertools import chain
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve.chat_page.markup import difference, markdown
+from serve.chat_page.markup import difference, markdown, tokens
 
 Message = dict[str, Any]  # role, content as HTML, and metadata where it is reasoning
 # Role and content as they were said; "reasoning" where the server sends it apart; model, settings and measures of an
-# answer that is complete.
+# answer; "tokens" with their probabilities, as `markup.tokens` writes them, where they were asked for.
 Turn = dict[str, str]
 
 # Reasoning that a server leaves in the answer. Tags that are meant as text stand in code or in a sentence. Where the
@@ -71,6 +72,15 @@ def answer(said: str, reasoning: str = "", *, unfinished: bool = False) -> list[
     return messages or [_message("assistant", "", unfinished=False)]
 
 
+def token_by_token(line: str) -> list[Message]:
+    """What is folded away under an answer: its tokens, as `tokens.written` wrote them. Copying leaves them out."""
+    pieces = tokens.read(line)
+    if not pieces:
+        return []
+    metadata = {"title": "Token by token: how sure the model was", "status": "done"}
+    return [{"role": "assistant", "content": tokens.html(pieces), "metadata": metadata}]
+
+
 def failure(error: ServeError, title: str) -> Message:
     """The error as a message that stays on the page; the model is never sent it."""
     what, fix = html.escape(error.what), html.escape(error.fix)
@@ -83,7 +93,9 @@ def finished(messages: list[Message], turns: list[Turn]) -> list[Message]:
     if not turns or turns[-1]["role"] != "assistant":
         return messages
     last = max((index for index, each in enumerate(messages) if each["role"] == "user"), default=-1)
-    return [*messages[: last + 1], *answer(turns[-1]["content"], turns[-1].get("reasoning", ""))]
+    said = turns[-1]
+    below = token_by_token(said.get("tokens", ""))
+    return [*messages[: last + 1], *answer(said["content"], said.get("reasoning", "")), *below]
 
 
 def compared(first: list[Message], second: list[Message]) -> tuple[list[Message], list[Message], difference.Difference]:
@@ -100,25 +112,26 @@ def drawn(first: list[Turn], second: list[Turn]) -> tuple[list[Message], list[Me
     """Two conversations as messages. The latest answers that both gave to the same questions have their marks."""
     left, right = _exchanges(first), _exchanges(second)
     for back in range(1, min(len(left), len(right)) + 1):
-        (question, answered), (same, other) = left[-back], right[-back]
+        (question, answered, _), (same, other, _) = left[-back], right[-back]
         if question["content"] != same["content"]:
             break
         if answered and other:
             marked, other_marked, _ = compared(answered, other)
-            left[-back], right[-back] = (question, marked), (same, other_marked)
-    flat = ([each for question, answered in side for each in (question, *answered)] for side in (left, right))
+            left[-back], right[-back] = (question, marked, left[-back][2]), (same, other_marked, right[-back][2])
+    flat = ([each for question, *below in side for each in (question, *chain(*below))] for side in (left, right))
     return next(flat), next(flat)
 
 
-def _exchanges(turns: list[Turn]) -> list[tuple[Message, list[Message]]]:
-    """Every question with its answer's messages."""
-    pairs: list[tuple[Message, list[Message]]] = []
+def _exchanges(turns: list[Turn]) -> list[tuple[Message, list[Message], list[Message]]]:
+    """Every question with its answer's messages, and with its tokens."""
+    found: list[tuple[Message, list[Message], list[Message]]] = []
     for turn in turns:
         if turn["role"] == "user":
-            pairs.append((user(turn["content"]), []))
-        elif pairs:
-            pairs[-1] = (pairs[-1][0], answer(turn["content"], turn.get("reasoning", "")))
-    return pairs
+            found.append((user(turn["content"]), [], []))
+        elif found:
+            said = answer(turn["content"], turn.get("reasoning", ""))
+            found[-1] = (found[-1][0], said, token_by_token(turn.get("tokens", "")))
+    return found
 
 
 def _parts(messages: list[Message]) -> list[tuple[str, str]]:

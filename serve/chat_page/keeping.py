@@ -1,4 +1,4 @@
-"""Conversations that outlast the page: in the browser's own storage over a reload, and saved as a file.
+"""Conversations and settings that outlast the page: in the browser's own storage over a reload, and saved as a file.
 
 Knows turns and the page's parts; no server and no question. What comes back from a browser is checked like any input.
 """
@@ -56,11 +56,71 @@ def _turns(turns: Any) -> list[Turn]:
 
 def kept(model: str | None, other: str, turns: list[Turn], other_turns: list[Turn]) -> dict[str, Any]:
     """What the browser is to keep: the latest questions and answers, as many as there is room for."""
-    sides = [{"model": model or "", "turns": turns}, {"model": other, "turns": other_turns}]
+    sides: list[dict[str, Any]] = [{"model": model or "", "turns": turns}, {"model": other, "turns": other_turns}]
+    if len(json.dumps(sides)) > LONGEST:
+        sides = [{**side, "turns": _without_tokens(side["turns"])} for side in sides]
     while len(json.dumps(sides)) > LONGEST:
         longest = max(sides, key=lambda side: len(json.dumps(side)))
         longest["turns"] = longest["turns"][2:]
     return {"sides": sides}
+
+
+@dataclass(frozen=True)
+class KeptSettings:
+    """How models were asked last."""
+
+    system: str = ""
+    temperature: float = layout.ALONE
+    top_p: float = layout.TOP_P
+    tokens: int = layout.USUAL
+    seed: str = ""
+    sure: bool = False
+    compare: str = layout.NONE
+    alone: float | None = None  # the temperature of one model, while two are compared
+
+
+def read_settings(kept: Any) -> KeptSettings:
+    """What a browser sends as kept settings; the page's own for each that is anything else."""
+    given, usual = kept if isinstance(kept, dict) else {}, KeptSettings()
+
+    def number(key: str, least: float, most: float) -> Any:
+        value = given.get(key)
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+        return value if sound else getattr(usual, key)
+
+    texts = {key: given[key] for key in ("system", "seed", "compare") if isinstance(given.get(key), str)}
+    return KeptSettings(
+        temperature=number("temperature", 0, layout.HOTTEST),
+        top_p=number("top_p", layout.LEAST_TOP_P, layout.TOP_P),
+        tokens=int(number("tokens", layout.FEWEST, layout.MOST)),
+        sure=given.get("sure") is True,
+        alone=number("alone", 0, layout.HOTTEST),
+        **texts,
+    )
+
+
+def connect_settings(parts: layout.Parts, alone: gr.State, chosen: Any) -> None:
+    """Keep the settings when one is changed, and after models were `chosen`. What the page sets by itself is not told
+    as a change, so that a page that is being opened does not keep its own before it has read what was kept."""
+    controls = parts.controls
+    inputs: list[Any] = [
+        controls.system,
+        controls.temperature,
+        controls.top_p,
+        controls.tokens,
+        controls.seed,
+        controls.sure,
+        controls.compare,
+        alone,
+    ]
+
+    def told(*values: Any) -> dict[str, Any]:
+        return dict(zip(asdict(KeptSettings()), values, strict=True))
+
+    # What is pasted into a box is told when it is left.
+    changed = [*(each.input for each in inputs[:6]), controls.system.blur, controls.seed.blur]
+    gr.on(changed, told, inputs, parts.kept_settings, queue=False, trigger_mode="always_last", **layout.QUIET)
+    chosen.then(told, inputs, parts.kept_settings, queue=False, **layout.QUIET)
 
 
 def connect(page: gr.Blocks, parts: layout.Parts, listed: gr.State, changes: Sequence[Any]) -> None:
@@ -80,9 +140,16 @@ def connect(page: gr.Blocks, parts: layout.Parts, listed: gr.State, changes: Seq
         saved.then(None, parts.file, None, js=SAVE)
 
 
+def _without_tokens(turns: list[Turn]) -> list[Turn]:
+    """What was said alone: tokens with their probabilities are many times as long."""
+    return [{key: value for key, value in turn.items() if key != "tokens"} for turn in turns]
+
+
 def as_json(listed: list[Listed], *said: Any) -> str:
     """The file for programs: every turn as it was said, each answer with its model, settings and measures."""
-    sides = [{"model": name, "facts": _facts(name, listed), "turns": turns} for name, turns in _sides(*said)]
+    sides = [
+        {"model": name, "facts": _facts(name, listed), "turns": _without_tokens(turns)} for name, turns in _sides(*said)
+    ]
     text = json.dumps({"saved": _now(), "conversations": sides}, ensure_ascii=False, indent=2)
     return _file("conversation.json", "application/json", f"{text}\n") if sides else ""
 

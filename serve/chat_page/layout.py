@@ -13,6 +13,8 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 NONE = ""  # the value of "Compare with" when one model is asked
 ALONE, COMPARED = 0.7, 0.0  # temperature that the page begins with
 FEWEST, MOST, USUAL, STEP = 16, 4096, 512, 16  # tokens of an answer
+HOTTEST = 2
+LEAST_TOP_P, TOP_P = 0.05, 1.0
 TEMPERATURE = {
     False: "Temperature",
     True: "Temperature (at 0, differences come from the models and not from chance)",
@@ -40,6 +42,8 @@ class Controls:
     temperature: gr.Slider
     tokens: gr.Slider
     seed: gr.Textbox
+    top_p: gr.Slider
+    sure: gr.Checkbox
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Parts:
     box: gr.Textbox
     controls: Controls
     actions: Actions
-    kept: gr.BrowserState  # what outlasts a reload
+    kept: gr.BrowserState  # the conversations, which outlast a reload
+    kept_settings: gr.BrowserState  # apart from them: they change more often and are short
     file: gr.Textbox  # that is being saved; never seen
 
 
@@ -95,9 +100,13 @@ def make(url: str) -> Parts:
             controls = _controls()
             clear = _small("clear", "Clear conversation")
     # The browser is told the key, so that this hides nothing from who has the browser; Gradio's own changes each start.
-    kept = gr.BrowserState(None, storage_key=f"hubplugin chat {url}", secret="hubplugin-chat-1")
+    kept, kept_settings = (
+        gr.BrowserState(None, storage_key=f"hubplugin {what} {url}", secret="hubplugin-chat-1")
+        for what in ("chat", "settings")
+    )
     file = gr.Textbox(visible=False)
-    return Parts(first, second, difference, box, controls, Actions(retry, edit, markdown, json, clear), kept, file)
+    actions = Actions(retry, edit, markdown, json, clear)
+    return Parts(first, second, difference, box, controls, actions, kept, kept_settings, file)
 
 
 def _small(name: str, label: str) -> gr.Button:
@@ -128,8 +137,10 @@ def _controls() -> Controls:
         model=gr.Dropdown([], label="Model", elem_id="model", interactive=True),
         compare=gr.Dropdown([("none", NONE)], value=NONE, label="Compare with", elem_id="compare", interactive=True),
         system=gr.Textbox(label="System prompt", elem_id="system", lines=3, max_lines=8),
-        temperature=gr.Slider(0, 2, ALONE, step=0.05, label=TEMPERATURE[False], elem_id="temperature"),
+        temperature=gr.Slider(0, HOTTEST, ALONE, step=0.05, label=TEMPERATURE[False], elem_id="temperature"),
         tokens=gr.Slider(FEWEST, MOST, USUAL, step=STEP, label="Max tokens", elem_id="tokens"),
         # No gr.Number: one without a value says 0.
         seed=gr.Textbox(label="Seed", elem_id="seed", placeholder="a new one for each question", max_lines=1),
+        top_p=gr.Slider(LEAST_TOP_P, TOP_P, TOP_P, step=0.05, label="Top-p (at 1, the server's own)", elem_id="top-p"),
+        sure=gr.Checkbox(False, label="Show how sure the model was", elem_id="sure"),
     )

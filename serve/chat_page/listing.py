@@ -20,23 +20,25 @@ def connect(page: gr.Blocks, parts: layout.Parts, base_url: str, model: str | No
     listed = gr.State([])
     before = gr.State(None)  # the temperature of one model, while two are compared
 
-    def names(stored: Any) -> tuple[Any, Any, list[Listed], str]:
+    def names(stored: Any, stored_settings: Any) -> tuple[Any, ...]:
+        before = keeping.read_settings(stored_settings)
+        chosen_before = (before.system, before.temperature, before.top_p, before.tokens, before.seed, before.sure)
         try:
             rows = client.catalogue(base_url, api_key=api_key, known=model)
         except ServeError as error:
-            return gr.skip(), gr.skip(), [], one_line(error)
+            return gr.skip(), gr.skip(), [], one_line(error), *chosen_before, before.alone
         served = [row.name for row in rows]
         kept = keeping.read(stored)
         wanted = (kept.models[0] if kept.turns[0] else "", model, *served)
         chosen = next((name for name in wanted if name in served), None)
-        other = kept.models[1] if kept.turns[1] and kept.models[1] in served else layout.NONE
-        others = [("none", layout.NONE), *((name, name) for name in served)]
-        return gr.update(choices=served, value=chosen), gr.update(choices=others, value=other), rows, ""
+        models = gr.update(choices=served, value=chosen)
+        return models, others(rows, chosen, before.compare), rows, "", *chosen_before, before.alone
 
     def followed(
         rows: list[Listed], chosen: str | None, other: str, temperature: float, tokens: float, alone: float | None
     ) -> tuple[Any, ...]:
-        two = bool(other)
+        compared = others(rows, chosen, other)
+        two = bool(other := compared["value"])
         value: dict[str, Any] = {}  # without one the slider stays: Gradio tells of a choice more than once
         if two and alone is None:
             alone, value = temperature, {"value": layout.COMPARED}
@@ -49,18 +51,31 @@ def connect(page: gr.Blocks, parts: layout.Parts, base_url: str, model: str | No
             gr.update(label=layout.TEMPERATURE[two], **value),
             limited(tokens, [row for row in rows if row.name in (chosen, other)]),
             alone,
+            compared,
             "",
         )
 
     inputs = [listed, controls.model, controls.compare, controls.temperature, controls.tokens, before]
     heads = [parts.first.about, parts.second.about, parts.second.column]
-    outputs = [*heads, controls.temperature, controls.tokens, before, parts.difference]
+    outputs = [*heads, controls.temperature, controls.tokens, before, controls.compare, parts.difference]
+    set_before = [controls.system, controls.temperature, controls.top_p, controls.tokens, controls.seed, controls.sure]
     opened = page.load(
-        names, parts.kept, [controls.model, controls.compare, listed, parts.first.status], **layout.QUIET
+        names,
+        [parts.kept, parts.kept_settings],
+        [controls.model, controls.compare, listed, parts.first.status, *set_before, before],
+        **layout.QUIET,
     )
     opened.then(followed, inputs, outputs, **layout.QUIET)
-    gr.on([controls.model.input, controls.compare.input], followed, inputs, outputs, **layout.QUIET)
+    chosen = gr.on([controls.model.input, controls.compare.input], followed, inputs, outputs, **layout.QUIET)
+    keeping.connect_settings(parts, before, chosen)
     return listed
+
+
+def others(rows: Sequence[Listed], chosen: str | None, other: str) -> Any:
+    """The chooser of the second model: every one but that which is chosen as the first."""
+    names = [row.name for row in rows if row.name != chosen]
+    choices = [("none", layout.NONE), *((name, name) for name in names)]
+    return gr.update(choices=choices, value=other if other in names else layout.NONE)
 
 
 def one_line(error: ServeError) -> str:

@@ -14,12 +14,16 @@ from serve import client
 from serve.catalogue import READY
 from serve.chat_page import about, conversation
 from serve.chat_page.conversation import Message, Turn
+from serve.chat_page.markup import tokens
+from serve.token_logprobs import Token
 
 REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
 SHARE = 5  # times as long as a drawing took is waited before the next: a long answer is not drawn all the time
 ANSWERING = "answering …"
 STARTING = "its engine is started first …"  # by an endpoint that starts engines when they are asked
 BUSY = (ANSWERING, STARTING)
+STOPPED = "stopped"
+NO_LOGPROBS = " · the server sent no log-probabilities"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Settings:
     temperature: float
     max_tokens: int
     seed: int | None = None
+    top_p: float | None = None  # None: the server's own
+    logprobs: bool = False  # whether to show how sure the model was
 
 
 @dataclass(eq=False)
@@ -47,6 +53,10 @@ class Side:
     changed: bool = True  # since it was drawn last
     answer: list[Message] = field(default_factory=list)  # as it was drawn last
     used: str = ""  # the settings, in words
+    logprobs: list[Token] = field(default_factory=list)  # where they were asked for
+    tokens: str = ""  # the same as `tokens.written` writes them, when it was drawn last
+    below: list[Message] = field(default_factory=list)  # what is folded away under the answer
+    progress: "Progress" = field(default_factory=lambda: Progress())
 
     def ask(self, text: str) -> None:
         """Add the question. One that got no answer would leave two user turns in a row, which many chat templates
@@ -68,13 +78,19 @@ class Side:
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
                 seed=settings.seed,
+                top_p=settings.top_p,
+                logprobs=settings.logprobs,
                 api_key=api_key,
             )
+            self.used, self.progress = _used(settings, settings.seed), Progress(time.monotonic())
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     self.said, self.reasoning = self.said + piece.text, self.reasoning + piece.reasoning
+                    self.logprobs += piece.logprobs
+                    self.progress.count(piece)
                     if piece.finish:
                         self.line = _measures(piece, started=self.line == STARTING)
+                        self.line += NO_LOGPROBS if settings.logprobs and not self.logprobs else ""
                         self.used = _used(settings, piece.seed)
                     self.changed = True
                     news.set()
@@ -92,7 +108,8 @@ class Side:
     def draw(self) -> None:
         """Bring the answer's messages up to date."""
         began = bool(self.said or self.reasoning)
-        self.answer = []
+        self.answer, self.tokens = [], tokens.written(tokens.joined(self.logprobs))
+        self.below = conversation.token_by_token(self.tokens) if self.over else []
         if began or self.complete:
             self.answer = conversation.answer(self.said, self.reasoning, unfinished=not self.over)
         if self.error:
@@ -102,15 +119,50 @@ class Side:
 
     def shown(self) -> list[Message]:
         """The conversation with the answer."""
-        return [*self.chat, *self.answer]
+        return [*self.chat, *self.answer, *self.below]
 
     def told(self) -> list[Turn]:
-        """The turns with the answer, where there is any of it; once it is over, with how it came about."""
+        """The turns with the answer, where there is any of it, and with how it came about: as one that is stopped while
+        it is not over."""
         if not (self.said or self.reasoning or self.complete):
             return self.turns
         turn = {"role": "assistant", "content": self.said, "reasoning": self.reasoning, "model": self.name or ""}
-        turn |= {"settings": self.used, "measures": self.line.replace("**", "")} if self.complete else {}
+        if self.error is None:
+            line = self.line if self.over else " · ".join([STOPPED, *self.progress.measures()])
+            turn |= {"settings": self.used, "measures": line.replace("**", ""), "tokens": self.tokens}
         return [*self.turns, {key: value for key, value in turn.items() if value or key == "content"}]
+
+
+@dataclass
+class Progress:
+    """What can be measured of an answer that was not waited for: no server counts its tokens."""
+
+    began: float = 0.0
+    first: float | None = None
+    last: float = 0.0
+    events: int = 0
+    tokens: int = 0  # with log-probabilities, which are all where there are any
+
+    def count(self, piece: client.Piece) -> None:
+        """Take a piece that has come now."""
+        if piece.finish:
+            return
+        self.last = time.monotonic()
+        self.first = self.last if self.first is None else self.first
+        self.events, self.tokens = self.events + piece.events, self.tokens + len(piece.logprobs)
+
+    def measures(self) -> list[str]:
+        """Up to the last piece, in words. Without log-probabilities an event counts as a token, as it mostly is one."""
+        if self.first is None:
+            return []
+        about, count = ("", self.tokens) if self.tokens else ("about ", self.events)
+        seconds = self.last - self.began
+        return [
+            f"{about}{count} tokens",
+            f"{seconds:.1f} s",
+            f"{about}{count / max(seconds, 1e-3):.1f} tokens/s",
+            f"first after {self.first - self.began:.2f} s",
+        ]
 
 
 async def answer(
@@ -193,6 +245,7 @@ def _measures(last: client.Piece, *, started: bool) -> str:
 
 def _used(settings: Settings, seed: int | None) -> str:
     parts = [f"temperature {settings.temperature:g}", f"max tokens {settings.max_tokens}"]
+    parts += [] if settings.top_p is None else [f"top-p {settings.top_p:g}"]
     parts += [] if seed is None else [f"seed {seed}"]
     parts += [f"system prompt: {settings.system.strip()}"] if settings.system.strip() else []
     return ", ".join(parts)
