@@ -66,7 +66,7 @@ footer {display: none !important}
 .gradio-container:has(#talk-b) {max-width: 1500px !important}
 @media (min-width: 1000px) {
   #talks:has(#talk-b) {display: grid; grid-template: auto 1fr auto / 1fr 1fr}
-  #talks:has(#talk-b) .said {height: max(400px, 100vh - 310px) !important}
+  #talks:has(#talk-b) .said {height: max(400px, 100vh - 360px) !important}
   #talks:has(#talk-b) > .talk {display: grid; grid-row: span 3; grid-template-rows: subgrid; min-width: 0 !important}
 }
 .talk > .status {min-height: 1.5rem; padding: 0 4px}
