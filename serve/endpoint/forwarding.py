@@ -34,7 +34,7 @@ async def forward(session: aiohttp.ClientSession, request: web.Request, path: st
     """The engine's answer, already on its way to the client.
 
     Raises Refused for a path that vLLM does not have, and EngineLost where the engine is not there: nothing has been
-    sent then. One that ends in the middle of its answer ends a stream of events with an error, and breaks off any other.
+    sent then. One that ends in the middle of its answer ends a stream of events with an error, any other is broken off.
     """
     headers = {name: request.headers[name] for name in HEADERS_THERE if name in request.headers}
     headers |= {"X-Request-Id": request[CONTEXT].id, "Accept-Encoding": "identity"}
