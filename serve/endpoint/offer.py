@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import vllm_settings
+from serve import vllm_options, vllm_settings
+from serve.endpoint import drafting
 from serve.endpoint.drafting import Draft
 
 RUNTIME_BYTES = 1_400_000_000  # two Python processes with torch and vLLM in them, resident on a CPU
@@ -42,6 +43,18 @@ class Offer:
     def words(self) -> tuple[str, ...]:
         """All options of vLLM."""
         return (*([self.draft.option] if self.draft else []), *self.options)
+
+
+def check(offers: Sequence[Offer], device: str) -> None:
+    """Raise ServeError for the first thing that keeps one of them from being served."""
+    names = [one.name for one in offers]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ServeError(", ".join(sorted(twice)), "is the name of two models", "serve one of them, or give --name")
+    for one in offers:
+        vllm_options.check(one.options, device)
+        if one.draft:
+            drafting.check(one.draft, one.folder, device)
+        vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name)
 
 
 def memory_needed(offer: Offer, device: str) -> int:
