@@ -1,4 +1,4 @@
-"""`hubplugin serve --print`: what llama-swap and vllm-router are told: the arguments that the endpoint's engines get."""
+"""`hubplugin serve --print`: llama-swap and vllm-router are told the arguments that the endpoint's engines get."""
 
 import json
 import shlex
