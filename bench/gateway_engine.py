@@ -22,7 +22,9 @@ def event(**delta: str | None) -> bytes:
     return b"data: " + json.dumps({**CHUNK, "choices": [choice]}).encode() + b"\n\n"
 
 
-ROLE, TOKEN, STOP = event(role="assistant", content=""), event(content=" word"), event()
+ROLE, STOP = event(role="assistant", content=""), event()
+# LiteLLM ends a stream that says the same a hundred times
+WORDS = [event(content=f" word{number}") for number in range(10)]
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -38,7 +40,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
             await asyncio.sleep(left)
         elif not pace:
             await asyncio.sleep(0)
-        await response.write(TOKEN)
+        await response.write(WORDS[number % len(WORDS)])
     await response.write(STOP + b"data: [DONE]\n\n")
     return response
 

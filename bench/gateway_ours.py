@@ -39,7 +39,7 @@ async def serve(port: int, folder: Path) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     pool = Pool([Offer("model", folder)], [1], 1, folder, start=start)
     with (folder / command.REQUESTS).open("a", encoding="utf-8") as log:
-        made = app.make(pool, Guard(("key",), Limits()), lambda entry: command._note(entry, log))
+        made = app.make(pool, Guard(command.keys(None), Limits()), lambda entry: command._note(entry, log))
         runner = web.AppRunner(made, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()

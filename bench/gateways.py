@@ -3,10 +3,10 @@
     python bench/environments.py litellm
     python bench/gateways.py [--rounds 5] [--streams 1 32] [--quiet 0.5] [--gateways NAME ...]
 
-The engine is a stand-in that streams chunks of a chat completion (gateway_engine.py), at the pace of one token each 20 ms
-and as fast as they can be written. It is asked directly and through each gateway, one after another, in an order that turns
-from round to round. Streams begin one after another, spread over the time of one answer, so that arrivals do not queue
-behind each other. Results go to bench/results/gateways. `others` is the share of all cores that other processes used.
+The engine is a stand-in that streams chunks of a chat completion (gateway_engine.py), one token each 20 ms and as fast
+as they can be written. It is asked directly and through each gateway, in an order that turns from round to round.
+Streams begin spread over the time of one answer, so that arrivals do not queue behind each other. Results go to
+bench/results/gateways. `others` is the share of all cores that other processes used.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gateways"
 ALONE, OURS, PLAIN, LITELLM = "the engine alone", "hubplugin serve", "starlette + httpx", "LiteLLM"
 GATEWAYS = ALONE, OURS, PLAIN, LITELLM
-KEY = "key"
+KEY = "sk-" + secrets.token_hex(32)  # LiteLLM starts with no weaker one
 PATH = "/v1/chat/completions"
 WAIT = 180  # seconds for a start
 LOOK = 2.0  # seconds between two looks at whether the machine is quiet
@@ -127,7 +128,8 @@ def _command(name: str, port: int, alone: str, folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _server(command: list[str], port: int) -> Iterator[Server]:
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "LITELLM_LOG": "ERROR", "DISABLE_ADMIN_UI": "True"}
+    keys = {"VLLM_API_KEY": KEY, "LITELLM_MASTER_KEY": KEY}
+    environment = {**os.environ, **keys, "PYTHONPATH": str(HERE.parent), "LITELLM_LOG": "ERROR"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         url = ports.url(ports.LOOPBACK, port)
@@ -228,7 +230,7 @@ async def _one(session: aiohttp.ClientSession, url: str, body: bytes, headers: d
             if not first and b" word" in piece:
                 first = time.monotonic() - begun
             said.append(piece)
-    return first, b"".join(said).count(b'" word"')
+    return first, b"".join(said).count(b'" word')
 
 
 def _write(out: Path, found: list[dict[str, Any]]) -> None:
