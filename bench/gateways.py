@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--gateways", nargs="+", choices=GATEWAYS, default=list(GATEWAYS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends the servers too
     names = [ALONE, *(name for name in options.gateways if name != ALONE)]
     found: list[dict[str, Any]] = []
     with _all(names) as servers:

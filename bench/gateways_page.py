@@ -22,13 +22,13 @@ HEAD = """# What a gateway adds
 *Written by `python bench/gateways_page.py` from the file in `bench/results/gateways`; do not edit.
 `python bench/environments.py litellm && python bench/gateways.py` measures.*
 
-A stand-in for vLLM streams chunks of a chat completion on loopback, one token each 20 ms or as fast as they can be written.
-It is asked directly and through each gateway, in an order that turns from round to round; client, engine and gateway are a
-process each and share the machine. hubplugin's endpoint asks for a key, counts and logs every request, as does LiteLLM with its
-defaults; the plain proxy is 30 lines of starlette and httpx that pass bytes on. **First token** is the median over a
-round's requests, in milliseconds, **added** what is more than the engine alone took in the same round, **of alone** the
-tokens per second as a share of the engine's alone; all are medians over the rounds, with the least and the greatest behind
-**added** and **of alone**.
+A stand-in for vLLM streams chunks of a chat completion on loopback, one token each 20 ms or as fast as they can be
+written. It is asked directly and through each gateway, in an order that turns from round to round; client, engine and
+gateway are a process each and share the machine. hubplugin's endpoint asks for a key, counts and logs every request, as
+LiteLLM does by default; the plain proxy is 30 lines of starlette and httpx that pass bytes on. **First token** is the
+median over a round's requests, **added** what is more than the engine alone took in the same round, **of alone** the
+tokens per second as a share of the engine's alone. All are medians over the rounds, with the least and the greatest
+behind **added** and **of alone**.
 """
 
 
