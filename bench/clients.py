@@ -3,8 +3,8 @@
     python bench/clients.py http://127.0.0.1:8000/v1 [--model NAME] [--clients node langchain]
 
 Each is installed with its pinned version in a temporary folder, lists the models, asks for one answer and one streamed
-answer, and asks for a model that is not there, whose error it has to read. Exits with 1 where one does not. A key is taken
-from VLLM_API_KEY.
+answer, and asks for a model that is not there, whose error it has to read. Exits with 1 where one does not. A key is
+taken from VLLM_API_KEY.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What a gateway adds between a client and an engine: time to the first token, and tokens per second; on loopback.
 
     python bench/environments.py litellm
-    python bench/gateways.py [--rounds 5] [--streams 1 32] [--quiet 0.5] [--gateways NAME ...]
+    python bench/gateways.py [--rounds 5] [--streams 1 32] [--quiet 0.05] [--gateways NAME ...]
 
 The engine is a stand-in that streams chunks of a chat completion (gateway_engine.py), one token each 20 ms and as fast
 as they can be written. It is asked directly and through each gateway, in an order that turns from round to round.
@@ -46,7 +46,7 @@ GATEWAYS = ALONE, OURS, PLAIN, LITELLM
 KEY = "sk-" + secrets.token_hex(32)  # LiteLLM starts with no weaker one
 PATH = "/v1/chat/completions"
 WAIT = 180  # seconds for a start
-LOOK = 2.0  # seconds between two looks at whether the machine is quiet
+LOOK = 2.0  # seconds for a look at whether the machine is quiet
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Load:
     requests: dict[int, int]  # streams -> requests of each
 
 
-LOADS = (Load("20 ms per token", 0.02, 64, {1: 8, 32: 4}), Load("full speed", 0.0, 128, {1: 8, 32: 2}))
+LOADS = (Load("20 ms per token", 0.02, 64, {1: 8, 32: 4}), Load("full speed", 0.0, 128, {1: 16, 32: 2}))
 
 
 def main() -> None:
@@ -67,11 +67,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--quiet", type=float, default=0.5, help="Load average below which a round begins.")
-    parser.add_argument("--patience", type=float, default=300, help="Seconds to wait for that, at most.")
+    parser.add_argument(
+        "--quiet", type=float, default=0.05, help="Share of all cores in use below which a round begins."
+    )
+    parser.add_argument("--patience", type=float, default=120, help="Seconds to wait for that, at most.")
     parser.add_argument("--gateways", nargs="+", choices=GATEWAYS, default=list(GATEWAYS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends the servers too
     names = [ALONE, *(name for name in options.gateways if name != ALONE)]
     found: list[dict[str, Any]] = []
@@ -163,10 +166,14 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
 
 
 def _quiet(limit: float, patience: float) -> None:
-    """Wait until the machine is quiet, or for so long; what others used is in the results either way."""
+    """Wait until nobody uses the machine, or for so long; what others used is in the results either way. The load
+    average would take minutes to forget the round before."""
     deadline = time.monotonic() + patience
-    while os.getloadavg()[0] >= limit and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        busy = measure.busy_seconds()
         time.sleep(LOOK)
+        if (measure.busy_seconds() - busy) / LOOK / (psutil.cpu_count() or 1) < limit:
+            return
 
 
 def _body(load: Load) -> dict[str, Any]:
