@@ -38,8 +38,7 @@ def main() -> None:
         message = tab.locator("#box textarea")
         message.fill(QUESTION)
         message.press("Enter")
-        for number in range(2):
-            tab.get_by_text("tokens/s").nth(number).wait_for()
+        tab.locator("#difference p").wait_for()
         tab.get_by_role("button", name="Send", exact=True).wait_for()
         tab.screenshot(path=options.picture)
         browser.close()

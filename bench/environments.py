@@ -1,6 +1,7 @@
 """Installs the rivals, each with its own Python environment under bench/.env, exactly as bench/lock pins it.
 
     python bench/environments.py [gptqmodel llmcompressor auto-round]
+    python bench/environments.py litellm    # of bench/gateways.py; not among those that come without a name
 
 An environment that stands from the same lock is kept. Packages come from wherever pip is set up to find them; torch is
 installed first, with its dependencies, so that an index of CPU builds is used where pip knows one. Uses only the
@@ -16,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NAMES = ("gptqmodel", "llmcompressor", "auto-round")
+OTHERS = ("litellm",)
 READY = ".ready"  # holds the digest of the lock it was made from
 
 
@@ -39,10 +41,11 @@ def install(name: str) -> None:
     folder = HERE / ".env" / name
     shutil.rmtree(folder, ignore_errors=True)
     lock = HERE / "lock" / f"{name}.txt"
-    torch = next(line for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    torch = [line for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith("torch==")]
     pip = [str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([*pip, torch], check=True)
+    if torch:
+        subprocess.run([*pip, *torch], check=True)
     # the lock is complete; --no-deps because gptqmodel asks for a newer torch than the others take (docs/bench.md)
     subprocess.run([*pip, "--no-deps", "-r", str(lock)], check=True)
     (folder / READY).write_text(_digest(name), encoding="utf-8")
@@ -53,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="name")
     names = parser.parse_args().names
-    for unknown in set(names) - set(NAMES):
-        parser.error(f"no environment is called {unknown}; there are {', '.join(NAMES)}")
+    for unknown in set(names) - {*NAMES, *OTHERS}:
+        parser.error(f"no environment is called {unknown}; there are {', '.join((*NAMES, *OTHERS))}")
     for name in names:
         if ready(name):
             print(f"{name}: stands")

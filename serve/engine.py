@@ -129,8 +129,9 @@ def start(
         place, url = ["--host", host, "--port", str(port)], ports.url(host, port)
     else:
         place, url = ["--uds", str(socket)], "http://engine"
-    arguments = vllm_settings.arguments(device, config, max_model_len)
-    words = ["--model", str(model), "--served-model-name", name, *place, *arguments, *extra]
+    words = vllm_settings.words(
+        model, name, place, device=device, config=config, max_model_len=max_model_len, extra=extra
+    )
     progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
     if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")

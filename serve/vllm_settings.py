@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,21 @@ def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
     return (cpu_features.AVX512,) * packed + (cpu_features.VNNI,) * int8
 
 
+def words(
+    model: str | Path,
+    name: str,
+    place: Sequence[str],
+    *,
+    device: str,
+    config: dict[str, Any] | None,
+    max_model_len: int | None,
+    extra: Sequence[str],
+) -> list[str]:
+    """All arguments of vLLM's server for one model that listens at `place`; those of the user win, they come last."""
+    chosen = arguments(device, config, max_model_len)
+    return ["--model", str(model), "--served-model-name", name, *place, *chosen, *extra]
+
+
 def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | None) -> list[str]:
     always = ["--disable-fastapi-docs", "--disable-uvicorn-access-log"]
     if device == "cuda":
@@ -153,6 +169,11 @@ def kv_cache_bytes(config: dict[str, Any], tokens: int, sequences: int) -> int:
 
 def environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:
     """What vLLM's processes get. Ours under the user's: whoever sets one of these outside knows why."""
+    return own_environment(device, local=local, deadline=deadline) | os.environ
+
+
+def own_environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:
+    """The variables that are set for vLLM where the user does not."""
     ours = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -164,4 +185,4 @@ def environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:
         ours["VLLM_CPU_INT4_W4A8"] = "0"
     if local:
         ours["HF_HUB_OFFLINE"] = "1"  # a folder is complete; nothing is to be asked of the Hub
-    return ours | os.environ
+    return ours

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,20 @@ from hubplugin.errors import ServeError
 from hubplugin.verbs.application import LOOPBACK, Host, Port, Variants, app
 
 if TYPE_CHECKING:
+    from serve.endpoint.command import Settings
     from serve.endpoint.offer import Offer
 
 GIB = 2**30
+PORT = 8000
+# of the endpoint itself: another gateway has its own
+OWN = ("keys", "requests_at_once", "requests_per_minute", "max_tokens", "max_body", "logs")
+
+
+class Gateway(StrEnum):
+    """Another one that serves the same models."""
+
+    LLAMA_SWAP = "llama-swap"
+    VLLM_ROUTER = "vllm-router"
 
 
 Targets = Annotated[
@@ -60,6 +72,10 @@ Drafter = Annotated[
 ]
 DraftTokens = Annotated[int, typer.Option(min=1, max=32, help="Tokens that are drafted at a time.")]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for requests under way when it is stopped.")]
+Printed = Annotated[
+    Gateway | None,
+    typer.Option("--print", help="Print what this other gateway needs, and start nothing.", show_default="none"),
+]
 
 
 @app.command("serve")
@@ -70,7 +86,7 @@ def _serve(
     out: Variants = None,
     name: Name = None,
     host: Host = LOOPBACK,
-    port: Port = 8000,
+    port: Port = PORT,
     max_model_len: ModelLength = None,
     eager: Eager = False,
     memory: Memory = None,
@@ -84,6 +100,7 @@ def _serve(
     drain: Drain = 30.0,
     draft: Drafter = None,
     draft_tokens: DraftTokens = 4,
+    printed: Printed = None,
 ) -> None:
     """Serve models behind one OpenAI-compatible endpoint, each on a vLLM of its own.
 
@@ -109,14 +126,49 @@ def _serve(
         keys=command.keys(keys),
         open=unguarded,
         limits=Limits(int(max_body * 2**20), requests_at_once, requests_per_minute, max_tokens),
-        memory=None if memory is None else int(memory * GIB),
+        memory=_bytes(memory),
         eager=eager,
         logs=logs,
         drain=drain,
     )
+    if printed is not None:
+        _refuse_own(context, printed)
+        return print(_for_another(printed, offers, settings), end="")
     raise typer.Exit(
         command.run_forever(offers, settings, lambda url: print(f"{url}/v1", flush=True), progress.progress)
     )
+
+
+def _refuse_own(context: typer.Context, printed: Gateway) -> None:
+    """Raise ServeError for an option that would be lost."""
+    for name in OWN:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = "--" + name.replace("_", "-")
+            raise ServeError(option, "is of hubplugin's own endpoint", f"leave it out, and set it up in {printed}")
+
+
+def _for_another(gateway: Gateway, offers: list["Offer"], settings: "Settings") -> str:
+    """The text that another gateway needs. Raises ServeError where it cannot serve these."""
+    from serve import ports, vllm_settings
+    from serve.deployments import engines, llama_swap, vllm_router
+    from serve.endpoint import offer
+
+    if not ports.is_loopback(settings.host) and not settings.open:
+        what = f"is not loopback, and nothing printed here makes {gateway} ask for a key"
+        raise ServeError(f"--host {settings.host}", what, "say --open, and see to it there")
+    device = vllm_settings.find_device()
+    offer.check(offers, device)
+    known = engines.Settings(
+        settings.host, settings.port or PORT, settings.eager, memory=settings.memory, drain=settings.drain
+    )
+    return {Gateway.LLAMA_SWAP: llama_swap.config, Gateway.VLLM_ROUTER: vllm_router.commands}[gateway](
+        offers, device, known
+    )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)
 
 
 def _offers(

@@ -68,9 +68,11 @@ class Side:
     async def listen(self, base_url: str, api_key: str | None, settings: Settings, news: asyncio.Event) -> None:
         """Take the answer, and tell of every piece. However it ends, `over` is true then."""
         try:
-            if not self.name:
-                where = client.endpoint(base_url)
-                raise ServeError(where, "no model is chosen", "reload the page once the engine is running")
+            if not self.name:  # asked before the page had the list of models
+                rows = await asyncio.to_thread(client.catalogue, base_url, api_key=api_key)
+                if not rows:
+                    raise ServeError(client.endpoint(base_url), "serves no model", "start it with one")
+                self.name = rows[0].name
             pieces = client.astream(
                 base_url,
                 self.name,

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from hubplugin.errors import ServeError
-from serve import forking, ports, signals, vllm_options, vllm_settings
-from serve.endpoint import app, drafting, offer
+from serve import forking, ports, signals, vllm_settings
+from serve.endpoint import app, offer
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
 from serve.endpoint.pool import Pool
@@ -67,18 +67,10 @@ def run_forever(
 
 
 def _refuse(offers: Sequence[Offer], settings: Settings) -> None:
-    names = [one.name for one in offers]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ServeError(", ".join(sorted(twice)), "is the name of two models", "serve one of them, or give --name")
     if not ports.is_loopback(settings.host) and not settings.keys and not settings.open:
         what = "is not loopback, and no API key is asked for: whoever reaches the port could use it"
         raise ServeError(settings.host, what, f"set {KEY}, give --keys FILE, or say --open")
-    device = vllm_settings.find_device()
-    for one in offers:
-        vllm_options.check(one.options, device)
-        if one.draft:
-            drafting.check(one.draft, one.folder, device)
-        vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name, one.options)
+    offer.check(offers, vllm_settings.find_device())
 
 
 async def _run(

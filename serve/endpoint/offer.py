@@ -15,6 +15,7 @@ import psutil
 
 from hubplugin.errors import ServeError
 from serve import tool_calls, vllm_options, vllm_settings
+from serve.endpoint import drafting
 from serve.endpoint.drafting import Draft
 
 RUNTIME_BYTES = 900_000_000  # of an engine's own processes on a CPU, beside weights, KV cache and what forks share
@@ -53,6 +54,18 @@ class Offer:
     @cached_property
     def _tools(self) -> tuple[str, ...]:
         return tool_calls.options(self.folder, self.options)
+
+
+def check(offers: Sequence[Offer], device: str) -> None:
+    """Raise ServeError for the first thing that keeps one of them from being served."""
+    names = [one.name for one in offers]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ServeError(", ".join(sorted(twice)), "is the name of two models", "serve one of them, or give --name")
+    for one in offers:
+        vllm_options.check(one.options, device)
+        if one.draft:
+            drafting.check(one.draft, one.folder, device)
+        vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name, one.options)
 
 
 def memory_needed(offer: Offer, device: str) -> int:
