@@ -97,7 +97,7 @@ def shared(offers: Sequence[Offer], device: str) -> tuple[Offer, ...]:
     part = GPU_SHARE / len(offers)
     if max(offer.weight_bytes for offer in offers) > part * gpu_bytes() * 2 / 3:
         return tuple(offers)
-    ours = ("--gpu-memory-utilization", f"{part:.3f}")
+    ours = ("--gpu-memory-utilization", f"{int(1000 * part) / 1000:.3f}")  # rounded down, or one would not fit
     return tuple(replace(offer, options=(*ours, *offer.options)) for offer in offers)
 
 
