@@ -64,7 +64,7 @@ def test_the_environment_is_ours_where_the_user_sets_none(odd: Path, monkeypatch
 
 def test_models_run_beside_each_other_where_they_fit_and_one_at_a_time_otherwise(odd: Path) -> None:
     offers = Offer("a", odd), Offer("b", odd)
-    one = offer.memory_needed(offers[0], "cpu")
+    one = offer.memory_needed(offers[0], "cpu") + offer.FORK_SERVER_BYTES  # each imports vLLM for itself
     for memory, swap, preload in ((2 * one, False, ["a", "b"]), (2 * one - 1, True, ["a"])):
         found = swapped(*offers, settings=Settings("127.0.0.1", 8000, eager=True, memory=memory))
         (group,) = found["groups"].values()

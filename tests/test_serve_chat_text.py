@@ -172,7 +172,8 @@ def test_reasoning_sent_apart_folds_away_and_is_not_sent_back(browser: Any) -> N
     raw = [b"data: " + json.dumps(row).encode() + b"\r\n\r\n" for row in rows]
     with chat(browser, raw=raw) as (page, server):
         answered(page)
-        assert "So: 42." in page.said() and "Let me" not in page.said()
+        assert "So: 42." in page.said()
+        until(lambda: "Let me" not in page.said())  # it takes a moment to fold
         page.tab.locator("#chat .bot").get_by_text("Reasoning").click()
         until(lambda: "Let me think about <b>." in page.said())
         answered(page, "And now?")
