@@ -27,9 +27,10 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=next(filter(None, map(shutil.which, CHROMIUM))), args=["--headless", "--no-sandbox"]
         )
-        tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        tab = browser.new_page(viewport={"width": 1280, "height": 860})
         tab.set_default_timeout(WAIT)
         tab.goto(served.url)
+        tab.get_by_text("the base that others here are made from").wait_for()  # the list of models has come
         tab.get_by_label("Compare with").first.click()
         tab.get_by_role("option").last.click()
         box = tab.locator("#tokens input[type=number]")
