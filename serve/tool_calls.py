@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve import vllm_options
+
 OPTION = "--tool-call-parser"
 # What stands in a template -> the parser, as vLLM's documentation pairs them with model families. The first row whose
 # words are all there counts, so those that share marks with others come before them.
@@ -32,7 +34,7 @@ PARSERS = (
 def options(folder: Path, given: Sequence[str]) -> tuple[str, ...]:
     """The options of vLLM that make a folder's tool calls readable; none where the user names a parser, or there is
     none."""
-    if any(word.partition("=")[0] == OPTION for word in given):
+    if vllm_options.value_of(given, OPTION) is not None:
         return ()
     found = parser(template(folder))
     return ("--enable-auto-tool-choice", OPTION, found) if found else ()

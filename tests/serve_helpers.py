@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,22 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError("it never became true")
+
+
+def end_with_their_owner(start: str, *others: Callable[[], int]) -> None:
+    """Run Python that makes `running`, an engine of three processes, in a process of its own, and kill that: all of the
+    engine ends, and so do the processes that `others` tell once it runs."""
+    here = Path(__file__).parent
+    script = f"import sys; sys.path[:0] = [{str(here.parent)!r}, {str(here)!r}]\nfrom pathlib import Path\n{start}\n"
+    script += "print(running.process.pid, flush=True)\nrunning.wait()\n"
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    supervisor = int(owner.stdout.readline())
+    pids = [other() for other in others]
+    assert len(session_of(supervisor)) == 3
+    owner.kill()
+    owner.wait()
+    until(lambda: not session_of(supervisor) and not any(psutil.pid_exists(pid) for pid in pids))
 
 
 def skip_without_kernels(variant: VariantPlan) -> None:

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from serve_helpers import session_of, until
+from serve_helpers import end_with_their_owner, session_of, until
 
 from hubplugin.errors import ServeError
 from serve import engine, forking, ports
@@ -123,19 +122,8 @@ def test_what_is_given_up_during_the_import_is_not_waited_for(server: forking.Fo
 
 
 def test_an_owner_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    script = (
-        f"import sys; sys.path[:0] = [{str(here.parent)!r}, {str(here)!r}]\n"
-        "from pathlib import Path; from test_fork_server import STUB, forked; from serve import forking\n"
-        f"running = forked(forking.ForkServer(('-c', STUB)), Path({str(tmp_path / 'log')!r}))\n"
-        "print(running.process.pid, flush=True)\n"
-        "running.wait()\n"
+    end_with_their_owner(
+        "from test_fork_server import STUB, forked; from serve import forking\n"
+        f"running = forked(forking.ForkServer(('-c', STUB)), Path({str(tmp_path / 'log')!r}))",
+        lambda: int((tmp_path / "log").read_text().split()[2]),  # the process that imported
     )
-    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    supervisor = int(owner.stdout.readline())
-    imported = int((tmp_path / "log").read_text().split()[2])
-    assert len(session_of(supervisor)) == 3
-    owner.kill()
-    owner.wait()
-    until(lambda: not session_of(supervisor) and not psutil.pid_exists(imported))

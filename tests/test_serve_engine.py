@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serve_helpers import DEMO, fake, session_of, until
+from serve_helpers import DEMO, end_with_their_owner, fake, session_of, until
 
 from hubplugin.errors import ServeError
 from serve import engine, forking, ports, vllm_settings
@@ -100,20 +100,9 @@ def test_leaving_the_with_block_stops_the_engine(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
-    script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from pathlib import Path; from test_serve_engine import stub\n"
-        f"running = stub(Path({str(tmp_path)!r}), 'deaf', grace=0.5)\n"
-        "print(running.process.pid, flush=True)\n"
-        "running.wait()\n"
+    end_with_their_owner(
+        f"from test_serve_engine import stub\nrunning = stub(Path({str(tmp_path)!r}), 'deaf', grace=0.5)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    supervisor = int(parent.stdout.readline())
-    assert len(session_of(supervisor)) == 3
-    parent.kill()
-    parent.wait()
-    until(lambda: not session_of(supervisor))
 
 
 def test_a_supervisor_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:

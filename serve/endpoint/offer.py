@@ -49,7 +49,7 @@ class Offer:
     @cached_property
     def takes_tools(self) -> bool:
         """Whether requests may offer it tools to call."""
-        return bool(self._tools) or any(word.startswith(tool_calls.OPTION) for word in self.options)
+        return vllm_options.value_of(self.words, tool_calls.OPTION) is not None
 
     @cached_property
     def _tools(self) -> tuple[str, ...]:
