@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hubplugin.errors import ServeError
-from serve import ports
+from serve import ports, secret_lines
 
 LOGIN = "HUBPLUGIN_PAGE_LOGIN"
 SHAPE = "give user:password"
@@ -21,15 +21,8 @@ def read(file: Path | None = None) -> tuple[str, ...]:
     none, or the file has none."""
     found = [(LOGIN, os.environ[LOGIN])] if os.environ.get(LOGIN) else []
     if file is not None:
-        try:
-            lines = file.read_text("utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise ServeError(str(file), "cannot be read as a file of logins", f"{SHAPE}, one per line") from error
-        own = [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1)]
-        own = [(where, line) for where, line in own if line.strip() and not line.lstrip().startswith("#")]
-        if not own:
-            raise ServeError(str(file), "holds no login", f"{SHAPE}, one per line")
-        found += own
+        own = secret_lines.read(file, "login", f"{SHAPE}, one per line")
+        found += [(f"{file}, line {number}", line) for number, line in own]
     return tuple(_sound(where, line.strip()) for where, line in found)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from hubplugin.errors import ServeError
-from serve import forking, ports, signals, vllm_settings
+from serve import forking, ports, secret_lines, signals, vllm_settings
 from serve.endpoint import app, offer
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
@@ -43,14 +43,7 @@ def keys(file: Path | None) -> tuple[str, ...]:
     """API keys: one per line of a file, and that of the environment. Raises ServeError where the file has none."""
     found = [os.environ[KEY]] if os.environ.get(KEY) else []
     if file is not None:
-        try:
-            lines = file.read_text("utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise ServeError(str(file), "cannot be read as a file of keys", "give one with a key per line") from error
-        own = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not own:
-            raise ServeError(str(file), "holds no key", "give one with a key per line")
-        found += own
+        found += [line for _, line in secret_lines.read(file, "key", "give one with a key per line")]
     return tuple(found)
 
 
