@@ -62,8 +62,9 @@ def planned(asked: "Document") -> "Plan":
     What publishing would refuse, and what transformers would refuse to build, is said before any work.
     """
     with interrupt.held():
-        from hubplugin.hub import snapshots
+        from hubplugin.hub import client, snapshots
         from hubplugin.hub.publishing import publish as publishing
+        from hubplugin.model.construction import verdicts
         from hubplugin.plan import planner
         from hubplugin.plan.checks import tasks
 
@@ -72,10 +73,8 @@ def planned(asked: "Document") -> "Plan":
     made = planner.make(asked, peek.config, peek.tensors, revision=peek.sha)
     notes = publishing.preflight(asked, peek)  # like all that needs no torch, before it is loaded
     let_idle_threads_sleep()
-    with interrupt.held():
-        from hubplugin.model.construction import buildable
-
-    buildable.check(made.config, made.family, f"{asked.manifest.model}: config.json")
+    config = f"{asked.manifest.model}: config.json"
+    verdicts.check(made.config, made.family, config, client.assets_folder("built"))
     return replace(made, notes=(*made.notes, *notes))
 
 

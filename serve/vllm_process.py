@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from serve.transformers_imports import without_sklearn
+
 Main = Callable[[], None]
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
 # what an engine core imports; a fork has it already
@@ -20,7 +22,8 @@ CORE = ("vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.cpu_w
 
 def load() -> Main:
     """Import vLLM; its main function, which reads sys.argv."""
-    server = importlib.import_module(SERVER)
+    with without_sklearn():
+        server = importlib.import_module(SERVER)
     if importlib.import_module("vllm.platforms").current_platform.is_cpu():
         for module in CORE:
             importlib.import_module(module)

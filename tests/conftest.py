@@ -27,6 +27,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_TOKEN", None)
+# by both workers and every process they start; `hubplugin plan` notes there which models it has seen built
+ASSETS = Path(tempfile.gettempdir()) / f"hubplugin-tests-{os.getuid()}"
+os.environ.setdefault("HF_ASSETS_CACHE", str(ASSETS))
 
 VLLM = filelock.FileLock(Path(tempfile.gettempdir()) / f"hubplugin-vllm-{os.getuid()}.lock")
 

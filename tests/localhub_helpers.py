@@ -21,7 +21,8 @@ BIN = Path(sys.executable).parent
 def client_env(home: Path, url: str, token: str | None, xet: bool = True) -> dict[str, str]:
     """Environment variables that point an official client to a hub, a token and a home folder."""
     prefixes = ("HF_", "HUGGING", "TRANSFORMERS_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    kept = {"HF_ASSETS_CACHE"}
+    inherited = {name: value for name, value in os.environ.items() if name in kept or not name.startswith(prefixes)}
     return inherited | {
         "HOME": str(home),
         "HF_HOME": str(home / "hf"),

@@ -109,6 +109,12 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def assets_folder(kind: str) -> Path:
+    """Where the client has other packages keep what they made: a folder per package and kind."""
+    assets = os.environ.get("HF_ASSETS_CACHE") or cache_folder().parent / "assets"
+    return Path(assets).expanduser() / "hubplugin" / kind / "default"
+
+
 @contextmanager
 def clear_errors(where: str) -> Iterator[None]:
     """Turn whatever the client raises into a HubError that says what to do."""

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from hubplugin.model import experts, heterogeneous
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.construction import settings
+from serve.transformers_imports import without_sklearn
+
+with without_sklearn():
+    from transformers import AutoModelForCausalLM
 
 
 class Recorder(nn.Module):
