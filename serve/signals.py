@@ -34,3 +34,9 @@ def interruptible() -> Iterator[list[int]]:
 def exit_code(caught: list[int]) -> int:
     """130 where ctrl-C was first, as shells expect; 0 where a supervisor asked with SIGTERM."""
     return 128 + signal.SIGINT if caught[:1] == [signal.SIGINT] else 0
+
+
+def wait() -> None:
+    """Until one of them comes, which raises KeyboardInterrupt."""
+    while True:
+        signal.pause()

@@ -46,17 +46,18 @@ def place(folder: Path, layers: int = 2, **manifests: str) -> Path:
 
 
 @contextmanager
-def cluster(nodes: int = 2) -> Iterator[Any]:
-    """A cluster of so many nodes, the first of which is its head."""
+def cluster(nodes: int = 2, memory: int = NODE["memory"]) -> Iterator[Any]:
+    """A cluster of so many nodes, the first of which is its head, each with so many bytes for tasks."""
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *([before] if before else [])])
-    head = {**NODE, "include_dashboard": False, "_system_config": NOTICE}
+    node = {**NODE, "memory": memory}
+    head = {**node, "include_dashboard": False, "_system_config": NOTICE}
     running = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes - 1):
-            running.add_node(**NODE)
+            running.add_node(**node)
         running.wait_for_nodes()
         yield running
     finally:

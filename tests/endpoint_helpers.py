@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from aiohttp import web
 from hubplugin.errors import ServeError
 from serve import engine
 from serve.endpoint import app, pool
-from serve.endpoint.drafting import Draft
+from serve.endpoint.companions.adapters import Adapter
+from serve.endpoint.companions.drafting import Draft
 from serve.endpoint.guard import Guard, Limits
 from serve.endpoint.offer import Offer
 
@@ -147,11 +148,13 @@ async def endpoint(
     limits: Limits | None = None,
     facts: dict[str, Any] | None = None,
     draft: Draft | None = None,
+    adapters: Mapping[str, tuple[Adapter, ...]] | None = None,
     **stubs: Any,
 ) -> AsyncIterator[Served]:
     """The endpoint in front of stand-ins, each of which takes one of `budget` bytes where `needs` does not say."""
     starts, log = Stubs(**stubs), list[dict[str, Any]]()
-    offers = [Offer(name, folder, facts or {}, draft=draft) for name in names]
+    own = adapters or {}
+    offers = [Offer(name, folder, facts or {}, draft=draft, adapters=own.get(name, ())) for name in names]
     engines = pool.Pool(offers, needs or [1] * len(offers), budget, folder, start=starts)
     runner = web.AppRunner(app.make(engines, Guard(keys, limits or Limits()), log.append), handler_cancellation=True)
     await runner.setup()

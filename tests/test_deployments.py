@@ -15,7 +15,7 @@ from serve import vllm_settings
 from serve.deployments import engines, llama_swap, vllm_router
 from serve.deployments.engines import Settings
 from serve.endpoint import offer
-from serve.endpoint.drafting import Draft
+from serve.endpoint.companions.drafting import Draft
 from serve.endpoint.offer import Offer
 
 HERE = Settings("127.0.0.1", 8000)

@@ -14,8 +14,9 @@ from hubplugin import report
 from hubplugin.errors import ServeError
 from hubplugin.verbs import serving
 from serve import engine, vllm_settings
-from serve.endpoint import drafting, offer
-from serve.endpoint.drafting import Draft
+from serve.endpoint import offer
+from serve.endpoint.companions import drafting
+from serve.endpoint.companions.drafting import Draft
 
 METRICS = """\
 vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 10.0

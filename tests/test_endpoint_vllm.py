@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import adapter_helpers
 import httpx
 import pico
 import psutil
@@ -67,6 +68,7 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("endpoint")
     pico.write(folder / "pico")
+    adapter_helpers.write(folder / "added", folder / "pico")
     shutil.copytree(DEMO, folder / "tooled")
     (folder / "tooled" / "chat_template.jinja").write_text(TOOLED, encoding="utf-8")
     words = [
@@ -79,7 +81,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "--logs",
         str(folder / "logs"),
     ]
-    words += ["--max-body", "1", "--port", str(ports.choose(ports.LOOPBACK, None))]
+    words += ["--lora", str(folder / "added"), "--max-body", "1", "--port", str(ports.choose(ports.LOOPBACK, None))]
     process = subprocess.Popen(
         [sys.executable, "-m", "hubplugin", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -94,11 +96,40 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_models_are_listed_and_each_answers(running: Running) -> None:
     rows = httpx.get(f"{running.url}/models").json()["data"]
     states = [(row["id"], row["state"], row["tools"]) for row in rows]
-    assert states == [(BASE, "ready", False), ("pico", "stopped", False), ("tooled", "stopped", True)]
+    assert states == [
+        (BASE, "ready", False),
+        ("pico", "stopped", False),
+        ("tooled", "stopped", True),
+        ("added", "stopped", False),
+    ]
     said = running.post(**QUESTION, max_tokens=12).json()
     assert said["model"] == BASE and said["choices"][0]["message"]["content"].strip()
     said = running.post("/completions", model="pico", prompt="abc", max_tokens=3).json()
     assert said["model"] == "pico" and said["usage"]["completion_tokens"] == 3
+
+
+def test_an_adapter_answers_as_the_model_does_that_it_is_merged_into(running: Running, tmp_path: Path) -> None:
+    folder, ids = running.logs.parent, [5, 17, 29, 3]
+    folders = {"pico": folder / "pico", "added": folder / "merged"}
+    adapter_helpers.merged(folder / "added", folder / "pico", folder / "merged")
+    expected = {name: _log_probabilities(path, ids) for name, path in folders.items()}
+    assert max(abs(expected["added"] - expected["pico"])) > 1, "another model"
+    for name, rows in expected.items():
+        asked = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 5}
+        said = running.post("/completions", model=name, **asked).json()
+        assert said["model"] == name
+        top = list(said["choices"][0]["logprobs"]["top_logprobs"][0].values())
+        assert sorted(top)[-5:] == pytest.approx(sorted(rows)[-5:], abs=0.1)
+
+
+def _log_probabilities(folder: Path, ids: list[int]) -> Any:
+    """Of all tokens behind these, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).numpy()
 
 
 def test_tools_are_called_where_the_template_takes_them_and_refused_where_not(running: Running) -> None:

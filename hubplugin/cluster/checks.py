@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.cluster import probe
-from hubplugin.errors import ClusterError
+from hubplugin.cluster.resources import Node
+from hubplugin.errors import ClusterError, one_line
 from hubplugin.manifest.schema import Document
+
+ANSWER_SECONDS = 120.0  # that a node has to say what it sees
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,27 @@ def compare(node: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Non
             what = f"has no {path}" if there["files"][path] is None else f"has other files in {path}"
             fix = "copy it there under the same path, put it on a file system that all nodes share, or name a Hub repo"
             raise ClusterError(where, what, fix)
+
+
+def check_nodes(ray: Any, nodes: Sequence[Node], shared: Shared, driver: Mapping[str, Any]) -> None:
+    """Raise ClusterError where one of these nodes lacks what it needs, or does not answer."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray.cloudpickle.register_pickle_by_value(probe)
+    try:
+        look = ray.remote(probe.look)
+        asked = {
+            node.name: look.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
+            ).remote(shared.marks, shared.files)
+            for node in nodes
+        }
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(probe)
+    for name, reference in asked.items():
+        try:
+            seen = ray.get(reference, timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError as error:
+            fix = "look at `ray status` and at that node's log, or take it out of the cluster"
+            raise ClusterError(f"node {name}", f"does not answer: {one_line(error)}", fix) from error
+        compare(name, driver, seen)

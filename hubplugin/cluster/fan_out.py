@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin import pipeline, report, siblings
-from hubplugin.cluster import checks, connection, probe, resources, task
+from hubplugin.cluster import checks, connection, resources, task
 from hubplugin.cluster.checks import Shared
 from hubplugin.cluster.outcome import Outcome, summary
-from hubplugin.cluster.resources import Node, Resources
+from hubplugin.cluster.resources import Resources
 from hubplugin.cluster.task import Request
-from hubplugin.errors import ClusterError, one_line
+from hubplugin.errors import one_line
 from hubplugin.manifest.reading.narrowing import narrowed
 from hubplugin.manifest.schema import Document
 from hubplugin.plan.draft import Plan
 from hubplugin.progress import progress, quiet
 
 RETRIES = 3  # of a task whose node or process is lost
-ANSWER_SECONDS = 120.0  # that a node has to say what it sees
 CANCEL_SECONDS = 30.0  # that tasks have to end once they are cancelled
 WATCH_SECONDS = 30.0  # between looks at whether any node is left
 LOST = "look at what ended it (`ray status`, the node's own log), and start again: it goes on from its last block"
@@ -111,7 +110,7 @@ def run(asked: Sequence[Asked], address: str, cpus: int | None = None) -> list[O
         nodes = connection.nodes(ray)
         needed = resources.of([request.planned.variants[0] for request in requests], nodes, cpus)
         driver = shared.seen()
-        _check_nodes(ray, [node for node in nodes if any(each.fit(node) for each in needed)], shared, driver)
+        checks.check_nodes(ray, [node for node in nodes if any(each.fit(node) for each in needed)], shared, driver)
         progress(f"ray    {len(requests)} variants on {len(nodes)} nodes, each with {needed[0].words()}")
         pending = _submitted(ray, list(zip(requests, needed, strict=True)), shared, driver)
         running = _Run(ray, pending, {node.id: node.name for node in nodes}, {})
@@ -145,30 +144,6 @@ def _submitted(
         )
         pending[options.remote(request, shared, driver)] = (request, needed)
     return pending
-
-
-def _check_nodes(ray: Any, nodes: Sequence[Node], shared: Shared, driver: Mapping[str, Any]) -> None:
-    """Raise ClusterError where a node that could be given a variant lacks what it needs, or does not answer."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    ray.cloudpickle.register_pickle_by_value(probe)
-    try:
-        look = ray.remote(probe.look)
-        asked = {
-            node.name: look.options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-            ).remote(shared.marks, shared.files)
-            for node in nodes
-        }
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(probe)
-    for name, reference in asked.items():
-        try:
-            seen = ray.get(reference, timeout=ANSWER_SECONDS)
-        except ray.exceptions.RayError as error:
-            fix = "look at `ray status` and at that node's log, or take it out of the cluster"
-            raise ClusterError(f"node {name}", f"does not answer: {one_line(error)}", fix) from error
-        checks.compare(name, driver, seen)
 
 
 def _relate(asked: Asked) -> None:

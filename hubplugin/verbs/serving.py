@@ -13,6 +13,7 @@ from hubplugin.errors import ServeError
 from hubplugin.verbs.application import LOOPBACK, Host, Port, Variants, app
 
 if TYPE_CHECKING:
+    from serve.deployments import engines
     from serve.endpoint.command import Settings
     from serve.endpoint.offer import Offer
 
@@ -20,6 +21,7 @@ GIB = 2**30
 PORT = 8000
 # of the endpoint itself: another gateway has its own
 OWN = ("keys", "requests_at_once", "requests_per_minute", "max_tokens", "max_body", "logs")
+NOT_OF_RAY = ("eager", "memory")  # Ray starts every engine, where a node has room
 
 
 class Gateway(StrEnum):
@@ -27,6 +29,7 @@ class Gateway(StrEnum):
 
     LLAMA_SWAP = "llama-swap"
     VLLM_ROUTER = "vllm-router"
+    RAY_SERVE = "ray-serve"
 
 
 Targets = Annotated[
@@ -71,11 +74,29 @@ Drafter = Annotated[
     ),
 ]
 DraftTokens = Annotated[int, typer.Option(min=1, max=32, help="Tokens that are drafted at a time.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        help="A LoRA adapter, folder or repo id, served beside its base under a name of its own; may be repeated.",
+        show_default="none",
+    ),
+]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for requests under way when it is stopped.")]
 Printed = Annotated[
     Gateway | None,
     typer.Option("--print", help="Print what this other gateway needs, and start nothing.", show_default="none"),
 ]
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Serve by Ray Serve on a cluster: auto (RAY_ADDRESS, or the one this machine is a node of), HOST:PORT, or "
+        "local (one of this machine alone).",
+        show_default="here, by this endpoint",
+    ),
+]
+Replicas = Annotated[int | None, typer.Option(min=1, help="Engines of each model on Ray Serve.", show_default="1")]
 
 
 @app.command("serve")
@@ -100,7 +121,10 @@ def _serve(
     drain: Drain = 30.0,
     draft: Drafter = None,
     draft_tokens: DraftTokens = 4,
+    lora: Adapters = None,
     printed: Printed = None,
+    ray: OnRay = None,
+    replicas: Replicas = None,
 ) -> None:
     """Serve models behind one OpenAI-compatible endpoint, each on a vLLM of its own.
 
@@ -120,6 +144,8 @@ def _serve(
         offers = [replace(offers[0], name=name)]
     if draft is not None:
         offers = _drafted(offers, draft, draft_tokens, targets, out)
+    if lora:
+        offers = _adapted(offers, lora)
     settings = command.Settings(
         host=host,
         port=port,
@@ -131,9 +157,14 @@ def _serve(
         logs=logs,
         drain=drain,
     )
+    if replicas and ray is None and printed is not Gateway.RAY_SERVE:
+        raise ServeError(f"--replicas {replicas}", "are for Ray Serve", "add --ray ADDRESS or --print ray-serve")
     if printed is not None:
         _refuse_own(context, printed)
-        return print(_for_another(printed, offers, settings), end="")
+        return print(_for_another(printed, offers, settings, replicas or 1), end="")
+    if ray is not None:
+        _refuse_own(context, Gateway.RAY_SERVE)
+        raise typer.Exit(_on_ray(ray, offers, settings, replicas or 1))
     raise typer.Exit(
         command.run_forever(offers, settings, lambda url: print(f"{url}/v1", flush=True), progress.progress)
     )
@@ -141,29 +172,49 @@ def _serve(
 
 def _refuse_own(context: typer.Context, printed: Gateway) -> None:
     """Raise ServeError for an option that would be lost."""
-    for name in OWN:
+    for name in OWN + NOT_OF_RAY * (printed is Gateway.RAY_SERVE):
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             option = "--" + name.replace("_", "-")
             raise ServeError(option, "is of hubplugin's own endpoint", f"leave it out, and set it up in {printed}")
 
 
-def _for_another(gateway: Gateway, offers: list["Offer"], settings: "Settings") -> str:
+def _for_another(gateway: Gateway, offers: list["Offer"], settings: "Settings", replicas: int) -> str:
     """The text that another gateway needs. Raises ServeError where it cannot serve these."""
+    from serve.deployments import llama_swap, ray_serve, vllm_router
+
+    made = {
+        Gateway.LLAMA_SWAP: llama_swap.config,
+        Gateway.VLLM_ROUTER: vllm_router.commands,
+        Gateway.RAY_SERVE: ray_serve.config,
+    }
+    return made[gateway](offers, *_known(gateway, offers, settings, replicas))
+
+
+def _on_ray(address: str, offers: list["Offer"], settings: "Settings", replicas: int) -> int:
+    """Serve on a cluster until a signal; the exit code."""
+    from hubplugin.cluster import serving
+
+    known = _known(Gateway.RAY_SERVE, offers, settings, replicas)
+    return serving.run_forever(offers, *known, address, lambda url: print(f"{url}/v1", flush=True))
+
+
+def _known(
+    gateway: Gateway, offers: list["Offer"], settings: "Settings", replicas: int
+) -> tuple[str, "engines.Settings"]:
+    """The device, and what another gateway is told. Raises ServeError for what it would not guard or could not run."""
     from serve import ports, vllm_settings
-    from serve.deployments import engines, llama_swap, vllm_router
+    from serve.deployments import engines
     from serve.endpoint import offer
 
     if not ports.is_loopback(settings.host) and not settings.open:
-        what = f"is not loopback, and nothing printed here makes {gateway} ask for a key"
+        what = f"is not loopback, and nothing here makes {gateway} ask for a key"
         raise ServeError(f"--host {settings.host}", what, "say --open, and see to it there")
     device = vllm_settings.find_device()
     offer.check(offers, device)
-    known = engines.Settings(
-        settings.host, settings.port or PORT, settings.eager, memory=settings.memory, drain=settings.drain
-    )
-    return {Gateway.LLAMA_SWAP: llama_swap.config, Gateway.VLLM_ROUTER: vllm_router.commands}[gateway](
-        offers, device, known
+    port = settings.port or PORT
+    return device, engines.Settings(
+        settings.host, port, settings.eager, memory=settings.memory, drain=settings.drain, replicas=replicas
     )
 
 
@@ -194,7 +245,7 @@ def _offers(
 def _drafted(offers: list["Offer"], draft: str, tokens: int, targets: list[str], out: Path | None) -> list["Offer"]:
     """The offers, the first of which has a drafter: a variant of its manifest, or what is found under that name."""
     from hubplugin.hub import resolve
-    from serve.endpoint.drafting import Draft
+    from serve.endpoint.companions.drafting import Draft
 
     manifest = targets[0].endswith((".yaml", ".yml"))
     (found,) = resolve.find(targets[0], (draft,), out) if manifest else resolve.find(draft)
@@ -202,3 +253,23 @@ def _drafted(offers: list["Offer"], draft: str, tokens: int, targets: list[str],
     if drafter.folder == offers[0].folder.resolve():
         raise ServeError(f"--draft {draft}", "is the model that it would draft for", "name one of its variants")
     return [replace(offers[0], draft=drafter), *offers[1:]]
+
+
+def _adapted(offers: list["Offer"], targets: Sequence[str]) -> list["Offer"]:
+    """The offers, each with the adapters that were trained on it. Raises ServeError where nobody is an adapter's
+    base; one model alone is taken for it, because adapters often name the folder that they were trained from."""
+    from hubplugin.hub import adapters
+
+    for adapter in [adapters.find(target) for target in targets]:
+        bases = [one for one in offers if adapter.base in (one.name, str(one.folder), str(one.folder.resolve()))]
+        if not bases and len(offers) == 1:
+            progress.progress(
+                f"{adapter.name} | its base is {adapter.base or 'not named'}; it is served with {offers[0].name}"
+            )
+            bases = offers
+        if not bases:
+            what = f"was trained on {adapter.base}, which is none of the models that are served"
+            raise ServeError(adapter.name, what, "serve its base too, or serve it with one model alone")
+        base = replace(bases[0], adapters=(*bases[0].adapters, adapter))
+        offers = [base if one is bases[0] else one for one in offers]
+    return offers

@@ -23,6 +23,8 @@ class Settings:
     eager: bool = False  # every engine at once, not at the first request
     memory: int | None = None  # bytes for all engines; None: `offer.budget`
     drain: float = 30.0  # seconds for requests under way when an engine is stopped
+    replicas: int = 1  # engines of each model, where the gateway places them on several machines ...
+    cpus: int = 0  # ... of which one without GPUs runs one engine, on so many CPUs; 0: as many as this one has
 
 
 def command(one: Offer, device: str, host: str, port: str) -> list[str]:

@@ -107,20 +107,25 @@ def _can(slot: Slot) -> bool:
 async def models(request: web.Request) -> web.Response:
     """All models, each with its size and quality as its report says."""
     request[CONTEXT].client = request.app[GUARD].client(request)
-    rows = await asyncio.gather(*(_row(slot, request.app) for slot in request.app[POOL].slots.values()))
+    rows = await asyncio.gather(*(_row(name, slot, request.app) for name, slot in request.app[POOL].named.items()))
     return web.json_response({"object": "list", "data": rows})
 
 
 async def model(request: web.Request) -> web.Response:
     """One of them."""
     request[CONTEXT].client = request.app[GUARD].client(request)
-    return web.json_response(await _row(request.app[POOL].slot(request.match_info["name"]), request.app))
+    name = request.match_info["name"]
+    return web.json_response(await _row(name, request.app[POOL].slot(name), request.app))
 
 
-async def _row(slot: Slot, app: web.Application) -> dict[str, Any]:
+async def _row(name: str, slot: Slot, app: web.Application) -> dict[str, Any]:
     offer, created = slot.offer, app[CREATED]
-    own = {"id": offer.name, "object": "model", "created": created, "owned_by": "hubplugin", "state": slot.state.value}
-    row = {**own, "max_model_len": offer.max_model_len, "tools": offer.takes_tools, **offer.facts}
+    own = {"id": name, "object": "model", "created": created, "owned_by": "hubplugin", "state": slot.state.value}
+    row = {**own, "max_model_len": offer.max_model_len, "tools": offer.takes_tools}
+    adapter = next((one for one in offer.adapters if one.name == name), None)
+    if adapter:
+        return {**row, **adapter.facts(offer.name)}
+    row |= offer.facts
     if offer.draft:
         running = slot.state is State.READY
         row["draft"] = offer.draft.facts(await _scraped(app[SESSIONS][offer.name]) if running else "")
@@ -153,8 +158,9 @@ async def asked(request: web.Request) -> web.StreamResponse:
     with guard.admitted(context.client):
         body = await request.read()
         content = parsed(body)
-        slot = pool.slot(named(content, list(pool.slots)))
-        context.model = slot.offer.name
+        name = named(content, list(pool.slots))
+        slot = pool.slot(name)
+        context.model = name
         refuse_tools(content, slot.offer)
         if limit_tokens(content, request.path, guard.limits.tokens):
             body = json.dumps(content).encode()

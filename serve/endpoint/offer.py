@@ -15,8 +15,9 @@ import psutil
 
 from hubplugin.errors import ServeError
 from serve import tool_calls, vllm_options, vllm_settings
-from serve.endpoint import drafting
-from serve.endpoint.drafting import Draft
+from serve.endpoint.companions import adapters, drafting
+from serve.endpoint.companions.adapters import Adapter
+from serve.endpoint.companions.drafting import Draft
 
 RUNTIME_BYTES = 900_000_000  # of an engine's own processes on a CPU, beside weights, KV cache and what forks share
 FORK_SERVER_BYTES = 900_000_000  # what they share: one process with torch and vLLM in it
@@ -34,6 +35,7 @@ class Offer:
     max_model_len: int | None = None  # tokens of prompt and answer; None: as vllm_settings has it
     options: tuple[str, ...] = ()  # for vLLM, as typed
     draft: Draft | None = None  # who drafts for it
+    adapters: tuple[Adapter, ...] = ()  # that its engine computes too, under names of their own
 
     @property
     def weight_bytes(self) -> int:
@@ -44,7 +46,8 @@ class Offer:
     @property
     def words(self) -> tuple[str, ...]:
         """All options of vLLM."""
-        return (*([self.draft.option] if self.draft else []), *self._tools, *self.options)
+        drafting = [self.draft.option] if self.draft else []
+        return (*drafting, *adapters.options(self.adapters, self.name), *self._tools, *self.options)
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -58,13 +61,15 @@ class Offer:
 
 def check(offers: Sequence[Offer], device: str) -> None:
     """Raise ServeError for the first thing that keeps one of them from being served."""
-    names = [one.name for one in offers]
+    names = [name for one in offers for name in (one.name, *(adapter.name for adapter in one.adapters))]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ServeError(", ".join(sorted(twice)), "is the name of two models", "serve one of them, or give --name")
     for one in offers:
         vllm_options.check(one.options, device)
         if one.draft:
             drafting.check(one.draft, one.folder, device)
+        for adapter in one.adapters:
+            adapters.check(adapter)
         vllm_settings.refuse_unservable(device, vllm_settings.read_config(one.folder), one.name, one.options)
 
 
@@ -79,7 +84,8 @@ def memory_needed(offer: Offer, device: str) -> int:
             vllm_settings.read_config(offer.draft.folder) or {}, offer.max_model_len
         )
     wide = 2 if vllm_settings.cpu_dtype(config) else 1  # half precision is stored, float32 computed in
-    return RUNTIME_BYTES + wide * offer.weight_bytes + int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
+    kv_cache = int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
+    return RUNTIME_BYTES + wide * offer.weight_bytes + adapters.memory(offer.adapters, config, 2 * wide) + kv_cache
 
 
 def budget(device: str, asked: int | None = None) -> int:

@@ -102,17 +102,20 @@ class Pool:
             offer.name: Slot(offer, need, logs / f"{index}-{_file_name(offer.name)}.log", self._sockets / str(index))
             for index, (offer, need) in enumerate(zip(offers, needs, strict=True))
         }
+        # adapters are computed by their base's engine
+        adapted = {adapter.name: slot for slot in self.slots.values() for adapter in slot.offer.adapters}
+        self.named = {**self.slots, **adapted}
         self.closing = False
         self.failed = False  # whether any engine ever did
         self._making_room = asyncio.Lock()  # one engine starts at a time: starting is what takes most
         self._changed = asyncio.Condition()
 
     def slot(self, name: str) -> Slot:
-        """Raises Refused where there is no such model."""
+        """Of a model, or of the base of an adapter. Raises Refused where there is no such model."""
         try:
-            return self.slots[name]
+            return self.named[name]
         except KeyError:
-            raise unknown_model(name, list(self.slots)) from None
+            raise unknown_model(name, list(self.named)) from None
 
     @contextlib.asynccontextmanager
     async def using(self, name: str) -> AsyncIterator[Slot]:

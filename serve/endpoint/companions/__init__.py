@@ -1,0 +1,1 @@
+"""What an engine computes beside its model: a smaller one that drafts for it, and LoRA adapters."""
