@@ -115,11 +115,15 @@ def test_an_adapter_answers_as_the_model_does_that_it_is_merged_into(running: Ru
     expected = {name: _log_probabilities(path, ids) for name, path in folders.items()}
     assert max(abs(expected["added"] - expected["pico"])) > 1, "another model"
     for name, rows in expected.items():
-        asked = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 5}
+        asked = {"prompt": ids, "max_tokens": 1, "logprobs": 5, "return_tokens_as_token_ids": True}
         said = running.post("/completions", model=name, **asked).json()
         assert said["model"] == name
-        top = list(said["choices"][0]["logprobs"]["top_logprobs"][0].values())
-        assert sorted(top)[-5:] == pytest.approx(sorted(rows)[-5:], abs=0.1)
+        (top,) = said["choices"][0]["logprobs"]["top_logprobs"]
+        assert len(top) >= 5
+        for token, found in top.items():
+            assert found == pytest.approx(float(rows[int(token.removeprefix("token_id:"))]), abs=0.25), (
+                token
+            )  # of bfloat16, where a CPU computes in it
 
 
 def _log_probabilities(folder: Path, ids: list[int]) -> Any:
