@@ -15,6 +15,7 @@ from serve import vllm_settings
 from serve.deployments import engines, llama_swap, vllm_router
 from serve.deployments.engines import Settings
 from serve.endpoint import offer
+from serve.endpoint.companions.adapters import Adapter
 from serve.endpoint.companions.drafting import Draft
 from serve.endpoint.offer import Offer
 
@@ -51,6 +52,14 @@ def test_llama_swap_starts_what_the_endpoint_would_start(odd: Path, tmp_path: Pa
     assert found["healthCheckTimeout"] == 900 and found["unloadTimeout"] == 30
     assert shlex.split(found["models"][ODD]["cmd"])[4:7] == [str(odd), "--served-model-name", ODD]
     assert '"1e3":' in llama_swap.config([one], "cpu", HERE), "which some readers of YAML take for a number"
+
+
+def test_llama_swap_sends_adapters_to_their_base(odd: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    (model,) = swapped(Offer("a", odd, adapters=(Adapter(ODD, tmp_path),)))["models"].values()
+    assert model["aliases"] == [ODD] and "useModelName" not in model, "which would replace the name"
+    words = shlex.split(model["cmd"])
+    assert json.loads(words[words.index("--lora-modules") + 1])["name"] == ODD
 
 
 def test_the_environment_is_ours_where_the_user_sets_none(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

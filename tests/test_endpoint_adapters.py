@@ -98,6 +98,8 @@ def test_adapters_take_memory(saved: Path, pico_folder: Path, monkeypatch: pytes
         ({"use_dora": True}, "holds DoRA"),
         ({"modules_to_save": ["lm_head"]}, "holds whole modules"),
         ({"bias": "lora_only"}, "holds biases"),
+        ({"lora_bias": True}, "holds biases"),
+        ({"layer_replication": [[0, 1]]}, "holds repeated layers"),
         ({"r": 600}, "has rank 600"),
         ({"r": 0}, "has rank 0"),
     ],

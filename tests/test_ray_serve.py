@@ -109,6 +109,47 @@ def test_a_node_that_lacks_the_models_folder_is_named(pico_folder: Path, monkeyp
         serving._fitting([node], "cuda")
 
 
+@pytest.mark.parametrize("gateway", [["--print", "vllm-router"], ["--print", "ray-serve"], ["--ray", "local"]])
+def test_adapters_are_refused_where_they_would_not_be_found(
+    tmp_path: Path, pico_folder: Path, capsys: pytest.CaptureFixture[str], gateway: list[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", str(pico_folder), "--lora", str(tmp_path), *gateway])
+    assert ended.value.code == 2 and "would not find an adapter" in capsys.readouterr().err
+
+
+class Busy:
+    """Ray Serve where somebody serves already, or nobody does and engines do not start."""
+
+    def __init__(self, *applications: str) -> None:
+        self.applications = dict.fromkeys(applications)
+        self.asked: list[str] = []
+
+    def status(self) -> "Busy":
+        return self
+
+    def start(self, **options: Any) -> None:
+        self.asked.append("start")
+
+    def run(self, application: Any, **options: Any) -> None:
+        raise RuntimeError("Deploying app failed:\nno memory")
+
+    def shutdown(self) -> None:
+        self.asked.append("shutdown")
+
+
+def test_an_application_of_others_stays_and_one_that_does_not_start_is_taken_away() -> None:
+    from hubplugin.cluster import serving
+    from hubplugin.errors import ClusterError
+
+    other, none = Busy("theirs"), Busy()
+    for library, what in ((other, "serves theirs on this cluster already"), (none, "does not start the engines")):
+        with pytest.raises(ClusterError, match=what), serving._application(library, dict, {"llm_configs": []}, HERE):
+            raise AssertionError("it runs")
+    assert other.asked == [] and none.asked == ["start", "shutdown"]
+
+
 @pytest.mark.serve
 @pytest.mark.timeout(300)
 def test_vllms_own_parser_reads_the_options() -> None:

@@ -41,7 +41,7 @@ def run_forever(
     ):
         library, build = _library()
         nodes = _fitting(connection.nodes(ray), device)
-        shared = Shared((), tuple(str(one.folder.resolve()) for one in offers))
+        shared = Shared((), tuple(dict.fromkeys(folder for one in offers for folder in _folders(one))))
         checks.check_nodes(ray, nodes, shared, shared.seen())
         settings = replace(settings, cpus=min(node.cpus for node in nodes))
         arguments = ray_serve.arguments(offers, device, settings)
@@ -63,6 +63,11 @@ def _library() -> tuple[Any, Callable[[Any], Any]]:
     return serve, build_openai_app
 
 
+def _folders(one: Offer) -> list[str]:
+    """That an engine reads."""
+    return [str(folder.resolve()) for folder in (one.folder, *([one.draft.folder] if one.draft else []))]
+
+
 def _fitting(nodes: Sequence[Node], device: str) -> list[Node]:
     """Nodes that can run an engine. Raises ClusterError where there is none."""
     fitting = [node for node in nodes if device == "cpu" or node.gpus]
@@ -73,7 +78,11 @@ def _fitting(nodes: Sequence[Node], device: str) -> list[Node]:
 
 @contextlib.contextmanager
 def _application(library: Any, build: Callable[[Any], Any], arguments: Any, settings: Settings) -> Iterator[None]:
-    """While it runs. Raises ClusterError where it does not start."""
+    """While it runs, alone. Raises ClusterError where it does not start, or others are served on the cluster already:
+    there is one port for all, and ours would not count."""
+    if others := library.status().applications:
+        fix = "`serve shutdown` ends it; or add the application that --print ray-serve writes to its file"
+        raise ClusterError("Ray Serve", f"serves {', '.join(others)} on this cluster already", fix)
     library.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port})
     models = arguments["llm_configs"]
     progress(f"ray    {len(models)} models, {settings.replicas} engines each, start")
@@ -85,4 +94,4 @@ def _application(library: Any, build: Callable[[Any], Any], arguments: Any, sett
         yield
     finally:
         progress(f"ray    stopping; requests under way have {settings.drain:g} s")
-        library.delete(ray_serve.APPLICATION)
+        library.shutdown()

@@ -210,6 +210,9 @@ def _known(
     if not ports.is_loopback(settings.host) and not settings.open:
         what = f"is not loopback, and nothing here makes {gateway} ask for a key"
         raise ServeError(f"--host {settings.host}", what, "say --open, and see to it there")
+    if any(one.adapters for one in offers) and gateway is not Gateway.LLAMA_SWAP:
+        fix = "leave it out, or merge the adapter into the model"
+        raise ServeError("--lora", f"{gateway} routes by the names of models, and would not find an adapter", fix)
     device = vllm_settings.find_device()
     offer.check(offers, device)
     port = settings.port or PORT

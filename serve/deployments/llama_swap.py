@@ -62,6 +62,7 @@ def _model(one: Offer, device: str) -> dict[str, Any]:
         "proxy": f"http://{ports.LOOPBACK}:{PORT}",
         "checkEndpoint": "/health",
         "env": [f"{name}={value}" for name, value in engines.environment(device).items()],
+        "aliases": [_Name(adapter.name) for adapter in one.adapters],  # vLLM gets the name that was asked for
         "ttl": 0,  # seconds without requests after which it is stopped; 0: never, as the endpoint has it
         "concurrencyLimit": AT_ONCE,
         "metadata": facts,  # shown in its /v1/models
@@ -71,6 +72,6 @@ def _model(one: Offer, device: str) -> dict[str, Any]:
 def _refuse(one: Offer) -> None:
     """llama-swap fills in ${...} wherever it stands, and has no way to write it otherwise."""
     engines.refuse_lines(one)
-    for word in (one.name, str(one.folder.resolve()), *one.words):
+    for word in (one.name, str(one.folder.resolve()), *one.words):  # adapters' names are among the words
         if MACRO in word:
             raise ServeError(word, f"llama-swap would fill in {MACRO}...}}", "rename it, or use --print vllm-router")

@@ -16,6 +16,16 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 AT_ONCE = 4  # adapters in one batch; requests for others wait
 FIX = "save it again by PEFT's save_pretrained"
+MERGE = "merge it into the model: PEFT's merge_and_unload"
+REFUSED = {  # keys of adapter_config.json that ask for more than a product of two matrices
+    "use_dora": "DoRA",
+    "lora_bias": "biases",
+    "modules_to_save": "whole modules beside LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "repeated layers",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QA-LoRA",
+}
 
 
 @dataclass(frozen=True)
@@ -61,15 +71,14 @@ def check(adapter: Adapter) -> None:
     """Raise ServeError for an adapter that vLLM (0.32) would refuse, or answer for without what it holds."""
     where, config = adapter.name, adapter.config
     if config.get("peft_type") != "LORA":
-        what = f"is of type {config.get('peft_type')}, and vLLM computes LORA"
-        raise ServeError(where, what, "merge it into the model: PEFT's merge_and_unload")
-    for key, name in (("use_dora", "DoRA"), ("modules_to_save", "whole modules beside LoRA")):
-        if config.get(key):
-            raise ServeError(where, f"holds {name}, which vLLM does not compute", "merge it into the model")
+        raise ServeError(where, f"is of type {config.get('peft_type')}, and vLLM computes LORA", MERGE)
+    held = [name for key, name in REFUSED.items() if config.get(key)]
     if config.get("bias") not in (None, "none"):
-        raise ServeError(where, "holds biases, which vLLM does not compute", "merge it into the model")
+        held.append("biases")
+    if held:
+        raise ServeError(where, f"holds {held[0]}, which vLLM does not compute", MERGE)
     if not 1 <= adapter.rank <= RANKS[-1]:
-        raise ServeError(where, f"has rank {adapter.rank}, and vLLM takes 1 to {RANKS[-1]}", "merge it into the model")
+        raise ServeError(where, f"has rank {adapter.rank}, and vLLM takes 1 to {RANKS[-1]}", MERGE)
     if not (adapter.folder / WEIGHTS).is_file():
         raise ServeError(str(adapter.folder), f"holds no {WEIGHTS}; other formats can hold code and are not read", FIX)
 
