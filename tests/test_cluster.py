@@ -114,6 +114,18 @@ def test_a_node_that_sees_the_same_is_accepted_and_marks_go_away(placed: Path, m
     assert not list((placed / "out").iterdir())
 
 
+def test_a_task_of_the_manifest_and_its_data_must_be_there_too(placed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(placed)
+    (placed / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n"
+    )
+    (placed / "rows.jsonl").write_text("{}\n")
+    text = {"files": ["text.txt"], "samples": 4, "sequence_length": 64}
+    evaluate = {"perplexity": text, "tasks": ["arc_easy", "./mine.yaml"]}
+    found = [Path(path).name for path in checks.local_files(loading.from_mapping({**BASE, "evaluate": evaluate}))]
+    assert found[-2:] == ["mine.yaml", "rows.jsonl"] and set(found[:-2]) == {"base", "text.txt"}
+
+
 DIFFERENCES: dict[str, tuple[Callable[[Path, dict[str, Any]], object], str]] = {
     "another release": (lambda p, seen: seen["versions"].update(torch="1.0"), "has torch 1.0, and this machine has 2."),
     "not installed": (lambda p, seen: seen["versions"].update(hubplugin=""), "has no hubplugin"),

@@ -13,6 +13,7 @@ from typing import Any
 from hubplugin.cluster import probe
 from hubplugin.cluster.resources import Node
 from hubplugin.errors import ClusterError, one_line
+from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.schema import Document
 
 ANSWER_SECONDS = 120.0  # that a node has to say what it sees
@@ -47,13 +48,16 @@ def marked(documents: Sequence[Document], outs: Sequence[Path]) -> Iterator[Shar
 
 
 def local_files(document: Document) -> Iterator[str]:
-    """The local paths that a manifest names: its base where that is a folder, and its texts."""
+    """The local paths that a manifest names: its base where that is a folder, its texts, its tasks and their data."""
     manifest = document.manifest
     base = document.folder / Path(manifest.model).expanduser()
     if base.is_dir():
         yield str(base)
     for _, source in manifest.sources():
         yield from (str(document.folder / name) for name in source.files or ())
+    tasks = manifest.evaluate.tasks if manifest.evaluate else None
+    for each in task_file.of(tasks.names if tasks else (), document.folder).values():
+        yield from each.files
 
 
 def compare(node: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:

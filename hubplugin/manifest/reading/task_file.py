@@ -46,6 +46,7 @@ class TaskFile:
     name: str
     config: dict[str, Any]
     sha256: str  # of the file's bytes and its data's
+    files: tuple[str, ...]  # itself and its data
 
 
 def read(path: Path) -> TaskFile:
@@ -66,16 +67,17 @@ def read(path: Path) -> TaskFile:
     if not isinstance(given, dict) or given.get("trust_remote_code"):
         raise ManifestError(f"{path}: dataset_kwargs", "asks for code of the data's own", "remove trust_remote_code")
     if config.get("dataset_path") not in DATA:
-        return TaskFile(config["task"], config, found.sha256)
+        return TaskFile(config["task"], config, found.sha256, (str(path),))
     files = given.get("data_files")
     if not files:
         raise ManifestError(
             f"{path}: dataset_kwargs", "names no data_files", "name them: {data_files: {test: a.jsonl}}"
         )
     placed = _placed(files, path)
-    digests = [found.sha256, *(sha256(Path(one)) for one in _flat(placed))]
+    data = list(_flat(placed))
+    digests = [found.sha256, *(sha256(Path(one)) for one in data)]
     config = {**config, "dataset_kwargs": {**given, "data_files": placed}}
-    return TaskFile(config["task"], config, digest(" ".join(digests)))
+    return TaskFile(config["task"], config, digest(" ".join(digests)), (str(path), *data))
 
 
 def of(names: Iterable[str], folder: Path) -> dict[str, TaskFile]:
