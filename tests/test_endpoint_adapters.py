@@ -35,9 +35,9 @@ def changed(saved: Path, folder: Path, **config: Any) -> Adapter:
     return Adapter("changed", folder)
 
 
-def test_an_adapter_is_a_model_of_its_own_and_asks_the_engine_of_its_base(pico_folder: Path, saved: Path) -> None:
+def test_an_adapter_is_a_model_of_its_own_and_asks_the_engine_of_its_base(tmp_path: Path, saved: Path) -> None:
     async def test() -> None:
-        async with endpoint(pico_folder, ("a", "b"), adapters={"b": (Adapter("c/d", saved),)}) as served:
+        async with endpoint(tmp_path, ("a", "b"), adapters={"b": (Adapter("c/d", saved),)}) as served:
             async with served.client.get(f"{served.url}/v1/models") as answer:
                 rows = (await answer.json())["data"]
             assert [row["id"] for row in rows] == ["a", "b", "c/d"]
@@ -56,11 +56,9 @@ def test_an_adapter_is_a_model_of_its_own_and_asks_the_engine_of_its_base(pico_f
     run(test())
 
 
-def test_where_one_model_has_an_adapter_requests_without_a_name_are_for_the_model(
-    pico_folder: Path, saved: Path
-) -> None:
+def test_where_one_model_has_an_adapter_requests_without_a_name_are_for_the_model(tmp_path: Path, saved: Path) -> None:
     async def test() -> None:
-        async with endpoint(pico_folder, adapters={"a": (Adapter("d", saved),)}) as served:
+        async with endpoint(tmp_path, adapters={"a": (Adapter("d", saved),)}) as served:
             status, said = await served.ask(None, prompt="x")
             assert status == 200 and "model" not in said["asked"]
 

@@ -162,7 +162,7 @@ def test_openais_own_client_streams_and_reads_errors(running: Running) -> None:
     client = openai.OpenAI(base_url=running.url, api_key="none", max_retries=0)
     with client.chat.completions.create(**QUESTION, max_tokens=12, stream=True) as stream:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream).strip()
-    assert [row.id for row in client.models.list()] == [BASE, "pico", "tooled"]
+    assert [row.id for row in client.models.list()] == [BASE, "pico", "tooled", "added"]
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.completions.create(model="nobody", prompt="x")
     with pytest.raises(openai.BadRequestError, match="context length"):

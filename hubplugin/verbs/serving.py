@@ -139,13 +139,10 @@ def _serve(
 
     offers = _offers(targets, variant or (), out, max_model_len, tuple(context.obj or ()))  # behind --
     if name is not None:
-        if len(offers) > 1:
-            raise ServeError(f"--name {name}", f"{len(offers)} models are served", "leave it out, or serve one")
-        offers = [replace(offers[0], name=name)]
+        offers = _named(offers, name)
     if draft is not None:
         offers = _drafted(offers, draft, draft_tokens, targets, out)
-    if lora:
-        offers = _adapted(offers, lora)
+    offers = _adapted(offers, lora or ())
     settings = command.Settings(
         host=host,
         port=port,
@@ -157,17 +154,35 @@ def _serve(
         logs=logs,
         drain=drain,
     )
-    if replicas and ray is None and printed is not Gateway.RAY_SERVE:
-        raise ServeError(f"--replicas {replicas}", "are for Ray Serve", "add --ray ADDRESS or --print ray-serve")
-    if printed is not None:
-        _refuse_own(context, printed)
-        return print(_for_another(printed, offers, settings, replicas or 1), end="")
-    if ray is not None:
-        _refuse_own(context, Gateway.RAY_SERVE)
-        raise typer.Exit(_on_ray(ray, offers, settings, replicas or 1))
+    if printed or ray or replicas:
+        return _elsewhere(context, offers, settings, printed, ray, replicas)
     raise typer.Exit(
         command.run_forever(offers, settings, lambda url: print(f"{url}/v1", flush=True), progress.progress)
     )
+
+
+def _elsewhere(
+    context: typer.Context,
+    offers: list["Offer"],
+    settings: "Settings",
+    printed: Gateway | None,
+    ray: str | None,
+    replicas: int | None,
+) -> None:
+    """Print what another gateway needs, or serve by Ray Serve."""
+    if replicas and ray is None and printed is not Gateway.RAY_SERVE:
+        raise ServeError(f"--replicas {replicas}", "are for Ray Serve", "add --ray ADDRESS or --print ray-serve")
+    _refuse_own(context, printed or Gateway.RAY_SERVE)
+    if printed is not None:
+        return print(_for_another(printed, offers, settings, replicas or 1), end="")
+    raise typer.Exit(_on_ray(str(ray), offers, settings, replicas or 1))
+
+
+def _named(offers: list["Offer"], name: str) -> list["Offer"]:
+    """The only one, under this name."""
+    if len(offers) > 1:
+        raise ServeError(f"--name {name}", f"{len(offers)} models are served", "leave it out, or serve one")
+    return [replace(offers[0], name=name)]
 
 
 def _refuse_own(context: typer.Context, printed: Gateway) -> None:
