@@ -152,6 +152,17 @@ def test_adapters_are_pulled_and_nothing_else_of_their_repo(hub: HfApi, saved: P
         found.find("local/nothing")
 
 
+def test_what_was_pulled_is_found_again_without_the_hub(
+    hub: HfApi, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(saved, tmp_path / "adapter", ignore=lambda place, names: ["README.md"])
+    hub.create_repo("local/adapter")
+    hub.upload_folder(repo_id="local/adapter", folder_path=folder)
+    pulled = found.find("local/adapter")
+    monkeypatch.setattr(found.constants, "HF_HUB_OFFLINE", True)
+    assert found.find("local/adapter").folder == pulled.folder
+
+
 def test_the_command_line_says_what_is_wrong(pico_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", str(pico_folder), "--lora", str(pico_folder)])

@@ -41,7 +41,7 @@ def run_forever(
     ):
         library, build = _library()
         nodes = _fitting(connection.nodes(ray), device)
-        shared = Shared((), tuple(dict.fromkeys(folder for one in offers for folder in _folders(one))))
+        shared = Shared((), tuple(dict.fromkeys(str(folder.resolve()) for one in offers for folder in one.folders)))
         checks.check_nodes(ray, nodes, shared, shared.seen())
         settings = replace(settings, cpus=min(node.cpus for node in nodes))
         arguments = ray_serve.arguments(offers, device, settings)
@@ -61,11 +61,6 @@ def _library() -> tuple[Any, Callable[[Any], Any]]:
     except ImportError as missing:
         raise ClusterError("Ray Serve", f"cannot be imported: {one_line(missing)}", INSTALL) from missing
     return serve, build_openai_app
-
-
-def _folders(one: Offer) -> list[str]:
-    """That an engine reads."""
-    return [str(folder.resolve()) for folder in (one.folder, *([one.draft.folder] if one.draft else []))]
 
 
 def _fitting(nodes: Sequence[Node], device: str) -> list[Node]:

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from hubplugin.errors import ServeError
 from hubplugin.hub import snapshots
-from hubplugin.hub.client import clear_errors, connect
+from hubplugin.hub.client import cache_folder, clear_errors, connect
 from serve.endpoint.companions.adapters import CONFIG, WEIGHTS, Adapter
 
 PULLED = (CONFIG, WEIGHTS)
@@ -38,4 +38,6 @@ def _pulled(repo: str, revision: str, where: str) -> Path:
             return snapshots.cached(repo, revision, PULLED)
         info = api.model_info(repo, revision=revision, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        return snapshots.download(repo, str(info.sha), sizes, PULLED, where)
+        path = snapshots.download(repo, str(info.sha), sizes, PULLED, where)
+        snapshots.remember(cache_folder(), repo, revision, str(info.sha))  # for a start without the Hub
+        return path

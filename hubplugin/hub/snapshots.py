@@ -204,7 +204,7 @@ def _download(repo: str, revision: str, where: str) -> tuple[Path, str, ModelInf
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         model_folder.check_names(sizes, where)
         path = download(repo, sha, sizes, ALLOW, where)
-        _remember(cache, repo, revision, sha)
+        remember(cache, repo, revision, sha)
     return path, sha, info
 
 
@@ -240,7 +240,7 @@ def cached(repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
     return Path(path)
 
 
-def _remember(cache: Path, repo: str, revision: str, sha: str) -> None:
+def remember(cache: Path, repo: str, revision: str, sha: str) -> None:
     """Note in the client's cache which commit a branch or tag meant, for a later run without a network.
 
     The client notes it only where it resolves the name itself, which could give another commit than the pinned one.

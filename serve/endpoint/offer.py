@@ -38,10 +38,14 @@ class Offer:
     adapters: tuple[Adapter, ...] = ()  # that its engine computes too, under names of their own
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of its model and its drafter."""
+        return (self.folder, self.draft.folder) if self.draft else (self.folder,)
+
+    @property
     def weight_bytes(self) -> int:
-        """Of the safetensors in its folder, and in that of its drafter."""
-        folders = [self.folder, *([self.draft.folder] if self.draft else [])]
-        return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+        """Of the safetensors in its folders."""
+        return sum(file.stat().st_size for folder in self.folders for file in folder.glob("*.safetensors"))
 
     @property
     def words(self) -> tuple[str, ...]:
