@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--bfloat16", action="store_true", help="A third way, for processors that multiply it.")
+    parser.add_argument("--bfloat16", action="store_true", help="A third way, for processors that are faster at it.")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:

@@ -19,8 +19,8 @@ what is freed; what the plan adds for that is fitted to this table, everything e
 spill, memory is short, and the allocator is told to give back at once what is freed; that costs some time, as every
 page has to be handed out again.
 
-What the plan counts is in `hubplugin/plan/costs/estimates.py`. The table is from a processor that multiplies bfloat16;
-where none does, a model stored in it is computed in float32, and plan and process take twice the room for blocks and
+What the plan counts is in `hubplugin/plan/costs/estimates.py`. The table is from a processor that is fast at bfloat16;
+elsewhere a model stored in it is computed in float32, and plan and process take twice the room for blocks and
 activations. Memory of a GPU is planned by the same arithmetic and has not been measured.
 """
 

@@ -557,9 +557,9 @@ def test_memory_and_time_grow_with_the_tokens_and_are_never_nothing():
 @pytest.mark.parametrize(
     ("dtype", "flags", "number", "device_number"),
     [
-        ("BF16", {cpu_features.BFLOAT16, cpu_features.AVX512}, 2, 2),
+        ("BF16", {cpu_features.FAST_BFLOAT16, cpu_features.AVX512}, 2, 2),
         ("BF16", {cpu_features.AVX512}, 4, 2),  # computed in float32: devices.computing_dtype
-        ("F16", {cpu_features.BFLOAT16, cpu_features.AVX512}, 4, 4),
+        ("F16", {cpu_features.FAST_BFLOAT16, cpu_features.AVX512}, 4, 4),
         ("F32", set(), 4, 4),
     ],
 )

@@ -52,12 +52,14 @@ def reference(
 ) -> Reference:
     """Measure the base once for all its variants. `tokens` are int [windows, tokens].
 
-    bfloat16 is float32 on a CPU that does not multiply it: it would be emulated, at a hundredth of the speed.
+    bfloat16 is float32 on a CPU that is no faster at it: two kinds are much slower (serve/cpu_features.py).
     """
     device = default_device()
     model = open_model(folder, family, computing_dtype(dtype, device), device)
     if model.dtype != dtype:
-        progress(f"note: this CPU multiplies no {_name(dtype)}, evaluation stays in {_name(model.dtype)}")
+        progress(
+            f"note: this CPU multiplies {_name(dtype)} no faster than float32, evaluation stays in {_name(model.dtype)}"
+        )
     hidden = model.hidden_states(tokens, _progress_of("base", len(model)))
     floor = None if model.dtype == torch.float32 else _floor(folder, family, model, hidden, tokens)
     return Reference(tokens, model, hidden, _alone(model, hidden, tokens), description, floor)

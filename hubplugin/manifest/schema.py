@@ -75,8 +75,9 @@ class Evaluate(Settings):
     speed: Asked
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="The precision of forward passes. A CPU without AVX512-BF16 stays with float32. The report has the "
-        "floor of bfloat16, KL(base in float32 || base in bfloat16).",
+        description="The precision of forward passes. A CPU that is no faster at bfloat16 (AVX2 alone, or Intel "
+        "without AMX) stays with float32. The report has the floor of bfloat16, KL(base in float32 || base in "
+        "bfloat16).",
         examples=["bfloat16"],
     )
 

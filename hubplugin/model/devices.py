@@ -6,8 +6,8 @@ from serve import cpu_features
 
 
 def computing_dtype(stored: torch.dtype, device: str = "cpu") -> torch.dtype:
-    """What to compute a model in: bfloat16 where it is stored so and the device multiplies it, else float32."""
-    fast = device != "cpu" or cpu_features.has(cpu_features.BFLOAT16)
+    """What to compute a model in: bfloat16 where it is stored so and the device is faster at it, else float32."""
+    fast = device != "cpu" or cpu_features.has(cpu_features.FAST_BFLOAT16)
     return torch.bfloat16 if stored == torch.bfloat16 and fast else torch.float32
 
 

@@ -78,6 +78,6 @@ def schedule(step: int, steps: int) -> float:
 
 
 def fast_products(device: str, enabled: bool = True) -> AbstractContextManager[Any]:
-    """Products in bfloat16 while this holds, where the device multiplies it; weights and sums stay in float32."""
+    """Products in bfloat16 while this holds, where the device is faster at it; weights and sums stay in float32."""
     lower = computing_dtype(torch.bfloat16, device) == torch.bfloat16
     return torch.autocast(device, torch.bfloat16, enabled=enabled and lower)

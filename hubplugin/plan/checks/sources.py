@@ -65,9 +65,10 @@ def check_sources(document: Document, dims: Dimensions) -> None:
 def notes(document: Document) -> tuple[str, ...]:
     """What a plan says of the evaluation on this machine."""
     evaluate = document.manifest.evaluate
-    if evaluate is None or evaluate.dtype == "float32" or cpu_features.has(cpu_features.BFLOAT16):
+    if evaluate is None or evaluate.dtype == "float32" or cpu_features.has(cpu_features.FAST_BFLOAT16):
         return ()
-    return (f"evaluate.dtype: this CPU multiplies no {evaluate.dtype}; without a GPU, evaluation stays in float32",)
+    why = f"this CPU multiplies {evaluate.dtype} no faster than float32"
+    return (f"evaluate.dtype: {why}; without a GPU, evaluation stays in float32",)
 
 
 def check_repos(document: Document) -> None:

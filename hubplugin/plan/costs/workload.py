@@ -32,7 +32,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         descends=gptq.passes if gptq else 0,
         masks=row_of(mask).cost if mask else None,
         head=gptq is not None and gptq.lm_head,
-        number=2 if stored == "BF16" and cpu_features.has(cpu_features.BFLOAT16) else estimates.FP32,
+        number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
         device_number=2 if stored == "BF16" else estimates.FP32,
         cpu=estimates.this_cpu(),
         trained=base.parameters if recover else 0,
