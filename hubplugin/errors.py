@@ -35,7 +35,11 @@ class HubError(HubPluginError):
 
 
 class HubUnreachable(HubError):
-    """The Hub could not be asked: no network, or it answers nobody at the moment."""
+    """The Hub could not be asked: no network, or it answers nobody at the moment. `wait`: seconds that it asks for."""
+
+    def __init__(self, where: str, what: str, fix: str, wait: float = 0.0) -> None:
+        super().__init__(where, what, fix)
+        self.wait = wait
 
 
 class CheckpointError(HubPluginError):

@@ -37,6 +37,7 @@ class Watch:
 
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     refuse: Callable[[str, str], int | None] = lambda method, path: None  # a status to answer with, or None
+    beside: tuple[tuple[bytes, bytes], ...] = ()  # further headers of a refusal
     after: Callable[[str], None] = lambda path: None  # called between the work of a request and its answer
 
     def __call__(self, app: Any) -> Any:
@@ -56,6 +57,7 @@ class Watch:
             status = self.refuse(method, path)
             if status:
                 headers = [(b"content-type", b"application/json"), (b"x-error-message", f"refused, {status}".encode())]
+                headers += self.beside
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": json.dumps({"error": f"refused, {status}"}).encode()})
             else:

@@ -8,7 +8,7 @@ from typing import Any
 import adapter_helpers
 import pytest
 from endpoint_helpers import endpoint, run
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from hubplugin import cli
 from hubplugin.errors import HubError, ServeError
@@ -159,7 +159,7 @@ def test_what_was_pulled_is_found_again_without_the_hub(
     hub.create_repo("local/adapter")
     hub.upload_folder(repo_id="local/adapter", folder_path=folder)
     pulled = found.find("local/adapter")
-    monkeypatch.setattr(found.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert found.find("local/adapter").folder == pulled.folder
 
 

@@ -130,6 +130,29 @@ def test_a_hub_that_is_busy_is_asked_a_few_times(site: Site, tmp_path: Path, sta
     assert push.push(made, REPO, private=True).changed and site.tree(REPO) == contents(made)
 
 
+@pytest.mark.parametrize(
+    ("header", "value"), [(b"retry-after", b"7"), (b"ratelimit", b'"api";r=0;t=7'), (b"retry-after", b"0"), (b"x", b"")]
+)
+def test_the_hub_says_how_long_to_wait(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes, value: bytes
+) -> None:
+    made, waited, left = small_folder(tmp_path / "made"), [], iter([429])
+    monkeypatch.setattr(transfer.time, "sleep", waited.append)
+    site.watch.beside = ((header, value),)
+    site.watch.refuse = lambda method, path: next(left, None) if "/commit/" in path else None
+    assert push.push(made, REPO, private=True).changed
+    assert [seconds for seconds in waited if seconds in (0, 7)] == [7.0 if b"7" in value else 0.0]
+
+
+def test_nobody_waits_for_an_hour(site: Site, tmp_path: Path) -> None:
+    made = small_folder(tmp_path / "made")
+    site.watch.beside = ((b"retry-after", b"3600"),)
+    site.watch.refuse = lambda method, path: 429 if "/commit/" in path else None
+    with pytest.raises(HubUnreachable, match="429") as refused:
+        push.push(made, REPO, private=True)
+    assert len(site.watch.of("/commit/")) == 1 and refused.value.fix == "try again in 3600 s, as the Hub asks"
+
+
 @pytest.mark.slow
 def test_fifty_breaks_at_random_points_lose_and_double_nothing(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

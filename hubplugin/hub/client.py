@@ -22,7 +22,7 @@ from huggingface_hub import (
     errors,
     get_token,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
 from hubplugin.errors import CheckpointError, HubError, HubUnreachable, one_line
 from hubplugin.progress import progress
@@ -160,7 +160,9 @@ def _translated(error: Exception, where: str) -> HubError:
     elif status == 412:
         what, fix = "the branch moved while we were publishing; nothing was published", "publish again"
     elif status == 429 or status >= 500:
-        return HubUnreachable(where, f"the Hub answered {status}: {said}", "try again later")
+        wait = _asked_wait(error)
+        later = f"try again in {wait:g} s, as the Hub asks" if wait else "try again later"
+        return HubUnreachable(where, f"the Hub answered {status}: {said}", later, wait)
     elif status:
         what, fix = f"the Hub answered {status}: {said}", "try again later"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -171,6 +173,16 @@ def _translated(error: Exception, where: str) -> HubError:
     else:
         what, fix = one_line(error), f"check the space and the rights of {cache_folder()}"
     return HubError(where, what, fix)
+
+
+def _asked_wait(error: Exception) -> float:
+    """Seconds after which the Hub wants to be asked again, by RateLimit or Retry-After; 0: it does not say."""
+    if not isinstance(error, errors.HfHubHTTPError):
+        return 0.0
+    limits, after = parse_ratelimit_headers(error.response.headers), error.response.headers.get("Retry-After", "")
+    if limits and limits.remaining == 0:
+        return float(limits.reset_in_seconds)
+    return float(after) if after.strip().isdigit() else 0.0
 
 
 def _answer(error: Exception) -> tuple[int, str]:

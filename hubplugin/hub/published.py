@@ -3,6 +3,7 @@
 Refuses nothing that a repo may lack: what is missing is for its reader to say. Knows repos and folders; no report.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +48,11 @@ def fetch(target: str) -> Published:
 
 
 def _download(repo: str, revision: str, where: str) -> Published:
-    with clear_errors(where):
-        if constants.HF_HUB_OFFLINE:
-            path = snapshots.cached(repo, revision, PUSHED)
-            names = tuple(sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()))
-            return Published(path, repo, path.name, names)
-        info = connect().model_info(repo, revision=revision, files_metadata=True)
-        sha, sizes = str(info.sha), {one.rfilename: one.size or 0 for one in info.siblings or ()}
-        usual = any(allowed(name, WEIGHTS) for name in sizes)
-        patterns = PUSHED if usual else (*PUSHED, *OTHER_NAMES)
-        path = snapshots.download(repo, sha, sizes, patterns, where)
-    return Published(path, repo, sha, tuple(sorted(sizes)))
+    def other_names(names: Collection[str]) -> tuple[str, ...]:
+        return () if any(allowed(name, WEIGHTS) for name in names) else OTHER_NAMES
+
+    brought = snapshots.bring(repo, revision, where, PUSHED, other_names)
+    return Published(brought.path, repo, brought.sha, brought.names)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Knows repos, commits, the cache and local folders. Knows no torch and nothing ab
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,16 @@ class Snapshot(Known):
     not_pulled: tuple[str, ...] = field(default=(), compare=False)
 
 
+@dataclass(frozen=True)
+class Brought:
+    """Files of a repo at a commit, in the client's cache."""
+
+    path: Path
+    sha: str
+    names: tuple[str, ...]  # of all files of the repo; without a network, of those that are here
+    info: ModelInfo | None = None  # the Hub's record; None: it was not asked
+
+
 def contents_digest(folder: Path) -> str:
     """A digest of all files that variants of a base in a folder take from: its card decides nothing but their cards."""
     listed = [name for name in model_folder.listing(folder) if allowed(name, PULLED) and name != "README.md"]
@@ -90,11 +100,11 @@ def pull(model: str, folder: Path, revision: str | None = None) -> Snapshot:
         configs.read_config(local, model)
         return Snapshot(path=local, **_named(local), **_terms(local))
     repo, _, named_revision = model.partition("@")
-    path, sha, info = _download(repo, revision or named_revision or "main", model)
+    brought = _download(repo, revision or named_revision or "main", model)
+    path, info = brought.path, brought.info
     configs.read_config(path, model)
-    siblings = sorted(sibling.rfilename for sibling in (info.siblings if info else None) or ())
-    left = tuple(name for name in siblings if not allowed(name, PULLED))
-    return Snapshot(path=path, repo=repo, sha=sha, on_hub=True, not_pulled=left, **_terms(path, info))
+    left = tuple(name for name in brought.names if info and not allowed(name, PULLED))
+    return Snapshot(path=path, repo=repo, sha=brought.sha, on_hub=True, not_pulled=left, **_terms(path, info))
 
 
 def peek(model: str, folder: Path) -> Peek:
@@ -108,7 +118,8 @@ def peek(model: str, folder: Path) -> Peek:
         return Peek(config=config, tensors=model_folder.headers(local), **_named(local), **_terms(local))
     repo, _, revision = model.partition("@")
     if constants.HF_HUB_OFFLINE:
-        path, sha, _ = _download(repo, revision or "main", model)
+        brought = _download(repo, revision or "main", model)
+        path, sha = brought.path, brought.sha
         config, tensors = configs.read_config(path, model), model_folder.headers(path)
         return Peek(config=config, tensors=tensors, repo=repo, sha=sha, on_hub=True, **_terms(path))
     api = connect()
@@ -191,24 +202,42 @@ def _local(model: str, folder: Path) -> Path | None:
     return None
 
 
-def _download(repo: str, revision: str, where: str) -> tuple[Path, str, ModelInfo | None]:
-    """Pin the revision to a commit, then fetch the allow-list. Returns folder, commit and, online, the Hub's record."""
-    api, cache = connect(), cache_folder()
+def _download(repo: str, revision: str, where: str) -> Brought:
+    """The files of a base, where its repo has those that one needs."""
+
+    def check(names: Collection[str]) -> tuple[str, ...]:
+        model_folder.check_names(names, where)
+        return ()
+
+    return bring(repo, revision, where, ALLOW, check)
+
+
+def bring(
+    repo: str,
+    revision: str,
+    where: str,
+    patterns: tuple[str, ...],
+    further: Callable[[Collection[str]], tuple[str, ...]] = lambda _: (),
+) -> Brought:
+    """Pin a revision to a commit, then fetch the files of these patterns into the client's cache.
+
+    `further` is given the names of all files before any is fetched: it may refuse them, or add patterns. Without a
+    network (HF_HUB_OFFLINE) the cache is looked up. Raises HubError, which `where` leads.
+    """
     with clear_errors(where):
         if constants.HF_HUB_OFFLINE:
-            path = cached(repo, revision, ALLOW)
-            model_folder.check_names((entry.name for entry in path.iterdir()), where)
-            return path, path.name, None
-        info = api.model_info(repo, revision=revision, files_metadata=True)
-        sha = str(info.sha)
-        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        model_folder.check_names(sizes, where)
-        path = download(repo, sha, sizes, ALLOW, where)
-        remember(cache, repo, revision, sha)
-    return path, sha, info
+            path = cached(repo, revision, patterns)
+            names = tuple(sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()))
+            further(names)
+            return Brought(path, path.name, names)
+        info = connect().model_info(repo, revision=revision, files_metadata=True)
+        sha, sizes = str(info.sha), {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+        path = _fetch(repo, sha, sizes, (*patterns, *further(sizes)), where)
+        _remember(repo, revision, sha)
+        return Brought(path, sha, tuple(sorted(sizes)), info)
 
 
-def download(repo: str, sha: str, sizes: Mapping[str, int], patterns: tuple[str, ...], where: str) -> Path:
+def _fetch(repo: str, sha: str, sizes: Mapping[str, int], patterns: tuple[str, ...], where: str) -> Path:
     """Fetch the files of these patterns at a commit into the client's cache; `sizes` are bytes of all files, by path.
 
     Raises HubError where the disk has no room, and what the client raises.
@@ -240,14 +269,14 @@ def cached(repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
     return Path(path)
 
 
-def remember(cache: Path, repo: str, revision: str, sha: str) -> None:
+def _remember(repo: str, revision: str, sha: str) -> None:
     """Note in the client's cache which commit a branch or tag meant, for a later run without a network.
 
     The client notes it only where it resolves the name itself, which could give another commit than the pinned one.
     (The layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.)
     """
     if revision != sha:
-        note = cache / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / revision
+        note = cache_folder() / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / revision
         note.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(note, sha)
 

@@ -14,6 +14,7 @@ from hubplugin.errors import HubUnreachable
 from hubplugin.progress import progress
 
 WAITS = (1.0, 3.0, 9.0)  # seconds before each further try; the client itself tries single uploads again, too
+MOST_WAIT = 300.0  # seconds that the Hub may ask for; its limits are of five minutes
 ALONE_BYTES = 1_000_000  # files of this size and more are uploaded one by one
 
 Result = TypeVar("Result")
@@ -22,14 +23,18 @@ Result = TypeVar("Result")
 def retried(work: Callable[[int], Result], what: str) -> Result:
     """Do work, and again where the Hub could not be reached or answered 429 or 5xx. Any other refusal ends it at once.
 
-    `work` is given the number of earlier tries, and must bear being repeated.
+    `work` is given the number of earlier tries, and must bear being repeated. A wait that the Hub asks for is kept,
+    where it is not longer than MOST_WAIT.
     """
     for number, wait in enumerate(WAITS):
         try:
             return work(number)
         except HubUnreachable as error:
-            progress(f"{what}: {error.what}; once more in {wait:g} s")
-            time.sleep(wait)
+            if error.wait > MOST_WAIT:
+                raise
+            seconds = max(wait, error.wait)
+            progress(f"{what}: {error.what}; once more in {seconds:g} s")
+            time.sleep(seconds)
     return work(len(WAITS))
 
 
