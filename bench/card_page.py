@@ -8,6 +8,8 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from hubplugin import front_matter
+
 WIDTHS = (390, 1280)
 STYLE = """
 body {max-width: 800px; margin: 24px auto; padding: 0 16px; font: 16px/1.5 system-ui, sans-serif;
@@ -36,8 +38,7 @@ LOOK = """() => {
 
 def html(folder: Path) -> str:
     """The card of a folder as a page; pictures are found from the folder, where the page must lie to be opened."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    body = text.split("---\n", 2)[2] if text.startswith("---\n") else text
+    body = front_matter.behind((folder / "README.md").read_text(encoding="utf-8"))
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     return f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{parser.render(body)}"
 

@@ -1,8 +1,10 @@
-"""The YAML in front of a card, with words as the Hub reads them. Knows YAML; no card and no field."""
+"""The YAML in front of a card, with words as the Hub reads them. Knows YAML; no field of it."""
 
 import re
 
 import yaml
+
+HEAD = re.compile(r"---[ \t]*\r?\n.*?\n---[ \t]*(\n|$)", re.DOTALL)  # from the first line of a card
 
 
 class Loader(yaml.SafeLoader):
@@ -14,3 +16,9 @@ Loader.yaml_implicit_resolvers = {
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
+def behind(text: str) -> str:
+    """A card's text without the YAML in front of it."""
+    head = HEAD.match(text)
+    return text[head.end() :] if head else text

@@ -9,6 +9,7 @@ import yaml
 from card_helpers import report
 from huggingface_hub import ModelCard
 
+from hubplugin import front_matter
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.metrics import QUALITY, SIZES
 from hubplugin.report import (
@@ -286,3 +287,9 @@ def test_blocks_that_differ_in_kv_heads_alone_differ() -> None:
     text = card.render(made)
     assert "with whole attention heads pruned" in text and "whose blocks differ" in text
     assert "| 1 | 1 | 4 | 2 | 128 |" in text
+
+
+def test_what_is_behind_the_front_matter() -> None:
+    assert front_matter.behind("---\na: 1\n---\n# Title\n\n---\nrest\n") == "# Title\n\n---\nrest\n"
+    assert front_matter.behind("# No head\n\n---\nrest\n") == "# No head\n\n---\nrest\n"
+    assert front_matter.behind("---\nnever closed\n") == "---\nnever closed\n"

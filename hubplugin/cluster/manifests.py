@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ManifestError
+from hubplugin.manifest.reading.yaml_file import ENDINGS
 
-ENDINGS = (".yaml", ".yml")
 Manifest = str | os.PathLike[str] | Mapping[str, Any]
 
 

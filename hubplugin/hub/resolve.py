@@ -14,6 +14,7 @@ from hubplugin.evaluation import metrics
 from hubplugin.hub import snapshots
 from hubplugin.manifest.model_name import cached_snapshot
 from hubplugin.manifest.reading import loading
+from hubplugin.manifest.reading.yaml_file import ENDINGS
 from hubplugin.manifest.serving import Serving
 from hubplugin.progress import progress
 
@@ -33,7 +34,7 @@ def find(target: str, variants: Sequence[str] = (), out: Path | None = None) -> 
     """The models of a target: one of a folder or a repo, of a manifest the base and every variant that is made, or
     those that are named. Raises ServeError, CheckpointError or HubError where there is none."""
     path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in ENDINGS:
         return _of_manifest(path, variants, out or Path("out") / path.stem)
     if variants:
         raise ServeError(f"--variant {variants[0]}", f"{target} is no manifest", "give a manifest, or leave it out")

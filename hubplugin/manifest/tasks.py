@@ -6,16 +6,14 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from hubplugin.manifest.base import Settings, Text, Whole
 from hubplugin.manifest.base import fault as _fault
-
-TASK_FILES = (".yaml", ".yml")  # a name that ends so is a file, from the manifest's folder
-
+from hubplugin.manifest.reading.yaml_file import ENDINGS
 
 EXTRA = "pip install 'hubplugin[tasks]'"  # what brings lm-eval
 
 
 def is_file(name: str) -> bool:
-    """Whether a task is named by a file of its own."""
-    return name.endswith(TASK_FILES)
+    """Whether a task is named by a file of its own, from the manifest's folder."""
+    return name.endswith(ENDINGS)
 
 
 class Tasks(Settings):

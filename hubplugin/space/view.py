@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from hubplugin import front_matter
 from hubplugin.checkpoint.model_folder import PLOTS
 from hubplugin.errors import HubError, HubPluginError
 from hubplugin.evaluation import metrics
@@ -105,8 +106,7 @@ def published(pushes: Iterable[Pushed]) -> str:
 
 def card(folder: Path) -> str:
     """A variant's card, with its plots in it; nothing in it is fetched from anywhere."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
+    body = front_matter.behind((folder / "README.md").read_text(encoding="utf-8"))
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("image", _picture)
     parser.add_render_rule("link_open", _link)

@@ -263,9 +263,10 @@ def _offers(
 def _drafted(offers: list["Offer"], draft: str, tokens: int, targets: list[str], out: Path | None) -> list["Offer"]:
     """The offers, the first of which has a drafter: a variant of its manifest, or what is found under that name."""
     from hubplugin.hub import resolve
+    from hubplugin.manifest.reading.yaml_file import ENDINGS
     from serve.endpoint.companions.drafting import Draft
 
-    manifest = targets[0].endswith((".yaml", ".yml"))
+    manifest = targets[0].endswith(ENDINGS)
     (found,) = resolve.find(targets[0], (draft,), out) if manifest else resolve.find(draft)
     drafter = Draft(found.name, found.folder.resolve(), tokens, found.facts.get("acceptance_rate"))
     if drafter.folder == offers[0].folder.resolve():

@@ -12,6 +12,7 @@ import yaml
 
 from hubplugin.errors import ManifestError
 
+ENDINGS = (".yaml", ".yml")  # of names of such files, where a name may mean something else
 MAX_BYTES = 64 * 1024
 MAX_ALIASES = 8  # nested aliases multiply; eight can at most reach a few hundred nodes
 
