@@ -11,7 +11,7 @@ from hubplugin.manifest.base import fault as _fault
 Concurrency = Annotated[Whole, Field(ge=1, le=1024)]
 ENGINES_OWN = "auto"  # the data type of the KV cache that vLLM chooses itself: what the others are compared with
 # Those of vLLM 0.32 (CacheDType in vllm/config/cache.py) that any model may have. Left out are fp8_inc (Intel Gaudi
-# with its calibration), fp8_ds_mla and nvfp4_ds_mla (DeepSeek's attention), and turboquant_* with ultraquant_4bit, which
+# with its calibration), fp8_ds_mla and nvfp4_ds_mla (DeepSeek's attention), and turboquant_* and ultraquant_4bit, which
 # read a prompt's own keys and values and not the cache: log-probabilities of a prompt say nothing of them.
 KV_CACHES = (
     "float16",
