@@ -72,6 +72,7 @@ class KVCache(Record):
     # likeliest, and of all others, the sum alone is known
     mean_kl_top20: float | None = None
     tokens_per_second: float | None = None  # at the highest concurrency, of this one start
+    others_share: float | None = None  # of the machine's cores, that other processes used meanwhile
 
 
 class Speed(Record):

@@ -15,7 +15,7 @@ from hubplugin.errors import ServeError
 from serve import engine, prompt_scores, throughput, vllm_metrics, vllm_settings
 from serve.engine import Engine, Progress
 from serve.prompt_scores import Scored
-from serve.throughput import Load
+from serve.throughput import Answered, Load
 
 LONGEST = 511  # tokens of a text: with the one that vLLM generates at least, whole blocks of its cache
 SETTINGS = "vllm:cache_config_info"  # of /metrics: the settings of the KV cache are its labels
@@ -28,7 +28,7 @@ class Served:
     stored_as: str | None  # the data type that the engine stores; None: not known
     bytes_per_token: float
     texts: tuple[tuple[Scored, ...], ...]
-    tokens_per_second: float
+    answered: Answered
 
 
 def serve(
@@ -56,7 +56,7 @@ def serve(
         scored = prompt_scores.ask(running, [text[:longest] for text in texts])
         answered = throughput.warm_answer(running, load, vocabulary, seed=0)
         progress(f"KV cache {dtype}: {load.concurrency} at once: {answered.tokens_per_second:.1f} tokens/s")
-        return Served(stored_as, given / tokens, scored, answered.tokens_per_second)
+        return Served(stored_as, given / tokens, scored, answered)
 
 
 def context(config: dict[str, Any]) -> int | None:

@@ -75,8 +75,8 @@ def text(*places: tuple[int, dict[int, float]]) -> Text:
     return tuple(Scored(token, listed) for token, listed in places)
 
 
-OWN = Start("bfloat16", 4608.0, (text((0, logs(a=0.5, b=0.25)), (1, logs(a=0.5, b=0.5))),), 40.0)
-OTHER = Start("fp8", 2304.0, (text((0, logs(a=0.25, b=0.5)), (1, logs(a=0.5, b=0.5))),), 30.0)
+OWN = Start("bfloat16", 4608.0, (text((0, logs(a=0.5, b=0.25)), (1, logs(a=0.5, b=0.5))),), 40.0, 0.25)
+OTHER = Start("fp8", 2304.0, (text((0, logs(a=0.25, b=0.5)), (1, logs(a=0.5, b=0.5))),), 30.0, 0.0)
 
 
 def test_a_record_holds_a_start_against_the_engines_own() -> None:
@@ -285,14 +285,17 @@ def with_caches(*lines: KVCache) -> report.Report:
 
 def test_the_card_has_a_line_for_each_data_type() -> None:
     shown = card.render(with_caches(*LINES))
-    assert "| auto (bfloat16) | 4,608 | 2.000 | 1.0000 | 100.00 % | 0 | 40.0 |" in shown
-    assert "| fp8 | 2,304 | 2.828 | 1.4142 | 50.00 % | ≥ 0.087 | 30.0 |" in shown
-    assert "| nvfp4: not measured, no such KV cache on a CPU (--kv-cache-dtype nvfp4) | | | | | | |" in shown
-    assert "output tokens per second, 8 at once |\n" in shown and "of 2 tokens of the evaluation's main text" in shown
+    assert "| auto (bfloat16) | 4,608 | 2.000 | 1.0000 | 100.00 % | 0 | 40.0 | 25.00 % |" in shown
+    assert "| fp8 | 2,304 | 2.828 | 1.4142 | 50.00 % | ≥ 0.087 | 30.0 | 0.00 % |" in shown
+    assert "| nvfp4: not measured, no such KV cache on a CPU (--kv-cache-dtype nvfp4) | | | | | | | |" in shown
+    assert (
+        "output tokens per second, 8 at once | other processes meanwhile |\n" in shown
+        and "of 2 tokens of the evaluation's main text" in shown
+    )
     assert "KL is a lower bound" in shown
     assert "KV cache |" not in card.render(with_caches())
     refused = card.render(with_caches(*(KVCache(dtype=name, not_measured="no") for name in ("auto", "fp8"))))
-    assert "| auto: not measured, no | | | | | | |" in refused and "KL is a lower bound" not in refused
+    assert "| auto: not measured, no | | | | | | | |" in refused and "KL is a lower bound" not in refused
 
 
 def test_the_page_shows_the_same_and_what_differs_between_two_runs(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def serve_cache(subject: Subject, settings: Speed, dtype: str, sequences: Sequen
     _target(subject)
     served = kv_cache.serve(subject.folder, name, dtype, sequences, load, subject.vocabulary, _progress(name))
     texts = tuple(tuple(Scored(one.token, one.listed) for one in text) for text in served.texts)
-    return Start(served.stored_as, served.bytes_per_token, texts, served.tokens_per_second)
+    rate, others = served.answered.tokens_per_second, served.answered.others
+    return Start(served.stored_as, served.bytes_per_token, texts, rate, others)
 
 
 def _target(subject: Subject) -> str:

@@ -39,6 +39,7 @@ class Start:
     bytes_per_token: float
     texts: tuple[Text, ...]
     tokens_per_second: float
+    others: float  # share of the machine's cores that other processes used while these came
 
 
 # serves a folder with a data type and has it score sequences of token ids. Raises ServeError where the engine here does
@@ -95,6 +96,7 @@ def record(dtype: str, own: Start, start: Start) -> KVCache:
         top1_agreement=statistics.fmean(likeliest(mine.listed) == likeliest(other.listed) for mine, other in pairs),
         mean_kl_top20=statistics.fmean(coarse_kl(mine.listed, other.listed) for mine, other in pairs),
         tokens_per_second=start.tokens_per_second,
+        others_share=start.others,
     )
 
 

@@ -29,10 +29,11 @@ def kv_cache_rows(speed: Speed | None) -> list[markdown.Markdown]:
 
 
 def kv_cache_cells(one: KVCache) -> list[str]:
-    """Data type, bytes per token, perplexity, its ratio, top-1 agreement, KL at least, tokens per second."""
+    """Data type, bytes per token, perplexity, its ratio, top-1 agreement, KL at least, tokens per second,
+    the share of the cores that other processes took."""
     name = f"{one.dtype} ({one.stored_as})" if one.stored_as else one.dtype
     if one.not_measured:
-        return [f"{name}: not measured, {one.not_measured}", *[""] * 6]
+        return [f"{name}: not measured, {one.not_measured}", *[""] * 7]
     texts: list[tuple[float | None, Callable[[float], str]]] = [
         (one.bytes_per_token, "{:,.0f}".format),
         (one.perplexity, numbers.figures),
@@ -40,6 +41,7 @@ def kv_cache_cells(one: KVCache) -> list[str]:
         (one.top1_agreement, numbers.percent),
         (one.mean_kl_top20, lambda kl: f"≥ {numbers.figures(kl, 2)}" if kl else "0"),
         (one.tokens_per_second, lambda rate: numbers.figures(rate, 3)),
+        (one.others_share, numbers.percent),
     ]
     return [name, *("" if value is None else text(value) for value, text in texts)]
 
