@@ -1,7 +1,7 @@
 """Data types of the KV cache: a variant served once with each, and how far that moves what it says of real text.
 
 Everything is held against the engine's own data type, so that weights and text are the same on both sides. Knows what
-an engine said of each token of a text (docs/maths.md, KV caches); starts no engine.
+an engine said of each token of a text (docs/maths.md, Speed: KV caches); starts no engine.
 """
 
 import math
@@ -108,7 +108,7 @@ def likeliest(listed: dict[int, float]) -> int:
 def coarse_kl(p: dict[int, float], q: dict[int, float]) -> float:
     """KL(p || q) in nats, of natural log-probabilities by token id, with all tokens that not both list taken as one.
 
-    At most the KL of the whole distributions: joining outcomes never raises it (docs/maths.md, KV caches).
+    At most the KL of the whole distributions: joining outcomes never raises it (docs/maths.md, Speed: KV caches).
     """
     both = p.keys() & q.keys()
     known = math.fsum(math.exp(p[token]) * (p[token] - q[token]) for token in both)
