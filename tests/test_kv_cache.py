@@ -15,6 +15,7 @@ import pytest
 import test_speed
 
 from hubplugin import pipeline, report
+from hubplugin.disk import digest
 from hubplugin.errors import ManifestError, ServeError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.cards import card
@@ -376,6 +377,9 @@ def test_a_run_measures_them_after_its_rounds_on_the_main_text_and_again_when_as
 ) -> None:
     without, engines = make()
     assert without.speed and without.speed.kv_caches == () and engines.caches == []
+    # what was measured before there were KV caches is not measured again for their sake
+    asked = digest('{"prompt_tokens":8,"output_tokens":4,"concurrency":[2],"rounds":1}')
+    assert without.speed.measured_from["speed"] == asked
     monkeypatch.setattr(quality_metrics, "reference", lambda *given: pytest.fail("the base was evaluated again"))
     made, _ = make(", kv_cache: [fp8]")
     assert made.speed and [one.dtype for one in made.speed.kv_caches] == ["auto", "fp8"]
