@@ -20,7 +20,7 @@ from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.disk import digest, sha256
 from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
-from hubplugin.evaluation.speed import rounds
+from hubplugin.evaluation.speed import kv_caches, rounds
 from hubplugin.evaluation.tasks import compared, harness
 from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.hub import snapshots
@@ -63,6 +63,7 @@ class Engines:
 
     generate: generation.Generate  # a few tokens, for the gate
     take_turn: rounds.TakeTurn  # for its speed
+    serve_cache: kv_caches.Serve  # for data types of its KV cache
 
 
 @dataclass
@@ -210,8 +211,8 @@ class Job:
         answers = harness.ask(folder, evaluate.tasks, self.own_tasks)
         return compared.compared(evaluate.tasks, base, answers, self.own_tasks)
 
-    def time(self, variant: VariantPlan, folder: Path, take: rounds.TakeTurn) -> Speed | None:
-        """A variant's speed beside the base's; None where the manifest asks for none. `take` starts the engines."""
+    def time(self, variant: VariantPlan, folder: Path, engines: Engines) -> Speed | None:
+        """A variant's speed beside the base's, and with other KV caches; None where the manifest asks for none."""
         evaluate = self.document.manifest.evaluate
         if evaluate is None or evaluate.speed is None:
             return None
@@ -222,7 +223,12 @@ class Job:
             rounds.Subject("base", self.snapshot.path, loads, work[0], base.dims.vocab),
             rounds.Subject(variant.name, folder, variant.verdicts, work[1], variant.dims.vocab),
         )
-        return rounds.measure(*subjects, evaluate.speed, take)
+        speed = rounds.measure(*subjects, evaluate.speed, engines.take_turn)
+        if speed.not_measured or not evaluate.speed.kv_cache:
+            return speed
+        text = self.tokens(EVALUATION, evaluate.sources[0]).ids[: kv_caches.SEQUENCES].tolist()
+        caches = kv_caches.measure(subjects[1], evaluate.speed, text, engines.serve_cache)
+        return speed.model_copy(update={"kv_caches": caches})
 
     def candidate(self, variant: VariantPlan, folder: Path, **known: Any) -> gate.Candidate:
         """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""

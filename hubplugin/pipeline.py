@@ -17,6 +17,7 @@ from hubplugin.compress import stages
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.search import bit_allocation, pruning_search
 from hubplugin.evaluation import engine_choice, gate, generation
+from hubplugin.evaluation.speed.kv_caches import Serve
 from hubplugin.evaluation.speed.rounds import TakeTurn
 from hubplugin.job import RECOVERY, Clock, Engines, Job
 from hubplugin.manifest.methods import quantization_of, recovery_of
@@ -40,15 +41,17 @@ def run(
     out: Path,
     generate: generation.Generate,
     take_turn: TakeTurn = engine_choice.take_turn,
+    serve_cache: Serve = engine_choice.serve_cache,
 ) -> list[Report]:
     """Make every variant of a manifest under `out`/<variant>.
 
     Weights that were made from the same base, steps and data are kept, and so are numbers that were measured on the
     same text: of such variants only report and card are written anew, where the manifest says something else now.
-    `generate` is the engine that the gate asks for a few tokens, `take_turn` the one whose speed is measured. Raises
-    GateError after all variants are made, where one of them did not pass.
+    `generate` is the engine that the gate asks for a few tokens, `take_turn` the one whose speed is measured,
+    `serve_cache` the same with one data type of its KV cache. Raises GateError after all variants are made, where one
+    of them did not pass.
     """
-    job, engines = Job(document, planned), Engines(generate, take_turn)
+    job, engines = Job(document, planned), Engines(generate, take_turn, serve_cache)
     kept = {draft.name: _kept(job, draft, out / draft.name) for draft in job.plan.drafts}
     backend.require(draft.estimate for draft in job.plan.drafts if kept[draft.name] is None)
     reports = []
@@ -78,13 +81,14 @@ def judge(
     generate: generation.Generate,
     take_turn: TakeTurn = engine_choice.take_turn,
     thorough: bool = True,
+    serve_cache: Serve = engine_choice.serve_cache,
 ) -> list[Report]:
     """Gate, report and card of variants that are finished; nothing is compressed.
 
     `thorough` checks everything again that can be checked in a finished folder, also where it passed before. Raises
     GateError where a variant is missing, was made from something else, or does not pass.
     """
-    job, engines = Job(document, planned), Engines(generate, take_turn)
+    job, engines = Job(document, planned), Engines(generate, take_turn, serve_cache)
     made = [renewal.refuse_others(job, draft, out / draft.name) for draft in job.plan.drafts]
     reports = [
         _renew(job, draft, out, kept, engines, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
@@ -135,7 +139,7 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     with clock.stage("tasks") if provenance.of_tasks(job).digests else nullcontext():
         tasks = renewal.answered(job, variant, staging)
     with clock.stage("speed") if provenance.of_speed(job).digests else nullcontext():
-        speed = renewal.timed(job, variant, staging, engines.take_turn)
+        speed = renewal.timed(job, variant, staging, engines)
     measured, prompts = {"evaluation": evaluation, "tasks": tasks, "speed": speed}, _prompts(job)
     with clock.stage("gate"):
         candidate = job.candidate(

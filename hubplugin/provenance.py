@@ -60,8 +60,12 @@ def of_speed(job: Job) -> Fingerprint:
     evaluate = job.document.manifest.evaluate
     if evaluate is None or evaluate.speed is None:
         return Fingerprint()
-    settings = digest(evaluate.speed.model_dump_json())
-    return Fingerprint({"base": job.base_fingerprint, "speed": settings, RELEASE: hubplugin.__version__})
+    asked = evaluate.speed
+    settings = digest(asked.model_dump_json(exclude=None if asked.kv_cache else {"kv_cache"}))
+    digests = {"base": job.base_fingerprint, "speed": settings, RELEASE: hubplugin.__version__}
+    if asked.kv_cache:  # which are held against each other on the main text
+        digests["text"] = job.source_digest(evaluate.sources[0])
+    return Fingerprint(digests)
 
 
 def of_tasks(job: Job) -> Fingerprint:

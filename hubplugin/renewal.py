@@ -11,7 +11,6 @@ from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
 from hubplugin.evaluation import gate
-from hubplugin.evaluation.speed.rounds import TakeTurn
 from hubplugin.job import Engines, Job
 from hubplugin.manifest.metrics import Thresholds
 from hubplugin.plan.draft import DraftPlan
@@ -57,7 +56,7 @@ def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: 
     numbers = provenance.of_numbers(job)
     stale = numbers.changed(Fingerprint(made.measured_from))
     evaluation = job.measure(variant, folder) if stale else made.evaluation
-    speed = _speed(job, variant, folder, made, engines.take_turn)
+    speed = _speed(job, variant, folder, made, engines)
     tasks = _tasks(job, variant, folder, made)
     lines = _at_thresholds(made.gate, evaluation, tasks, speed, job.document.manifest.gate.of(variant.name))
     if thorough or any(not line.passed for line in lines if line.name not in MEASURED):
@@ -78,13 +77,13 @@ def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: 
     return Judged(evaluation, tasks, speed, numbers, lines)
 
 
-def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, take_turn: TakeTurn) -> Speed | None:
+def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: Engines) -> Speed | None:
     """The speed as the manifest asks for it now. What could not be measured before is tried again: on another machine
     it may be, and on the same one it costs little."""
     asked, before = provenance.of_speed(job), made.speed
     if before and not before.not_measured and not asked.changed(Fingerprint(before.measured_from)):
         return before
-    return timed(job, variant, folder, take_turn)
+    return timed(job, variant, folder, engines)
 
 
 def _tasks(job: Job, variant: VariantPlan, folder: Path, made: Report) -> Tasks | None:
@@ -101,9 +100,9 @@ def answered(job: Job, variant: VariantPlan, folder: Path) -> Tasks | None:
     return tasks.model_copy(update={"measured_from": dict(provenance.of_tasks(job).digests)}) if tasks else None
 
 
-def timed(job: Job, variant: VariantPlan, folder: Path, take_turn: TakeTurn) -> Speed | None:
+def timed(job: Job, variant: VariantPlan, folder: Path, engines: Engines) -> Speed | None:
     """The speed, with what decided it; None where the manifest asks for none."""
-    speed = job.time(variant, folder, take_turn)
+    speed = job.time(variant, folder, engines)
     return speed.model_copy(update={"measured_from": dict(provenance.of_speed(job).digests)}) if speed else None
 
 

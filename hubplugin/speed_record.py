@@ -53,6 +53,28 @@ class Served(Record):
     loads: tuple[UnderLoad, ...]  # by rising concurrency
 
 
+class KVCache(Record):
+    """The variant, started once with one data type of its KV cache, and what it says of real text then.
+
+    What compares is held against the first line, the engine's own data type.
+    """
+
+    dtype: str  # as vLLM's --kv-cache-dtype takes it; "auto": what the engine chooses
+    not_measured: str = ""  # why; then nothing below is known
+    stored_as: str | None = None  # what "auto" came to; None: not known
+    bytes_per_token: float | None = None  # bytes that the cache was given over the tokens that the engine fits in
+    sequences: int | None = None  # of the evaluation's main text, from its start
+    predicted_tokens: int | None = None  # of those sequences: all tokens but the first of each
+    perplexity: float | None = None  # by the engine's own log-probabilities of those tokens
+    perplexity_ratio: float | None = None
+    top1_agreement: float | None = None  # ratio of positions where both rank the same token first
+    # nats per token, a LOWER BOUND of KL(first line || this): of tokens that only one of both lists among its 20
+    # likeliest, and of all others, the sum alone is known
+    mean_kl_top20: float | None = None
+    tokens_per_second: float | None = None  # at the highest concurrency, of this one start
+    others_share: float | None = None  # of the machine's cores, that other processes used meanwhile
+
+
 class Speed(Record):
     """Base and variant, which took turns in every round."""
 
@@ -65,4 +87,5 @@ class Speed(Record):
     ceiling: Ceiling | None = None
     base: Served | None = None
     variant: Served | None = None
+    kv_caches: tuple[KVCache, ...] = ()  # of the variant; the engine's own data type first
     measured_from: dict[str, str] = Field(default_factory=dict)  # digests of what decided these numbers

@@ -79,11 +79,9 @@ def turn(folder: Path, name: str, loads: Sequence[Load], vocabulary: int, seed: 
         ready, answered = time.monotonic() - begun, []
         progress(f"ready in {ready:.1f} s")
         for load in loads:
-            warm = Load(load.concurrency, load.concurrency, load.prompt_tokens, WARM_TOKENS)
-            answer(running, prompts(warm, vocabulary, f"warm {seed} {load.concurrency}"), warm)
-            answered.append(answer(running, prompts(load, vocabulary, f"{seed} {load.concurrency}"), load))
+            answered.append(warm_answer(running, load, vocabulary, seed))
             progress(f"{load.concurrency} at once: {answered[-1].tokens_per_second:.1f} tokens/s")
-        return Turn(ready, peak_bytes(running), vllm_settings.version(), _dtype(running.log), tuple(answered))
+        return Turn(ready, peak_bytes(running), vllm_settings.version(), dtype(running.log), tuple(answered))
 
 
 @contextlib.contextmanager
@@ -103,6 +101,13 @@ def prompts(load: Load, vocabulary: int, seed: str) -> list[list[int]]:
     """Random token ids, the same for the same seed."""
     generator = random.Random(seed)
     return [[generator.randrange(vocabulary) for _ in range(load.prompt_tokens)] for _ in range(load.requests)]
+
+
+def warm_answer(running: Engine, load: Load, vocabulary: int, seed: int) -> Answered:
+    """What a load took, after as many short answers that nobody times."""
+    warm = Load(load.concurrency, load.concurrency, load.prompt_tokens, WARM_TOKENS)
+    answer(running, prompts(warm, vocabulary, f"warm {seed} {load.concurrency}"), warm)
+    return answer(running, prompts(load, vocabulary, f"{seed} {load.concurrency}"), load)
 
 
 def answer(running: Engine, prompts: Sequence[list[int]], load: Load) -> Answered:
@@ -196,6 +201,7 @@ def _peak(pid: int) -> int:
     return 0
 
 
-def _dtype(log: Path) -> str | None:
+def dtype(log: Path) -> str | None:
+    """What an engine computes in, as its log says; None: it does not."""
     found = DTYPE.search(log.read_text("utf-8", "replace"))
     return found.group(1) if found else None

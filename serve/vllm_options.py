@@ -23,6 +23,7 @@ REFUSED_ON_CPU = {
 }
 RAY = "--distributed-executor-backend"
 HALF = "float16", "bfloat16", "half"
+KV_CACHES_ON_CPU = ("auto", *HALF, "fp8", "fp8_e4m3", "fp8_e5m2")
 
 
 def check(options: Sequence[str], device: str) -> None:
@@ -42,14 +43,17 @@ def check(options: Sequence[str], device: str) -> None:
 
 
 def check_kv_cache(options: Sequence[str]) -> None:
-    """Raise ServeError for a KV cache of 16 bits where a CPU computes in float32: vLLM 0.32 takes it, and answers with
-    other tokens than the model's (docs/log.md). `options` are all of an engine on a CPU, ours first."""
+    """Raise ServeError for a KV cache with which a CPU answers with other tokens than the model's (docs/log.md), though
+    vLLM 0.32 starts with it: one of 16 bits under float32, or of a data type that its CPU attention does not know and
+    takes for another. `options` are all of an engine on a CPU, ours first."""
     kept = value_of(options, "--kv-cache-dtype")
+    where = f"--kv-cache-dtype {kept}"
+    if kept is not None and kept not in KV_CACHES_ON_CPU:
+        fix = f"leave it out, or take one of {', '.join(name for name in KV_CACHES_ON_CPU if name != 'half')}"
+        raise ServeError(where, "vLLM 0.32 has no such KV cache on a CPU, and answers with wrong tokens", fix)
     if value_of(options, "--dtype") in ("float32", "float") and kept in HALF:
         what = "under float32, in which the model is computed on this CPU, vLLM 0.32 answers with wrong tokens"
-        raise ServeError(
-            f"--kv-cache-dtype {kept}", what, "leave it out, or add --dtype bfloat16, which is slower here"
-        )
+        raise ServeError(where, what, "leave it out, or add --dtype bfloat16, which is slower here")
 
 
 def value_of(options: Sequence[str], name: str) -> str | None:

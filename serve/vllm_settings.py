@@ -19,6 +19,8 @@ from serve import cpu_features, vllm_errors, vllm_options
 CPU_SEQUENCES = 32  # answered at the same time
 CPU_CACHED = 4  # sequences of full length that the KV cache holds; shorter ones share it, and what does not fit waits
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
+KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
+FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
 MIB = 2**20
 
 
@@ -155,16 +157,32 @@ def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequenc
 def kv_cache_bytes(config: dict[str, Any], tokens: int, sequences: int) -> int:
     """Bytes of 16-bit keys and values for `sequences` times `tokens`; at least 32 MiB, and no more than 4 GiB
     unless one sequence alone needs it. A config that does not say its widths gets 1 GiB."""
+    per_token = _kv_bytes_per_token(config)
+    if per_token is None:
+        return 1024 * MIB
+    one = per_token * (-(-tokens // KV_BLOCK) + 1) * KV_BLOCK  # one block more is vLLM's own
+    return max(32 * MIB, one, min(sequences * one, 4096 * MIB))
+
+
+def measured_kv_cache(config: dict[str, Any], tokens: int, sequences: int) -> int:
+    """Bytes for a KV cache whose size is to be measured, the same for every data type: room for `sequences` times
+    `tokens` as `reserved_kv_cache` has it, in whole blocks, so that the engine's own data type leaves nothing over."""
+    room, per_token = reserved_kv_cache(config, tokens, sequences), _kv_bytes_per_token(config)
+    if per_token is None:
+        return room
+    block = per_token * KV_BLOCK * (2 if cpu_dtype(config) else 1)
+    return max(FEWEST_KV_BLOCKS, -(-room // block)) * block
+
+
+def _kv_bytes_per_token(config: dict[str, Any]) -> int | None:
+    """Bytes of 16-bit keys and values of one token in all layers; None where the config does not say its widths."""
     text = config.get("text_config", config)
     try:
         heads = int(text["num_attention_heads"])
         width = int(text.get("head_dim") or text["hidden_size"] // heads)
-        per_token = 2 * int(text["num_hidden_layers"]) * int(text.get("num_key_value_heads") or heads) * width * 2
+        return 2 * int(text["num_hidden_layers"]) * int(text.get("num_key_value_heads") or heads) * width * 2
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return 1024 * MIB
-    block = 128  # tokens; vLLM's CPU cache is handed out in these, and one block more is its own
-    one = per_token * (-(-tokens // block) + 1) * block
-    return max(32 * MIB, one, min(sequences * one, 4096 * MIB))
+        return None
 
 
 def environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:

@@ -4,20 +4,21 @@ Where the vLLM installed here cannot load the format, or this CPU lacks what its
 from the dequantized folder and the report says so (plan/checks/this_machine.py). Knows no weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from hubplugin import memory
 from hubplugin.errors import ServeError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
+from hubplugin.evaluation.speed.kv_caches import Scored, Start
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.speed import Speed
 from hubplugin.plan.checks import this_machine
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.plan.vllm_support import Verdict
 from hubplugin.progress import progress
-from serve import forking, smoke, throughput, vllm_settings
+from serve import forking, kv_cache, smoke, throughput, vllm_settings
 
 FORK_SERVER = 10**9  # bytes that a process with vLLM imported takes beside what is forked from it
 FEWEST = 4  # requests at a concurrency; else one for each place
@@ -60,17 +61,39 @@ def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
 
     Raises ServeError where the vLLM at hand does not load the folder: no other engine's speed stands in for its.
     """
-    name, asked = subject.name, (settings.prompt_tokens, settings.output_tokens)
-    target, why = this_machine.why_not(subject.verdicts)
-    if why:
-        raise ServeError(name, f"vLLM on {target}: {why}", "measure it on another machine")
-    loads = [throughput.Load(places, max(FEWEST, places), *asked) for places in settings.concurrency]
-    turn = throughput.turn(
-        subject.folder, name, loads, subject.vocabulary, number, lambda line: progress(f"speed | {name} | {line}")
-    )
+    name, target, loads = subject.name, _target(subject), _loads(settings)
+    turn = throughput.turn(subject.folder, name, loads, subject.vocabulary, number, _progress(name))
     answered = (
         Answered(each.load.concurrency, each.load.requests, each.first_token, each.per_token, each.tokens_per_second)
         for each in turn.answered
     )
     engine = f"vLLM {turn.version} on {target}"
     return Turn(engine, turn.dtype, turn.ready_seconds, turn.peak_bytes, tuple(answered), turn.others)
+
+
+def serve_cache(subject: Subject, settings: Speed, dtype: str, sequences: Sequence[Sequence[int]]) -> Start:
+    """Serve a folder with vLLM and one data type of its KV cache, score sequences of token ids, time the highest
+    concurrency, and stop it. Raises ServeError where the vLLM at hand does not have it."""
+    name, load = subject.name, _loads(settings)[-1]
+    _target(subject)
+    served = kv_cache.serve(subject.folder, name, dtype, sequences, load, subject.vocabulary, _progress(name))
+    texts = tuple(tuple(Scored(one.token, one.listed) for one in text) for text in served.texts)
+    rate, others = served.answered.tokens_per_second, served.answered.others
+    return Start(served.stored_as, served.bytes_per_token, texts, rate, others)
+
+
+def _target(subject: Subject) -> str:
+    """The kind of machine that this is. Raises ServeError where the vLLM here does not load the folder on it."""
+    target, why = this_machine.why_not(subject.verdicts)
+    if why:
+        raise ServeError(subject.name, f"vLLM on {target}: {why}", "measure it on another machine")
+    return target
+
+
+def _loads(settings: Speed) -> list[throughput.Load]:
+    asked = settings.prompt_tokens, settings.output_tokens
+    return [throughput.Load(places, max(FEWEST, places), *asked) for places in settings.concurrency]
+
+
+def _progress(name: str) -> Callable[[str], None]:
+    return lambda line: progress(f"speed | {name} | {line}")

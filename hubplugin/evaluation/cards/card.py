@@ -58,6 +58,7 @@ def render(report: Report) -> str:
         component_rows=components.rows(report),
         task_rows=tasks.rows(report.tasks),
         speed_rows=speed.rows(report.speed),
+        kv_cache_rows=speed.kv_cache_rows(report.speed),
         quality=[
             (evaluation, [row for metric in QUALITY for row in _quality_row(metric, evaluation)])
             for evaluation in (report.evaluation.on_all_texts if report.evaluation else ())

@@ -14,6 +14,14 @@ from hubplugin.evaluation.pages.figures import Number
 from hubplugin.report import LinearResult, Report
 
 NONE = "—"
+# key of a record -> its label, which direction is better, and how it is shown
+KV_CACHE: dict[str, tuple[str, str, Callable[[float], str]]] = {
+    "bytes_per_token": ("bytes per token", "lower", "{:,.0f}".format),
+    "perplexity_ratio": ("perplexity ratio", "lower", "{:.4f}".format),
+    "top1_agreement": ("top-1 agreement", "higher", numbers.percent),
+    "mean_kl_top20": ("KL at least", "lower", numbers.figures),
+    "tokens_per_second": ("output tokens per second", "higher", numbers.figures),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Comparison:
 
 def compare(old: Report, new: Report) -> Comparison:
     """All that differs. Times of single linears, digests and lists of files are left out: they say nothing alone."""
-    return Comparison(list(_figures(old, new)), [*_costs(old, new), *_made(old, new)], list(_linears(old, new)))
+    figured = [*_figures(old, new), *_kv_caches(old, new)]
+    return Comparison(figured, [*_costs(old, new), *_made(old, new)], list(_linears(old, new)))
 
 
 def _figures(old: Report, new: Report) -> Iterable[Difference]:
@@ -46,6 +55,16 @@ def _figures(old: Report, new: Report) -> Iterable[Difference]:
         better = row.metric.better
         yield from _numbers(row.label, row.variant(old), row.variant(new), better, row.text)
         yield from _numbers(f"{row.label}, of the base", row.base(old), row.base(new), None, row.text)
+
+
+def _kv_caches(old: Report, new: Report) -> Iterable[Difference]:
+    """Of data types of the KV cache that either report has."""
+    sides = [{one.dtype: one for one in report.speed.kv_caches} if report.speed else {} for report in (old, new)]
+    for dtype in dict.fromkeys((*sides[0], *sides[1])):
+        before, after = (side.get(dtype) for side in sides)
+        for key, (label, better, text) in KV_CACHE.items():
+            was, now = (_number(getattr(one, key) if one else None, text) for one in (before, after))
+            yield from _numbers(f"KV cache {dtype}, {label}", was, now, better, text)
 
 
 def _costs(old: Report, new: Report) -> Iterable[Difference]:

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 import hubplugin
 from hubplugin.evaluation.cards import numbers
 from hubplugin.evaluation.cards.plots import Point
+from hubplugin.evaluation.cards.tables.speed import kv_cache_cells
 from hubplugin.evaluation.pages import differences, figures, pictures, table
 from hubplugin.evaluation.pages.differences import Comparison
 from hubplugin.evaluation.pages.figures import Number, Row
@@ -39,6 +40,7 @@ class Section:
     figures: list[tuple[Row, Number | None, Number | None]]  # of the variant, and of the base
     pictures: list[Picture]
     steps: list[str]
+    kv_caches: list[list[str]]  # a line for each data type
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def _section(one: Shown) -> Section:
         [(row, row.variant(report), row.base(report)) for row in figures.rows([report])],
         list(pictures.of_variant(report)),
         [differences.step(step) for step in report.steps],
+        [kv_cache_cells(one) for one in report.speed.kv_caches] if report.speed else [],
     )
 
 

@@ -80,12 +80,18 @@ def measure(base: Subject, variant: Subject, settings: Settings, take: TakeTurn)
             progress(f"speed | round {number + 1} of {settings.rounds}")
             rounds.append(_round(base, variant, settings, take, number))
     except ServeError as error:
-        why = f"{error.what} ({error.where})"
-        for subject in (base, variant):  # a card says nothing about folders of the machine that made it
-            why = why.replace(str(subject.folder), subject.name)
+        why = named(error, base, variant)
         progress(f"speed | not measured: {why}")
         return known.model_copy(update={"not_measured": why})
     return summed_up(known, rounds, base.operations, variant.operations)
+
+
+def named(error: ServeError, *subjects: Subject) -> str:
+    """Why an engine did not serve; with names for folders, of which a card says nothing."""
+    why = f"{error.what} ({error.where})"
+    for subject in subjects:
+        why = why.replace(str(subject.folder), subject.name)
+    return why
 
 
 def _round(base: Subject, variant: Subject, settings: Settings, take: TakeTurn, number: int) -> Round:

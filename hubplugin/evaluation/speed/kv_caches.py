@@ -1,0 +1,116 @@
+"""Data types of the KV cache: a variant served once with each, and how far that moves what it says of real text.
+
+Everything is held against the engine's own data type, so that weights and text are the same on both sides. Knows what
+an engine said of each token of a text (docs/maths.md, Speed: KV caches); starts no engine.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hubplugin.errors import ServeError
+from hubplugin.evaluation.speed.rounds import Subject, named
+from hubplugin.manifest.speed import ENGINES_OWN
+from hubplugin.manifest.speed import Speed as Settings
+from hubplugin.progress import progress
+from hubplugin.speed_record import KVCache
+
+SEQUENCES = 8  # of the text, from its start
+REST = 1e-6  # least probability of what is not listed: a log-probability in float32 says no less
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an engine said of one token of a text: it, and natural log-probabilities by token id, its own among them."""
+
+    token: int
+    listed: dict[int, float]
+
+
+Text = tuple[Scored, ...]  # a sequence from its second token on
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the engine with one data type of its KV cache."""
+
+    stored_as: str | None
+    bytes_per_token: float
+    texts: tuple[Text, ...]
+    tokens_per_second: float
+    others: float  # share of the machine's cores that other processes used while these came
+
+
+# serves a folder with a data type and has it score sequences of token ids. Raises ServeError where the engine here does
+# not have it.
+Serve = Callable[[Subject, Settings, str, Sequence[Sequence[int]]], Start]
+
+
+def measure(
+    variant: Subject, settings: Settings, sequences: Sequence[Sequence[int]], serve: Serve
+) -> tuple[KVCache, ...]:
+    """A record for the engine's own data type, then for each that the settings name; none where they name none.
+
+    `sequences` are token ids of held-out text. What cannot be measured here is said in its record, and is no error.
+    """
+    if not settings.kv_cache:
+        return ()
+    first, own = _started(variant, settings, ENGINES_OWN, sequences, serve)
+    found = [first if own is None else record(ENGINES_OWN, own, own)]
+    for dtype in settings.kv_cache:
+        if own is None:
+            found.append(KVCache(dtype=dtype, not_measured=f"nothing to compare it with: {first.not_measured}"))
+            continue
+        refused, start = _started(variant, settings, dtype, sequences, serve)
+        found.append(refused if start is None else record(dtype, own, start))
+    return tuple(found)
+
+
+def _started(
+    variant: Subject, settings: Settings, dtype: str, sequences: Sequence[Sequence[int]], serve: Serve
+) -> tuple[KVCache, Start | None]:
+    progress(f"speed | {variant.name} | KV cache {dtype}")
+    try:
+        return KVCache(dtype=dtype), serve(variant, settings, dtype, sequences[:SEQUENCES])
+    except ServeError as error:
+        why = named(error, variant)
+        progress(f"speed | {variant.name} | KV cache {dtype} not measured: {why}")
+        return KVCache(dtype=dtype, not_measured=why), None
+
+
+def record(dtype: str, own: Start, start: Start) -> KVCache:
+    """The numbers of one start, held against those of the engine's own data type on the same sequences."""
+    pairs = [pair for mine, other in zip(own.texts, start.texts, strict=True) for pair in zip(mine, other, strict=True)]
+    own_perplexity, perplexity = (
+        math.exp(-statistics.fmean(one.listed[one.token] for one in side)) for side in zip(*pairs, strict=True)
+    )
+    return KVCache(
+        dtype=dtype,
+        stored_as=start.stored_as if dtype == ENGINES_OWN else None,
+        bytes_per_token=start.bytes_per_token,
+        sequences=len(start.texts),
+        predicted_tokens=len(pairs),
+        perplexity=perplexity,
+        perplexity_ratio=perplexity / own_perplexity,
+        top1_agreement=statistics.fmean(likeliest(mine.listed) == likeliest(other.listed) for mine, other in pairs),
+        mean_kl_top20=statistics.fmean(coarse_kl(mine.listed, other.listed) for mine, other in pairs),
+        tokens_per_second=start.tokens_per_second,
+        others_share=start.others,
+    )
+
+
+def likeliest(listed: dict[int, float]) -> int:
+    """The token of the highest log-probability; of several the one of the lowest id, as an argmax has it."""
+    return min(listed, key=lambda token: (-listed[token], token))
+
+
+def coarse_kl(p: dict[int, float], q: dict[int, float]) -> float:
+    """KL(p || q) in nats, of natural log-probabilities by token id, with all tokens that not both list taken as one.
+
+    At most the KL of the whole distributions: joining outcomes never raises it (docs/maths.md, Speed: KV caches).
+    """
+    both = p.keys() & q.keys()
+    known = math.fsum(math.exp(p[token]) * (p[token] - q[token]) for token in both)
+    rest = [max(REST, 1 - math.fsum(math.exp(side[token]) for token in both)) for side in (p, q)]
+    return known + rest[0] * math.log(rest[0] / rest[1])
