@@ -47,6 +47,7 @@ class Answer:
     where: str
     finish: str | None = None  # stop | length | ..., as the server says
     tokens: int | None = None  # completion tokens, where the server counts them
+    prompt: tuple[int, ...] = ()  # the question's tokens, where the server says them
     done: bool = False
     rest: bytes = b""  # of a line that is not complete yet; of a body that is not streamed, all of it
     event: str = ""  # the name of the event that the next data belong to
@@ -114,6 +115,9 @@ class Answer:
         usage = event.get("usage")
         counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
         self.tokens = counted if isinstance(counted, int) else self.tokens
+        prompt = event.get("prompt_token_ids")
+        if isinstance(prompt, list) and all(isinstance(each, int) for each in prompt):
+            self.prompt = tuple(prompt)
         said = Said()
         for choice in event.get("choices") or ():
             if not isinstance(choice, dict):

@@ -7,18 +7,20 @@ Not over the `openai` package, which was tried: it collects a line without an en
 any URL, and needs as many lines around it as this file has (docs/log.md, 2026-11-28).
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
 from hubplugin.errors import ServeError
-from serve import ports, server_address
+from serve import ports, scoring, server_address
 from serve.answer_events import ALIVE, URL_AND_PORT
 from serve.catalogue import Listed, read
 from serve.completion import Call, check
 from serve.completion import Piece as Piece
+from serve.scoring import Scored
 from serve.server_address import endpoint as endpoint
 
 TIMEOUT = 120.0  # seconds of silence; the first token of a long prompt on a CPU needs patience
@@ -71,7 +73,7 @@ def stream(
     where the server cannot be reached, refuses, reports an error, closes or aborts in the middle of the
     answer, or is silent for `timeout` seconds.
     """
-    call = Call(base_url, model, messages, temperature, max_tokens, stop, seed, top_p, logprobs, api_key)
+    call = Call(base_url, model, messages, temperature, max_tokens, stop, seed, top_p, logprobs, 0, api_key)
     with _explained(call.url, timeout), _client(httpx.Client, call.url, timeout) as client:
         while not call.accepted:
             with client.stream(**call.request()) as response:
@@ -100,11 +102,15 @@ async def astream(
     seed: int | None = None,
     top_p: float | None = None,
     logprobs: bool = False,
+    likeliest: int = 0,
     api_key: str | None = None,
     timeout: float = TIMEOUT,
 ) -> AsyncGenerator[Piece, None]:
-    """`stream` for an event loop: cancelling it closes the connection at once, even to a silent engine."""
-    call = Call(base_url, model, messages, temperature, max_tokens, stop, seed, top_p, logprobs, api_key)
+    """`stream` for an event loop: cancelling it closes the connection at once, even to a silent engine.
+
+    likeliest  how many tokens, at most 20, each token is to name beside itself, where the server does so
+    """
+    call = Call(base_url, model, messages, temperature, max_tokens, stop, seed, top_p, logprobs, likeliest, api_key)
     with _explained(call.url, timeout):
         async with _client(httpx.AsyncClient, call.url, timeout) as client:
             while not call.accepted:
@@ -121,6 +127,38 @@ async def astream(
             if piece := call.piece(call.answer.end()):
                 yield piece
             yield call.last()
+
+
+async def ascore(
+    base_url: str,
+    model: str,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    likeliest: int,
+    api_key: str | None = None,
+    timeout: float = TIMEOUT,
+) -> list[Scored]:
+    """What a model says of each of the `tokens` after the `prompt`, both as numbers in its vocabulary.
+
+    Raises ServeError where the server cannot be reached or refuses, and where it does not score texts: only vLLM does.
+    """
+    url, received = endpoint(base_url), bytearray()
+    request: dict[str, Any] = {
+        "url": server_address.address(base_url, "completions"),
+        "headers": server_address.headers(api_key),
+        "json": scoring.body(model, [*prompt, *tokens], likeliest),
+    }
+    with _explained(url, timeout):
+        async with _client(httpx.AsyncClient, url, timeout) as client, client.stream("POST", **request) as response:
+            if response.status_code != 200:
+                await response.aread()
+            check(response, url, model)
+            async for chunk in response.aiter_bytes():
+                received += chunk
+                if len(received) > scoring.LONGEST_BODY:
+                    raise ServeError(url, "sent an answer without an end", URL_AND_PORT)
+    return await asyncio.to_thread(scoring.read, bytes(received), tokens, url)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,9 @@ from serve.token_logprobs import Token
 ADAPTATIONS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "stream_options": (("stream_options", "include_usage"), None),  # then the answer has no count of tokens
     "max_tokens": (("'max_completion_tokens' instead",), "max_completion_tokens"),  # reasoning models at OpenAI
+    "return_tokens_as_token_ids": (("return_tokens_as_token_ids",), None),  # vLLM's own, as the next
+    "return_token_ids": (("return_token_ids",), None),
+    "top_logprobs": (("top_logprobs",), None),  # then no token has any beside it
     "logprobs": (("logprobs",), None),  # reasoning models at OpenAI, with 403; then no token has one
     "seed": (('"seed"', "'seed'", '\\"seed\\"'), None),  # Mistral's and Google's, where every key must be known
 }
@@ -39,6 +42,7 @@ class Piece:
     seconds: float | None = None  # from sending the request to the end of the answer
     first: float | None = None  # seconds from sending the request to the first text or reasoning
     seed: int | None = None  # that the server took; None where none was given, or where it takes none
+    prompt: tuple[int, ...] = ()  # the question's tokens, where the likeliest were asked for and the server says them
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -59,6 +63,7 @@ class Call:
     seed: int | None
     top_p: float | None
     logprobs: bool
+    likeliest: int
     api_key: str | None
     began: float = 0.0
     first: float | None = None
@@ -83,6 +88,9 @@ class Call:
         }
         body |= ({"stop": list(self.stop)} if self.stop else {}) | ({} if self.seed is None else {"seed": self.seed})
         body |= ({} if self.top_p is None else {"top_p": self.top_p}) | ({"logprobs": True} if self.logprobs else {})
+        if self.likeliest:  # each token by its number, since several may have the same text
+            body |= {"logprobs": True, "top_logprobs": self.likeliest}
+            body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
         for key in self.adapted & body.keys():
             value, (_, instead) = body.pop(key), ADAPTATIONS[key]
             body |= {instead: value} if instead else {}
@@ -119,7 +127,8 @@ class Call:
             raise ServeError(self.url, "the engine stopped in the middle of the answer", ALIVE)
         seconds = time.monotonic() - self.began
         seed = self.seed if "seed" in self.sent else None
-        return Piece(finish=finish, tokens=self.answer.tokens, seconds=seconds, first=self.first, seed=seed)
+        measures: dict[str, Any] = {"tokens": self.answer.tokens, "seconds": seconds, "first": self.first}
+        return Piece(finish=finish, seed=seed, prompt=self.answer.prompt, **measures)
 
 
 def check(answer: httpx.Response, url: str, model: str) -> None:

@@ -4,7 +4,7 @@ Knows addresses, signals and Gradio's way to launch. Imports no Gradio, and know
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
@@ -37,10 +37,10 @@ class Page:
 P = TypeVar("P", bound=Page)
 
 
-def launch(blocks: Any, host: str, port: int | None, *, middleware: Any, **options: Any) -> str:
+def launch(blocks: Any, host: str, port: int | None, *, middleware: Sequence[Any], **options: Any) -> str:
     """Serve a page in the background; returns its URL. `options` are Gradio's, such as `css`.
 
-    `middleware` is Starlette's, which sets the page's headers. Raises ServeError where its port cannot be bound.
+    `middleware` is Starlette's, the outermost first. Raises ServeError where its port cannot be bound.
     """
     port = ports.choose(host, port)
     # Gradio looks at its own page once; a proxy from the environment would be in between.
@@ -59,7 +59,7 @@ def launch(blocks: Any, host: str, port: int | None, *, middleware: Any, **optio
             enable_monitoring=False,
             mcp_server=False,
             pwa=False,
-            app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [*middleware], "docs_url": None, "redoc_url": None},
             **options,
         )
     except OSError as error:

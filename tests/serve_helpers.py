@@ -73,6 +73,10 @@ class Fake(ThreadingHTTPServer):
         self.words = WORDS
         self.says: dict[str, list[str]] = {}  # words of a model, instead of `words`
         self.logprobs: dict[str, dict[str, float]] = {}  # of a model's words, where they are asked for
+        # Of a model, the likeliest words at the place of each word, where they are asked for.
+        self.likeliest: dict[str, dict[str, dict[str, float]]] = {}
+        self.vocabulary: list[str] = []  # numbers words as vLLM does; without it the server knows OpenAI's keys alone
+        self.scores = True  # whether it says what a model says of a given text, as vLLM does
         self.facts: dict[str, dict[str, Any]] = {}  # what the list says of a model, beside its name
         self.pause = 0.0  # seconds between two words
         self.requests: list[dict[str, Any]] = []
@@ -125,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
             if key in request:
                 self._json(*answer)
                 return
+        if self.path == f"{self.server.base}/completions":
+            self._score(model, request)
+            return
         self.send_response(200)
         self.send_header("content-type", "text/event-stream" if self.server.raw is None else "application/json")
         self.send_header("connection", "close")
@@ -142,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         if self.server.raw is not None:
             return
-        self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        prompt = {"prompt_token_ids": [0, 1]} if self._numbers() else {}
+        self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}], **prompt})
         words = self.server.says.get(model, self.server.words)
         for count, word in enumerate(words):
             if self.server.pause:
@@ -178,8 +186,36 @@ class _Handler(BaseHTTPRequestHandler):
         if logprob is None or not self.server.requests[-1].get("logprobs"):
             return {}
         tokens = ["", word] if word > "\uffff" else [word]
-        rows = [{"token": each, "logprob": logprob, "bytes": list(each.encode())} for each in tokens]
+        rows = [{**self._named(each), "logprob": logprob, "bytes": list(each.encode())} for each in tokens]
+        if self.server.requests[-1].get("top_logprobs"):
+            others = self.server.likeliest.get(model, {}).get(word, {})
+            rows[-1]["top_logprobs"] = [{**self._named(each), "logprob": value} for each, value in others.items()]
         return {"logprobs": {"content": rows}}
+
+    def _numbers(self) -> bool:
+        """Whether it says the numbers of tokens."""
+        return bool(self.server.vocabulary and self.server.requests[-1].get("return_token_ids"))
+
+    def _named(self, word: str) -> dict[str, Any]:
+        """A token as OpenAI names it; by its number as vLLM does, where it is to and can."""
+        if self._numbers() and word in self.server.vocabulary:
+            name = f"token_id:{self.server.vocabulary.index(word)}"
+            return {"token": name, "bytes": list(name.encode())}
+        return {"token": word, "bytes": list(word.encode())}
+
+    def _score(self, model: str, request: dict[str, Any]) -> None:
+        """A text that is given, as vLLM scores it: the first token has no place before it."""
+        if not self.server.scores:
+            self._json(400, {"error": {"message": "no completions here"}})
+            return
+        words = self.server.vocabulary
+        likeliest = self.server.likeliest.get(model, {})
+        rows: list[Any] = [None]
+        for number in request["prompt"][1:]:
+            values = likeliest.get(words[number], {}) | {}
+            values.setdefault(words[number], -9.0)
+            rows.append({words.index(each): {"logprob": it, "decoded_token": each} for each, it in values.items()})
+        self._json(200, {"choices": [{"text": "", "prompt_logprobs": rows}]})
 
     def _event(self, event: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n")

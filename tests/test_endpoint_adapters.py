@@ -65,6 +65,22 @@ def test_where_one_model_has_an_adapter_requests_without_a_name_are_for_the_mode
     run(test())
 
 
+def test_an_engine_with_adapters_is_not_asked_to_score_a_prompt(saved: Path, tmp_path: Path) -> None:
+    """vLLM 0.32 ends where two such requests come at once."""
+
+    async def test() -> None:
+        async with endpoint(tmp_path, ("a", "b"), adapters={"b": (Adapter("d", saved),)}) as served:
+            for model in ("b", "d"):
+                for asked in ({"prompt_logprobs": 0}, {"echo": True, "logprobs": 0}, {"echo": True, "top_logprobs": 2}):
+                    status, said = await served.ask(model=model, prompt="x", **asked)
+                    assert (status, said["error"]["param"]) == (400, "prompt_logprobs")
+                for asked in ({"logprobs": 2}, {"echo": True}, {"prompt_logprobs": None}):
+                    assert (await served.ask(model=model, prompt="x", **asked))[0] == 200
+            assert (await served.ask(model="a", prompt="x", prompt_logprobs=2))[0] == 200
+
+    run(test())
+
+
 def test_vllm_is_told_of_all_adapters_of_a_base(saved: Path, pico_folder: Path, tmp_path: Path) -> None:
     wide = changed(saved, tmp_path / "wide", r=9, rank_pattern={"q_proj": 17})
     one = Offer("base", pico_folder, adapters=(Adapter("a b", saved), wide), options=("--max-loras", "1"))

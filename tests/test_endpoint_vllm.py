@@ -22,6 +22,9 @@ import pytest
 from serve_helpers import DEMO, session_of, until
 
 from serve import ports
+from serve.chat_page.markup import tokens
+from serve.chat_page.turns import divergence, turn
+from serve.chat_page.turns.side import Settings, Side
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
 
@@ -106,6 +109,27 @@ def test_models_are_listed_and_each_answers(running: Running) -> None:
     assert said["model"] == BASE and said["choices"][0]["message"]["content"].strip()
     said = running.post("/completions", model="pico", prompt="abc", max_tokens=3).json()
     assert said["model"] == "pico" and said["usage"]["completion_tokens"] == 3
+
+
+def test_the_chat_page_measures_kl_between_two_models(running: Running) -> None:
+    def asked(*names: str) -> list[Side]:
+        async def ask() -> list[Side]:
+            sides = [Side(name, [], []) for name in names]
+            settings = Settings("", 0.0, 24, colour=tokens.KL)
+            async for _ in turn.answer(running.url, None, "What is a list?", sides, settings):
+                pass
+            return sides
+
+        return asyncio.run(ask())
+
+    for same in asked(BASE, "tooled"):  # the same weights
+        assert len(same.kl) == len(same.logprobs) > 3 and same.note.startswith(f"KL({same.name} ‖ ")
+        assert all(kl is not None and kl < 0.01 for kl in same.kl)
+    for other in asked("pico", "added"):  # of one engine with an adapter, which is not asked to score a text
+        assert 0 < len(other.kl) <= len(other.logprobs) and "gives no log-probabilities of a prompt" in other.note
+    base, strange = asked(BASE, "pico")  # another vocabulary
+    assert not base.kl and not strange.kl and base.note.startswith(divergence.NOT_SHOWN)
+    assert running.metric("hubplugin_engine_restarts_total", "pico") == 0
 
 
 def test_an_adapter_answers_as_the_model_does_that_it_is_merged_into(running: Running, tmp_path: Path) -> None:

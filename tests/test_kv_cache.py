@@ -30,7 +30,7 @@ from hubplugin.manifest.speed import KV_CACHES
 from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.plan import planner
 from hubplugin.speed_record import KVCache
-from serve import kv_cache, prompt_scores, vllm_metrics, vllm_options, vllm_settings
+from serve import kv_cache, prompt_scores, token_divergence, vllm_metrics, vllm_options, vllm_settings
 from serve.engine import Engine
 
 # -- numbers by hand
@@ -43,10 +43,10 @@ def logs(**probabilities: float) -> dict[int, float]:
 
 def test_kl_joins_all_that_not_both_list() -> None:
     p, q = logs(a=0.5, b=0.25), logs(a=0.25, b=0.5)  # 0.25 is left on both sides
-    assert kv_caches.coarse_kl(p, q) == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2))
+    assert token_divergence.at_least(p, q) == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2))
     p, q = logs(a=0.5, b=0.3), logs(a=0.4, c=0.4)  # only a is listed by both: 0.5 and 0.5 against 0.4 and 0.6
-    assert kv_caches.coarse_kl(p, q) == pytest.approx(0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6))
-    assert kv_caches.coarse_kl(p, p) == 0
+    assert token_divergence.at_least(p, q) == pytest.approx(0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6))
+    assert token_divergence.at_least(p, p) == 0
 
 
 def test_what_is_listed_of_a_distribution_never_has_more_kl_than_all_of_it() -> None:
@@ -58,14 +58,16 @@ def test_what_is_listed_of_a_distribution_never_has_more_kl_than_all_of_it() -> 
             {token: math.log(side[token]) for token in sorted(range(5), key=lambda token: -side[token])[:listed]}
             for side in (p, q)
         )
-        bounds.append(kv_caches.coarse_kl(*sides))
+        bounds.append(token_divergence.at_least(*sides))
     assert all(0 <= bound <= whole for bound in bounds) and bounds[0] == 0 and bounds[4] == pytest.approx(whole)
     assert 0 < bounds[1] < bounds[3] < whole
 
 
 def test_a_rest_that_rounds_to_nothing_is_no_infinite_kl() -> None:
     p, q = logs(a=0.999), {0: 1e-8}  # float32's sum of all probabilities may be above 1
-    assert kv_caches.coarse_kl(p, q) == pytest.approx(0.001 * math.log(0.001 / kv_caches.REST), rel=0.2)
+    assert token_divergence.at_least(p, q) == pytest.approx(
+        0.001 * math.log(0.001 / token_divergence.LEAST_REST), rel=0.2
+    )
 
 
 def test_of_two_likeliest_tokens_the_lowest_id_counts_whatever_their_order() -> None:

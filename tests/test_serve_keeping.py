@@ -61,10 +61,16 @@ def test_max_tokens_stay_within_the_smallest_context(
 @pytest.mark.parametrize(
     "stored",
     [None, [], "x", {"system": 3, "temperature": "hot", "top_p": 0, "tokens": True, "seed": 7, "compare": []},
-     {"sure": 1}, {"temperature": -1, "top_p": 1.5, "tokens": 10**9, "alone": 3}, {"temperature": float("nan")}],
+     {"sure": 1}, {"colour": "red"}, {"colour": ["kl"]},
+     {"temperature": -1, "top_p": 1.5, "tokens": 10**9, "alone": 3}, {"temperature": float("nan")}],
 )  # fmt: skip
 def test_settings_that_a_browser_sends_as_kept_are_checked(stored: Any) -> None:
     assert keeping.read_settings(stored) == keeping.KeptSettings()
+
+
+def test_what_an_earlier_page_kept_of_colours_is_read() -> None:
+    assert keeping.read_settings({"sure": True}).colour == "probability"
+    assert keeping.read_settings({"sure": True, "colour": "kl"}).colour == "kl"
 
 
 def test_settings_are_kept_each_for_itself() -> None:

@@ -10,7 +10,7 @@ import pytest
 from serve_helpers import browser, fake, until
 
 from hubplugin.errors import ServeError
-from serve import page_login
+from serve import page_login, rate_limit
 from serve.chat_page import app
 
 __all__ = ["browser"]  # a fixture
@@ -91,6 +91,59 @@ def test_nothing_of_the_page_is_reached_without_the_login() -> None:
         assert stranger.get("config").status_code == 200 and "s3cret" not in stranger.get("config").text
 
 
+def test_wrong_logins_are_limited_for_each_address_and_right_ones_are_not() -> None:
+    with (
+        fake() as server,
+        app.launch(server.url, logins=("ada:s3cret",)) as page,
+        httpx.Client(base_url=page.url, trust_env=False) as one,
+    ):
+
+        def tried(password: str, address: str = "", path: str = "login") -> httpx.Response:
+            headers = {"X-Forwarded-For": address} if address else {}  # as a proxy on this machine says it
+            return one.post(path, data={"username": "ada", "password": password}, headers=headers)
+
+        assert [tried("s3cret").status_code for _ in range(page_login.FAILURES + 3)] == [200] * (
+            page_login.FAILURES + 3
+        )
+        assert [tried("wrong").status_code for _ in range(page_login.FAILURES)] == [400] * page_login.FAILURES
+        for path in ("login", "login/"):
+            refused = tried("s3cret", path=path)
+            assert refused.status_code == 429 and 0 < int(refused.headers["Retry-After"]) <= 12
+            assert refused.json()["detail"].startswith("Too many wrong logins: try again in ")
+            assert "Content-Security-Policy" in refused.headers
+        assert one.get("").status_code == 200  # the page of who is logged in already
+        assert tried("s3cret", "192.0.2.1").status_code == 200
+        for number in range(page_login.FAILURES + 1):  # of one customer's network
+            status = tried("wrong", f"2001:db8::{number}").status_code
+        assert status == 429 and tried("s3cret", "2001:db8:0:1::1").status_code == 200
+
+
+def test_a_limit_is_each_clients_own_and_fills_up_again() -> None:
+    now = [100.0]
+    limit = rate_limit.RateLimit(5, clock=lambda: now[0])
+    assert [limit.take("a") for _ in range(6)] == [0, 0, 0, 0, 0, 12] and limit.take("b") == 0
+    now[0] += 9
+    assert limit.take("a") == 3  # nothing was taken by the try before
+    now[0] += 3
+    assert limit.take("a") == 0 and limit.take("a") == 12
+    limit.give_back("a")
+    assert limit.take("a") == 0
+    now[0] += 3600
+    assert [limit.take("a") for _ in range(6)] == [0, 0, 0, 0, 0, 12]
+
+
+def test_a_limit_forgets_the_quietest_and_not_those_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "REMEMBERED", 10)
+    now = [0.0]
+    limit = rate_limit.RateLimit(1, clock=lambda: now[0])
+    for number in range(100):
+        now[0] += 0.01
+        assert limit.take("refused") == 0 or number
+        assert limit.take(f"client {number}") == 0
+        assert len(limit._buckets) <= 10
+    assert limit.take("refused") > 0
+
+
 def test_the_verb_refuses_a_page_for_everybody_in_three_lines() -> None:
     words = [sys.executable, "-m", "hubplugin", "chat", "http://127.0.0.1:1", "--host", "0.0.0.0"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
@@ -104,6 +157,7 @@ def test_a_reader_logs_in_and_asks(browser: Any) -> None:
         asked: list[str] = []
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(page.url)
+        until(tab.get_by_text(page_login.HINT).is_visible)
         tab.get_by_label("username").fill("ada")
         tab.get_by_label("password").fill("s3cret")
         tab.get_by_role("button", name="Login").click()

@@ -7,7 +7,7 @@ import pytest
 from serve_helpers import Chat, browser, chat, fake, until
 
 from serve import client, token_logprobs
-from serve.chat_page.markup import tokens
+from serve.chat_page.markup import scales, tokens
 from serve.token_logprobs import Token
 
 __all__ = ["browser"]  # a fixture
@@ -26,9 +26,9 @@ def test_a_token_is_read_with_its_bytes_or_with_its_text() -> None:
         {"token": "bytes:\\xc3", "logprob": -1e30, "bytes": [0xC3]},
     ]
     assert token_logprobs.read({"logprobs": {"content": rows}}) == (
-        Token(b"a", -0.5),
-        Token("é".encode(), 0.0),
-        Token(b"\xc3", -9999.0),
+        Token(b"a", -0.5, "bytes:61"),
+        Token("é".encode(), 0.0, "bytes:c3a9"),
+        Token(b"\xc3", -9999.0, "bytes:c3"),
     )
 
 
@@ -62,8 +62,8 @@ def test_what_is_no_character_does_not_swallow_the_rest() -> None:
 
 def test_pieces_are_written_and_read_again() -> None:
     pieces = [tokens.Piece('a"\n🐈', (-0.25, -1.5)), tokens.Piece("", (0.0,))]
-    assert tokens.read(tokens.written(pieces)) == pieces
-    assert tokens.written([]) == "" and tokens.read("") == []
+    assert tokens.read(tokens.written(pieces)) == tokens.Coloured(tuple(pieces))
+    assert tokens.written([]) == "" and tokens.read("") == tokens.Coloured()
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_pieces_are_written_and_read_again() -> None:
      '[["a",-1e999]]', '[["a",true]]', "[" * 100_000],
 )  # fmt: skip
 def test_what_a_browser_kept_of_tokens_is_checked(line: str) -> None:
-    assert tokens.read(line) == []
+    assert tokens.read(line) == tokens.Coloured()
 
 
 def test_a_token_is_text_and_one_line() -> None:
     said = "<img src=x onerror=alert(1)>\n\n%%% \ue000x\ue001 \"'</div>\u202e"
-    shown = tokens.html([tokens.Piece(said, (-0.1,))])
+    shown = tokens.html(tokens.Coloured((tokens.Piece(said, (-0.1,)),)))
     assert "<img" not in shown and "\n" not in shown and "%%%" not in shown and "\ue000" not in shown
     assert "\u202e" not in shown and shown.count("</div>") == 2
     assert "&lt;img src=x onerror=alert(1)&gt;↵&#10;↵&#10;" in shown
@@ -89,12 +89,12 @@ def test_a_token_is_text_and_one_line() -> None:
      (0.049, 4, "4.9 &#37;"), (1e-9, 4, "below 0.01 &#37;")],
 )  # fmt: skip
 def test_the_colour_and_the_words_say_the_probability(probability: float, number: int, words: str) -> None:
-    shown = tokens.html([tokens.Piece("x", (math.log(probability) + 1e-12 * (probability < 1),))])
+    shown = tokens.html(tokens.Coloured((tokens.Piece("x", (math.log(probability) + 1e-12 * (probability < 1),)),)))
     assert f'<span class="t{number}" tabindex="0" title="{words}, log-probability ' in shown
 
 
 def test_one_token_can_be_reached_by_the_tab_key() -> None:
-    shown = tokens.html([tokens.Piece("x", (-0.1,)), tokens.Piece("y", (-0.1, -0.2))])
+    shown = tokens.html(tokens.Coloured((tokens.Piece("x", (-0.1,)), tokens.Piece("y", (-0.1, -0.2)))))
     assert shown.count('tabindex="0"') == shown.count('tabindex="-1"') == 1
     assert "2 tokens make this text: 90.5 &#37;, 81.9 &#37;" in shown
 
@@ -107,7 +107,15 @@ def luminance(colour: str) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize(("scale", "paper"), [(tokens.LIGHT, "#ffffff"), (tokens.DARK, "#0f172a")])
+@pytest.mark.parametrize(
+    ("scale", "paper"),
+    [
+        (scales.PROBABILITY.light, "#ffffff"),
+        (scales.PROBABILITY.dark, "#0f172a"),
+        (scales.KL.light, "#ffffff"),
+        (scales.KL.dark, "#0f172a"),
+    ],
+)
 def test_the_scale_is_read_by_lightness_alone_and_so_is_its_text(scale: Any, paper: str) -> None:
     grounds = [luminance(background or paper) for background, _ in scale]
     assert grounds in (sorted(grounds), sorted(grounds, reverse=True)) and len(set(grounds)) == len(grounds)
@@ -137,7 +145,7 @@ def test_tokens_are_coloured_where_it_is_asked_for_and_nothing_else_changes(brow
         page.say("Before?")
         until(lambda: "tokens/s" in page.status() and page.can_send())
         assert "logprobs" not in server.requests[0] and page.tab.locator(".tokens").count() == 0
-        page.tab.get_by_label("Show how sure the model was").check()
+        page.choose("colour", "probability")
         page.say("What is a list?")
         until(lambda: page.tab.get_by_text("Token by token").count() and page.can_send())
         assert server.requests[1]["logprobs"] is True
@@ -162,7 +170,7 @@ def test_both_of_two_models_show_it_and_one_without_says_so(browser: Any, answer
     with chat(browser, **answers) as (page, _server):
         page.choose("compare", "silent-about-it")
         until(lambda: page.tab.locator("#chat-b").count())
-        page.tab.get_by_label("Show how sure the model was").check()
+        page.choose("colour", "probability")
         page.say("What is a list?")
         until(lambda: page.tab.locator("#difference p").count() and page.can_send())
         until(lambda: "the server sent no log-probabilities" in page.status("-b"))
@@ -171,7 +179,7 @@ def test_both_of_two_models_show_it_and_one_without_says_so(browser: Any, answer
         until(lambda: page.tab.evaluate("Object.values(localStorage).join('').length") > 500)
         page.tab.reload()
         until(lambda: page.tab.get_by_text("Token by token").count())
-        until(page.tab.get_by_label("Show how sure the model was").is_checked, 5)
+        until(lambda: page.tab.locator("#colour input").input_value() == "probability", 5)
 
 
 def test_a_server_that_takes_no_logprobs_is_asked_without() -> None:

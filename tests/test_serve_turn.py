@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from serve_helpers import fake
 
-from serve.chat_page.turn import Settings, Side
+from serve.chat_page.turns.side import Settings, Side
 
 
 @pytest.mark.parametrize(("models", "said"), [(["steady", "other"], "A list holds items"), ([], "")])

@@ -51,7 +51,7 @@ def launch(host: str = ports.LOOPBACK, port: int | None = None, *, max_parameter
     policy = Middleware(PolicyHeaders, frames=f"'self' {HUB}") if on_space else Middleware(PolicyHeaders)
     try:
         url = page_server.launch(
-            blocks, host, port, middleware=policy, max_file_size=page.MOST_TEXT, theme=theme(), css=style.CSS
+            blocks, host, port, middleware=[policy], max_file_size=page.MOST_TEXT, theme=theme(), css=style.CSS
         )
     except ServeError:
         desk.close()

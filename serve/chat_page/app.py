@@ -19,11 +19,13 @@ try:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from serve.chat_page import asking, keeping, layout, listing, style, turn
+    from serve.chat_page import asking, keeping, layout, listing, style
     from serve.chat_page.markup import tokens
     from serve.chat_page.policy import PolicyHeaders
     from serve.chat_page.tabs import benching, comparing
     from serve.chat_page.tabs import style as tabs_style
+    from serve.chat_page.turns import turn
+    from serve.chat_page.turns.side import Settings, Side
 except ImportError as missing:
     raise ServeError("gradio", "the chat page's library is not installed", "pip install 'hubplugin[ui]'") from missing
 
@@ -55,8 +57,8 @@ def build(base_url: str, model: str | None = None, *, api_key: str | None = None
 async def _one_answer(base_url: str, api_key: str | None, model: str | None, text: str) -> str:
     """The page's own turn without the page: the first model's answer to one question, or the error's one line."""
     name = next(iter(client.models(base_url, api_key=api_key, known=model)), None)
-    side = turn.Side(name, [], [])
-    async for _ in turn.answer(base_url, api_key, text, [side], turn.Settings("", 0.0, ASK_TOKENS)):
+    side = Side(name, [], [])
+    async for _ in turn.answer(base_url, api_key, text, [side], Settings("", 0.0, ASK_TOKENS)):
         pass
     if not side.said and not side.reasoning:
         raise gr.Error(listing.one_line(side.error) if side.error else "no answer", print_exception=False)
@@ -102,7 +104,8 @@ def launch(
         host,
         port,
         auth=page_login.check(logins),
-        middleware=Middleware(PolicyHeaders),
+        auth_message=page_login.HINT if logins else None,
+        middleware=[Middleware(PolicyHeaders), *([Middleware(page_login.LoginLimit)] if logins else [])],
         max_file_size=1,  # bytes: nothing is ever uploaded
         theme=style.theme(),
         css=style.CSS + tabs_style.CSS + tokens.CSS,

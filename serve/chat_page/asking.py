@@ -9,9 +9,11 @@ import gradio as gr
 
 from hubplugin.errors import ServeError
 from serve.catalogue import Listed
-from serve.chat_page import conversation, layout, turn
+from serve.chat_page import conversation, layout
 from serve.chat_page.conversation import Message, Turn
 from serve.chat_page.listing import one_line
+from serve.chat_page.turns import turn
+from serve.chat_page.turns.side import BUSY, STOPPED, Settings, Side
 
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 LARGEST_SEED = 2**31 - 1
@@ -29,7 +31,7 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
         controls.tokens,
         controls.seed,
         controls.top_p,
-        controls.sure,
+        controls.colour,
     ]
     said = [first.chat, first.turns, second.chat, second.turns]
     lines = [first.status, second.status]
@@ -81,7 +83,7 @@ async def _answer(
     tokens: float,
     seed: str,
     top_p: float,
-    sure: bool,
+    colour: str,
 ) -> AsyncIterator[tuple[Any, ...]]:
     """Updates of everything while one model or two answer."""
     if not text.strip():
@@ -92,11 +94,12 @@ async def _answer(
     except ServeError as error:
         yield (gr.skip(), *_skipped(2), one_line(error), *_skipped(4))
         return
-    sides = [turn.Side(name, chat, turns)]
+    sides = [Side(name, chat, turns)]
     if other:
-        sides.append(turn.Side(other, other_chat, other_turns))
+        sides.append(Side(other, other_chat, other_turns))
         chosen = random.randrange(LARGEST_SEED) if chosen is None and temperature else chosen
-    settings = turn.Settings(system, temperature, int(tokens), chosen, top_p if top_p < layout.TOP_P else None, sure)
+    nucleus = top_p if top_p < layout.TOP_P else None
+    settings = Settings(system, temperature, int(tokens), chosen, nucleus, colour)
     states = any(row.state for row in listed)
     busy = gr.update(value="", submit_btn=False, stop_btn="Stop")
     async for changed, difference in turn.answer(base_url, api_key, text, sides, settings, states=states):
@@ -122,7 +125,7 @@ def _skipped(count: int) -> tuple[Any, ...]:
     return (gr.skip(),) * count
 
 
-def _shown(side: turn.Side) -> tuple[Any, ...]:
+def _shown(side: Side) -> tuple[Any, ...]:
     return side.shown(), side.told(), side.line
 
 
@@ -132,7 +135,7 @@ def _unasked(
     """The last question, and both conversations without it; the other one has it where both were asked. No question
     while one is being answered."""
     text = conversation.last_question(turns)
-    if text is None or any(line in turn.BUSY for line in lines):
+    if text is None or any(line in BUSY for line in lines):
         return "", [chat, turns, other_chat, other_turns]
     both = conversation.last_question(other_turns) == text
     other = [conversation.before_last(each) if both else each for each in (other_chat, other_turns)]
@@ -153,7 +156,7 @@ def _stopped(turns: list[Turn], other_turns: list[Turn], *lines: str) -> tuple[A
 
 
 def _is_stopped(line: str) -> bool:
-    return line in turn.BUSY or line.startswith(turn.STOPPED)
+    return line in BUSY or line.startswith(STOPPED)
 
 
 def _as_stopped(line: str, turns: list[Turn]) -> str:
@@ -161,7 +164,7 @@ def _as_stopped(line: str, turns: list[Turn]) -> str:
     if not _is_stopped(line):
         return line
     measures = turns[-1].get("measures", "") if turns else ""
-    return measures if measures.startswith(turn.STOPPED) else turn.STOPPED
+    return measures if measures.startswith(STOPPED) else STOPPED
 
 
 async def _still_stopped(

@@ -74,11 +74,12 @@ def answer(said: str, reasoning: str = "", *, unfinished: bool = False) -> list[
 
 def token_by_token(line: str) -> list[Message]:
     """What is folded away under an answer: its tokens, as `tokens.written` wrote them. Copying leaves them out."""
-    pieces = tokens.read(line)
-    if not pieces:
+    said = tokens.read(line)
+    if not said.pieces:
         return []
-    metadata = {"title": "Token by token: how sure the model was", "status": "done"}
-    return [{"role": "assistant", "content": tokens.html(pieces), "metadata": metadata}]
+    title = "how far the models are from each other" if said.by == tokens.KL else "how sure the model was"
+    metadata = {"title": f"Token by token: {title}", "status": "done"}
+    return [{"role": "assistant", "content": tokens.html(said), "metadata": metadata}]
 
 
 def failure(error: ServeError, title: str) -> Message:

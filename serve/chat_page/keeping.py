@@ -14,6 +14,7 @@ import gradio as gr
 from serve.catalogue import Listed
 from serve.chat_page import about, conversation, layout
 from serve.chat_page.conversation import Turn
+from serve.chat_page.markup.tokens import NOTHING, PROBABILITY
 
 LONGEST = 1_000_000  # characters that are kept; browsers give a page a few MB, and encryption makes it longer
 ROLES = ("user", "assistant")
@@ -74,7 +75,7 @@ class KeptSettings:
     top_p: float = layout.TOP_P
     tokens: int = layout.USUAL
     seed: str = ""
-    sure: bool = False
+    colour: str = NOTHING
     compare: str = layout.NONE
     alone: float | None = None  # the temperature of one model, while two are compared
 
@@ -88,12 +89,14 @@ def read_settings(kept: Any) -> KeptSettings:
         sound = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
         return value if sound else getattr(usual, key)
 
+    # An earlier page kept whether tokens were shown.
+    colour = given.get("colour", PROBABILITY if given.get("sure") is True else None)
     texts = {key: given[key] for key in ("system", "seed", "compare") if isinstance(given.get(key), str)}
     return KeptSettings(
         temperature=number("temperature", 0, layout.HOTTEST),
         top_p=number("top_p", layout.LEAST_TOP_P, layout.TOP_P),
         tokens=int(number("tokens", layout.FEWEST, layout.MOST)),
-        sure=given.get("sure") is True,
+        colour=colour if isinstance(colour, str) and colour in layout.COLOURS else usual.colour,
         alone=number("alone", 0, layout.HOTTEST),
         **texts,
     )
@@ -109,7 +112,7 @@ def connect_settings(parts: layout.Parts, alone: gr.State, chosen: Any) -> None:
         controls.top_p,
         controls.tokens,
         controls.seed,
-        controls.sure,
+        controls.colour,
         controls.compare,
         alone,
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from serve.chat_page.markup import formulas
+from serve.chat_page.markup import formulas, tokens
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # of every event
 NONE = ""  # the value of "Compare with" when one model is asked
@@ -15,6 +15,7 @@ ALONE, COMPARED = 0.7, 0.0  # temperature that the page begins with
 FEWEST, MOST, USUAL, STEP = 16, 4096, 512, 16  # tokens of an answer
 HOTTEST = 2
 LEAST_TOP_P, TOP_P = 0.05, 1.0
+COLOURS = {tokens.NOTHING: "nothing", tokens.PROBABILITY: "probability", tokens.KL: "KL to the other model"}
 TEMPERATURE = {
     False: "Temperature",
     True: "Temperature (at 0, differences come from the models and not from chance)",
@@ -43,7 +44,7 @@ class Controls:
     tokens: gr.Slider
     seed: gr.Textbox
     top_p: gr.Slider
-    sure: gr.Checkbox
+    colour: gr.Dropdown
 
 
 @dataclass(frozen=True)
@@ -142,5 +143,13 @@ def _controls() -> Controls:
         # No gr.Number: one without a value says 0.
         seed=gr.Textbox(label="Seed", elem_id="seed", placeholder="a new one for each question", max_lines=1),
         top_p=gr.Slider(LEAST_TOP_P, TOP_P, TOP_P, step=0.05, label="Top-p (at 1, the server's own)", elem_id="top-p"),
-        sure=gr.Checkbox(False, label="Show how sure the model was", elem_id="sure"),
+        # No gr.Radio: it gives each button a name of its own, so that no arrow key goes from one to the next.
+        colour=gr.Dropdown(
+            [(label, value) for value, label in COLOURS.items()],
+            value=tokens.NOTHING,
+            label="Colour tokens by",
+            filterable=False,
+            interactive=True,
+            elem_id="colour",
+        ),
     )

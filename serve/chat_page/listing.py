@@ -22,7 +22,7 @@ def connect(page: gr.Blocks, parts: layout.Parts, base_url: str, model: str | No
 
     def names(stored: Any, stored_settings: Any) -> tuple[Any, ...]:
         before = keeping.read_settings(stored_settings)
-        chosen_before = (before.system, before.temperature, before.top_p, before.tokens, before.seed, before.sure)
+        chosen_before = (before.system, before.temperature, before.top_p, before.tokens, before.seed, before.colour)
         try:
             rows = client.catalogue(base_url, api_key=api_key, known=model)
         except ServeError as error:
@@ -58,11 +58,11 @@ def connect(page: gr.Blocks, parts: layout.Parts, base_url: str, model: str | No
     inputs = [listed, controls.model, controls.compare, controls.temperature, controls.tokens, before]
     heads = [parts.first.about, parts.second.about, parts.second.column]
     outputs = [*heads, controls.temperature, controls.tokens, before, controls.compare, parts.difference]
-    set_before = [controls.system, controls.temperature, controls.top_p, controls.tokens, controls.seed, controls.sure]
+    asked = [controls.system, controls.temperature, controls.top_p, controls.tokens, controls.seed, controls.colour]
     opened = page.load(
         names,
         [parts.kept, parts.kept_settings],
-        [controls.model, controls.compare, listed, parts.first.status, *set_before, before],
+        [controls.model, controls.compare, listed, parts.first.status, *asked, before],
         **layout.QUIET,
     )
     opened.then(followed, inputs, outputs, **layout.QUIET)

@@ -80,6 +80,7 @@ footer {display: none !important}
 #settings > *, #settings .form > * {flex-grow: 0 !important}
 #settings .form {border: none; box-shadow: none; background: transparent; gap: 22px}
 #settings .block {border: none; box-shadow: none; background: transparent; padding: 0}
+#settings .head {column-gap: 8px}
 #settings input.border-none {padding-right: 22px; text-overflow: ellipsis}
 #settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
 @media (max-width: 640px) {

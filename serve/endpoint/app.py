@@ -162,6 +162,7 @@ async def asked(request: web.Request) -> web.StreamResponse:
         slot = pool.slot(name)
         context.model = name
         refuse_tools(content, slot.offer)
+        refuse_scoring(content, slot.offer)
         if limit_tokens(content, request.path, guard.limits.tokens):
             body = json.dumps(content).encode()
         for _ in range(TRIES):
@@ -195,6 +196,15 @@ def refuse_tools(content: dict[str, Any], offer: Offer) -> None:
             f"{offer.name} takes no tools: its chat template has no place for them that vLLM could read calls from"
         )
         raise Refused(400, message, "tools_not_supported", param="tools")
+
+
+def refuse_scoring(content: dict[str, Any], offer: Offer) -> None:
+    """Raise Refused where a request asks an engine with adapters for log-probabilities of its prompt, which vLLM 0.32
+    does not bear (vllm-project/vllm#16668)."""
+    echoed = content.get("echo") and any(content.get(key) is not None for key in ("logprobs", "top_logprobs"))
+    if offer.adapters and (echoed or content.get("prompt_logprobs") is not None):
+        message = "An engine with adapters gives no log-probabilities of a prompt"
+        raise Refused(400, message, "prompt_logprobs_not_supported", param="prompt_logprobs")
 
 
 def named(content: dict[str, Any], known: list[str]) -> str:

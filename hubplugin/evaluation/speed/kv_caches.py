@@ -15,9 +15,9 @@ from hubplugin.manifest.speed import ENGINES_OWN
 from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.progress import progress
 from hubplugin.speed_record import KVCache
+from serve import token_divergence
 
 SEQUENCES = 8  # of the text, from its start
-REST = 1e-6  # least probability of what is not listed: a log-probability in float32 says no less
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ def record(dtype: str, own: Start, start: Start) -> KVCache:
         perplexity=perplexity,
         perplexity_ratio=perplexity / own_perplexity,
         top1_agreement=statistics.fmean(likeliest(mine.listed) == likeliest(other.listed) for mine, other in pairs),
-        mean_kl_top20=statistics.fmean(coarse_kl(mine.listed, other.listed) for mine, other in pairs),
+        mean_kl_top20=statistics.fmean(
+            token_divergence.at_least(mine.listed, other.listed) or 0.0 for mine, other in pairs
+        ),
         tokens_per_second=start.tokens_per_second,
         others_share=start.others,
     )
@@ -103,14 +105,3 @@ def record(dtype: str, own: Start, start: Start) -> KVCache:
 def likeliest(listed: dict[int, float]) -> int:
     """The token of the highest log-probability; of several the one of the lowest id, as an argmax has it."""
     return min(listed, key=lambda token: (-listed[token], token))
-
-
-def coarse_kl(p: dict[int, float], q: dict[int, float]) -> float:
-    """KL(p || q) in nats, of natural log-probabilities by token id, with all tokens that not both list taken as one.
-
-    At most the KL of the whole distributions: joining outcomes never raises it (docs/maths.md, Speed: KV caches).
-    """
-    both = p.keys() & q.keys()
-    known = math.fsum(math.exp(p[token]) * (p[token] - q[token]) for token in both)
-    rest = [max(REST, 1 - math.fsum(math.exp(side[token]) for token in both)) for side in (p, q)]
-    return known + rest[0] * math.log(rest[0] / rest[1])

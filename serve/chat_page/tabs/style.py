@@ -1,6 +1,7 @@
 """How the tabs look. Knows colours and sizes, and the classes that tables and plots have.
 
-No `:is(a, b)`: Gradio puts its own selector before each part of a list, those between brackets too.
+Gradio puts its own selector before each part of a list, those between brackets too. Rules also stand as they are
+written, but for those within `@media`: there is no `:has(a, b)` in them (`tests/test_serve_style.py`).
 """
 
 CSS = """

@@ -1,24 +1,22 @@
-"""One question to one model or two, and their answers as they grow: what the page shows, and when it is drawn again.
+"""One model's side of a turn: its conversation, its answer as it grows, and what is measured of it.
 
-Knows `client` and the messages of `conversation`; nothing of the page's layout. Errors become messages.
+Knows `client` and the messages of `conversation`; nothing of the other side. Errors become messages.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hubplugin.errors import ServeError
 from serve import client
-from serve.catalogue import READY
-from serve.chat_page import about, conversation
+from serve.chat_page import conversation
 from serve.chat_page.conversation import Message, Turn
 from serve.chat_page.markup import tokens
+from serve.chat_page.turns import divergence
 from serve.token_logprobs import Token
 
-REDRAW = 0.05  # seconds between two updates of the page; every one of them carries the whole conversation
-SHARE = 5  # times as long as a drawing took is waited before the next: a long answer is not drawn all the time
 ANSWERING = "answering …"
 STARTING = "its engine is started first …"  # by an endpoint that starts engines when they are asked
 BUSY = (ANSWERING, STARTING)
@@ -35,7 +33,7 @@ class Settings:
     max_tokens: int
     seed: int | None = None
     top_p: float | None = None  # None: the server's own
-    logprobs: bool = False  # whether to show how sure the model was
+    colour: str = tokens.NOTHING  # what tokens are coloured by: nothing, their probability, KL to the other model
 
 
 @dataclass(eq=False)
@@ -52,9 +50,13 @@ class Side:
     over: bool = False
     changed: bool = True  # since it was drawn last
     answer: list[Message] = field(default_factory=list)  # as it was drawn last
+    sent: list[dict[str, str]] = field(default_factory=list)  # the conversation as it was asked
     used: str = ""  # the settings, in words
     logprobs: list[Token] = field(default_factory=list)  # where they were asked for
-    tokens: str = ""  # the same as `tokens.written` writes them, when it was drawn last
+    kl: Sequence[float | None] = ()  # of each token to the other model, in nats, where it was measured
+    note: str = ""  # on that, in words
+    prompt: tuple[int, ...] = ()  # the question's tokens, where the server says them
+    tokens: str = ""  # all of that as `tokens.written` writes it, when it was drawn last
     below: list[Message] = field(default_factory=list)  # what is folded away under the answer
     progress: "Progress" = field(default_factory=lambda: Progress())
 
@@ -73,15 +75,17 @@ class Side:
                 if not rows:
                     raise ServeError(client.endpoint(base_url), "serves no model", "start it with one")
                 self.name = rows[0].name
+            self.sent = _sent(settings.system, self.turns)
             pieces = client.astream(
                 base_url,
                 self.name,
-                _sent(settings.system, self.turns),
+                self.sent,
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
                 seed=settings.seed,
                 top_p=settings.top_p,
-                logprobs=settings.logprobs,
+                logprobs=settings.colour != tokens.NOTHING,
+                likeliest=divergence.LIKELIEST if settings.colour == tokens.KL else 0,
                 api_key=api_key,
             )
             self.used, self.progress = _used(settings, settings.seed), Progress(time.monotonic())
@@ -92,8 +96,8 @@ class Side:
                     self.progress.count(piece)
                     if piece.finish:
                         self.line = _measures(piece, started=self.line == STARTING)
-                        self.line += NO_LOGPROBS if settings.logprobs and not self.logprobs else ""
-                        self.used = _used(settings, piece.seed)
+                        self.line += NO_LOGPROBS if settings.colour != tokens.NOTHING and not self.logprobs else ""
+                        self.used, self.prompt = _used(settings, piece.seed), piece.prompt
                     self.changed = True
                     news.set()
         except ServeError as error:
@@ -110,14 +114,19 @@ class Side:
     def draw(self) -> None:
         """Bring the answer's messages up to date."""
         began = bool(self.said or self.reasoning)
-        self.answer, self.tokens = [], tokens.written(tokens.joined(self.logprobs))
-        self.below = conversation.token_by_token(self.tokens) if self.over else []
+        self.answer = []
+        self.draw_tokens()
         if began or self.complete:
             self.answer = conversation.answer(self.said, self.reasoning, unfinished=not self.over)
         if self.error:
             title = "The answer was cut" if began else "No answer"
             self.answer = [*self.answer, conversation.failure(self.error, title)]
         self.changed = False
+
+    def draw_tokens(self) -> None:
+        """Bring what is folded away under the answer up to date."""
+        self.tokens = tokens.written(tokens.joined(self.logprobs, self.kl), self.note)
+        self.below = conversation.token_by_token(self.tokens) if self.over else []
 
     def shown(self) -> list[Message]:
         """The conversation with the answer."""
@@ -165,68 +174,6 @@ class Progress:
             f"{about}{count / max(seconds, 1e-3):.1f} tokens/s",
             f"first after {self.first - self.began:.2f} s",
         ]
-
-
-async def answer(
-    base_url: str,
-    api_key: str | None,
-    text: str,
-    sides: Sequence[Side],
-    settings: Settings,
-    *,
-    states: bool = False,
-) -> AsyncGenerator[tuple[list[Side], str], None]:
-    """Ask all sides at the same time. Yields the sides that the page has to show again, and at the end, of two whole
-    answers, what they have in common. Closing it closes every connection.
-
-    states  whether the server's list says which engines run: a first token that had to wait for one says so
-    """
-    for side in sides:
-        side.ask(text)
-    yield list(sides), ""
-    news = asyncio.Event()
-    resting = await asyncio.to_thread(_resting, base_url, api_key) if states else set()
-    for side in sides:
-        if side.name in resting:
-            side.line = STARTING
-            news.set()
-    listening = [asyncio.create_task(side.listen(base_url, api_key, settings, news)) for side in sides]
-    try:
-        while not all(side.over and not side.changed for side in sides):
-            await news.wait()
-            news.clear()
-            began, changed = time.monotonic(), [side for side in sides if side.changed]
-            for side in changed:
-                side.draw()
-            rest = max(REDRAW, SHARE * (time.monotonic() - began))
-            yield changed, ""
-            if running := [task for task in listening if not task.done()]:
-                await asyncio.wait(running, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.gather(*listening)
-        if len(sides) == 2 and all(side.complete for side in sides):
-            yield list(sides), _compared(*sides)
-    finally:
-        for task in listening:
-            task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
-
-
-def _compared(first: Side, second: Side) -> str:
-    """Marks where both answers differ. Returns what they have in common, in words."""
-    first.answer, second.answer, found = conversation.compared(first.answer, second.answer)
-    literally = (first.said, first.reasoning) == (second.said, second.reasoning)
-    names = [str(first.name), str(second.name)]
-    names = names if names[0] != names[1] else ["the first", "the second"]
-    return about.in_common(names, found.same, found.words, literally=literally)
-
-
-def _resting(base_url: str, api_key: str | None) -> set[str]:
-    """The models whose engines do not run now, as far as the server says."""
-    try:
-        rows = client.catalogue(base_url, api_key=api_key)
-    except ServeError:
-        return set()
-    return {row.name for row in rows if row.state not in (None, READY)}
 
 
 def _sent(system: str, turns: list[Turn]) -> list[dict[str, str]]:
