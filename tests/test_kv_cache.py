@@ -58,7 +58,7 @@ def test_what_is_listed_of_a_distribution_never_has_more_kl_than_all_of_it() -> 
             {token: math.log(side[token]) for token in sorted(range(5), key=lambda token: -side[token])[:listed]}
             for side in (p, q)
         )
-        bounds.append(token_divergence.at_least(*sides))
+        bounds.append(token_divergence.at_least(*sides) or 0.0)
     assert all(0 <= bound <= whole for bound in bounds) and bounds[0] == 0 and bounds[4] == pytest.approx(whole)
     assert 0 < bounds[1] < bounds[3] < whole
 
