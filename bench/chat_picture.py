@@ -27,7 +27,7 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=next(filter(None, map(shutil.which, CHROMIUM))), args=["--headless", "--no-sandbox"]
         )
-        tab = browser.new_page(viewport={"width": 1280, "height": 860})
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.set_default_timeout(WAIT)
         tab.goto(served.url)
         tab.get_by_text("the base that others here are made from").wait_for()  # the list of models has come
@@ -41,6 +41,7 @@ def main() -> None:
         message.press("Enter")
         tab.locator("#difference p").wait_for()
         tab.get_by_role("button", name="Send", exact=True).wait_for()
+        tab.evaluate("window.scrollTo(0, 0)")
         tab.screenshot(path=options.picture)
         browser.close()
 

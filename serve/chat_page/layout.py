@@ -137,7 +137,7 @@ def _controls() -> Controls:
     return Controls(
         model=gr.Dropdown([], label="Model", elem_id="model", interactive=True),
         compare=gr.Dropdown([("none", NONE)], value=NONE, label="Compare with", elem_id="compare", interactive=True),
-        system=gr.Textbox(label="System prompt", elem_id="system", lines=3, max_lines=8),
+        system=gr.Textbox(label="System prompt", elem_id="system", lines=2, max_lines=8),
         temperature=gr.Slider(0, HOTTEST, ALONE, step=0.05, label=TEMPERATURE[False], elem_id="temperature"),
         tokens=gr.Slider(FEWEST, MOST, USUAL, step=STEP, label="Max tokens", elem_id="tokens"),
         # No gr.Number: one without a value says 0.

@@ -78,9 +78,9 @@ footer {display: none !important}
 #box .submit-button, #box .stop-button {border-radius: 8px; padding: 4px 16px; font-weight: 550}
 #box .submit-button {background: var(--color-accent); color: white}
 #settings > *, #settings .form > * {flex-grow: 0 !important}
-#settings .form {border: none; box-shadow: none; background: transparent; gap: 22px}
+#settings .form {border: none; box-shadow: none; background: transparent; gap: 16px}
 #settings .block {border: none; box-shadow: none; background: transparent; padding: 0}
-#settings .head {column-gap: 8px}
+#settings .head {column-gap: 4px}
 #settings input.border-none {padding-right: 22px; text-overflow: ellipsis}
 #settings button#clear {font-size: .9rem; font-weight: 500; margin-top: 6px}
 @media (max-width: 640px) {
