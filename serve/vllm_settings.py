@@ -16,8 +16,10 @@ from typing import Any
 from hubplugin.errors import ServeError
 from serve import cpu_features, vllm_errors, vllm_options
 
-CPU_SEQUENCES = 32  # answered at the same time
-CPU_CACHED = 4  # sequences of full length that the KV cache holds; shorter ones share it, and what does not fit waits
+CPU_SEQUENCES = 64  # answered at the same time
+# what the KV cache holds: so many sequences of full length, or all at once of so many tokens and a block more each;
+# what does not fit waits
+CPU_CACHED, CPU_SHORT = 4, 128
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
@@ -130,7 +132,7 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
         "--enforce-eager",
         *("--max-model-len", str(cpu_model_len(config or {}, max_model_len))),
         *("--max-num-seqs", str(CPU_SEQUENCES), "--max-num-batched-tokens", "512"),
-        *("--kv-cache-memory-bytes", str(reserved_kv_cache(config or {}, max_model_len))),
+        *("--kv-cache-memory-bytes", str(served_kv_cache(config or {}, max_model_len))),
     ]
 
 
@@ -148,8 +150,15 @@ def cpu_model_len(config: dict[str, Any], asked: int | None) -> int:
     return asked or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
 
 
-def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequences: int = CPU_CACHED) -> int:
+def served_kv_cache(config: dict[str, Any], max_model_len: int | None) -> int:
     """Bytes of the KV cache on a CPU, where the user does not say."""
+    length = cpu_model_len(config, max_model_len)
+    few, all_at_once = (length, CPU_CACHED), (min(length, CPU_SHORT), CPU_SEQUENCES)
+    return max(reserved_kv_cache(config, *each) for each in (few, all_at_once))
+
+
+def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequences: int) -> int:
+    """Bytes of a KV cache on a CPU for so many sequences of full length, in the data type that the model has there."""
     wide = 2 if cpu_dtype(config) else 1
     return wide * kv_cache_bytes(config, cpu_model_len(config, max_model_len), sequences)
 

@@ -82,11 +82,10 @@ def memory_needed(offer: Offer, device: str) -> int:
     if device == "cuda":
         return int(_option(offer.options, "--gpu-memory-utilization", GPU_SHARE) * gpu_bytes())
     config = vllm_settings.read_config(offer.folder) or {}
-    kv_cache = vllm_settings.reserved_kv_cache(config, offer.max_model_len)
+    kv_cache = vllm_settings.served_kv_cache(config, offer.max_model_len)
     if offer.draft:
-        kv_cache += vllm_settings.reserved_kv_cache(
-            vllm_settings.read_config(offer.draft.folder) or {}, offer.max_model_len
-        )
+        drafter = vllm_settings.read_config(offer.draft.folder) or {}
+        kv_cache += vllm_settings.served_kv_cache(drafter, offer.max_model_len)
     wide = 2 if vllm_settings.cpu_dtype(config) else 1  # half precision is stored, float32 computed in
     kv_cache = int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
     return RUNTIME_BYTES + wide * offer.weight_bytes + adapters.memory(offer.adapters, config, 2 * wide) + kv_cache
