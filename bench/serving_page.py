@@ -50,7 +50,7 @@ def _model(record: dict[str, Any]) -> list[str]:
     asked = f"{load['prompt']} + {load['answer']} tokens, {load['each']} requests per stream"
     features = ", ".join(machine["features"])
     return [
-        f"## {record['model']}\n",
+        f"## {record['model']}, {machine['processor']}\n",
         f"{record['bytes'] / 1e6:.0f} MB of weights, vLLM {record['vllm']}, {asked}. {record['date']}, "
         f"{machine['processor']}, {machine['cores']} cores "
         f"({features}), {machine['memory_gb']} GB. {_shared(record['starts'])}\n",
