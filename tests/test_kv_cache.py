@@ -22,7 +22,7 @@ from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.evaluation.pages import differences, page, runs
 from hubplugin.evaluation.speed import ceiling, kv_caches
-from hubplugin.evaluation.speed.kv_caches import Scored, Start, Text
+from hubplugin.evaluation.speed.kv_caches import Start, Text
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
@@ -32,6 +32,7 @@ from hubplugin.plan import planner
 from hubplugin.speed_record import KVCache
 from serve import kv_cache, prompt_scores, token_divergence, vllm_metrics, vllm_options, vllm_settings
 from serve.engine import Engine
+from serve.prompt_scores import Scored
 
 # -- numbers by hand
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from hubplugin import memory
 from hubplugin.errors import ServeError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.evaluation.speed.kv_caches import Scored, Start
+from hubplugin.evaluation.speed.kv_caches import Start
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.speed import Speed
 from hubplugin.plan.checks import this_machine
@@ -77,9 +77,8 @@ def serve_cache(subject: Subject, settings: Speed, dtype: str, sequences: Sequen
     name, load = subject.name, _loads(settings)[-1]
     _target(subject)
     served = kv_cache.serve(subject.folder, name, dtype, sequences, load, subject.vocabulary, _progress(name))
-    texts = tuple(tuple(Scored(one.token, one.listed) for one in text) for text in served.texts)
     rate, others = served.answered.tokens_per_second, served.answered.others
-    return Start(served.stored_as, served.bytes_per_token, texts, rate, others)
+    return Start(served.stored_as, served.bytes_per_token, served.texts, rate, others)
 
 
 def _target(subject: Subject) -> str:

@@ -16,16 +16,9 @@ from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.progress import progress
 from hubplugin.speed_record import KVCache
 from serve import token_divergence
+from serve.prompt_scores import Scored
 
 SEQUENCES = 8  # of the text, from its start
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What an engine said of one token of a text: it, and natural log-probabilities by token id, its own among them."""
-
-    token: int
-    listed: dict[int, float]
 
 
 Text = tuple[Scored, ...]  # a sequence from its second token on
@@ -83,7 +76,7 @@ def record(dtype: str, own: Start, start: Start) -> KVCache:
     """The numbers of one start, held against those of the engine's own data type on the same sequences."""
     pairs = [pair for mine, other in zip(own.texts, start.texts, strict=True) for pair in zip(mine, other, strict=True)]
     own_perplexity, perplexity = (
-        math.exp(-statistics.fmean(one.listed[one.token] for one in side)) for side in zip(*pairs, strict=True)
+        math.exp(-statistics.fmean(one.logprob for one in side)) for side in zip(*pairs, strict=True)
     )
     return KVCache(
         dtype=dtype,
