@@ -17,11 +17,15 @@ from typing import Any
 import adapter_helpers
 import httpx
 import pico
+import prune_helpers
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 from serve_helpers import DEMO, session_of, until
 
-from serve import ports
+from hubplugin.checkpoint.dense_view import DenseView
+from serve import cpu_features, ports, vllm_settings
 from serve.chat_page.markup import tokens
 from serve.chat_page.turns import divergence, turn
 from serve.chat_page.turns.side import Settings, Side
@@ -50,6 +54,9 @@ CITY = {"city": {"type": "string", "maxLength": 12}}
 SCHEMA = {"type": "object", "properties": CITY, "required": ["city"], "additionalProperties": False}
 # strict: without it vLLM 0.32 asks for JSON, and not for the schema
 TOOL = {"type": "function", "function": {"name": "weather", "strict": True, "parameters": SCHEMA}}
+# what stands beside an adapter of a dense model: one of a model in 4 bits, for which vLLM has no kernel on every CPU
+INT4 = {"method": "gptq", "bits": 4, "group_size": 32}
+HAS_INT4_KERNELS = vllm_settings.find_device() == "cuda" or cpu_features.has(cpu_features.AVX512)
 
 
 @dataclass
@@ -84,6 +91,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "--logs",
         str(folder / "logs"),
     ]
+    if HAS_INT4_KERNELS:
+        prune_helpers.make(folder / "pico", folder / "coded", prune_helpers.decided(folder / "pico", INT4))
+        adapter_helpers.write(folder / "recovered", folder / "pico", name=str(folder / "coded"))
+        words += [str(folder / "coded"), "--lora", str(folder / "recovered")]
     words += ["--lora", str(folder / "added"), "--max-body", "1", "--port", str(ports.choose(ports.LOOPBACK, None))]
     process = subprocess.Popen(
         [sys.executable, "-m", "hubplugin", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -103,6 +114,8 @@ def test_models_are_listed_and_each_answers(running: Running) -> None:
         (BASE, "ready", False),
         ("pico", "stopped", False),
         ("tooled", "stopped", True),
+        *(("coded", "stopped", False),) * HAS_INT4_KERNELS,
+        *(("recovered", "stopped", False),) * HAS_INT4_KERNELS,
         ("added", "stopped", False),
     ]
     said = running.post(**QUESTION, max_tokens=12).json()
@@ -132,22 +145,33 @@ def test_the_chat_page_measures_kl_between_two_models(running: Running) -> None:
     assert running.metric("hubplugin_engine_restarts_total", "pico") == 0
 
 
-def test_an_adapter_answers_as_the_model_does_that_it_is_merged_into(running: Running, tmp_path: Path) -> None:
+def test_an_adapter_answers_as_the_model_does_that_it_is_merged_into(running: Running) -> None:
+    _hold_adapter(running, running.logs.parent / "pico", "pico", "added")
+
+
+@pytest.mark.skipif(not HAS_INT4_KERNELS, reason="vLLM has no kernel for 4-bit weights on this CPU")
+def test_an_adapter_of_a_quantized_model_answers_as_the_merged_one_does(running: Running, tmp_path: Path) -> None:
+    view = DenseView(running.logs.parent / "coded")
+    dense = pico.write(tmp_path / "dense", dtype=torch.float32)
+    save_file({name: view.get(name).float() for name in view.names()}, dense / "model.safetensors", {"format": "pt"})
+    _hold_adapter(running, dense, "coded", "recovered")
+
+
+def _hold_adapter(running: Running, base: Path, name: str, adapter: str) -> None:
+    """A model's and its adapter's log-probabilities against the dense base's, and the same with the adapter merged."""
     folder, ids = running.logs.parent, [5, 17, 29, 3]
-    folders = {"pico": folder / "pico", "added": folder / "merged"}
-    adapter_helpers.merged(folder / "added", folder / "pico", folder / "merged")
-    expected = {name: _log_probabilities(path, ids) for name, path in folders.items()}
-    assert max(abs(expected["added"] - expected["pico"])) > 1, "another model"
-    for name, rows in expected.items():
+    merged = adapter_helpers.merged(folder / adapter, base, base.parent / f"{adapter}-merged")
+    expected = {model: _log_probabilities(path, ids) for model, path in ((name, base), (adapter, merged))}
+    assert max(abs(expected[adapter] - expected[name])) > 1, "another model"
+    for model, rows in expected.items():
         asked = {"prompt": ids, "max_tokens": 1, "logprobs": 5, "return_tokens_as_token_ids": True}
-        said = running.post("/completions", model=name, **asked).json()
-        assert said["model"] == name
+        said = running.post("/completions", model=model, **asked).json()
+        assert said["model"] == model
         (top,) = said["choices"][0]["logprobs"]["top_logprobs"]
         assert len(top) >= 5
         for token, found in top.items():
-            assert found == pytest.approx(float(rows[int(token.removeprefix("token_id:"))]), abs=0.25), (
-                token
-            )  # of bfloat16, where a CPU computes in it
+            # of bfloat16, where a CPU computes in it
+            assert found == pytest.approx(float(rows[int(token.removeprefix("token_id:"))]), abs=0.25), token
 
 
 def _log_probabilities(folder: Path, ids: list[int]) -> Any:
