@@ -2,11 +2,11 @@
 
     python bench/serving_page.py
 
-A cell is the median over the starts of a setting, and its ratio to the best other setting's at that number of streams.
+A cell is the median over the starts of a setting in which nothing else ran, of all where none was quiet; the last row
+is ours over the best other setting's at that number of streams.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,8 +28,9 @@ HEAD = """# Serving, beside stock vLLM
 Each setting is started anew for each round, in an order that turns from round to round; **ready** is from the start of
 the command to the first answer. Then vLLM's own `bench serve` asks, one number of streams after another: prompts of
 random token ids, answers of one length, greedy, no prefix cache, the same for all. Numbers are output tokens per second
-and, after them, the mean seconds to the first token; medians over the starts. **Of the best** is hubplugin's tokens per
-second as a share of the best stock setting's at that number of streams.
+and, after them, the mean seconds to the first token; medians over the starts, without measurements in which other
+processes took more than 5% of the machine (where there is no other, it is shown with a *). **Of the best** is
+hubplugin's tokens per second as a share of the best stock setting's at that number of streams.
 """
 
 
@@ -69,15 +70,25 @@ def _shared(starts: list[dict[str, Any]]) -> str:
 
 
 def _of(found: list[dict[str, Any]], streams: int, key: str) -> float | None:
-    values = [each[key] for start in found for each in start["answered"] if each["streams"] == streams]
+    values = [each[key] for each in _counted(found, streams)]
     return median(values) if values else None
+
+
+def _counted(found: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
+    """The quiet measurements at that number of streams; all where none was."""
+    every = [each for start in found for each in start["answered"] if each["streams"] == streams]
+    return [each for each in every if each["others"] <= BUSY] or every
+
+
+def _mark(found: list[dict[str, Any]], streams: int) -> str:
+    return "*" * any(each["others"] > BUSY for each in _counted(found, streams))
 
 
 def _row(setting: str, found: list[dict[str, Any]], streams: list[int]) -> list[str]:
     cells = []
     for count in streams:
         speed, first = _of(found, count, "tokens_per_second"), _of(found, count, "first_token")
-        cells.append("-" if speed is None or first is None else f"{speed:.1f}, {first:.2f}")
+        cells.append("-" if speed is None or first is None else f"{speed:.1f}, {first:.2f}{_mark(found, count)}")
     ready = median(start["ready_seconds"] for start in found)
     return [f"**{setting}**" if setting == OURS else setting, str(len(found)), f"{ready:.0f}", *cells]
 
@@ -87,14 +98,17 @@ def _best(starts: dict[str, list[dict[str, Any]]], streams: list[int]) -> list[l
     if OURS not in starts or len(starts) < 2:
         return []
 
-    def share(of: Callable[[list[dict[str, Any]]], float | None], best: Callable[[list[float]], float]) -> str:
-        others = [value for name, found in starts.items() if name != OURS and (value := of(found)) is not None]
-        ours = of(starts[OURS])
-        return f"{ours / best(others):.2f}" if ours is not None and others else "-"
-
-    ready = share(lambda found: median(start["ready_seconds"] for start in found), min)
-    speeds = [share(lambda found, count=count: _of(found, count, "tokens_per_second"), max) for count in streams]
-    return [["of the best", "", ready, *speeds]]
+    ready = {name: median(start["ready_seconds"] for start in found) for name, found in starts.items()}
+    cells = [f"{ready[OURS] / min(seconds for name, seconds in ready.items() if name != OURS):.2f}"]
+    for count in streams:
+        speeds = {name: speed for name in starts if (speed := _of(starts[name], count, "tokens_per_second"))}
+        ours, best = speeds.pop(OURS, None), max(speeds, key=speeds.__getitem__, default=None)
+        if ours is None or best is None:
+            cells.append("-")
+            continue
+        mark = _mark(starts[OURS], count) or _mark(starts[best], count)
+        cells.append(f"{ours / speeds[best]:.2f}{mark}")
+    return [["of the best", "", *cells]]
 
 
 if __name__ == "__main__":

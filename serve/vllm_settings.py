@@ -17,9 +17,9 @@ from hubplugin.errors import ServeError
 from serve import cpu_features, vllm_errors, vllm_options
 
 CPU_SEQUENCES = 64  # answered at the same time
-# what the KV cache holds: so many sequences of full length, or all at once of so many tokens and a block more each;
-# what does not fit waits
-CPU_CACHED, CPU_SHORT = 4, 128
+# what the KV cache holds: so many sequences of full length, or all at once of so many tokens each; what does not fit
+# waits
+CPU_CACHED, CPU_SHORT = 4, 256
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
@@ -169,8 +169,9 @@ def kv_cache_bytes(config: dict[str, Any], tokens: int, sequences: int) -> int:
     per_token = _kv_bytes_per_token(config)
     if per_token is None:
         return 1024 * MIB
-    one = per_token * (-(-tokens // KV_BLOCK) + 1) * KV_BLOCK  # one block more is vLLM's own
-    return max(32 * MIB, one, min(sequences * one, 4096 * MIB))
+    each, own = -(-tokens // KV_BLOCK), 1  # blocks; vLLM keeps the first of all for itself
+    one, all_at_once = (per_token * KV_BLOCK * (count * each + own) for count in (1, sequences))
+    return max(32 * MIB, one, min(all_at_once, 4096 * MIB))
 
 
 def measured_kv_cache(config: dict[str, Any], tokens: int, sequences: int) -> int:

@@ -175,7 +175,7 @@ def test_a_cache_that_is_measured_holds_whole_blocks_of_the_engines_own_type(mon
     few = vllm_settings.measured_kv_cache(SHAPE, 512, 1)
     assert few == 64 * block  # 32 MiB would hold 56.9
     many = vllm_settings.measured_kv_cache(SHAPE, 512, 32)
-    assert many == 32 * (4 + 1) * block
+    assert many == (32 * 4 + 1) * block
     monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: False)
     assert vllm_settings.measured_kv_cache(SHAPE, 512, 32) == 2 * many  # in float32
     assert vllm_settings.measured_kv_cache({}, 512, 1) == 2 * 2**30

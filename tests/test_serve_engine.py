@@ -233,12 +233,20 @@ def test_without_avx512_a_dense_model_is_served_in_float32(
     assert vllm_settings.served_kv_cache(config, 4096) == half * (2 if dtype else 1)
 
 
-@pytest.mark.parametrize(("length", "tokens", "sequences"), [(4096, 4096, 4), (1024, 128, 64), (64, 64, 64)])
+@pytest.mark.parametrize(("length", "tokens", "sequences"), [(4096, 4096, 4), (1024, 256, 64), (64, 64, 64)])
 def test_the_kv_cache_holds_four_full_sequences_or_all_short_ones(length: int, tokens: int, sequences: int) -> None:
     """Of prompts and answers of 192 tokens 21 fit where four of 1024 did, and of 32 the rest waited."""
     config = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
     asked = {**config, "quantization_config": {}}  # half precision on every CPU
     assert vllm_settings.served_kv_cache(asked, length) == vllm_settings.kv_cache_bytes(config, tokens, sequences)
+
+
+def test_all_short_sequences_fit_beside_the_block_that_vllm_keeps_for_itself() -> None:
+    """Of 128 blocks 127 are handed out: the last of 64 sequences of two blocks waited until others had ended."""
+    config = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
+    block = 2 * 30 * 3 * 64 * 2 * 128  # keys and values, layers, heads, width, bytes, tokens
+    room = vllm_settings.served_kv_cache({**config, "quantization_config": {}}, 1024)
+    assert room // block == vllm_settings.CPU_SEQUENCES * 2 + 1
 
 
 def test_on_a_cpu_activations_keep_their_precision_unless_the_user_says_otherwise(
