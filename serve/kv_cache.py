@@ -7,14 +7,13 @@ of what numbers mean.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from hubplugin.errors import ServeError
 from serve import engine, prompt_scores, throughput, vllm_metrics, vllm_settings
 from serve.engine import Engine, Progress
-from serve.prompt_scores import Scored
+from serve.scoring import Scored
 from serve.throughput import Answered, Load
 
 LONGEST = 511  # tokens of a text: with the one that vLLM generates at least, whole blocks of its cache
@@ -44,9 +43,10 @@ def serve(
     than the model's context less one, is cut. Raises ServeError where it does not start or answer."""
     config = vllm_settings.read_config(folder) or {}
     needed = load.prompt_tokens + load.output_tokens
-    longest = min(LONGEST, (context(config) or LONGEST + 1) - 1)
+    own = vllm_settings.context(config)
+    longest = min(LONGEST, (own or LONGEST + 1) - 1)
     length = max(needed, 1 + max(len(text[:longest]) for text in texts))
-    length = min(-(-length // vllm_settings.KV_BLOCK) * vllm_settings.KV_BLOCK, context(config) or length)
+    length = min(-(-length // vllm_settings.KV_BLOCK) * vllm_settings.KV_BLOCK, own or length)
     given = vllm_settings.measured_kv_cache(config, length, load.concurrency)
     extra = ["--no-enable-prefix-caching", "--max-num-seqs", str(load.concurrency)]
     extra += ["--kv-cache-memory-bytes", str(given), "--kv-cache-dtype", dtype]
@@ -57,12 +57,6 @@ def serve(
         answered = throughput.warm_answer(running, load, vocabulary, seed=0)
         progress(f"KV cache {dtype}: {load.concurrency} at once: {answered.tokens_per_second:.1f} tokens/s")
         return Served(stored_as, given / tokens, scored, answered)
-
-
-def context(config: dict[str, Any]) -> int | None:
-    """Tokens that a model is made for, by its config.json; None where that does not say."""
-    own = config.get("text_config", config).get("max_position_embeddings")
-    return own if isinstance(own, int) and own > 0 else None
 
 
 def _settings(running: Engine) -> tuple[str | None, int]:

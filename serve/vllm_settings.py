@@ -146,8 +146,13 @@ def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
 
 def cpu_model_len(config: dict[str, Any], asked: int | None) -> int:
     """Tokens of prompt and answer together that are served on a CPU."""
-    own = config.get("max_position_embeddings")
-    return asked or min(CPU_MODEL_LEN, own if isinstance(own, int) and own > 0 else CPU_MODEL_LEN)
+    return asked or min(CPU_MODEL_LEN, context(config) or CPU_MODEL_LEN)
+
+
+def context(config: dict[str, Any]) -> int | None:
+    """Tokens that a model is made for, by its config.json; None where that does not say."""
+    own = config.get("text_config", config).get("max_position_embeddings")
+    return own if isinstance(own, int) and own > 0 else None
 
 
 def served_kv_cache(config: dict[str, Any], max_model_len: int | None) -> int:

@@ -115,8 +115,8 @@ def test_models_are_listed_and_each_answers(running: Running) -> None:
         ("pico", "stopped", False),
         ("tooled", "stopped", True),
         *(("coded", "stopped", False),) * HAS_INT4_KERNELS,
-        *(("recovered", "stopped", False),) * HAS_INT4_KERNELS,
         ("added", "stopped", False),
+        *(("recovered", "stopped", False),) * HAS_INT4_KERNELS,
     ]
     said = running.post(**QUESTION, max_tokens=12).json()
     assert said["model"] == BASE and said["choices"][0]["message"]["content"].strip()

@@ -32,7 +32,7 @@ from hubplugin.plan import planner
 from hubplugin.speed_record import KVCache
 from serve import kv_cache, prompt_scores, token_divergence, vllm_metrics, vllm_options, vllm_settings
 from serve.engine import Engine
-from serve.prompt_scores import Scored
+from serve.scoring import Scored
 
 # -- numbers by hand
 
@@ -247,7 +247,6 @@ def test_a_prompts_tokens_are_scored_from_the_second_on(running: Engine) -> None
     [
         [None, place(_7=-0.5)],  # too few
         [None, place(_7=-0.5), place(_7=-0.1)],  # the second token is 2
-        [place(_4=0.0), place(_2=-0.5), place(_7=-0.1)],
         None,
         [None, {"2": None}, {"7": None}],
     ],

@@ -95,7 +95,8 @@ def test_a_server_that_scores_no_text_is_told_from_one_that_does(sent: str) -> N
 def test_the_score_of_a_text_is_that_of_its_end() -> None:
     rows = [None, {"8": {"logprob": -1.0}}, {"9": {"logprob": -2.5, "decoded_token": "b"}, "4": {"logprob": -0.5}}]
     (scored,) = scoring.read(json.dumps({"choices": [{"prompt_logprobs": rows}]}).encode(), [9], "here")
-    assert scored == scoring.Scored("b", {"token_id:9": -2.5, "token_id:4": -0.5})
+    assert scored.likeliest == {"token_id:9": -2.5, "token_id:4": -0.5} and scored.logprob == -2.5
+    assert scored == scoring.Scored(9, {9: -2.5, 4: -0.5}, "b")
 
 
 # Both say "A list" and go on with another word, and with one that only the first says.
@@ -187,7 +188,7 @@ def test_a_server_without_the_likeliest_tokens_and_models_of_other_tokens_have_n
         assert side == ([], divergence.NO_LIKELIEST)
     own = divergence.Answered("a", [], (1,), (Token(b"list", -1.0, "token_id:4", {"token_id:4": -1.0}),))
     for text in (" holds", "\ufffd", ""):  # another token, and one that may be another
-        said = [scoring.Scored(text, {"token_id:4": -1.0})]
+        said = [scoring.Scored(4, {4: -1.0}, text)]
         assert divergence._scored(own, own, said) == ([], divergence.DIFFERENT_TOKENS)
 
 

@@ -6,7 +6,7 @@ an engine said of each token of a text (docs/maths.md, Speed: KV caches); starts
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hubplugin.errors import ServeError
@@ -16,7 +16,7 @@ from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.progress import progress
 from hubplugin.speed_record import KVCache
 from serve import token_divergence
-from serve.prompt_scores import Scored
+from serve.scoring import Scored
 
 SEQUENCES = 8  # of the text, from its start
 
@@ -95,6 +95,6 @@ def record(dtype: str, own: Start, start: Start) -> KVCache:
     )
 
 
-def likeliest(listed: dict[int, float]) -> int:
+def likeliest(listed: Mapping[int, float]) -> int:
     """The token of the highest log-probability; of several the one of the lowest id, as an argmax has it."""
     return min(listed, key=lambda token: (-listed[token], token))
