@@ -23,7 +23,9 @@ CPU_CACHED, CPU_SHORT = 4, 256
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+# GiB of a KV cache on a CPU. In vLLM it replaces --kv-cache-memory-bytes without a word (findings/): it never gets there
+SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
 
 def find_device() -> str:
@@ -156,10 +158,19 @@ def context(config: dict[str, Any]) -> int | None:
 
 
 def served_kv_cache(config: dict[str, Any], max_model_len: int | None) -> int:
-    """Bytes of the KV cache on a CPU, where the user does not say."""
+    """Bytes of the KV cache on a CPU: what the environment says for all engines, else what suits this model. Raises
+    ServeError where the environment says no size."""
+    if space := os.environ.get(SPACE):
+        return _gibibytes(space)
     length = cpu_model_len(config, max_model_len)
     few, all_at_once = (length, CPU_CACHED), (min(length, CPU_SHORT), CPU_SEQUENCES)
     return max(reserved_kv_cache(config, *each) for each in (few, all_at_once))
+
+
+def _gibibytes(space: str) -> int:
+    if not (space.isascii() and space.isdecimal() and int(space)):
+        raise ServeError(SPACE, f"{space!r} is no whole number of GiB", "write one, such as 4, or unset it")
+    return int(space) * GIB
 
 
 def reserved_kv_cache(config: dict[str, Any], max_model_len: int | None, sequences: int) -> int:
@@ -201,8 +212,10 @@ def _kv_bytes_per_token(config: dict[str, Any]) -> int | None:
 
 
 def environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:
-    """What vLLM's processes get. Ours under the user's: whoever sets one of these outside knows why."""
-    return own_environment(device, local=local, deadline=deadline) | os.environ
+    """What vLLM's processes get. Ours under the user's: whoever sets one of these outside knows why. The size of a KV
+    cache on a CPU is an argument."""
+    users = {name: value for name, value in os.environ.items() if device != "cpu" or name != SPACE}
+    return own_environment(device, local=local, deadline=deadline) | users
 
 
 def own_environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:

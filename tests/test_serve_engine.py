@@ -249,6 +249,21 @@ def test_all_short_sequences_fit_beside_the_block_that_vllm_keeps_for_itself() -
     assert room // block == vllm_settings.CPU_SEQUENCES * 2 + 1
 
 
+def test_the_environments_size_of_a_kv_cache_is_kept_and_replaces_no_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM would let it replace the bytes that a measurement or a user's option names."""
+    monkeypatch.setenv(vllm_settings.SPACE, "2")
+    command, environment = started(monkeypatch, "cpu")
+    assert vllm_settings.SPACE not in environment
+    assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2 * 2**30)
+    config = json.loads((DEMO / "config.json").read_text()) | {"quantization_config": {}}
+    assert vllm_settings.measured_kv_cache(config, 256, 1) < 2**30
+    assert started(monkeypatch, "cuda")[1][vllm_settings.SPACE] == "2"
+    for wrong in ("1.5", "0", "many"):
+        monkeypatch.setenv(vllm_settings.SPACE, wrong)
+        with pytest.raises(ServeError, match="whole number of GiB"):
+            vllm_settings.served_kv_cache(config, 256)
+
+
 def test_on_a_cpu_activations_keep_their_precision_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
