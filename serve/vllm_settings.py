@@ -24,7 +24,7 @@ CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
 MIB, GIB = 2**20, 2**30
-# GiB of a KV cache on a CPU. In vLLM it replaces --kv-cache-memory-bytes without a word (findings/): it never gets there
+# GiB of a KV cache on a CPU. vLLM would let it replace --kv-cache-memory-bytes without a word (findings/)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
 
