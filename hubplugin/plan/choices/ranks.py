@@ -1,0 +1,203 @@
+"""What ranks are chosen among: the linears of each input group, shared and separate factors, and what these weigh.
+
+One search over all groups spends the weights that a ratio leaves (docs/maths.md, Low rank). Arithmetic on shapes,
+settings and given losses; it knows no weights.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+
+from hubplugin.checkpoint.format_names import STACKS
+from hubplugin.errors import PlanError
+from hubplugin.manifest.steps.lowrank import LowRank
+from hubplugin.plan import schemes
+from hubplugin.plan.choices import knapsack
+from hubplugin.plan.choices.knapsack import Choice
+from hubplugin.plan.schemes import Factors, LinearPlan
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a group loses, as parts of the energy of the stack of its linears; a dense linear loses nothing."""
+
+    shared: tuple[float, ...]  # by rank of `Group.shared_ranks`
+    separate: tuple[tuple[float, ...], ...]  # by linear, and rank of `Group.ranks`
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Ranks of a group."""
+
+    ranks: tuple[int | None, ...]  # by linear; None: it stays dense
+    shared: bool  # one A for all, whose rank they all have
+    weights: int  # of all its linears, as factors or dense
+    loss: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears of one block that read one input, and become factors or stay dense."""
+
+    linears: tuple[LinearPlan, ...]
+    multiple: int  # of all ranks
+
+    @property
+    def name(self) -> str:
+        """The first linear's path, with all of the last parts."""
+        shorts = ",".join(linear.short for linear in self.linears)
+        return self.linears[0].name if len(self.linears) == 1 else f"{self._parent}{{{shorts}}}"
+
+    @property
+    def _parent(self) -> str:
+        return self.linears[0].name.removesuffix(self.linears[0].short)
+
+    @property
+    def inputs(self) -> int:
+        """Columns of all its weights."""
+        return self.linears[0].after[1]
+
+    @property
+    def outputs(self) -> int:
+        """Rows of all its weights."""
+        return sum(linear.after[0] for linear in self.linears)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether they are all that vLLM stacks into one matrix: such a stack has a name for a common A."""
+        stack = {STACKS.get(linear.short) for linear in self.linears}
+        whole = [short for short, name in STACKS.items() if name in stack]
+        return len(self.linears) > 1 and len(stack) == 1 and len(whole) == len(self.linears)
+
+    @property
+    def stack_ranks(self) -> range:
+        """Multiples of which a common A and B hold fewer weights than the stack of all."""
+        return below_break_even(self.outputs, self.inputs, self.multiple)
+
+    @property
+    def shared_ranks(self) -> range:
+        """The same, where A may be common."""
+        return self.stack_ranks if self.may_share else range(0)
+
+    def ranks(self, linear: LinearPlan) -> range:
+        """Multiples of which factors of one linear hold fewer weights than it does."""
+        return below_break_even(*linear.after, self.multiple)
+
+    def probe(self, ratio: float) -> int:
+        """The rank of the stack that removes nearest to `ratio` of its weights."""
+        wanted = (1 - ratio) * self.outputs * self.inputs / (self.outputs + self.inputs)
+        return min(self.stack_ranks, key=lambda rank: abs(rank - wanted))
+
+    def options(self, losses: Losses) -> list[Chosen]:
+        """Every rank that is shared, and of separate ones those that a growing room passes, dense at the end."""
+        shared = [
+            Chosen((rank,) * len(self.linears), True, rank * (self.outputs + self.inputs), loss)
+            for rank, loss in zip(self.shared_ranks, losses.shared, strict=True)
+        ]
+        items = [
+            [Choice(rank * sum(linear.after), loss) for rank, loss in zip(self.ranks(linear), own, strict=True)]
+            + [Choice(linear.after[0] * linear.after[1], 0.0)]
+            for linear, own in zip(self.linears, losses.separate, strict=True)
+        ]
+        separate = []
+        for picked in knapsack.climb(items):
+            found = [item[index] for item, index in zip(items, picked, strict=True)]
+            ranks = tuple(
+                self.ranks(linear)[index] if index < len(self.ranks(linear)) else None
+                for linear, index in zip(self.linears, picked, strict=True)
+            )
+            separate.append(Chosen(ranks, False, sum(one.cost for one in found), sum(one.loss for one in found)))
+        return [*shared, *separate]
+
+    def usual_losses(self) -> Losses:
+        """Before anything is measured: a spectrum that falls in a straight line."""
+        return Losses(
+            tuple(_usual_loss(rank, self.outputs, self.inputs) for rank in self.shared_ranks),
+            tuple(
+                tuple(_usual_loss(rank, *one.after) * one.after[0] / self.outputs for rank in self.ranks(one))
+                for one in self.linears
+            ),
+        )
+
+
+def _usual_loss(rank: int, outputs: int, inputs: int) -> float:
+    return (1 - rank / min(outputs, inputs)) ** 2
+
+
+def below_break_even(outputs: int, inputs: int, multiple: int) -> range:
+    """Ranks r, multiples, with r (outputs + inputs) < outputs * inputs."""
+    most = (outputs * inputs - 1) // (outputs + inputs)
+    return range(multiple, most + 1, multiple)
+
+
+@dataclass(frozen=True)
+class RankSpace:
+    """Groups, and the weights that they may hold together."""
+
+    groups: tuple[Group, ...]
+    room: int
+    ratio: float  # as the step has it
+    stored: bool  # as factors, not as their product
+
+    def choose(self, losses: Sequence[Losses], sensitivities: Sequence[float]) -> list[Chosen]:
+        """The ranks of all groups that fit with the least sum of sensitivity times loss."""
+        options = [group.options(own) for group, own in zip(self.groups, losses, strict=True)]
+        items = [
+            [Choice(option.weights, weight * option.loss) for option in own]
+            for own, weight in zip(options, sensitivities, strict=True)
+        ]
+        picked = knapsack.solve(items, self.room)
+        assert picked is not None  # `make` refused such ratios
+        return [own[index] for own, index in zip(options, picked, strict=True)]
+
+    def before_measuring(self) -> dict[str, Factors]:
+        """What is planned with before any spectrum is known."""
+        usual = [group.usual_losses() for group in self.groups]
+        sizes = [float(group.outputs * group.inputs) for group in self.groups]
+        return self.factors((one.ranks, one.shared) for one in self.choose(usual, sizes))
+
+    def factors(self, chosen: Iterator[tuple[Sequence[int | None], bool]]) -> dict[str, Factors]:
+        """By full path the factors of every linear that has some; `chosen` are ranks by group, and whether shared."""
+        return {
+            linear.name: Factors(rank, shared, self.stored)
+            for group, (ranks, shared) in zip(self.groups, chosen, strict=True)
+            for linear, rank in zip(group.linears, ranks, strict=True)
+            if rank is not None
+        }
+
+
+def make(step: LowRank, linears: Sequence[LinearPlan], where: str) -> RankSpace:
+    """The groups of a step, for all linears of the blocks.
+
+    Raises PlanError where no rank is below break-even, or the smallest ranks hold more than the ratio leaves.
+    """
+    open_linears = [linear for linear in linears if not schemes.is_ignored(step, linear.name)]
+    every = [Group(tuple(members), step.rank_multiple) for members in _by_input(open_linears).values()]
+    groups = tuple(group for group in every if group.stack_ranks)
+    total = sum(linear.after[0] * linear.after[1] for linear in open_linears)
+    if not groups:
+        widest = max(every, key=lambda group: group.outputs * group.inputs)
+        most = below_break_even(widest.outputs, widest.inputs, 1)
+        raise PlanError(
+            f"{where}.rank_multiple",
+            f"no multiple of {step.rank_multiple} is below break-even, which is above rank {len(most)} of {widest.name}",
+            f"use a rank_multiple of {len(most)} or less" if most else "use a model with wider linears",
+        )
+    fixed = sum(group.outputs * group.inputs for group in every if group not in groups)
+    least = fixed + sum(min(one.weights for one in group.options(group.usual_losses())) for group in groups)
+    room = floor((1 - step.ratio) * total)
+    if room < least:
+        most_ratio = floor(1000 * (1 - least / total)) / 1000
+        raise PlanError(
+            f"{where}.ratio",
+            f"ranks of {step.rank_multiple} in all linears still hold {least / total:.1%} of the weights",
+            f"use {most_ratio:g} or less, or a smaller rank_multiple",
+        )
+    return RankSpace(groups, room - fixed, step.ratio, step.layout == "factored")
+
+
+def _by_input(linears: Sequence[LinearPlan]) -> Mapping[tuple[str, str], list[LinearPlan]]:
+    groups: dict[tuple[str, str], list[LinearPlan]] = {}
+    for linear in linears:
+        groups.setdefault((linear.name.removesuffix(linear.short), linear.input_group), []).append(linear)
+    return groups
