@@ -51,7 +51,7 @@ def _steepest_first(items: Sequence[Sequence[Choice]]) -> list[tuple[int, int]]:
     steps = [
         (_slope(item[before], item[after]), number, after)
         for number, item in enumerate(items)
-        for before, after in pairwise(_hull(item))
+        for before, after in _hull_steps(item)
     ]
     return [(number, after) for _, number, after in sorted(steps, key=lambda step: step[0])]  # stable: in order
 
@@ -59,6 +59,11 @@ def _steepest_first(items: Sequence[Sequence[Choice]]) -> list[tuple[int, int]]:
 def _slope(before: Choice, after: Choice) -> float:
     """Change of the loss per unit of cost: the more negative, the better the step."""
     return (after.loss - before.loss) / (after.cost - before.cost)
+
+
+def _hull_steps(item: Sequence[Choice]) -> list[tuple[int, int]]:
+    """Steps along the lower convex hull."""
+    return list(pairwise(_hull(item)))
 
 
 def _hull(item: Sequence[Choice]) -> list[int]:

@@ -89,7 +89,8 @@ class Group:
         return min(self.stack_ranks, key=lambda rank: abs(rank - wanted))
 
     def options(self, losses: Losses) -> list[Chosen]:
-        """Every rank that is shared, and of separate ones those that a growing room passes, dense at the end."""
+        """Every rank that is shared, and of separate ones those that a growing room passes, each with one linear
+        changed to any other rank."""
         shared = [
             Chosen((rank,) * len(self.linears), True, rank * (self.outputs + self.inputs), loss)
             for rank, loss in zip(self.shared_ranks, losses.shared, strict=True)
@@ -99,15 +100,23 @@ class Group:
             + [Choice(linear.after[0] * linear.after[1], 0.0)]
             for linear, own in zip(self.linears, losses.separate, strict=True)
         ]
-        separate = []
-        for picked in knapsack.climb(items):
-            found = [item[index] for item, index in zip(items, picked, strict=True)]
-            ranks = tuple(
-                self.ranks(linear)[index] if index < len(self.ranks(linear)) else None
-                for linear, index in zip(self.linears, picked, strict=True)
-            )
-            separate.append(Chosen(ranks, False, sum(one.cost for one in found), sum(one.loss for one in found)))
-        return [*shared, *separate]
+        passed = [tuple(picked) for picked in knapsack.climb(items)]
+        changed = (
+            (*picked[:place], index, *picked[place + 1 :])
+            for picked in passed
+            for place, item in enumerate(items)
+            for index in range(len(item))
+        )
+        return [*shared, *(self._separate(picked, items) for picked in dict.fromkeys((*passed, *changed)))]
+
+    def _separate(self, picked: Sequence[int], items: Sequence[Sequence[Choice]]) -> Chosen:
+        """Of each linear the picked choice: a rank, or dense behind the last of them."""
+        found = [item[index] for item, index in zip(items, picked, strict=True)]
+        ranks = (
+            self.ranks(linear)[index] if index < len(self.ranks(linear)) else None
+            for linear, index in zip(self.linears, picked, strict=True)
+        )
+        return Chosen(tuple(ranks), False, sum(one.cost for one in found), sum(one.loss for one in found))
 
     def usual_losses(self) -> Losses:
         """Before anything is measured: a spectrum that falls in a straight line."""
@@ -180,7 +189,7 @@ def make(step: LowRank, linears: Sequence[LinearPlan], where: str) -> RankSpace:
         most = below_break_even(widest.outputs, widest.inputs, 1)
         raise PlanError(
             f"{where}.rank_multiple",
-            f"no multiple of {step.rank_multiple} is below break-even, which is above rank {len(most)} of {widest.name}",
+            f"no multiple of {step.rank_multiple} is below break-even: that is rank {len(most)} of {widest.name}",
             f"use a rank_multiple of {len(most)} or less" if most else "use a model with wider linears",
         )
     fixed = sum(group.outputs * group.inputs for group in every if group not in groups)
