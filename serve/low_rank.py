@@ -1,10 +1,11 @@
 """vLLM's linears where some projections are two factors, W = B A, and others dense. Imported by vLLM alone, at need.
 
 config.json's `quantization_config` names the rank of every projection that is factored, and those that read the A of
-their stack. A layer holds three parameters at most: `weight` of its dense projections, one below the other, `lr_a` of
-all factored ones, and `lr_b`, whose parts have as many columns as their rank and so lie flat. Under tensor parallelism
-outputs are split where vLLM splits a layer's outputs (A is whole on every rank), and inputs where it splits inputs
-(B is whole, and vLLM sums what ranks give). How ranks were chosen is not known here.
+their stack. A layer is loaded into three parameters: `weight` of its dense projections, one below the other, `lr_a` of
+all factored ones, and `lr_b`, whose parts have as many columns as their rank and so lie flat. Then each matrix is
+multiplied as vLLM multiplies a plain linear. Under tensor parallelism outputs are split where vLLM splits a layer's
+outputs (A is whole on every rank), and inputs where it splits inputs (B is whole, and vLLM sums what ranks give). How
+ranks were chosen is not known here.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, RowParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.utils import set_weight_attrs
@@ -34,6 +34,15 @@ class Projection:
 
     shard: Any  # the id that vLLM's loader gives it; None: the layer is this linear
     rank: int  # of its factors; 0: dense
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What a loaded layer multiplies by; each a module with `weight` [outputs, inputs], as vLLM has prepared it."""
+
+    low: nn.Module  # A of all factored projections
+    dense: nn.Module | None  # of all dense ones
+    high: tuple[nn.Module | None, ...]  # B by projection, None of a dense one; one for all where A is shared
 
 
 class LowRankConfig(QuantizationConfig):
@@ -81,6 +90,7 @@ class LowRankMethod(LinearMethodBase):
 
     def __init__(self, projections: list[Projection], shared: bool) -> None:
         self.projections, self.shared = projections, shared
+        self._plain = UnquantizedLinearMethod()
 
     def create_weights(
         self,
@@ -105,10 +115,9 @@ class LowRankMethod(LinearMethodBase):
             "lr_b": (sum(size * rank for size, rank in pairs),),
         }
         for name, shape in shapes.items():
-            if all(shape):
-                parameter = nn.Parameter(torch.empty(shape, dtype=params_dtype), requires_grad=False)
-                layer.register_parameter(name, parameter)
-                set_weight_attrs(parameter, {"weight_loader": self._loader(layer, name)})
+            parameter = nn.Parameter(torch.empty(shape, dtype=params_dtype), requires_grad=False)
+            layer.register_parameter(name, parameter)
+            set_weight_attrs(parameter, {"weight_loader": self._loader(layer, name)})
 
     def _names(self) -> list[tuple[str, Any]]:
         """What a checkpoint must give: the parameter, and the id of the projection; None for a common A."""
@@ -123,9 +132,10 @@ class LowRankMethod(LinearMethodBase):
             """Put a tensor of the checkpoint, or this rank's part of it, where it belongs."""
             if (name, shard) not in layer.lr_missing:
                 raise ValueError(f"size mismatch: {layer.prefix} has no {name} of {shard} by its ranks in config.json")
-            place = self._place(layer, name, shard)
-            part = self._own(layer, name, shard, loaded)
-            parameter.data[place].view(part.shape).copy_(part)
+            room, part = parameter.data[self._place(layer, name, shard)], self._own(layer, name, shard, loaded)
+            if room.numel() != part.numel() or room.shape[1:] not in (part.shape[1:], ()):
+                raise ValueError(f"size mismatch: {layer.prefix}: {name} of {shard} is {list(loaded.shape)}")
+            room.view(part.shape).copy_(part)
             layer.lr_missing.discard((name, shard))
 
         return load
@@ -155,26 +165,52 @@ class LowRankMethod(LinearMethodBase):
         return loaded.narrow(0, number * outputs, outputs)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Raises ValueError where the checkpoint lacks something: memory that was never filled is no weight."""
+        """Hand every matrix to vLLM's method for plain linears. Raises ValueError where the checkpoint lacks something:
+        memory that was never filled is no weight."""
         if layer.lr_missing:
             missing = ", ".join(f"{name} of {shard}" if shard is not None else name for name, shard in layer.lr_missing)
             raise ValueError(f"weights were not initialized from checkpoint: {layer.prefix}: {missing}")
+        pairs = [(one.rank, size) for one, size in zip(self.projections, layer.lr_outputs, strict=True)]
+        if self.shared:  # every B has as many columns, so together they are one matrix
+            pairs = [(pairs[0][0], sum(layer.lr_outputs))]
+        parts = layer.lr_b.data.split([rank * outputs for rank, outputs in pairs])
+        layer.lr_matrices = Matrices(
+            low=self._matrix(layer.lr_a.data),
+            dense=self._matrix(layer.weight.data) if len(layer.weight) else None,
+            high=tuple(
+                self._matrix(part.view(outputs, rank)) if rank else None
+                for part, (rank, outputs) in zip(parts, pairs, strict=True)
+            ),
+        )
+        for name in ("weight", "lr_a", "lr_b"):  # the matrices have them; `weight` still says where the layer is
+            getattr(layer, name).data = getattr(layer, name).data.new_empty(0)
+
+    def _matrix(self, weight: Tensor) -> nn.Module:
+        """A weight [outputs, inputs] as vLLM prepares it for this machine."""
+        matrix = nn.Module()
+        matrix.weight = nn.Parameter(weight, requires_grad=False)
+        self._plain.process_weights_after_loading(matrix)
+        return matrix
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        low = functional.linear(x, layer.lr_a)
-        if self.shared:  # every B has as many columns, so together they are one matrix
-            return functional.linear(low, layer.lr_b.view(-1, self.projections[0].rank), bias)
-        dense = functional.linear(x, layer.weight) if hasattr(layer, "weight") else None
-        parts, rank, row, place = [], 0, 0, 0
-        for one, outputs in zip(self.projections, layer.lr_outputs, strict=True):
-            if one.rank:
-                b = layer.lr_b[place : place + outputs * one.rank].view(outputs, one.rank)
-                parts.append(functional.linear(low[..., rank : rank + one.rank], b))
-                rank, place = rank + one.rank, place + outputs * one.rank
-            else:
-                assert dense is not None
+        matrices: Matrices = layer.lr_matrices
+        low = self._plain.apply(matrices.low, x)
+        if len(matrices.high) == 1 and matrices.high[0] is not None:
+            out = self._plain.apply(matrices.high[0], low)
+        else:
+            out = torch.cat(self._parts(layer.lr_outputs, matrices, x, low), dim=-1)
+        return out if bias is None else out + bias
+
+    def _parts(self, sizes: list[int], matrices: Matrices, x: Tensor, low: Tensor) -> list[Tensor]:
+        """The outputs of every projection, so many of each, of x [..., inputs] and A x [..., ranks of all]."""
+        dense = None if matrices.dense is None else self._plain.apply(matrices.dense, x)
+        parts, rank, row = [], 0, 0
+        for one, outputs, high in zip(self.projections, sizes, matrices.high, strict=True):
+            if high is not None:
+                parts.append(self._plain.apply(high, low[..., rank : rank + one.rank].contiguous()))
+                rank += one.rank
+            elif dense is not None:
                 parts.append(dense[..., row : row + outputs])
                 row += outputs
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return out if bias is None else out + bias
+        return parts

@@ -10,6 +10,7 @@ import card_helpers
 import pico
 import pytest
 import torch
+from lowrank_helpers import FACTOR, MIXED, make, settled
 from plan_helpers import GPTQ, PRUNE, RECOVER, config_json, document, headers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -20,14 +21,12 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.format_names import factor_a
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress import export
-from hubplugin.compress.blocks import blockwise
 from hubplugin.compress.search import rank_search
 from hubplugin.errors import CheckpointError, PlanError
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.hub import snapshots
-from hubplugin.manifest import schema
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.methods import linear_algebra, lowrank
@@ -39,10 +38,8 @@ from hubplugin.plan.choices import ranks
 from hubplugin.plan.choices.ranks import Chosen, Group, Losses, RankSpace, below_break_even
 from hubplugin.plan.costs import operations
 from hubplugin.plan.schemes import Factors, LinearPlan
-from hubplugin.plan.variant_plan import VariantPlan
 
 STEP = LowRank(method="lowrank", ratio=0.2, damp=1e-12)
-FACTOR: dict[str, Any] = {"method": "lowrank", "ratio": 0.2, "rank_multiple": 4}
 SHAPES = [(37, 60), (60, 37), (40, 40)]
 
 
@@ -374,45 +371,6 @@ def test_factors_hold_for_pruned_widths() -> None:
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in float32, so that nothing but the factors makes a difference."""
     return pico.write(tmp_path_factory.mktemp("lowrank") / "base", dtype=torch.float32)
-
-
-MIXED = {
-    "model.layers.0.self_attn.q_proj": Factors(8),
-    "model.layers.0.self_attn.v_proj": Factors(4),
-    "model.layers.0.self_attn.o_proj": Factors(16),
-    "model.layers.0.mlp.gate_proj": Factors(12, shared=True),
-    "model.layers.0.mlp.up_proj": Factors(12, shared=True),
-    "model.layers.1.self_attn.q_proj": Factors(20, shared=True),
-    "model.layers.1.self_attn.k_proj": Factors(20, shared=True),
-    "model.layers.1.self_attn.v_proj": Factors(20, shared=True),
-    "model.layers.1.mlp.up_proj": Factors(24),
-    "model.layers.1.mlp.down_proj": Factors(32),
-}
-
-
-def settled(folder: Path, factors: dict[str, Factors] | None = None, **changes: Any) -> VariantPlan:
-    """A variant of these ranks, or of those that are found."""
-    entries = {"model": str(folder), "calibrate": {"self": True, "samples": 8, "sequence_length": 48}}
-    manifest = schema.Manifest.model_validate({**entries, "variants": {"V": [{**FACTOR, **changes}]}})
-    peek = snapshots.peek(str(folder), folder)
-    document = schema.Document(path="m.yaml", text="", sha256="", manifest=manifest)
-    made = planner.make(document, peek.config, peek.tensors).drafts[0]
-    return made.settle(factors=factors) if factors else made.estimate
-
-
-def make(folder: Path, out: Path, variant: VariantPlan, stop: int | None = None) -> None:
-    """Write a variant's folder, or so many blocks of it; go on after the blocks that stand there."""
-    out.mkdir(exist_ok=True)
-    view = DenseView(folder)
-    model = Model(view, view.config, families.match(view.config, "here"))
-    target = export.Folder(out, folder, variant, model.family)
-    stored = {"F32": torch.float32, "BF16": torch.bfloat16}[next(iter(variant.tensors.values())).dtype]
-    calibration = blockwise.Calibration(pico.tokens(8, 48))
-    for number, block in enumerate(blockwise.blocks(model, calibration, variant, stored, target)):
-        target.add(block)
-        if stop is not None and number + 1 == stop:
-            return
-    target.finish()
 
 
 @torch.no_grad()
