@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from hubplugin.manifest.reading import loading
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.plan.choices.ranks import Losses, below_break_even
+from hubplugin.plan.choices.ranks import Losses, Sensitivity, below_break_even
 from hubplugin.plan.draft import DraftPlan, rank_space
 from hubplugin.plan.schemes import Factors
 from hubplugin.plan.variant_plan import VariantPlan
@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=512, help="of each sequence")
+    parser.add_argument("--rank-multiple", type=int, default=32)
     parser.add_argument("--only", nargs="+", default=list(RANKS), choices=list(RANKS))
     options = parser.parse_args()
     print(f"| {COLUMNS} |\n|---|---|---|{'---:|' * (COLUMNS.count('|') - 2)}", flush=True)
@@ -58,9 +60,10 @@ def main() -> None:
 
 def _job(options: argparse.Namespace, work: Path) -> Job:
     def source(path: Path) -> dict[str, Any]:
-        return {"files": [str(path.resolve())], "samples": options.sequences, "sequence_length": 512}
+        return {"files": [str(path.resolve())], "samples": options.sequences, "sequence_length": options.tokens}
 
-    variants = {f"R{100 * ratio:g}": [{"method": "lowrank", "ratio": ratio}] for ratio in options.ratios}
+    step = {"method": "lowrank", "rank_multiple": options.rank_multiple}
+    variants = {f"R{100 * ratio:g}": [{**step, "ratio": ratio}] for ratio in options.ratios}
     written = {
         "model": str(options.model.resolve()),
         "calibrate": source(options.calibration),
@@ -79,8 +82,7 @@ class Bench:
 
     job: Job
     work: Path
-    measured: rank_search.Measured | None = None
-    searched: float = 0.0  # seconds
+    measured: dict[str, rank_search.Measured] = field(default_factory=dict)  # by variant
 
     def row(self, draft: DraftPlan, name: str) -> str:
         """One line of the table."""
@@ -108,16 +110,15 @@ class Bench:
         )
 
     def search(self, draft: DraftPlan) -> rank_search.Measured:
-        """Spectra and sensitivities, taken once, at the first ratio."""
-        if self.measured is None:
+        """Spectra and sensitivities, taken once for each ratio."""
+        if draft.name not in self.measured:
             space, step = rank_space(draft.recipe, draft.shape), draft.recipe.steps[0]
             assert space is not None and isinstance(step, LowRank)
             model = Model(DenseView(self.job.snapshot.path), self.job.plan.config, self.job.plan.family)
             started = time.monotonic()
-            self.measured = rank_search.measure(model, self.job.calibration.ids, space, step)
-            self.searched = time.monotonic() - started
-            print(f"<!-- search: {self.searched:.0f} s -->", flush=True)
-        return self.measured
+            self.measured[draft.name] = rank_search.measure(model, self.job.calibration.ids, space, step)
+            print(f"<!-- search: {time.monotonic() - started:.0f} s -->", flush=True)
+        return self.measured[draft.name]
 
     def decompose(self, variant: VariantPlan, folder: Path) -> None:
         """A dense folder in which linears are cut by the decomposition of their weights, without any data."""
@@ -155,7 +156,7 @@ def searched(bench: Bench, draft: DraftPlan, alike: bool = False, shared: bool =
     losses = measured.losses
     if not shared:
         losses = [Losses(tuple(2.0 for _ in own.shared), own.separate) for own in losses]
-    sizes = [float(group.outputs * group.inputs) for group in space.groups]
+    sizes = [Sensitivity(((1.0, float(group.outputs * group.inputs)),)) for group in space.groups]
     chosen = space.choose(losses, sizes if alike else measured.sensitivities)
     return space.factors((one.ranks, one.shared) for one in chosen)
 

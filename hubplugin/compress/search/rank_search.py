@@ -1,8 +1,8 @@
 """Rank search: spreads the weights that a ratio leaves over all linears that become factors.
 
 One pass over the base takes the spectrum of every linear and every stack on second moments of calibration tokens, and
-the KL of each group alone at one rank, on a few sequences. KL of other ranks is taken to be in proportion to what they
-leave out; plan/choices/ranks.py chooses (docs/maths.md, Low rank). Knows blocks and factors. Knows no file.
+the KL of each group alone at two ranks, on a few sequences. KL of other ranks lies on lines through what these leave
+out; plan/choices/ranks.py chooses (docs/maths.md, Low rank). Knows blocks and factors. Knows no file.
 """
 
 from collections.abc import Sequence
@@ -23,27 +23,22 @@ from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import second_moments
-from hubplugin.plan.choices.ranks import Group, Losses, RankSpace
+from hubplugin.plan.choices.ranks import Group, Losses, RankSpace, Sensitivity
 from hubplugin.plan.schemes import Factors
 from hubplugin.progress import progress
 from hubplugin.report import RankedGroup, Ranking
 
 FILE_NAME = "ranks.json"
+PROBES = 2  # ranks of each group, at most, that are run through the model
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What ranks lose, by group of a space, and what one rank of each does to the model."""
+    """What ranks lose, by group of a space, and what some of them do to the model."""
 
     losses: list[Losses]
-    probed: list[float]  # the loss at the rank that KL was measured with
-    kl: list[float]  # nats per token, KL(base || base with that group alone of that rank)
-    tokens: int  # that `kl` is the mean over
-
-    @property
-    def sensitivities(self) -> list[float]:
-        """KL per loss, through the measured point."""
-        return [kl / loss if loss > 0 else 0.0 for kl, loss in zip(self.kl, self.probed, strict=True)]
+    sensitivities: list[Sensitivity]  # KL(base || base with that group alone of some rank), at its probes
+    tokens: int  # that KL is the mean over
 
 
 def search(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill: Path | None = None) -> Ranking:
@@ -65,9 +60,9 @@ def ranking(space: RankSpace, measured: Measured) -> Ranking:
             shared=one.shared,
             weights=one.weights,
             loss=one.loss,
-            kl=weight * one.loss,
+            kl=sensitivity.kl(one.loss),
         )
-        for group, one, weight in zip(space.groups, chosen, measured.sensitivities, strict=True)
+        for group, one, sensitivity in zip(space.groups, chosen, measured.sensitivities, strict=True)
     )
     return Ranking(predicted_kl=sum(one.kl for one in groups), tokens=measured.tokens, groups=groups)
 
@@ -80,15 +75,15 @@ def factors(space: RankSpace, record: Ranking) -> dict[str, Factors]:
 def measure(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill: Path | None = None) -> Measured:
     """One pass over the base with calibration token ids [sequences, tokens], in the model's dtype.
 
-    Second moments come from the first MOMENT_TOKENS of them, KL from the first PROBE_TOKENS, in complete sequences.
+    Second moments come from the first MOMENT_TOKENS of them, KL from PROBE_TOKENS over two, in complete sequences.
     Raises CompressError where activations are not finite.
     """
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS)
+    probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS // PROBES)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
     base = model.embed(probe_tokens, activations_folder(spill, "probe"))
-    changed: dict[str, list[Batch]] = {}  # by group: activations of the probe where that group alone has factors
-    losses, probed = dict[str, Losses](), dict[str, float]()
+    changed: dict[tuple[str, int], list[Batch]] = {}  # by group and rank: activations where that group alone is cut
+    losses, lost = dict[str, Losses](), dict[tuple[str, int], float]()
     for index in range(len(model)):
         block, prefix = model.block(index), model.family.block.format(i=index) + "."
         for batches in changed.values():
@@ -97,29 +92,35 @@ def measure(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill
             paths = [one.name.removeprefix(prefix) for one in group.linears]
             hessian = second_moments(model, index, calibration, model.family.input_group_of(paths[0]))
             linears = [cast(nn.Linear, block.get_submodule(path)) for path in paths]
-            losses[group.name], weight, probed[group.name] = _losses(group, linears, hessian, space.ratio, step)
-            batches = copied(base, activations_folder(spill, group.name))
-            changed[group.name] = sensitivity.forward_reweighted(model, index, batches, linears, weight)
+            losses[group.name], cuts = _losses(group, linears, hessian, step)
+            for rank, (weight, loss) in cuts.items():
+                key = group.name, rank
+                batches = copied(base, activations_folder(spill, f"{group.name}-{rank}"))
+                changed[key] = sensitivity.forward_reweighted(model, index, batches, linears, weight)
+                lost[key] = loss
         model.forward_block(index, calibration)
         model.forward_block(index, base)
         model.free(index)
         progress(f"ranks | block {index + 1:02d}/{len(model)} measured")
-    hidden, names = model.final_norm(base), [group.name for group in space.groups]
+    hidden = model.final_norm(base)
+    found = kl_divergence.divergences(model, hidden, [model.final_norm(batches) for batches in changed.values()])
+    kl = dict(zip(changed, found, strict=True))
     return Measured(
-        losses=[losses[name] for name in names],
-        probed=[probed[name] for name in names],
-        kl=kl_divergence.divergences(model, hidden, [model.final_norm(changed[name]) for name in names]),
+        losses=[losses[group.name] for group in space.groups],
+        sensitivities=[
+            Sensitivity(tuple((lost[group.name, rank], kl[group.name, rank]) for rank in group.probes))
+            for group in space.groups
+        ],
         tokens=probe_tokens.numel(),
     )
 
 
 def _losses(
-    group: Group, linears: Sequence[nn.Linear], hessian: Tensor, ratio: float, step: LowRank
-) -> tuple[Losses, Tensor, float]:
-    """What every rank loses; the weight [outputs, inputs] of the stack at the rank that is probed, and its loss."""
+    group: Group, linears: Sequence[nn.Linear], hessian: Tensor, step: LowRank
+) -> tuple[Losses, dict[int, tuple[Tensor, float]]]:
+    """What every rank loses; by rank that is probed the weight [outputs, inputs] of the stack, and its loss."""
     weights = [linear.weight.float() for linear in linears]
-    prepared, rank = lowrank.prepare(hessian, step), group.probe(ratio)
-    stacked = torch.cat(weights)
+    prepared, stacked = lowrank.prepare(hessian, step), torch.cat(weights)
     whole = lowrank.spectrum(stacked, prepared)
     energy = max(float(whole.sum()), torch.finfo(torch.float32).tiny)
     separate = [
@@ -129,8 +130,11 @@ def _losses(
         shared=tuple(left / energy for left in _tails(whole, group.shared_ranks)),
         separate=tuple(tuple(left / energy for left in own) for own in separate),
     )
-    probe = lowrank.compress(stacked, hessian, step, prepared, rank=rank).weight
-    return losses, probe, _tails(whole, [rank])[0] / energy
+    cuts = {
+        rank: (lowrank.compress(stacked, hessian, step, prepared, rank=rank).weight, left / energy)
+        for rank, left in zip(group.probes, _tails(whole, group.probes), strict=True)
+    }
+    return losses, cuts
 
 
 def _left_out(weight: Tensor, prepared: Prepared, ranks: Sequence[int]) -> list[float]:

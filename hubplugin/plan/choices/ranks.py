@@ -6,6 +6,7 @@ settings and given losses; it knows no weights.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import floor
 
 from hubplugin.checkpoint.format_names import STACKS
@@ -26,6 +27,23 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """What losses of a group cost the model: in straight lines from nothing through the measured points."""
+
+    points: tuple[tuple[float, float], ...]  # loss and KL in nats per token, both rising
+
+    def kl(self, loss: float) -> float:
+        """KL of a loss; behind the last point on the last line."""
+        known = ((0.0, 0.0), *(point for point in self.points if point[0] > 0))
+        if len(known) == 1:
+            return 0.0
+        (start, low), (end, high) = next(
+            ((one, two) for one, two in pairwise(known) if loss <= two[0]), (known[-2], known[-1])
+        )
+        return low + (high - low) * (loss - start) / (end - start)
+
+
+@dataclass(frozen=True)
 class Chosen:
     """Ranks of a group."""
 
@@ -40,7 +58,7 @@ class Group:
     """Linears of one block that read one input, and become factors or stay dense."""
 
     linears: tuple[LinearPlan, ...]
-    multiple: int  # of all ranks
+    step: LowRank
 
     @property
     def name(self) -> str:
@@ -71,8 +89,8 @@ class Group:
 
     @property
     def stack_ranks(self) -> range:
-        """Multiples of which a common A and B hold fewer weights than the stack of all."""
-        return below_break_even(self.outputs, self.inputs, self.multiple)
+        """Ranks of which a common A and B hold fewer weights than the stack of all."""
+        return self._ranks(self.outputs, self.inputs)
 
     @property
     def shared_ranks(self) -> range:
@@ -80,13 +98,24 @@ class Group:
         return self.stack_ranks if self.may_share else range(0)
 
     def ranks(self, linear: LinearPlan) -> range:
-        """Multiples of which factors of one linear hold fewer weights than it does."""
-        return below_break_even(*linear.after, self.multiple)
+        """Ranks of which factors of one linear hold fewer weights than it does."""
+        return self._ranks(*linear.after)
 
-    def probe(self, ratio: float) -> int:
-        """The rank of the stack that removes nearest to `ratio` of its weights."""
-        wanted = (1 - ratio) * self.outputs * self.inputs / (self.outputs + self.inputs)
-        return min(self.stack_ranks, key=lambda rank: abs(rank - wanted))
+    def _ranks(self, outputs: int, inputs: int) -> range:
+        """Multiples below break-even, from about half of what the ratio alone would give: below the probes, nothing is
+        known of what a loss costs."""
+        ranks, half = below_break_even(outputs, inputs, self.step.rank_multiple), self._by_ratio(outputs, inputs) / 2
+        return ranks[max(0, floor(half / self.step.rank_multiple + 0.5) - 1) :]
+
+    def _by_ratio(self, outputs: int, inputs: int) -> float:
+        return (1 - self.step.ratio) * outputs * inputs / (outputs + inputs)
+
+    @property
+    def probes(self) -> tuple[int, ...]:
+        """Ranks of the stack that KL is measured with, the largest first: nearest to the ratio, and the smallest."""
+        wanted = self._by_ratio(self.outputs, self.inputs)
+        nearest = min(self.stack_ranks, key=lambda rank: abs(rank - wanted))
+        return tuple(dict.fromkeys((nearest, self.stack_ranks[0])))
 
     def options(self, losses: Losses) -> list[Chosen]:
         """Every rank that is shared, and of separate ones those that a growing room passes, each with one linear
@@ -145,15 +174,14 @@ class RankSpace:
 
     groups: tuple[Group, ...]
     room: int
-    ratio: float  # as the step has it
     stored: bool  # as factors, not as their product
 
-    def choose(self, losses: Sequence[Losses], sensitivities: Sequence[float]) -> list[Chosen]:
-        """The ranks of all groups that fit with the least sum of sensitivity times loss."""
+    def choose(self, losses: Sequence[Losses], sensitivities: Sequence[Sensitivity]) -> list[Chosen]:
+        """The ranks of all groups that fit with the least sum of KL."""
         options = [group.options(own) for group, own in zip(self.groups, losses, strict=True)]
         items = [
-            [Choice(option.weights, weight * option.loss) for option in own]
-            for own, weight in zip(options, sensitivities, strict=True)
+            [Choice(option.weights, sensitivity.kl(option.loss)) for option in own]
+            for own, sensitivity in zip(options, sensitivities, strict=True)
         ]
         picked = knapsack.solve(items, self.room)
         assert picked is not None  # `make` refused such ratios
@@ -162,8 +190,8 @@ class RankSpace:
     def before_measuring(self) -> dict[str, Factors]:
         """What is planned with before any spectrum is known."""
         usual = [group.usual_losses() for group in self.groups]
-        sizes = [float(group.outputs * group.inputs) for group in self.groups]
-        return self.factors((one.ranks, one.shared) for one in self.choose(usual, sizes))
+        alike = [Sensitivity(((1.0, float(group.outputs * group.inputs)),)) for group in self.groups]
+        return self.factors((one.ranks, one.shared) for one in self.choose(usual, alike))
 
     def factors(self, chosen: Iterator[tuple[Sequence[int | None], bool]]) -> dict[str, Factors]:
         """By full path the factors of every linear that has some; `chosen` are ranks by group, and whether shared."""
@@ -181,7 +209,7 @@ def make(step: LowRank, linears: Sequence[LinearPlan], where: str) -> RankSpace:
     Raises PlanError where no rank is below break-even, or the smallest ranks hold more than the ratio leaves.
     """
     open_linears = [linear for linear in linears if not schemes.is_ignored(step, linear.name)]
-    every = [Group(tuple(members), step.rank_multiple) for members in _by_input(open_linears).values()]
+    every = [Group(tuple(members), step) for members in _by_input(open_linears).values()]
     groups = tuple(group for group in every if group.stack_ranks)
     total = sum(linear.after[0] * linear.after[1] for linear in open_linears)
     if not groups:
@@ -199,10 +227,10 @@ def make(step: LowRank, linears: Sequence[LinearPlan], where: str) -> RankSpace:
         most_ratio = floor(1000 * (1 - least / total)) / 1000
         raise PlanError(
             f"{where}.ratio",
-            f"ranks of {step.rank_multiple} in all linears still hold {least / total:.1%} of the weights",
+            f"the smallest ranks that are tried still hold {least / total:.1%} of the weights",
             f"use {most_ratio:g} or less, or a smaller rank_multiple",
         )
-    return RankSpace(groups, room - fixed, step.ratio, step.layout == "factored")
+    return RankSpace(groups, room - fixed, step.layout == "factored")
 
 
 def _by_input(linears: Sequence[LinearPlan]) -> Mapping[tuple[str, str], list[LinearPlan]]:
