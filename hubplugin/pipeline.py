@@ -4,7 +4,6 @@ Knows the order of stages, each of which leaves its result in a folder, so that 
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +35,9 @@ from hubplugin.recovery import recover
 from hubplugin.report import Report
 from hubplugin.report_assembly import Findings, Weights
 from hubplugin.variant_folder import MANIFEST, PRUNED, RECOVERED
+
+# what the first of several passes leaves: its results, the folder of the model as it is so far, and how it was trained
+Begun = tuple[stages.PassResult, Path, report.Recovery | None]
 
 
 def run(
@@ -221,7 +223,7 @@ def _allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
 
 def _begin_and_rank(
     job: Job, draft: DraftPlan, variant: VariantPlan, folder: Path, clock: Clock
-) -> tuple["_Begun | None", report.Ranking | None]:
+) -> tuple[Begun | None, report.Ranking | None]:
     """What stands before factors are made, and their ranks; nothing of both for a variant without factors."""
     begun = None
     if factorization_of(variant.steps) is None:
@@ -230,22 +232,22 @@ def _begin_and_rank(
         with clock.stage("compress before factors"):
             begun = _begin(job, variant, folder)
     with clock.stage("ranks"):
-        return begun, _rank(job, draft, variant, begun.source if begun else job.snapshot.path, folder)
+        return begun, _rank(job, draft, variant, begun[1] if begun else job.snapshot.path, folder)
 
 
 def _rank(job: Job, draft: DraftPlan, variant: VariantPlan, source: Path, folder: Path) -> report.Ranking:
     """The ranks of factors, decided by measurements on the model in `source`: the base, or what it was pruned to. In
     float32: what a single group changes is small."""
-    step, config = factorization_of(variant.steps), configs.read_config(source, str(source))
-    shape = Shape(variant.sources, variant.dims.shapes())
-    space, model = (
-        rank_space(draft.recipe, shape),
-        Model(DenseView(source), config, families.match(config, str(source))),
+    step, space = (
+        factorization_of(variant.steps),
+        rank_space(draft.recipe, Shape(variant.sources, variant.dims.shapes())),
     )
+    config = configs.read_config(source, str(source))
+    model = Model(DenseView(source), config, families.match(config, str(source)))
     assert step is not None and space is not None
     path, fingerprint = folder / resume.BLOCKS / rank_search.FILE_NAME, provenance.of_blocks(job, variant)
     decision = resume.Decision(path, fingerprint, report.Ranking)
-    with stages.spilling(variant, folder) as spill:
+    with stages.spilling(draft.estimate, folder) as spill:
         ranking = decision.load_or_make(partial(rank_search.search, model, job.calibration.ids, space, step, spill))
     dense = sum(rank is None for group in ranking.groups for rank in group.ranks)
     found = f"ranks of {len(ranking.groups)} groups found, {dense} linears stay dense"
@@ -253,34 +255,24 @@ def _rank(job: Job, draft: DraftPlan, variant: VariantPlan, source: Path, folder
     return ranking
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """What stands before the last pass over the blocks of a variant that takes more than one."""
-
-    first: stages.PassResult
-    source: Path  # the folder of the model as it is so far
-    recovery: report.Recovery | None
-
-
-def _begin(job: Job, variant: VariantPlan, out: Path) -> _Begun:
-    """The first pass over the blocks, and recovery where the steps ask for it."""
+def _begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
+    """The first of several passes over the blocks, and recovery where the steps ask for it."""
     base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
     first = stages.run_pass(base, variant.passes[0], tokens, out / PRUNED, fingerprint)
     step = recovery_of(variant.steps)
     if step is None:
-        return _Begun(first, out / PRUNED, None)
-    return _Begun(first, out / RECOVERED, _recover(job, variant, step, out / PRUNED, out / RECOVERED))
+        return first, out / PRUNED, None
+    return first, out / RECOVERED, _recover(job, variant, step, out / PRUNED, out / RECOVERED)
 
 
-def _compress(job: Job, variant: VariantPlan, out: Path, begun: _Begun | None) -> Weights:
+def _compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> Weights:
     """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass."""
     base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
     if not variant.passes:
         result = stages.run_pass(base, variant, tokens, out, fingerprint)
         return Weights(result.results, result.samples, result.peak)
-    begun, later = begun or _begin(job, variant, out), variant.passes[1:]
-    first, source, recovery = begun.first, begun.source, begun.recovery
-    if later:
+    first, source, recovery = begun or _begin(job, variant, out)
+    if later := variant.passes[1:]:
         second = stages.run_pass(source, later[0], tokens, out, fingerprint)
         return Weights([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
     model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed

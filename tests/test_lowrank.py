@@ -535,7 +535,10 @@ model: {model}
 calibrate: {{self: true, samples: 8, sequence_length: 48, seed: 0}}
 variants:
   LowRank: [{{method: lowrank, ratio: 0.2, rank_multiple: 4}}]
-  Pruned: [{{method: prune, ffn: 0.25}}, {{method: lowrank, ratio: 0.1, rank_multiple: 4}}]
+  Pruned:
+    - {{method: prune, ffn: 0.25}}
+    - {{method: recover, blocks: 1, distill: 0}}
+    - {{method: lowrank, ratio: 0.1, rank_multiple: 4}}
 evaluate: {{perplexity: {{self: true, samples: 4, sequence_length: 48, seed: 1}}, kl: true}}
 gate: {{mean_kl: 9, top1_agreement: 0}}
 """

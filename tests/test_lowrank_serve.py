@@ -8,12 +8,15 @@ import pico
 import pytest
 import torch
 from gate_helpers import candidate
-from lowrank_helpers import MIXED, make, settled
+from lowrank_helpers import FACTOR, MIXED, make, settled
+from prune_helpers import PER_LAYER, base, planned, step
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.errors import ServeError
 from hubplugin.evaluation import engine_choice, gate, generation
 from hubplugin.model.architectures import families
+from hubplugin.model.architectures.architecture import BlockShape
+from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.schemes import Factors
 from serve import smoke, vllm_errors, vllm_settings
 
@@ -52,6 +55,22 @@ def test_every_family_that_the_plan_takes(model_type: str, tmp_path: Path) -> No
     folder = pico.write(tmp_path / "base", model_type)
     variant = settled(folder, MIXED)
     make(folder, tmp_path / "v", variant)
+    line = gate.generation(
+        candidate(tmp_path / "v", variant, generate=engine_choice.generate, prompts=[row[:16] for row in PROMPTS])
+    )
+    assert line.passed and line.detail.startswith("vLLM on c"), line.detail
+
+
+def test_blocks_that_differ_in_width_and_have_factors(tmp_path: Path) -> None:
+    source = base(tmp_path / "base", "llama", num_hidden_layers=5, dtype=torch.bfloat16)
+    _, made = planned(source, step(ratio=0.3, **PER_LAYER), FACTOR)
+    shape = Shape(
+        (0, 1, 3, 4), (BlockShape(4, 2, 128), BlockShape(4, 2, 0), BlockShape(0, 0, 96), BlockShape(4, 2, 64))
+    )
+    variant = made.drafts[0].settle(shape=shape)
+    assert variant.factored and variant.config["architectures"] == ["DeciLMForCausalLM"]
+    make(source, tmp_path / "pruned", variant.passes[0])
+    make(tmp_path / "pruned", tmp_path / "v", variant.passes[1])
     line = gate.generation(
         candidate(tmp_path / "v", variant, generate=engine_choice.generate, prompts=[row[:16] for row in PROMPTS])
     )

@@ -211,12 +211,14 @@ def _factor_group(
     """Put factors in the place of an input group's linears; those that stay dense are fitted to the base's outputs."""
     started, step, names = time.monotonic(), factorization_of(task.plan.steps), task.factored(input_group)
     assert step is not None
+    ranks = [task.factors(name) for name in names]
+    if not step.qep and not any(ranks):
+        return AppliedGroup(())
     weights = [modules.stacked_weight((name,)) for name in names]
     if step.qep and _differs(task, input_group):
         captured = statistics.with_corrections(input_group, torch.cat(weights))
     else:
         captured = statistics.of(input_group)
-    ranks = [task.factors(name) for name in names]
     solved = solve.factor(weights, captured, step, ranks, task.stored)
     factored = {}
     for name, weight, own, factors in zip(names, solved.weights, ranks, solved.factors, strict=True):
