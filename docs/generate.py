@@ -45,6 +45,7 @@ KIND_TITLES = {
     Kind.PRUNE: "Pruning",
     Kind.RECOVER: "Recovery",
     Kind.MASK: "Masks",
+    Kind.FACTORIZE: "Low rank",
 }
 SOURCE = "Source"  # of tokens: a table of its own, because several keys take it
 

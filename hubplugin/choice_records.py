@@ -1,4 +1,4 @@
-"""The parts of a report about what measurements decided before anything was compressed: bits, and shapes."""
+"""The parts of a report about what measurements decided before anything was compressed: bits, ranks, and shapes."""
 
 from hubplugin.record import Record
 
@@ -21,6 +21,25 @@ class Allocation(Record):
     predicted_kl: float  # nats per token, the sum over units
     tokens: int  # that every unit was tried alone on
     units: tuple[AllocatedUnit, ...]
+
+
+class RankedGroup(Record):
+    """What a rank search chose for linears that read one input."""
+
+    name: str
+    ranks: tuple[int | None, ...]  # by linear of the name; None: it stays dense
+    shared: bool  # one A for all of them
+    weights: int  # of all of them, as factors or dense
+    loss: float  # what the ranks leave out of tr(W (H + damping) W^T), on the base's own inputs
+    kl: float  # nats per token, that this group alone is predicted to cost
+
+
+class Ranking(Record):
+    """How the weights that a ratio leaves were spread, before anything was factored."""
+
+    predicted_kl: float  # nats per token, the sum over groups
+    tokens: int  # that every group was tried alone on
+    groups: tuple[RankedGroup, ...]  # of those that some rank makes smaller
 
 
 class Removal(Record):

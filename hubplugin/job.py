@@ -218,7 +218,7 @@ class Job:
             return None
         base = self.plan.drafts[0].recipe.base
         loads = vllm_support.verdicts(base.model_type, base.dims, ())
-        work = [operations.of(one.family, one.dims, one.config) for one in (base, variant)]
+        work = [operations.of(one.family, one.dims, one.config, one.tensors) for one in (base, variant)]
         subjects = (
             rounds.Subject("base", self.snapshot.path, loads, work[0], base.dims.vocab),
             rounds.Subject(variant.name, folder, variant.verdicts, work[1], variant.dims.vocab),

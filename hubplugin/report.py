@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field
 from hubplugin.choice_records import AllocatedUnit as AllocatedUnit
 from hubplugin.choice_records import Allocation as Allocation
 from hubplugin.choice_records import PrunedBlock as PrunedBlock
+from hubplugin.choice_records import RankedGroup as RankedGroup
+from hubplugin.choice_records import Ranking as Ranking
 from hubplugin.choice_records import Removal as Removal
 from hubplugin.choice_records import Shaping as Shaping
 from hubplugin.disk import write_atomically
@@ -59,7 +61,7 @@ class LinearResult(Record):
     """One linear (or one stack that shares an input and was solved together)."""
 
     name: str
-    method: str  # gptq | prune | wanda | sparsegpt
+    method: str  # gptq | prune | refit | wanda | sparsegpt | lowrank
     loss: float | None  # tr((W-W')H(W-W')^T) / tr(W H W^T); 0.01: one percent of the output's energy; None: not known
     damp: float  # damping actually used, as a ratio to the mean diagonal; 0 by a method without any
     fallback: str | None = None  # what was done instead, where the normal way failed
@@ -106,13 +108,13 @@ class Sizes(Record):
     """Measured on the files, not nominal."""
 
     safetensors_bytes: int
-    parameters: int  # logical weights; tied embeddings once, scales and zeros not counted
-    linear_parameters: int  # of the linears inside the blocks
+    parameters: int  # logical weights, or those of factors; tied embeddings once, scales and zeros not counted
+    linear_parameters: int  # of the linears inside the blocks, or of their factors
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
     sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
     components: tuple[Component, ...] = ()
-    flops_per_token: int | None = None  # of all linears and the output head, by their shapes
+    flops_per_token: int | None = None  # of all linears (or factors) and the output head, by their shapes
     flops_per_context_token: int | None = None  # that attention adds, for each token that a token looks at
 
 
@@ -207,6 +209,7 @@ class Report(Record):
     calibration: Tokens
     linears: tuple[LinearResult, ...]
     allocation: Allocation | None = None  # of a step with a budget
+    ranking: Ranking | None = None  # of a step that stores factors
     shaping: Shaping | None = None  # of a pruning step that measured what should go
     recovery: Recovery | None = None  # of a step of that name
     sizes_base: Sizes

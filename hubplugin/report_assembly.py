@@ -54,6 +54,7 @@ class Findings:
     weights: Weights
     shaping: report.Shaping | None
     allocation: report.Allocation | None
+    ranking: report.Ranking | None
     evaluation: report.Evaluation | None
     tasks: Tasks | None
     speed: report.Speed | None
@@ -102,6 +103,7 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         linears=tuple(weights.results),
         allocation=findings.allocation,
+        ranking=findings.ranking,
         shaping=findings.shaping,
         recovery=weights.recovery,
         sizes=_sizes(variant, folder),
@@ -214,7 +216,7 @@ def _work(
     packed: Iterable[LinearPlan],
 ) -> dict[str, Any]:
     """What a model computes for a token, and what its components weigh: by its shapes and its tensors."""
-    work = operations.of(family, dims, config)
+    work = operations.of(family, dims, config, tensors)
     return {
         "components": components.of(family, tensors, packed, work),
         "flops_per_token": work.per_token,

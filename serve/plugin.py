@@ -5,6 +5,8 @@ Asking the kernel for AMX before a 4-bit kernel uses it: vLLM's 16-bit-activatio
 instructions without asking; where nothing else in the process has asked (a model so small that no dense layer goes
 through AMX), Linux ends it by SIGILL. Loading a checkpoint does not depend on this, and it changes no result.
 
+Making linears known that are two factors: without it vLLM does not know their quantization_config.
+
 Making models known whose blocks differ, their configuration and, where blocks differ in heads, their class: without it
 vLLM refuses them, and nothing else changes.
 """
@@ -28,3 +30,15 @@ def know_blocks() -> None:
     AutoConfig.register(MODEL_TYPE, BlocksConfig, exist_ok=True)
     if HETEROGENEOUS_HEADS not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(HETEROGENEOUS_HEADS, f"serve.heterogeneous_heads:{HETEROGENEOUS_HEADS}")
+
+
+def know_factors() -> None:
+    """Let vLLM load linears that are stored as two factors."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
+
+    from serve.vllm_settings import LOW_RANK
+
+    if LOW_RANK not in QUANTIZATION_METHODS:
+        from serve.low_rank import LowRankConfig
+
+        register_quantization_config(LOW_RANK)(LowRankConfig)

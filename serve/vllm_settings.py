@@ -23,6 +23,7 @@ CPU_CACHED, CPU_SHORT = 4, 256
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
+LOW_RANK = "hubplugin_lowrank"  # config.json's word for linears that are two factors, in plain floats
 MIB, GIB = 2**20, 2**30
 # GiB of a KV cache on a CPU. vLLM would let it replace --kv-cache-memory-bytes without a word (findings/)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
@@ -139,9 +140,11 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
 
 
 def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
-    """float32 where the model is not quantized and the CPU has no AVX-512: it multiplies half precision far more slowly
+    """float32 where the model has no codes and the CPU has no AVX-512: it multiplies half precision far more slowly
     (docs/serving.md)."""
-    if cpu_features.has(cpu_features.AVX512) or isinstance(config.get("quantization_config"), dict):
+    quantization = config.get("quantization_config")
+    factors = isinstance(quantization, dict) and quantization.get("quant_method") == LOW_RANK
+    if cpu_features.has(cpu_features.AVX512) or (isinstance(quantization, dict) and not factors):
         return ()
     return "--dtype", "float32"
 

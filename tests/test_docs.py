@@ -19,7 +19,7 @@ from hubplugin.manifest import base, methods, schema, source
 from hubplugin.manifest.reading import loading, sections
 from hubplugin.manifest.reading.hints import first_sentence, hint
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema
-from hubplugin.manifest.steps import gptq, masks, prune, recover
+from hubplugin.manifest.steps import gptq, lowrank, masks, prune, recover
 from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def settings_classes() -> list[type[base.Settings]]:
     """All settings classes of the room, the shared base classes left out."""
     found = {
         value
-        for module in (gptq, masks, prune, recover, schema, source)
+        for module in (gptq, lowrank, masks, prune, recover, schema, source)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base.Settings)
     }
@@ -181,7 +181,12 @@ def test_what_the_schema_refuses_the_loader_refuses_too(change: dict[str, Any], 
         loading.load(path)
 
 
-NEEDS: dict[str, dict[str, Any]] = {"prune": {"ffn": 0.1}, "wanda": {"sparsity": 0.5}, "sparsegpt": {"sparsity": 0.5}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "prune": {"ffn": 0.1},
+    "wanda": {"sparsity": 0.5},
+    "sparsegpt": {"sparsity": 0.5},
+    "lowrank": {"ratio": 0.2},
+}
 
 
 def test_examples_of_sources_and_steps_are_valid_manifests() -> None:

@@ -112,6 +112,7 @@ def test_every_method_has_maths_tests_and_a_manifest() -> None:
         ("recover", "## Recovery", "test_recover.py"),
         ("wanda", "## Masks", "test_masks.py"),
         ("sparsegpt", "## Masks", "test_masks.py"),
+        ("lowrank", "## Low rank", "test_lowrank.py"),
     ):
         assert title in maths and f"method: {method}" in manifests and (ROOT / "tests" / tests).is_file()
 

@@ -65,6 +65,12 @@ def test_by_hand() -> None:
     assert knapsack.solve(items, 100) == [2, 1]
 
 
+def test_a_climb_passes_what_growing_limits_choose() -> None:
+    items = [[Choice(1, 10.0), Choice(3, 4.0), Choice(9, 3.0)], [Choice(1, 5.0), Choice(2, 1.0), Choice(2, 2.0)]]
+    assert list(knapsack.climb(items)) == [[0, 0], [0, 1], [1, 1], [2, 1]]
+    assert list(knapsack.climb([[Choice(4, 0.0)]])) == [[0]]
+
+
 def test_what_is_left_goes_to_a_smaller_step_that_still_fits() -> None:
     items = [[Choice(1, 100.0), Choice(50, 0.0)], [Choice(1, 2.0), Choice(4, 1.0)]]
     assert knapsack.solve(items, 10) == [0, 1]

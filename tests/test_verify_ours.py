@@ -26,7 +26,7 @@ from hubplugin import report, verification
 from hubplugin.evaluation.cards import card
 from hubplugin.verification import Outcome
 
-VARIANTS = ("GPTQ-Int4", "CT-Int8-asymmetric", "W8A8", "Mixed", "Pruned", "Wanda-2of4")
+VARIANTS = ("GPTQ-Int4", "CT-Int8-asymmetric", "W8A8", "Mixed", "Pruned", "Wanda-2of4", "LowRank")
 LINEAR = "model.layers.1.mlp.down_proj"
 
 
@@ -45,15 +45,16 @@ def test_a_variant_as_it_was_made_holds_in_all_lines(name: str, place: Path) -> 
     assert found.holds and found.made_by_hubplugin and not failed(found)
     left = [str(line) for line in found.lines if line.outcome is Outcome.NOT_CHECKED]
     assert left == ["not checked  quality: measured only with --quality"]
-    quantized = name not in ("Pruned", "Wanda-2of4")
+    quantized = name not in ("Pruned", "Wanda-2of4", "LowRank")
+    configured = {"codes as configured"} if name == "LowRank" else set[str]()
     assert {"codes as configured", "codes as in the steps", "scales"} & looked(found) == (
-        {"codes as configured", "codes as in the steps", "scales"} if quantized else set()
+        {"codes as configured", "codes as in the steps", "scales"} if quantized else configured
     )
     assert ("zeros as asked" in looked(found)) is (name == "Wanda-2of4")
     assert {"sizes", "sizes of the base", "values of the base", "card's lines"} <= looked(found)
 
 
-@pytest.mark.parametrize("name", ["GPTQ-Int4", "W8A8", "Wanda-2of4"])
+@pytest.mark.parametrize("name", ["GPTQ-Int4", "W8A8", "Wanda-2of4", "LowRank"])
 def test_quality_is_measured_again_on_the_same_tokens(name: str, place: Path) -> None:
     lines = lines_of(verify(place / "out" / name, place / "base", [verification.QUALITY]), "quality")
     assert all(line.outcome is Outcome.PASSED for line in lines)
@@ -310,3 +311,17 @@ def test_the_object_that_json_prints_has_a_version_and_all_lines(place: Path) ->
         "found": None,
         "detail": "9 files have the sha256 that the report says",
     }
+
+
+def test_ranks_that_the_tensors_do_not_have(place: Path, tmp_path: Path) -> None:
+    made = place / "out" / "LowRank"
+    ranks = json.loads((made / "config.json").read_text())["quantization_config"]["ranks"]
+    linear, rank = next(iter(ranks.items()))
+    other = in_json("config.json", "quantization_config", "ranks", value={**ranks, linear: rank + 4})
+    (line,) = failed(verify(copy(made, tmp_path / "rank", other), place / "base"), "files as measured")
+    assert "codes as configured" in line and f"claimed {rank + 4}, found {rank}" in line and linear in line
+    silent = in_json("config.json", "quantization_config", value=None)
+    said = failed(verify(copy(made, tmp_path / "none", silent), place / "base"), "files as measured")
+    assert any(f"says nothing of factors, and {len(ranks)} linears are stored as factors" in line for line in said)
+    found = lines_of(verify(made, place / "base"), "codes as configured")
+    assert found and all(line.outcome is Outcome.PASSED for line in found)

@@ -33,6 +33,8 @@ variants:
     - {{method: prune, ffn: 0.25}}
   Wanda-2of4:
     - {{method: wanda, pattern: "2:4"}}
+  LowRank:
+    - {{method: lowrank, ratio: 0.2, rank_multiple: 4}}
 evaluate: {{perplexity: {{self: true, samples: 2, sequence_length: 32, seed: 1}}}}
 gate: {{perplexity_ratio: 1000, top1_agreement: 0}}
 """

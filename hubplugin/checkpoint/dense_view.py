@@ -7,17 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from hubplugin.checkpoint import formats
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, FACTOR_A, FACTOR_B, GPTQ, LOW_RANK
 from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError
 
 
 class DenseView:
-    """A model folder as if it were dense: quantized linears are dequantized on the way out. A `WeightSource`.
+    """A model folder as if it were dense: quantized linears are dequantized on the way out, factors multiplied.
 
-    Reads what formats.py lists, from any tool: AutoGPTQ's format with zeros of its first or second version and any
-    g_idx, compressed-tensors' packed and int8 weights. Raises CheckpointError for weights quantized in another way.
+    A `WeightSource`. Reads what formats.py lists, from any tool: AutoGPTQ's format with zeros of its first or second
+    version and any g_idx, compressed-tensors' packed and int8 weights, our factors. Raises CheckpointError for weights
+    stored in another way.
     """
 
     def __init__(self, folder: Path, reader: Reader | None = None, quantization: dict[str, Any] | None = None) -> None:
@@ -37,14 +38,15 @@ class DenseView:
         return tuple(name.removesuffix(".weight") for name in int8 if name.endswith(".weight"))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._reader or self._is_quantized(name)
+        return name in self._reader or self._is_encoded(name)
 
-    def _is_quantized(self, name: str) -> bool:
-        return name.endswith(".weight") and formats.is_quantized(self._reader.headers, name.removesuffix(".weight"))
+    def _is_encoded(self, name: str) -> bool:
+        headers, linear = self._reader.headers, name.removesuffix(".weight")
+        return linear != name and (formats.is_quantized(headers, linear) or formats.is_factored(headers, linear))
 
     def get(self, name: str) -> Tensor:
-        """A dense tensor; float32 where it was dequantized, else as stored."""
-        if not self._is_quantized(name):
+        """A dense tensor; float32 where it was dequantized or multiplied, else as stored."""
+        if not self._is_encoded(name):
             return self._reader.get(name)
         return formats.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_offset)
 
@@ -52,8 +54,8 @@ class DenseView:
         """The names of all dense tensors."""
         for name in self._reader.headers:
             module, _, part = name.rpartition(".")
-            if part not in formats.PARAMETERS:
-                yield f"{module}.weight" if part in formats.CODES else name
+            if part not in (*formats.PARAMETERS, FACTOR_A):
+                yield f"{module}.weight" if part in (*formats.CODES, FACTOR_B) else name
 
     def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """All dense tensors under a prefix, by the rest of their name."""
@@ -84,6 +86,8 @@ def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[fro
         rules = [quantization, *(quantization.get("dynamic") or {}).values()]
         version_2 = quantization.get("checkpoint_format") == "gptq_v2"
         return frozenset(rule["bits"] for rule in rules if "bits" in rule), 0 if version_2 else 1
+    if method == LOW_RANK:
+        return frozenset(), 0
     raise CheckpointError(
         f"{where}/config.json: quantization_config",
         f"{method!r} is no quantization that is read here",

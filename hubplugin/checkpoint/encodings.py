@@ -1,4 +1,7 @@
-"""How a compressed linear is stored: dense, on a grid, masked, or with fewer columns. Knows tensors. Knows no file."""
+"""How a compressed linear is stored: dense, on a grid, masked, as two factors, or with fewer columns.
+
+Knows tensors. Knows no file.
+"""
 
 from dataclasses import dataclass
 
@@ -46,7 +49,31 @@ class Masked:
     keep: Tensor  # bool [outputs, inputs]
 
 
-Encoding = Dense | Grid | Columns | Masked
+@dataclass(frozen=True)
+class LowRank:
+    """Two factors: weight = b a."""
+
+    b: Tensor  # [outputs, rank], in the dtype it is stored in
+    a: Tensor  # [rank, inputs], the same; where linears share it, the same tensor
+
+    def rows(self, outputs: slice | Tensor) -> "LowRank":
+        """The factors of these outputs."""
+        return LowRank(self.b[outputs], self.a)
+
+    def dense(self) -> Tensor:
+        """The weights [outputs, inputs] that the factors stand for, float32."""
+        return product(self.b, self.a)
+
+
+Encoding = Dense | Grid | Columns | Masked | LowRank
+
+
+def product(b: Tensor, a: Tensor) -> Tensor:
+    """b a, float32 [outputs, inputs], of factors [outputs, rank] and [rank, inputs].
+
+    Summed in float64 and rounded once: whoever reads the factors gets these bits, whatever the order of the sums.
+    """
+    return (b.double() @ a.double()).float()
 
 
 def values(code: Tensor, scale: Tensor, zero: Tensor | int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The names of file formats for quantized weights, as they stand in config.json.
+"""The names of file formats for quantized and factored weights, as they stand in config.json, and of factors.
 
 Knows names. Knows no torch, so that `plan` may use them.
 """
@@ -7,3 +7,16 @@ GPTQ = "gptq"  # AutoGPTQ's tensors
 PACK_QUANTIZED = "pack-quantized"  # compressed-tensors': codes of any width in 32-bit words
 INT_QUANTIZED = "int-quantized"  # compressed-tensors': int8 weights, for int8 activations
 COMPRESSED_TENSORS = "compressed-tensors"  # the format that knows the last two
+
+# ours, for which vLLM needs hubplugin's plugin (serve/low_rank.py): W = B A of [outputs, rank] and [rank, inputs]
+LOW_RANK = "hubplugin_lowrank"
+FACTOR_A, FACTOR_B = "lr_a", "lr_b"  # the last part of their names
+# linears that may share one A, which then has the name of their stack
+STACKS = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+STACKS |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+
+
+def factor_a(linear: str, shared: bool) -> str:
+    """The full name of a linear's factor A: its own, or that of its stack."""
+    parent, _, short = linear.rpartition(".")
+    return f"{parent}.{STACKS[short]}.{FACTOR_A}" if shared else f"{linear}.{FACTOR_A}"

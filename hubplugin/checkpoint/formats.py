@@ -1,6 +1,6 @@
-"""A grid as the tensors of a file format, and the tensors of a file format as a dense weight.
+"""A grid or factors as the tensors of a file format, and the tensors of a file format as a dense weight.
 
-Three formats, and one struct behind all of them: `encodings.Grid`, weight = scale * (code - zero).
+Three formats of codes, and one struct behind all of them: `encodings.Grid`, weight = scale * (code - zero).
 
 gptq            AutoGPTQ's: qweight [inputs * bits / 32, outputs] packed along inputs, scales [groups, outputs] in
                 float16, qzeros [groups, outputs * bits / 32] holding zero - 1, g_idx [inputs]
@@ -8,17 +8,27 @@ pack-quantized  compressed-tensors': weight_packed [outputs, inputs * bits / 32]
                 weight_zero_point [outputs * bits / 32, groups] of asymmetric grids alone, weight_shape [2]
 int-quantized   compressed-tensors': weight int8 [outputs, inputs] holding code - 128, weight_scale [outputs, 1]
 
+One of factors, ours: `encodings.LowRank`, lr_b [outputs, rank] of each linear and lr_a [rank, inputs], which stands
+under the name of a stack where its linears share it.
+
 Knows tensors, also those that other tools wrote. Knows no plan, no config.json and no path.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 
 import torch
 from torch import Tensor
 
 from hubplugin.checkpoint import encodings, packing
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZED
+from hubplugin.checkpoint.format_names import (
+    FACTOR_B,
+    GPTQ,
+    INT_QUANTIZED,
+    PACK_QUANTIZED,
+    STACKS,
+    factor_a,
+)
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.errors import CheckpointError
@@ -86,12 +96,30 @@ def is_quantized(headers: Mapping[str, Header], linear: str) -> bool:
     return any(f"{linear}.{codes}" in headers for codes in CODES) or (weight is not None and weight.dtype == "I8")
 
 
+def is_factored(names: Container[str] | WeightSource, linear: str) -> bool:
+    """Whether a linear of a folder with tensors of these names is stored as two factors."""
+    return f"{linear}.{FACTOR_B}" in names
+
+
+def factors(source: WeightSource, linear: str) -> encodings.LowRank:
+    """The factors of a linear, as stored. Raises CheckpointError where A is missing or does not fit B."""
+    own, b = factor_a(linear, shared=False), source.get(f"{linear}.{FACTOR_B}")
+    stacked = linear.rpartition(".")[2] in STACKS and own not in source
+    a = source.get(factor_a(linear, shared=stacked))
+    if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
+        what = f"factors of {list(b.shape)} and {list(a.shape)} have no product"
+        raise CheckpointError(linear, what, "write it again")
+    return encodings.LowRank(b, a)
+
+
 def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Tensor:
-    """One quantized linear [outputs, inputs] in float32, from whichever format it is stored in.
+    """One quantized or factored linear [outputs, inputs] in float32, from whichever format it is stored in.
 
     `bits` are those that the folder's configuration names, `zero_offset` is what AutoGPTQ's files hold zeros less by (1
     in its first format, 0 in its second). Raises CheckpointError where the shapes fit none of them.
     """
+    if is_factored(source, linear):
+        return factors(source, linear).dense()
     if f"{linear}.qweight" in source:
         return _from_gptq(source, linear, bits, zero_offset)
     if f"{linear}.weight_packed" in source:

@@ -1,7 +1,7 @@
-"""Encodings -> a folder in AutoGPTQ's or compressed-tensors' format, or a plain smaller model; and back to dense.
+"""Encodings -> a folder in AutoGPTQ's or compressed-tensors' format, of factors, or a plain smaller model; and back.
 
-Any loader that reads these formats reads the folder, with no option and no code of ours. Knows encodings, formats and
-the plan. Knows no method and no Hub.
+Any loader that reads these formats reads the folder, with no option and no code of ours; factors need our plugin. Knows
+encodings, formats and the plan. Knows no method and no Hub.
 """
 
 import json
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hubplugin.checkpoint import formats, model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.checkpoint.encodings import Grid
+from hubplugin.checkpoint.encodings import Grid, LowRank
+from hubplugin.checkpoint.format_names import FACTOR_B, factor_a
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.compress.blocks.block_record import Block
@@ -45,6 +46,8 @@ class Folder:
             written |= {f"{name}.weight", f"{name}.bias"}
             if isinstance(encoding, Grid):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in self._grid(name, encoding).items()}
+            elif isinstance(encoding, LowRank):
+                tensors |= self._factors(name, encoding)
             else:
                 tensors[f"{name}.weight"] = self._as_stored(f"{name}.weight", block.weights[name])
             if name in block.biases:
@@ -60,6 +63,11 @@ class Folder:
         assert scheme is not None
         base_name = sizes.origin(self._family, f"{name}.weight", self._plan.sources)
         return formats.tensors(encoding, scheme.layout, TORCH_DTYPES[self._reader.headers[base_name].dtype])
+
+    def _factors(self, name: str, encoding: LowRank) -> dict[str, Tensor]:
+        factors = self._plan.linear(name).factors
+        assert factors is not None
+        return {factor_a(name, factors.shared): encoding.a, f"{name}.{FACTOR_B}": encoding.b}
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(TORCH_DTYPES[self._plan.tensors[name].dtype])

@@ -1,4 +1,5 @@
-"""What config.json says about quantized weights, for loaders: AutoGPTQ's dictionary, or compressed-tensors'.
+"""What config.json says about quantized weights and factors, for loaders: AutoGPTQ's dictionary, compressed-tensors',
+or ours.
 
 Linears that differ from the commonest are listed so that both vLLM, which stacks q, k, v and gate, up under names of
 its own, and loaders that know the names of the checkpoint find them. Knows plans; no tensors and no files.
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hubplugin
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, LOW_RANK
 from hubplugin.manifest.methods import quantization_of
 from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
 from hubplugin.plan import schemes, vllm_support
@@ -22,7 +23,9 @@ NO_LINEARS = ("embed_tokens",)  # modules with a weight matrix that no loader ta
 
 
 def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
-    """The dictionary for config.json; None for a variant without quantization."""
+    """The dictionary for config.json; None for a variant without quantization and factors."""
+    if plan.factored:
+        return _low_rank(plan.factored)
     if not plan.quantized:
         return None
     step = quantization_of(plan.steps)
@@ -49,6 +52,13 @@ def quantize_config(plan: VariantPlan) -> dict[str, Any] | None:
         "report": "report.json",
     }
     return {**dictionary, "meta": meta}
+
+
+def _low_rank(factored: Sequence[LinearPlan]) -> dict[str, Any]:
+    """The rank of every linear that is two factors, and which of them read the A of their stack; all else is dense."""
+    ranks = {linear.name: linear.factors.rank for linear in factored if linear.factors}
+    shared = [linear.name for linear in factored if linear.factors and linear.factors.shared]
+    return {"quant_method": LOW_RANK, "ranks": ranks, "shared": shared}
 
 
 def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import StepSettings
 from hubplugin.manifest.steps.gptq import Gptq, Quantization
+from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.recover import Recover
@@ -29,6 +30,7 @@ class Kind(Enum):
     RECOVER = "recover"  # trains all weights back towards the base
     QUANTIZE = "quantize"  # stores codes in place of weights
     MASK = "mask"  # sets single weights to zero: shape and dtype stay
+    FACTORIZE = "factorize"  # stores two factors in place of a weight
 
 
 # what a settings class of each kind derives from: the pipeline reads these fields and no others
@@ -37,6 +39,7 @@ BASES: dict[Kind, type[StepSettings]] = {
     Kind.RECOVER: Recover,
     Kind.QUANTIZE: Quantization,
     Kind.MASK: Masking,
+    Kind.FACTORIZE: LowRank,
 }
 
 
@@ -105,6 +108,15 @@ OURS = (
         check=MASK_CHECK,
         note=DENSE,
         updates_kept=True,
+    ),
+    # two eigendecompositions or more (of stacks, and of each linear in the search), products around them
+    Method(
+        LowRank,
+        Kind.FACTORIZE,
+        "SVD-LLM",
+        "hubplugin.methods.lowrank",
+        check="hubplugin.plan.checks.lowrank:check",
+        cost=Cost(cubic=20, sweeps=8, peaks=((5, 5),)),
     ),
 )
 
@@ -178,3 +190,8 @@ def mask_of(steps: Iterable[StepSettings]) -> Masking | None:
 def recovery_of(steps: Iterable[StepSettings]) -> Recover | None:
     """The step that trains."""
     return cast(Recover | None, step_of(steps, Kind.RECOVER))
+
+
+def factorization_of(steps: Iterable[StepSettings]) -> LowRank | None:
+    """The step that stores factors."""
+    return cast(LowRank | None, step_of(steps, Kind.FACTORIZE))

@@ -9,7 +9,7 @@ from typing import Any
 
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.errors import PlanError
-from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
+from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, recovery_of, row_of
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.model.architectures import architecture, pruned_config
@@ -17,13 +17,14 @@ from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.plan import base as base_model
 from hubplugin.plan import loaders, schemes, sizes, vllm_support
 from hubplugin.plan.base import Base
-from hubplugin.plan.checks import masks, quantization
+from hubplugin.plan.checks import lowrank, masks, quantization
 from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Shape, Space
+from hubplugin.plan.choices.ranks import RankSpace
 from hubplugin.plan.costs import estimates, workload
-from hubplugin.plan.schemes import LinearPlan, Scheme
+from hubplugin.plan.schemes import Factors, LinearPlan, Scheme
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.plan.vllm_support import Verdict
 
@@ -54,17 +55,24 @@ class Open:
 
     space: Space | None = None
     budget: Budget | None = None
+    ranks: RankSpace | None = None
 
     @property
     def probes(self) -> int:
         """Changes of single blocks that are run through the model at one time, to decide."""
-        return len(self.budget.units) if self.budget else self.space.probes if self.space else 0
+        units = len(self.budget.units) if self.budget else self.space.probes if self.space else 0
+        return max(units, len(self.ranks.groups) if self.ranks else 0)
 
 
 def assemble(
-    recipe: Recipe, shape: Shape, chosen: Mapping[str, Scheme] | None = None, still_open: Open | None = None
+    recipe: Recipe,
+    shape: Shape,
+    chosen: Mapping[str, Scheme] | None = None,
+    still_open: Open | None = None,
+    factors: Mapping[str, Factors] | None = None,
 ) -> VariantPlan:
-    """The plan of a variant of this shape. `chosen` are the schemes a budget was spent on, by full path of the linear.
+    """The plan of a variant of this shape. `chosen` are the schemes a budget was spent on, `factors` the ranks that a
+    search has found, by full path of the linear.
 
     Raises PlanError for what these steps cannot do to this base.
     """
@@ -74,14 +82,15 @@ def assemble(
     config = pruned_config.config(base.config, base.family, base.dims, dims, shape.sources, f"{where}[0]")
     config |= pruned_config.biases(prune, config, f"{where}[0].bias")
     family = base_model.family_of(base, config, where)
-    linears = sizes.linears(base.family, base.dims, dims, resolved, shape.sources)
+    linears = sizes.linears(base.family, base.dims, dims, resolved, shape.sources, factors)
     head = head_plan(resolved, base)
     planned = linears if head is None else (*linears, head)
     for index, step in enumerate(recipe.steps):
         row_of(step).fits(step, planned, f"{where}[{index}]")
     dense = architecture.expected(config, family, dims)
     tensors = sizes.tensors(dense, sizes.stored(dense, base.tensors, base.family, shape.sources), planned)
-    weight = sizes.measure(tensors, linears, sizes.parameters(dense))
+    parameters = sizes.parameters(sizes.with_factors(dense, tensors))
+    weight = sizes.measure(tensors, linears, parameters)
     still_open = still_open or Open()
     verdicts = _verdicts(config["model_type"], dims, planned, still_open.budget)
     _check_loads(verdicts, recipe)
@@ -99,8 +108,8 @@ def assemble(
         linears=linears,
         head=head,
         tensors=tensors,
-        parameters=sizes.parameters(dense),
-        linear_parameters=sizes.linear_parameters(family, dims),
+        parameters=parameters,
+        linear_parameters=sizes.linear_weights(tensors, linears),
         bytes=weight.bytes,
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
@@ -109,11 +118,12 @@ def assemble(
         verdicts=verdicts,
         notes=(
             *masks.notes(mask_of(recipe.steps)),
+            *lowrank.notes(factorization_of(recipe.steps)),
             # what our plugin alone loads is no other loader's either
             *(vllm_support.notes(config["model_type"], may_differ) or loaders.notes(schemes.stored(linears, head))),
         ),
     )
-    return replace(variant, passes=_passes(recipe, shape, variant))
+    return replace(variant, passes=_passes(recipe, shape, variant, factors))
 
 
 def resolve_schemes(recipe: Recipe, dims: Dimensions) -> dict[str, Scheme | None]:
@@ -141,7 +151,9 @@ def head_plan(resolved: Mapping[str, Scheme | None], base: Base) -> LinearPlan |
     return LinearPlan(base.family.head, base.family.head, shape, shape, scheme) if scheme else None
 
 
-def _passes(recipe: Recipe, shape: Shape, variant: VariantPlan) -> tuple[VariantPlan, ...]:
+def _passes(
+    recipe: Recipe, shape: Shape, variant: VariantPlan, factors: Mapping[str, Factors] | None
+) -> tuple[VariantPlan, ...]:
     """A plan for each pass over the blocks, where one pass is not all: of the base, then of what the first has made."""
     first, *later = step_order.passes(variant.steps)
     if not later and recovery_of(variant.steps) is None:
@@ -150,7 +162,8 @@ def _passes(recipe: Recipe, shape: Shape, variant: VariantPlan) -> tuple[Variant
     for steps in later:
         before = plans[-1]
         read = base_model.read(recipe.name, before.family, before.config, before.tensors)
-        plans.append(assemble(replace(recipe, steps=steps, base=read), pruning_space.unchanged(read.dims)))
+        own = factors if factorization_of(steps) else None
+        plans.append(assemble(replace(recipe, steps=steps, base=read), pruning_space.unchanged(read.dims), factors=own))
     return tuple(plans)
 
 

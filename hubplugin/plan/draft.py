@@ -9,12 +9,16 @@ from functools import cached_property
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
+from hubplugin.manifest.methods import factorization_of
 from hubplugin.model.architectures.families import Family
+from hubplugin.plan import sizes
 from hubplugin.plan.assembly import Recipe, assemble
-from hubplugin.plan.choices import pruning_space
+from hubplugin.plan.checks import lowrank
+from hubplugin.plan.choices import ranks
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Shape, Space
-from hubplugin.plan.schemes import Scheme
+from hubplugin.plan.choices.ranks import RankSpace
+from hubplugin.plan.schemes import Factors, Scheme
 from hubplugin.plan.variant_plan import VariantPlan
 
 
@@ -25,6 +29,7 @@ class DraftPlan:
     recipe: Recipe
     space: Space | None  # of shapes, among which measured KL decides; None: the manifest says it all
     budget: Budget | None  # of bytes, which are spent by measured losses; None: the manifest says it all
+    shape: Shape  # of `estimate`
     estimate: VariantPlan  # what is shown before anything is measured; exact where nothing is open
 
     @property
@@ -32,17 +37,41 @@ class DraftPlan:
         """The variant's name in the manifest."""
         return self.recipe.name
 
-    def settle(self, *, shape: Shape | None = None, schemes: Mapping[str, Scheme] | None = None) -> VariantPlan:
+    def settle(
+        self,
+        *,
+        shape: Shape | None = None,
+        schemes: Mapping[str, Scheme] | None = None,
+        factors: Mapping[str, Factors] | None = None,
+    ) -> VariantPlan:
         """The variant as it will be made: with the shape that `space` and the schemes that `budget` left open.
 
-        `schemes` go by full path of the linear. Raises PlanError where stock vLLM loads what was chosen nowhere, and
-        ValueError where what is open is not given, or the other way round.
+        `schemes` and `factors` go by full path of the linear; without `factors`, ranks stay a guess. Raises PlanError
+        where stock vLLM loads what was chosen nowhere, and ValueError where what else is open is not given, or the
+        other way round.
         """
         if (shape is None) != (self.space is None) or (schemes is None) != (self.budget is None):
             raise ValueError(f"{self.name}: a shape settles a space, schemes settle a budget, and nothing else is open")
-        if shape is None and schemes is None:
+        if shape is None and schemes is None and factors is None:
             return self.estimate
-        return assemble(self.recipe, shape or pruning_space.unchanged(self.recipe.base.dims), schemes)
+        shape = shape or self.shape
+        if factors is None and (space := rank_space(self.recipe, shape)):
+            factors = space.before_measuring()
+        return assemble(self.recipe, shape, schemes, factors=factors)
+
+
+def rank_space(recipe: Recipe, shape: Shape) -> RankSpace | None:
+    """What ranks are chosen among in a variant of this shape; None where nothing is factored.
+
+    Raises PlanError for what the step and these linears cannot do together.
+    """
+    step, base = factorization_of(recipe.steps), recipe.base
+    if step is None:
+        return None
+    where, dims = f"{recipe.where}[{recipe.steps.index(step)}]", shape.dimensions(base.dims)
+    linears = sizes.linears(base.family, base.dims, dims, {}, shape.sources)
+    lowrank.check(step, linears, where)
+    return ranks.make(step, linears, where)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import mixed_precision, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Space
-from hubplugin.plan.draft import DraftPlan, Plan
+from hubplugin.plan.draft import DraftPlan, Plan, rank_space
 from hubplugin.plan.schemes import Scheme
 
 
@@ -78,8 +78,10 @@ def _draft(recipe: Recipe) -> DraftPlan:
     shape = space.before_measuring(base.outside_linears) if space else pruning_space.unchanged(base.dims)
     budget = _budget(recipe, resolved)
     chosen = budget.before_measuring() if budget else None
-    estimate = assemble(recipe, shape, chosen, Open(space, budget))
-    return DraftPlan(recipe, space if prune and prune.measures else None, budget, estimate)
+    ranks = rank_space(recipe, shape)
+    factors = ranks.before_measuring() if ranks else None
+    estimate = assemble(recipe, shape, chosen, Open(space, budget, ranks), factors)
+    return DraftPlan(recipe, space if prune and prune.measures else None, budget, shape, estimate)
 
 
 def _space(prune: Prune, resolved: Mapping[str, Scheme | None], base: Base, where: str) -> Space:

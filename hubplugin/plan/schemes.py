@@ -12,6 +12,7 @@ from typing import Literal
 
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.manifest.steps.gptq import Override, Quantization
+from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
 
 GPTQ_BITS = (4, 8)  # of symmetric grids: what stock vLLM reads of AutoGPTQ's format
@@ -71,7 +72,7 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def is_ignored(step: Quantization | Masking, name: str) -> bool:
+def is_ignored(step: Quantization | Masking | LowRank, name: str) -> bool:
     """Whether a linear stays as it is."""
     return any(matches(pattern, name) for pattern in step.ignore)
 
@@ -147,6 +148,15 @@ EXPERTS = ".experts."  # stands in the path of every expert's linears, before it
 
 
 @dataclass(frozen=True)
+class Factors:
+    """Two factors in place of a weight: B [outputs, rank] and A [rank, inputs]."""
+
+    rank: int
+    shared: bool = False  # one A for all linears of the stack
+    stored: bool = True  # False: their product is, as a dense weight
+
+
+@dataclass(frozen=True)
 class LinearPlan:
     """One linear of one block. Shapes are [outputs, inputs]."""
 
@@ -155,6 +165,7 @@ class LinearPlan:
     before: tuple[int, int]
     after: tuple[int, int]
     scheme: Scheme | None  # None: stays dense
+    factors: Factors | None = None  # None: stays one matrix
 
     @property
     def bits(self) -> int | None:

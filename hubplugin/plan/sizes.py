@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, lcm
 
-from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
+from hubplugin.checkpoint.format_names import FACTOR_A, FACTOR_B, GPTQ, INT_QUANTIZED, factor_a
 from hubplugin.checkpoint.headers import Header
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
-from hubplugin.plan.schemes import LinearPlan, Scheme
+from hubplugin.plan.schemes import Factors, LinearPlan, Scheme
 
 WIDTH_TILE = 128  # pruned widths are multiples of it: kernels and tensor parallelism like them
 SMALL_TILE = 32  # where WIDTH_TILE would leave the width as it was, or nothing of it
@@ -99,8 +99,9 @@ def linears(
     after: Dimensions,
     schemes: Mapping[str, Scheme | None],
     sources: Sequence[int] = (),
+    factors: Mapping[str, Factors] | None = None,
 ) -> tuple[LinearPlan, ...]:
-    """All linears of all blocks, in the order of `names`; those without a scheme stay dense.
+    """All linears of all blocks, in the order of `names`; those without a scheme or factors stay dense.
 
     `sources` are the blocks of `before` that those of `after` come from, where some are left out.
     """
@@ -111,6 +112,7 @@ def linears(
             before=architecture.linear_shapes(family, before.at(sources[layer] if sources else layer))[name],
             after=shape,
             scheme=schemes.get(full),
+            factors=factors.get(full) if factors else None,
         )
         for layer in range(after.layers)
         for name, shape in architecture.linear_shapes(family, after.at(layer)).items()
@@ -120,20 +122,43 @@ def linears(
 def tensors(
     dense: Mapping[str, tuple[int, ...]], stored: Mapping[str, Header], linears: Iterable[LinearPlan]
 ) -> dict[str, Header]:
-    """Headers of a variant's folder: a layout's tensors for a quantized weight, the rest as in the base.
+    """Headers of a variant's folder: a layout's tensors for a quantized weight, factors, the rest as in the base.
 
     `dense` are the names and shapes of the pruned, unquantized model; `stored` gives their dtypes.
     """
-    quantized = {f"{linear.name}.weight": linear for linear in linears}
+    planned = {f"{linear.name}.weight": linear for linear in linears}
     headers: dict[str, Header] = {}
     for name, shape in dense.items():
-        linear = quantized.get(name)
-        if linear is None or linear.scheme is None:
-            headers[name] = Header(stored[name].dtype, shape)
-        else:
-            packed = packed_tensors(*linear.after, linear.scheme, stored[name].dtype)
+        linear, dtype = planned.get(name), stored[name].dtype
+        if linear and linear.scheme:
+            packed = packed_tensors(*linear.after, linear.scheme, dtype)
             headers.update({f"{linear.name}.{part}": header for part, header in packed.items()})
+        elif linear and linear.factors and linear.factors.stored:
+            headers.update(factor_tensors(linear, linear.factors, dtype))
+        else:
+            headers[name] = Header(dtype, shape)
     return headers
+
+
+def factor_tensors(linear: LinearPlan, factors: Factors, dtype: str) -> dict[str, Header]:
+    """The factors of one weight by their full names; a shared A has the same name for all that share it."""
+    outputs, inputs = linear.after
+    return {
+        factor_a(linear.name, factors.shared): Header(dtype, (factors.rank, inputs)),
+        f"{linear.name}.{FACTOR_B}": Header(dtype, (outputs, factors.rank)),
+    }
+
+
+def is_factor(name: str) -> bool:
+    """Whether a tensor of this name is a factor."""
+    return name.endswith((f".{FACTOR_A}", f".{FACTOR_B}"))
+
+
+def with_factors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model by name, with the factors that stand among `tensors` in place of the weights they make up."""
+    factors = {name: header.shape for name, header in tensors.items() if is_factor(name)}
+    gone = {name.removesuffix(FACTOR_B) + "weight" for name in factors if name.endswith(f".{FACTOR_B}")}
+    return {name: shape for name, shape in shapes.items() if name not in gone} | factors
 
 
 def packed_tensors(outputs: int, inputs: int, scheme: Scheme, dtype: str) -> dict[str, Header]:
@@ -184,11 +209,18 @@ def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parame
 
     `linears` are those of the blocks, with the shapes they have in that folder; `parameters` is the logical
     count. A linear's bits are those of its weight, or of its packed tensors (codes, scales, zeros, g_idx, shape),
-    over its own weights after pruning; its bias is no weight. The model's bits are those of all tensors.
+    over its own weights after pruning; its bias is no weight. Factors are weights themselves. The model's bits are
+    those of all tensors.
     """
     linears = tuple(linears)
     total = sum(header.bytes for header in tensors.values())
-    names = (f"{linear.name}.{part}" for linear in linears for part in ("weight", *PACKED_PARTS))
+    names = [f"{linear.name}.{part}" for linear in linears for part in ("weight", *PACKED_PARTS)]
+    names += filter(is_factor, tensors)
     stored = sum(tensors[name].bytes for name in names if name in tensors)
-    weights = sum(linear.after[0] * linear.after[1] for linear in linears)
-    return Weight(total, 8 * stored / weights, 8 * total / parameters)
+    return Weight(total, 8 * stored / linear_weights(tensors, linears), 8 * total / parameters)
+
+
+def linear_weights(tensors: Mapping[str, Header], linears: Iterable[LinearPlan]) -> int:
+    """Weights of these linears where their folder holds these tensors: outputs times inputs, or those of factors."""
+    whole = (one.after[0] * one.after[1] for one in linears if f"{one.name}.{FACTOR_B}" not in tensors)
+    return sum(whole) + sum(header.count for name, header in tensors.items() if is_factor(name))

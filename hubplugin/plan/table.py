@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from hubplugin.manifest.methods import mask_of, quantization_of
+from hubplugin.manifest.methods import factorization_of, mask_of, quantization_of
 from hubplugin.plan import loaders, schemes, vllm_support
-from hubplugin.plan.checks import masks
+from hubplugin.plan.checks import lowrank, masks
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
 
@@ -71,6 +71,8 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         weights += [str(scheme) for scheme in planned]
     if mask := mask_of(variant.steps):
         weights.append(masks.label(mask))
+    if factoring := factorization_of(variant.steps):
+        weights.append(f"{lowrank.label(factoring, variant.linears)} (a guess, measured by run)")
     if planned and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
@@ -111,7 +113,7 @@ def shape(variant: VariantPlan) -> str:
 def _spare(plan: Plan) -> int:
     """Bytes the base stores and no variant needs: they flatter the ratio, so they are said."""
     first = plan.variants[0]
-    kept = first.tensors.keys() | {f"{linear.name}.weight" for linear in first.quantized}
+    kept = first.tensors.keys() | {f"{linear.name}.weight" for linear in (*first.quantized, *first.factored)}
     return sum(header.bytes for name, header in plan.tensors.items() if name not in kept)
 
 

@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of
+from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of
 from hubplugin.manifest.schema import Step
 from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import Dimensions
@@ -35,7 +36,7 @@ class VariantPlan:
     linears: tuple[LinearPlan, ...]  # of the blocks
     head: LinearPlan | None  # the output head where it is quantized; None: as in the base
     tensors: dict[str, Header]  # every tensor the folder will hold
-    parameters: int  # logical weights, tied embeddings once; scales, zeros and g_idx not counted
+    parameters: int  # logical weights, factors as such, tied embeddings once; scales, zeros and g_idx not counted
     linear_parameters: int  # weights of the linears inside the blocks, biases not counted
     bytes: int  # of all tensors; the files add their headers
     linear_bits_per_weight: float  # codes, scales, zeros and g_idx over the variant's own linear_parameters
@@ -62,6 +63,11 @@ class VariantPlan:
         """All linears that are stored as codes, the head last."""
         return tuple(linear for linear in (*self.linears, *([self.head] if self.head else [])) if linear.scheme)
 
+    @property
+    def factored(self) -> tuple[LinearPlan, ...]:
+        """All linears that are stored as two factors."""
+        return tuple(linear for linear in self.linears if linear.factors and linear.factors.stored)
+
     def linear(self, name: str) -> LinearPlan:
         """The plan of one linear, by its full module path. Raises KeyError for a name that is none."""
         return self._by_name[name]
@@ -73,6 +79,12 @@ class VariantPlan:
     def mask(self, name: str) -> Masking | None:
         """The step that sets weights of a linear to zero; None: there is none, or it ignores this linear."""
         step = mask_of(self.steps)
+        return step if step and not schemes.is_ignored(step, name) else None
+
+    def factorization(self, name: str) -> LowRank | None:
+        """The step that makes two factors of a linear, or fits it as it stays dense; None: there is none, or it
+        ignores this linear."""
+        step = factorization_of(self.steps)
         return step if step and not schemes.is_ignored(step, name) else None
 
     def settings(self, name: str) -> Quantization | None:

@@ -1,4 +1,4 @@
-"""What a configuration says of each linear: AutoGPTQ's dictionary with `dynamic`, or compressed-tensors' groups.
+"""What a configuration says of each linear: AutoGPTQ's dictionary with `dynamic`, compressed-tensors' groups, or ranks.
 
 Knows the dictionaries of config.json and quantize_config.json; no tensor and no family.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, LOW_RANK
 from hubplugin.errors import CheckpointError
 
 LINEAR = "Linear"  # compressed-tensors' word for every linear that has no rule of its own
@@ -50,6 +50,11 @@ class Configured:
         return self.method == GPTQ
 
     @property
+    def ranks(self) -> Mapping[str, int] | None:
+        """By linear, the rank of its factors; None where the dictionary is not ours."""
+        return self.entries.get("ranks", {}) if self.method == LOW_RANK else None
+
+    @property
     def layout(self) -> str:
         """The format of the tensors, by the keys that tools write it under; empty: the method's usual one."""
         if self.entries.get("is_marlin_format"):
@@ -59,6 +64,8 @@ class Configured:
     def check_known(self) -> None:
         """Raise CheckpointError for a format whose tensors are not read here."""
         unknown = self.layout if self.layout in UNKNOWN_LAYOUTS else ""
+        if self.method == LOW_RANK:
+            return
         if self.method not in (GPTQ, COMPRESSED_TENSORS):
             unknown = self.method
         if unknown:

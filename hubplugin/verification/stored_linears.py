@@ -1,13 +1,22 @@
 """What the tensors of a folder say of its linears: format, shape, width of codes, groups. Asks no configuration.
 
-Knows AutoGPTQ's and compressed-tensors' tensors (checkpoint/formats.py). Knows no family and no claim.
+Knows AutoGPTQ's and compressed-tensors' tensors, and our factors (checkpoint/formats.py). Knows no family and no claim.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hubplugin.checkpoint import formats, packing
-from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZED
+from hubplugin.checkpoint.format_names import (
+    FACTOR_A,
+    FACTOR_B,
+    GPTQ,
+    INT_QUANTIZED,
+    LOW_RANK,
+    PACK_QUANTIZED,
+    STACKS,
+    factor_a,
+)
 from hubplugin.checkpoint.headers import BYTES, FLOATS, Header
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, FormatError
@@ -21,13 +30,19 @@ class StoredLinear:
     """One linear, as its tensors have it."""
 
     name: str  # full module path
-    layout: str  # GPTQ, PACK_QUANTIZED or INT_QUANTIZED; empty: dense
+    layout: str  # GPTQ, PACK_QUANTIZED, INT_QUANTIZED or LOW_RANK; empty: dense
     outputs: int
     inputs: int
     bits: tuple[int, ...]  # widths that its words fit, the likeliest first; of a dense one, those of its dtype
     groups: int  # scales of an output; 0: dense
     zeros: bool  # whether zero points are stored, as AutoGPTQ's format always does
     scale_dtype: str = ""
+    rank: int = 0  # of factors; 0: it has none
+
+    @property
+    def codes(self) -> bool:
+        """Whether it is stored as codes."""
+        return self.layout not in ("", LOW_RANK)
 
     @property
     def group_size(self) -> int:
@@ -45,8 +60,8 @@ class StoredLinear:
         return LinearPlan(self.name, input_group="", before=shape, after=shape, scheme=None)
 
     def __str__(self) -> str:
-        if not self.layout:
-            return f"dense, {self.bits[0]} bits"
+        if not self.codes:
+            return f"rank {self.rank}" if self.rank else f"dense, {self.bits[0]} bits"
         group = "a row" if self.groups == 1 else f"{self.group_size} inputs"
         return f"{' or '.join(map(str, self.bits))} bits, a scale for {group}"
 
@@ -69,6 +84,8 @@ def read(reader: Reader, name: str) -> StoredLinear:
         return _gptq(headers, name)
     if f"{name}.weight_packed" in headers:
         return _packed(reader, name)
+    if formats.is_factored(headers, name):
+        return _factored(headers, name)
     weight = _header(headers, f"{name}.weight")
     if weight.dtype == "I8":
         scale = _header(headers, f"{name}.weight_scale")
@@ -80,7 +97,17 @@ def read(reader: Reader, name: str) -> StoredLinear:
     return StoredLinear(name, "", *_matrix(weight, name), (8 * weight.itemsize,), 0, False)
 
 
-KNOWN = "AutoGPTQ's tensors, compressed-tensors' packed and int8 weights, and floats are known"
+KNOWN = "AutoGPTQ's tensors, compressed-tensors' packed and int8 weights, our factors, and floats are known"
+
+
+def _factored(headers: Mapping[str, Header], name: str) -> StoredLinear:
+    own = factor_a(name, shared=False) in headers or name.rpartition(".")[2] not in STACKS
+    a = _header(headers, factor_a(name, shared=not own))
+    outputs, rank = _matrix(headers[f"{name}.{FACTOR_B}"], f"{name}.{FACTOR_B}")
+    rows, inputs = _matrix(a, f"{name}'s {FACTOR_A}")
+    if rows != rank:
+        raise CheckpointError(name, f"factors of [{outputs}, {rank}] and [{rows}, {inputs}] have no product", KNOWN)
+    return StoredLinear(name, LOW_RANK, outputs, inputs, (8 * a.itemsize,), 0, False, rank=rank)
 
 
 def _gptq(headers: Mapping[str, Header], name: str) -> StoredLinear:
@@ -134,13 +161,13 @@ def _matrix(header: Header, name: str) -> tuple[int, int]:
 
 
 def dense_shapes(reader: Reader, linears: Mapping[str, StoredLinear]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's tensors as if none were quantized."""
+    """Names and shapes of the model's tensors as if none were quantized or factored."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, header in reader.headers.items():
         module, _, part = name.rpartition(".")
-        if module in linears and part in (*formats.CODES, "weight"):
+        if module in linears and part in (*formats.CODES, FACTOR_B, "weight"):
             shapes[f"{module}.weight"] = (linears[module].outputs, linears[module].inputs)
-        elif part not in formats.PARAMETERS:
+        elif part not in (*formats.PARAMETERS, FACTOR_A):
             shapes[name] = header.shape
     return shapes
 

@@ -119,7 +119,7 @@ class Subject:
     @property
     def quantized(self) -> list[StoredLinear]:
         """The linears that are stored as codes."""
-        return [linear for linear in self.linears.values() if linear.layout]
+        return [linear for linear in self.linears.values() if linear.codes]
 
     @cached_property
     def base(self) -> BaseFiles:

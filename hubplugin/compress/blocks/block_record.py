@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hubplugin.checkpoint.encodings import Dense, Encoding, Grid
+from hubplugin.checkpoint.encodings import Dense, Encoding, Grid, LowRank
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.report import LinearResult
 
@@ -33,9 +33,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized linear before it is known which of its outputs later linears read."""
+    """A quantized or factored linear before it is known which of its outputs later linears read."""
 
-    grid: Grid
+    grid: Grid | LowRank
     sample: Tensor  # float32 [SAMPLE_ROWS, inputs]
 
 

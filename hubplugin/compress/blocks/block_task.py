@@ -14,6 +14,7 @@ from hubplugin.methods import obs
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family, InputGroup
 from hubplugin.model.block_runner import Model
+from hubplugin.plan.schemes import Factors
 from hubplugin.plan.variant_plan import VariantPlan
 
 
@@ -71,6 +72,14 @@ class BlockTask:
     def masked(self, input_group: InputGroup) -> tuple[str, ...]:
         """The linears of an input group that a mask is for."""
         return tuple(name for name in input_group.linears if self.plan.mask(f"{self.prefix}.{name}"))
+
+    def factored(self, input_group: InputGroup) -> tuple[str, ...]:
+        """The linears of an input group that become two factors, or are fitted as they stay dense."""
+        return tuple(name for name in input_group.linears if self.plan.factorization(f"{self.prefix}.{name}"))
+
+    def factors(self, name: str) -> Factors | None:
+        """What a linear becomes, by its path inside the block; None: it stays dense."""
+        return self.plan.linear(f"{self.prefix}.{name}").factors
 
     def cuts(self, input_group: InputGroup) -> tuple[obs.Cut, ...]:
         """What the input columns of a linear lose, if it is the consumer of a width that shrinks."""

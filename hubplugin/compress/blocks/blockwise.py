@@ -19,7 +19,7 @@ from hubplugin.compress.blocks import block_record, linear_results, solve
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.block_record import AppliedGroup, Block, Quantized
 from hubplugin.compress.blocks.block_task import BlockTask
-from hubplugin.manifest.methods import mask_of
+from hubplugin.manifest.methods import factorization_of, mask_of
 from hubplugin.methods.base import solver_of
 from hubplugin.model import staged_block
 from hubplugin.model.activations import Batch, BlockActivations, copied
@@ -165,6 +165,8 @@ def compress_block(task: BlockTask, modules: BlockModules, activations: BlockAct
             groups.append(_compress_group(task, modules, statistics, input_group))
         if task.masked(input_group):
             groups.append(_mask_group(task, modules, statistics, input_group))
+        if task.factored(input_group):
+            groups.append(_factor_group(task, modules, statistics, input_group))
     block = Block(task.number, task.prefix, task.family.block.format(i=task.index))
     return block_record.finished(block, modules, groups)
 
@@ -175,9 +177,7 @@ def _compress_group(
     """Solve an input group under the inputs it sees now, and give its modules the answer."""
     started, (names, steps) = time.monotonic(), task.steps(input_group)
     weight = modules.stacked_weight(names)
-    # the first group of the first block sees what the base sees, and the base routes other tokens to an expert
-    differs = input_group.expert is None and (task.index, input_group) != (0, task.family.input_groups[0])
-    if steps.corrects_targets and differs:
+    if steps.corrects_targets and _differs(task, input_group):
         captured = statistics.with_corrections(input_group, weight, steps.fits_biases)
     else:
         captured = statistics.of(input_group)
@@ -197,6 +197,43 @@ def _compress_group(
     label, seconds = linear_results.stack_name(task.prefix, names), time.monotonic() - started
     results = tuple(linear_results.of(label, step, seconds) for step in result.results)
     return AppliedGroup(results, quantized, kept_outputs)
+
+
+def _differs(task: BlockTask, input_group: InputGroup) -> bool:
+    """Whether the base can say more than the compressed model: the first group of the first block sees what the base
+    sees, and the base routes other tokens to an expert."""
+    return input_group.expert is None and (task.index, input_group) != (0, task.family.input_groups[0])
+
+
+def _factor_group(
+    task: BlockTask, modules: BlockModules, statistics: BlockStatistics, input_group: InputGroup
+) -> AppliedGroup:
+    """Put factors in the place of an input group's linears; those that stay dense are fitted to the base's outputs."""
+    started, step, names = time.monotonic(), factorization_of(task.plan.steps), task.factored(input_group)
+    assert step is not None
+    ranks = [task.factors(name) for name in names]
+    if not step.qep and not any(ranks):
+        return AppliedGroup(())
+    weights = [modules.stacked_weight((name,)) for name in names]
+    if step.qep and _differs(task, input_group):
+        captured = statistics.with_corrections(input_group, torch.cat(weights))
+    else:
+        captured = statistics.of(input_group)
+    solved = solve.factor(weights, captured, step, ranks, task.stored)
+    factored = {}
+    for name, weight, own, factors in zip(names, solved.weights, ranks, solved.factors, strict=True):
+        stored = own is not None and own.stored
+        modules.set_weights((name,), weight if stored else weight.to(task.stored))  # later layers see what is served
+        if stored:
+            assert factors is not None
+            factored[name] = Quantized(factors, block_record.sample(weight))
+    stack, seconds = linear_results.stack_name(task.prefix, names), time.monotonic() - started
+    shared = ranks[0] is not None and ranks[0].shared
+    results = tuple(
+        linear_results.of(stack if shared else f"{task.prefix}.{names[index]}", result, seconds / len(solved.results))
+        for index, result in solved.results
+    )
+    return AppliedGroup(results, factored)
 
 
 def _mask_group(

@@ -37,6 +37,7 @@ PRUNED = {
 def render(report: Report) -> str:
     """The README.md of a variant: YAML front matter and Markdown."""
     quantization, mask = step_of(report, Kind.QUANTIZE), step_of(report, Kind.MASK)
+    factoring = step_of(report, Kind.FACTORIZE)
     stored = steps.stored(report)
     return _template().render(
         report=report,
@@ -47,6 +48,8 @@ def render(report: Report) -> str:
         pruned=_pruned(report) if step_of(report, Kind.PRUNE) else None,
         recovered=step_of(report, Kind.RECOVER) is not None,
         mask=method_of(mask) if mask else None,
+        factoring=factoring,
+        ranks=_ranks(report),
         quantization=quantization,
         quantizer=method_of(quantization) if quantization else None,
         int8_inputs=any(not scheme.weight_only for scheme in stored.quantized),
@@ -127,6 +130,17 @@ def _pruned(report: Report) -> str:
 def _grids(report: Report) -> list[tuple[str, int]]:
     """How many units a budget gave each grid, the commonest first."""
     return Counter(map(str, steps.chosen(report))).most_common()
+
+
+def _ranks(report: Report) -> dict[str, int] | None:
+    """How many linears became factors and how many stayed dense, and their ranks; None without factors."""
+    if report.ranking is None:
+        return None
+    every = [rank for group in report.ranking.groups for rank in group.ranks]
+    ranks = [rank for rank in every if rank is not None]
+    shared = sum(group.shared for group in report.ranking.groups)
+    least, most = (min(ranks), max(ranks)) if ranks else (0, 0)
+    return {"factored": len(ranks), "dense": len(every) - len(ranks), "shared": shared, "least": least, "most": most}
 
 
 def _largest_losses(linears: Iterable[LinearResult]) -> list[LinearResult]:

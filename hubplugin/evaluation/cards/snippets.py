@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from hubplugin.evaluation.cards.markdown import Markdown
-from hubplugin.evaluation.cards.steps import conversational, heterogeneous, stored
+from hubplugin.evaluation.cards.steps import conversational, needs_plugin, stored
 from hubplugin.plan import loaders, vllm_support
 from hubplugin.report import Report
 
@@ -25,6 +25,7 @@ class Use:
     chat: bool  # whether a prompt may be a conversation
     library: str | None  # that loads it in Python; None: none but vLLM does
     pip: Markdown  # the command that installs what the library needs
+    plugin: bool = False  # whether vLLM needs hubplugin beside it
 
     @property
     def gptqmodel(self) -> bool:
@@ -35,7 +36,7 @@ class Use:
 def use(report: Report) -> Use:
     """Who loads the variant of a report; of one that says nothing of vLLM, that vLLM does."""
     loads = {load.target for load in report.loads if load.loads}
-    loader = None if heterogeneous(report) else loaders.loader(stored(report))
+    loader = None if needs_plugin(report) else loaders.loader(stored(report))
     requirements = loader.requirements if loader else ()
     if loader and loader.library == loaders.TRANSFORMERS:
         requirements = (TORCH, *requirements)
@@ -47,4 +48,5 @@ def use(report: Report) -> Use:
         chat=conversational(report),
         library=loader.library if loader else None,
         pip=Markdown(shlex.join(("pip", "install", *requirements))),
+        plugin=needs_plugin(report),
     )

@@ -31,6 +31,17 @@ def heterogeneous(report: Report) -> bool:
     return len({(block.heads, block.kv_heads, block.ffn) for block in report.shaping.blocks}) > 1
 
 
+def factored(report: Report) -> bool:
+    """Whether linears are stored as two factors."""
+    step = step_of(report, Kind.FACTORIZE)
+    return step is not None and step.get("layout") == "factored"
+
+
+def needs_plugin(report: Report) -> bool:
+    """Whether hubplugin's plugin for vLLM loads it, and nothing else does."""
+    return heterogeneous(report) or factored(report)
+
+
 def conversational(report: Report) -> bool:
     """Whether a chat template is among the files."""
     return any(name.startswith("chat_template") for name in report.files)

@@ -52,7 +52,7 @@ def as_planned(candidate: Candidate) -> GateLine:
 
 
 def as_compressed(candidate: Candidate) -> GateLine:
-    """Dequantized from the files, weights are bit for bit what the compressor computed with."""
+    """Dequantized or multiplied from the files, weights are bit for bit what the compressor computed with."""
     view, samples = DenseView(candidate.folder), candidate.samples
     largest = 0.0
     for name, rows in samples.items():
@@ -84,7 +84,7 @@ def as_in_base(candidate: Candidate) -> GateLine:
     plan = candidate.plan
     base, variant = model_folder.places(candidate.base), model_folder.places(candidate.folder)
     worked_on = {linear.name for linear in plan.linears} | ({plan.head.name} if plan.head else set())
-    others = [name for name in variant if name.rpartition(".")[0] not in worked_on]
+    others = [name for name in variant if name.rpartition(".")[0] not in worked_on and not sizes.is_factor(name)]
     origins = {name: sizes.origin(plan.family, name, plan.sources) for name in others}
     wrong = [name for name in others if origins[name] not in base]
     if recovery_of(plan.steps) is None:

@@ -3,7 +3,7 @@
 Knows costs and losses; no bits, no models. Costs are whole numbers, so that a limit is held exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,12 +28,7 @@ def solve(items: Sequence[Sequence[Choice]], limit: int) -> list[int] | None:
     left = limit - sum(item[index].cost for item, index in zip(items, chosen, strict=True))
     if left < 0:
         return None
-    steps = [
-        (_slope(item[before], item[after]), number, after)
-        for number, item in enumerate(items)
-        for before, after in _hull_steps(item)
-    ]
-    for _, number, after in sorted(steps, key=lambda step: step[0]):  # stable: an item's steps stay in order
+    for number, after in _steepest_first(items):
         more = items[number][after].cost - items[number][chosen[number]].cost
         if more > left:
             break
@@ -42,13 +37,37 @@ def solve(items: Sequence[Sequence[Choice]], limit: int) -> list[int] | None:
     return _fill(items, chosen, left)
 
 
+def climb(items: Sequence[Sequence[Choice]]) -> Iterator[list[int]]:
+    """The choices that `solve` passes as its limit grows: from the cheapest of every item to the one of least loss."""
+    chosen = [_hull(item)[0] for item in items]
+    yield list(chosen)
+    for number, after in _steepest_first(items):
+        chosen[number] = after
+        yield list(chosen)
+
+
+def _steepest_first(items: Sequence[Sequence[Choice]]) -> list[tuple[int, int]]:
+    """The steps of all items along their hulls, as item and option reached: first those that gain most for a cost."""
+    steps = [
+        (_slope(item[before], item[after]), number, after)
+        for number, item in enumerate(items)
+        for before, after in _hull_steps(item)
+    ]
+    return [(number, after) for _, number, after in sorted(steps, key=lambda step: step[0])]  # stable: in order
+
+
 def _slope(before: Choice, after: Choice) -> float:
     """Change of the loss per unit of cost: the more negative, the better the step."""
     return (after.loss - before.loss) / (after.cost - before.cost)
 
 
 def _hull_steps(item: Sequence[Choice]) -> list[tuple[int, int]]:
-    """Steps along the lower convex hull, from the cheapest option to the one with the least loss."""
+    """Steps along the lower convex hull."""
+    return list(pairwise(_hull(item)))
+
+
+def _hull(item: Sequence[Choice]) -> list[int]:
+    """The lower convex hull, from the cheapest option to the one with the least loss."""
     cheapest_first = sorted(range(len(item)), key=lambda index: (item[index].cost, item[index].loss))
     hull = cheapest_first[:1]
     for index in cheapest_first[1:]:
@@ -57,7 +76,7 @@ def _hull_steps(item: Sequence[Choice]) -> list[tuple[int, int]]:
         while len(hull) > 1 and _slope(item[hull[-2]], item[hull[-1]]) >= _slope(item[hull[-1]], item[index]):
             hull.pop()
         hull.append(index)
-    return list(pairwise(hull))
+    return hull
 
 
 def _fill(items: Sequence[Sequence[Choice]], chosen: list[int], left: int) -> list[int]:

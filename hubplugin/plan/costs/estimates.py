@@ -54,6 +54,7 @@ class Work:
     device_number: int = FP32  # ... and on an accelerator
     cpu: Cpu = WITH_AMX
     masks: Cost | None = None  # of the method that sets single weights to zero
+    factors: Cost | None = None  # of the method that makes two factors of a weight
     trained: int = 0  # weights that recovery trains ...
     blocks_tokens: int = 0  # ... on so many tokens block by block
     distilled_tokens: int = 0  # ... and on so many all together
@@ -161,7 +162,8 @@ class _Pass:
             sums += part
             moments = [sums + rows, sums + 3 * square + 4 * stack]
         shrinks = any(width.consumer in input_group.linears for width in self.family.widths)
-        for cost in (self.work.quantizes, self.work.masks, self.work.prunes if shrinks else None):
+        whole = (self.work.quantizes, self.work.masks, self.work.factors)
+        for cost in (*whole, self.work.prunes if shrinks else None):
             moments += [squares * square + stacks * stack for squares, stacks in cost.peaks] if cost else []
         if self.work.descends:
             moments += [4 * square + 3 * stack, 3 * square + 4 * stack]
@@ -208,7 +210,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         # tokens are brought to the experts of a block once
         measured = (1 + 2 * twice) * reaching * inputs**2
         prunes = work.prunes if consumers & set(input_group.linears) else None
-        for cost in (work.masks, work.quantizes, prunes):
+        for cost in (work.masks, work.quantizes, work.factors, prunes):
             total += measured + cost.cubic * inputs**3 + cost.sweeps * stacked * inputs if cost else 0
         if work.masks:
             steps += inputs * COLUMN_SECONDS * len(input_group.linears)

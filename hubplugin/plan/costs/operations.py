@@ -1,16 +1,20 @@
 """Floating-point operations of a model's forward pass, counted from its shapes; a multiply-add is two.
 
 Counts matrix products alone (docs/maths.md, Speed): linears, the output head, and those of attention. Of experts, those
-that a token goes to. Zeros and codes change nothing. Knows shapes; no weights and no machine.
+that a token goes to. Of two factors, both products. Zeros and codes change nothing. Knows shapes; no weights and no
+machine.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hubplugin.checkpoint.format_names import FACTOR_B
+from hubplugin.checkpoint.headers import Header
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
+from hubplugin.plan import sizes
 
 ATTENTION = "self_attn."  # how paths of its linears begin inside a block
 
@@ -35,11 +39,22 @@ class Operations:
         return tokens * (self.attention + self.ffn) + output * self.head + self.context * tokens * (tokens + 1) // 2
 
 
-def of(family: Family, dims: Dimensions, config: Mapping[str, Any]) -> Operations:
-    """Of a model of these sizes, every layer of which looks at all tokens before it."""
-    attention = ffn = 0.0
+def of(
+    family: Family, dims: Dimensions, config: Mapping[str, Any], tensors: Mapping[str, Header] | None = None
+) -> Operations:
+    """Of a model of these sizes, every layer of which looks at all tokens before it.
+
+    `tensors` are those of its folder: where factors are among them, they count in place of their linears.
+    """
+    factors = {name: header.count for name, header in (tensors or {}).items() if sizes.is_factor(name)}
+    attention, ffn = (
+        2.0 * sum(count for name, count in factors.items() if (f".{ATTENTION}" in name) is of_attention)
+        for of_attention in (True, False)
+    )
     for layer in range(dims.layers):
         for name, (outputs, inputs) in architecture.linear_shapes(family, dims.at(layer)).items():
+            if f"{family.block.format(i=layer)}.{name}.{FACTOR_B}" in factors:
+                continue
             flops = 2 * outputs * inputs * family.input_group_of(name).token_ratio
             attention += flops * name.startswith(ATTENTION)
             ffn += flops * (not name.startswith(ATTENTION))

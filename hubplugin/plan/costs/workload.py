@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hubplugin import limits
-from hubplugin.manifest.methods import mask_of, pruning_of, quantization_of, recovery_of, row_of
+from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, recovery_of, row_of
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.plan import sizes
 from hubplugin.plan.base import Base
@@ -18,6 +18,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
     gptq, prune, mask, recover = quantization_of(steps), pruning_of(steps), mask_of(steps), recovery_of(steps)
+    lowrank = factorization_of(steps)
     text = recover.data or source if recover else source
     text_tokens = text.samples * text.sequence_length
     stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
@@ -31,6 +32,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         skips=prune is not None and prune.measures,
         descends=gptq.passes if gptq else 0,
         masks=row_of(mask).cost if mask else None,
+        factors=row_of(lowrank).cost if lowrank else None,
         head=gptq is not None and gptq.lm_head,
         number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
         device_number=2 if stored == "BF16" else estimates.FP32,
@@ -45,8 +47,8 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    gptq, prune = quantization_of(steps), pruning_of(steps)
-    aims = gptq.qep_tokens if gptq and gptq.qep else 0
+    fitted, prune = quantization_of(steps) or factorization_of(steps), pruning_of(steps)
+    aims = fitted.qep_tokens if fitted and fitted.qep else 0
     if prune and (prune.refit or aims):
         return tokens
     return min(tokens, aims)

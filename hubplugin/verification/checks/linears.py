@@ -1,9 +1,9 @@
 """Checks of what configurations, steps, names and tags say of the codes, against the shapes of the tensors."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, LOW_RANK
 from hubplugin.evaluation.cards import steps
 from hubplugin.manifest.methods import Kind
 from hubplugin.verification import claims, stored_linears
@@ -25,10 +25,15 @@ def configured(subject: Subject) -> Iterator[Finding]:
     """Bits and group size of every linear are those that config.json says."""
     config, quantized = subject.quantization, subject.quantized
     if config is None:
+        if factored := [name for name, linear in subject.linears.items() if linear.rank]:
+            yield failed(f"{CONFIG} says nothing of factors, and {len(factored)} linears are stored as factors")
         if quantized:
             yield failed(f"{CONFIG} says nothing of codes, and {len(quantized)} linears are stored as codes")
         return
     config.check_known()
+    if config.ranks is not None:
+        yield from _ranks(config.ranks, subject)
+        return
     if config.where == BESIDE:
         yield unchecked(f"{CONFIG} says nothing, {BESIDE} does: vLLM reads it, transformers loads no codes then")
     if not quantized:
@@ -46,6 +51,18 @@ def configured(subject: Subject) -> Iterator[Finding]:
         yield passed("; ".join(f"{count} linears of {what}" for what, count in counts))
 
 
+def _ranks(claimed: Mapping[str, int], subject: Subject) -> Iterator[Finding]:
+    """Ranks as config.json has them, which vLLM's plugin makes room by."""
+    stored = {name: linear.rank for name, linear in subject.linears.items() if linear.rank}
+    wrong = [name for name in claimed.keys() | stored.keys() if claimed.get(name) != stored.get(name)]
+    for name in sorted(wrong):
+        yield compared(claimed.get(name, "no rank"), stored.get(name, "no factors"), name, "rank", holds=False)
+    if not wrong and stored:
+        yield passed(f"{len(stored)} linears are factors of ranks {min(stored.values())} to {max(stored.values())}")
+    if not stored and not claimed:
+        yield failed(f"{CONFIG} says {LOW_RANK}, and no linear is two factors")
+
+
 def _fault(claimed: Claimed | None, linear: StoredLinear, partly: bool) -> str:
     """Why a claim does not hold; empty where it does. `partly`: linears may stay dense without a rule for them."""
     if claimed is None:
@@ -60,7 +77,7 @@ def _fault(claimed: Claimed | None, linear: StoredLinear, partly: bool) -> str:
 def zero_points(subject: Subject) -> Iterator[Finding]:
     """compressed-tensors stores zero points exactly where grids are said to be asymmetric."""
     config = subject.quantization
-    if config is None or config.is_gptq:
+    if config is None or config.is_gptq or config.ranks is not None:
         return
     wrong = [
         linear.name
@@ -96,7 +113,7 @@ def as_in_steps(subject: Subject) -> Iterator[Finding]:
     step = steps.step_of(subject.report, Kind.QUANTIZE) if subject.report else None
     if step is None:
         return
-    blocks = [subject.linears[name] for name in subject.block_linears if subject.linears[name].layout]
+    blocks = [subject.linears[name] for name in subject.block_linears if subject.linears[name].codes]
     if not blocks:
         yield failed(f"the report says {step['bits']} bits, and no linear is stored as codes")
         return

@@ -64,18 +64,19 @@ def measured(subject: Subject) -> report.Sizes:
     """Of the folder's tensors."""
     linears = [subject.linears[name] for name in subject.block_linears]
     shapes = stored_linears.dense_shapes(subject.reader, subject.linears)
-    parameters = weights.parameters(shapes)
-    weight = weights.measure(subject.reader.headers, [linear.plan for linear in linears], parameters)
+    headers, plans = subject.reader.headers, [linear.plan for linear in linears]
+    parameters = weights.parameters(weights.with_factors(shapes, headers))
+    weight = weights.measure(headers, plans, parameters)
     masked = subject.report is not None and steps.step_of(subject.report, Kind.MASK) is not None
     return report.Sizes(
         safetensors_bytes=_bytes(subject),
         parameters=parameters,
-        linear_parameters=sum(linear.outputs * linear.inputs for linear in linears),
+        linear_parameters=weights.linear_weights(headers, plans),
         linear_bits_per_weight=weight.linear_bits_per_weight,
         model_bits_per_weight=weight.model_bits_per_weight,
         sparsity=zeros.sparsity(DenseView(subject.folder), subject.block_linears) if masked else None,
         **(
-            _flops(operations.of(subject.family, subject.dims, subject.config))
+            _flops(operations.of(subject.family, subject.dims, subject.config, subject.reader.headers))
             if subject.family and subject.dims
             else {}
         ),

@@ -70,7 +70,7 @@ def _variant(subject: Subject, report: Report) -> rounds.Subject:
         Verdict(load.target, load.loads, load.why, load.note, vllm_support.features_in(load.note))
         for load in report.loads
     ]
-    work = operations.of(family, dims, subject.config)
+    work = operations.of(family, dims, subject.config, subject.reader.headers)
     return rounds.Subject(report.variant, subject.folder, loads, work, dims.vocab)
 
 
