@@ -3,7 +3,8 @@
     python bench/lowrank.py MODEL --calibration a.txt --held-out b.txt [--ratios 0.1 0.2 0.3] [--only NAME...]
 
 Every row removes a ratio of the weights of the blocks' linears. "plain SVD" and "whitened" have one rank per shape, by
-the ratio alone; the others come from one search. Perplexity and KL are those of the evaluation of `hubplugin run`.
+the ratio alone; the others come from one search, whose measurements are taken once, with the ranks of the largest ratio
+(`run` takes them for each variant, on 2048 tokens). Perplexity and KL are those of the evaluation of `hubplugin run`.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from hubplugin.manifest.reading import loading
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.plan.choices.ranks import Losses, Sensitivity, below_break_even
+from hubplugin.plan.choices.ranks import Losses, RankSpace, Sensitivity, below_break_even
 from hubplugin.plan.draft import DraftPlan, rank_space
 from hubplugin.plan.schemes import Factors
 from hubplugin.plan.variant_plan import VariantPlan
@@ -48,11 +49,12 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512, help="of each sequence")
     parser.add_argument("--rank-multiple", type=int, default=32)
+    parser.add_argument("--probe-tokens", type=int, default=512, help="of one sequence, that KL of a group is taken on")
     parser.add_argument("--only", nargs="+", default=list(RANKS), choices=list(RANKS))
     options = parser.parse_args()
     print(f"| {COLUMNS} |\n|---|---|---|{'---:|' * (COLUMNS.count('|') - 2)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="lowrank-") as work:
-        bench = Bench(_job(options, Path(work)), Path(work))
+        bench = Bench(_job(options, Path(work)), Path(work), options.probe_tokens)
         for draft in bench.job.plan.drafts:
             for name in options.only:
                 print(f"| {bench.row(draft, name)} |", flush=True)
@@ -82,18 +84,17 @@ class Bench:
 
     job: Job
     work: Path
-    measured: dict[str, rank_search.Measured] = field(default_factory=dict)  # by variant
+    probe_tokens: int
+    found: tuple[RankSpace, rank_search.Measured] | None = None
 
     def row(self, draft: DraftPlan, name: str) -> str:
         """One line of the table."""
-        step = draft.recipe.steps[0]
-        assert isinstance(step, LowRank)
         started, (ranks, targets) = time.monotonic(), name.split(", ")
         folder = self.work / "made"
         shutil.rmtree(folder, ignore_errors=True)
         factors = RANKS[name](self, draft)
         variant = draft.settle(factors=factors)
-        own = step.model_copy(update={"qep": targets == "the base's"})
+        own = _step(draft).model_copy(update={"qep": targets == "the base's"})
         if targets == "weights alone":
             self.decompose(variant, folder)
         else:
@@ -109,16 +110,18 @@ class Bench:
             f"{quality.mean_kl:.4f} | {quality.top1_agreement:.1%} | {seconds:.0f}"
         )
 
-    def search(self, draft: DraftPlan) -> rank_search.Measured:
-        """Spectra and sensitivities, taken once for each ratio."""
-        if draft.name not in self.measured:
-            space, step = rank_space(draft.recipe, draft.shape), draft.recipe.steps[0]
-            assert space is not None and isinstance(step, LowRank)
+    @property
+    def search(self) -> tuple[RankSpace, rank_search.Measured]:
+        """Spectra and sensitivities, taken once, with the ranks of the largest ratio."""
+        if self.found is None:
+            draft = max(self.job.plan.drafts, key=lambda draft: _step(draft).ratio)
+            space, ids = rank_space(draft.recipe, draft.shape), self.job.calibration.ids
+            assert space is not None
             model = Model(DenseView(self.job.snapshot.path), self.job.plan.config, self.job.plan.family)
-            started = time.monotonic()
-            self.measured[draft.name] = rank_search.measure(model, self.job.calibration.ids, space, step)
+            started, probe = time.monotonic(), ids[:1, : self.probe_tokens]
+            self.found = space, rank_search.measure(model, ids, space, _step(draft), probe_tokens=probe)
             print(f"<!-- search: {time.monotonic() - started:.0f} s -->", flush=True)
-        return self.measured[draft.name]
+        return self.found
 
     def decompose(self, variant: VariantPlan, folder: Path) -> None:
         """A dense folder in which linears are cut by the decomposition of their weights, without any data."""
@@ -137,25 +140,29 @@ class Bench:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def uniform(bench: Bench, draft: DraftPlan) -> dict[str, Factors]:
-    """The rank of every linear by its shape and the ratio."""
+def _step(draft: DraftPlan) -> LowRank:
     step = draft.recipe.steps[0]
     assert isinstance(step, LowRank)
+    return step
+
+
+def uniform(bench: Bench, draft: DraftPlan) -> dict[str, Factors]:
+    """The rank of every linear by its shape and the ratio."""
     found = {}
     for linear in draft.estimate.linears:
         outputs, inputs = linear.after
-        wanted = (1 - step.ratio) * outputs * inputs / (outputs + inputs)
+        wanted = (1 - _step(draft).ratio) * outputs * inputs / (outputs + inputs)
         found[linear.name] = Factors(max(rank for rank in below_break_even(outputs, inputs, 1) if rank <= wanted))
     return found
 
 
 def searched(bench: Bench, draft: DraftPlan, alike: bool = False, shared: bool = True) -> dict[str, Factors]:
     """Those of the search; `alike`: as if every group's loss cost the model the same for its weights."""
-    space, measured = rank_space(draft.recipe, draft.shape), bench.search(draft)
-    assert space is not None
-    losses = measured.losses
+    (widest, measured), own = bench.search, rank_space(draft.recipe, draft.shape)
+    assert own is not None
+    space, losses = replace(widest, room=own.room), measured.losses
     if not shared:
-        losses = [Losses(tuple(2.0 for _ in own.shared), own.separate) for own in losses]
+        losses = [Losses(tuple(2.0 for _ in each.shared), each.separate) for each in losses]
     sizes = [Sensitivity(((1.0, float(group.outputs * group.inputs)),)) for group in space.groups]
     chosen = space.choose(losses, sizes if alike else measured.sensitivities)
     return space.factors((one.ranks, one.shared) for one in chosen)

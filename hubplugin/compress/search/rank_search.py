@@ -72,14 +72,22 @@ def factors(space: RankSpace, record: Ranking) -> dict[str, Factors]:
     return space.factors((one.ranks, one.shared) for one in record.groups)
 
 
-def measure(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill: Path | None = None) -> Measured:
+def measure(
+    model: Model,
+    tokens: Tensor,
+    space: RankSpace,
+    step: LowRank,
+    spill: Path | None = None,
+    probe_tokens: Tensor | None = None,
+) -> Measured:
     """One pass over the base with calibration token ids [sequences, tokens], in the model's dtype.
 
-    Second moments come from the first MOMENT_TOKENS of them, KL from PROBE_TOKENS over two, in complete sequences.
-    Raises CompressError where activations are not finite.
+    Second moments come from the first MOMENT_TOKENS of them, KL from `probe_tokens` [sequences, tokens]; left out, from
+    the first PROBE_TOKENS over two. Complete sequences. Raises CompressError where activations are not finite.
     """
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS // PROBES)
+    if probe_tokens is None:
+        probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS // PROBES)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
     base = model.embed(probe_tokens, activations_folder(spill, "probe"))
     changed: dict[tuple[str, int], list[Batch]] = {}  # by group and rank: activations where that group alone is cut
