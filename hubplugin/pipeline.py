@@ -4,6 +4,7 @@ Knows the order of stages, each of which leaves its result in a folder, so that 
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from hubplugin.evaluation import engine_choice, gate, generation
 from hubplugin.evaluation.speed.kv_caches import Serve
 from hubplugin.evaluation.speed.rounds import TakeTurn
 from hubplugin.job import RECOVERY, Clock, Engines, Job
-from hubplugin.manifest.methods import quantization_of, recovery_of
+from hubplugin.manifest.methods import quantization_of, recovery_of, tuning_of
 from hubplugin.manifest.schema import Document
-from hubplugin.manifest.steps.recover import Recover
+from hubplugin.manifest.steps.training import Training
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
 from hubplugin.plan import table
@@ -32,7 +33,7 @@ from hubplugin.progress import progress
 from hubplugin.recovery import recover
 from hubplugin.report import Report
 from hubplugin.report_assembly import Findings, Weights
-from hubplugin.variant_folder import MANIFEST, PRUNED, RECOVERED
+from hubplugin.variant_folder import MANIFEST, PRUNED, QUANTIZED, RECOVERED, TUNED
 
 
 def run(
@@ -207,29 +208,46 @@ def _allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
 
 
 def _compress(job: Job, variant: VariantPlan, out: Path) -> Weights:
-    """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass."""
+    """Weights, config.json and tokenizer in `out`: what passes over the blocks make, and tuning makes of that."""
+    step = tuning_of(variant.steps)
+    weights, dense = _passes(job, variant, out, out / QUANTIZED if step else out)
+    if step is None:
+        return weights
+    tuning = _train(job, variant, step, out / QUANTIZED, out / TUNED, dense)
+    model_folder.copy(model_folder.listing(out / TUNED), out / TUNED, out)
+    return replace(weights, samples=stages.stored_samples(out, variant), peak=memory.peak(), tuning=tuning)
+
+
+def _passes(job: Job, variant: VariantPlan, work: Path, out: Path) -> tuple[Weights, Path]:
+    """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass.
+
+    Also the folder that the last pass read. Those of earlier passes are in `work`.
+    """
     base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
     if not variant.passes:
         result = stages.run_pass(base, variant, tokens, out, fingerprint)
-        return Weights(result.results, result.samples, result.peak)
+        return Weights(result.results, result.samples, result.peak), base
     pruning, *later = variant.passes
-    first, source, recovery = stages.run_pass(base, pruning, tokens, out / PRUNED, fingerprint), out / PRUNED, None
+    first, source, recovery = stages.run_pass(base, pruning, tokens, work / PRUNED, fingerprint), work / PRUNED, None
     if step := recovery_of(variant.steps):
-        recovery, source = _recover(job, variant, step, source, out / RECOVERED), out / RECOVERED
+        recovery, source = _train(job, variant, step, source, work / RECOVERED), work / RECOVERED
     if later:
         second = stages.run_pass(source, later[0], tokens, out, fingerprint)
-        return Weights([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
+        results, peak = [*first.results, *second.results], max(first.peak, second.peak)
+        return Weights(results, second.samples, peak, recovery), source
     model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
-    return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery)
+    return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery), source
 
 
-def _recover(job: Job, variant: VariantPlan, step: Recover, student: Path, out: Path) -> report.Recovery:
-    """Train a pruned folder towards the base, on text of its own where the step names some."""
+def _train(
+    job: Job, variant: VariantPlan, step: Training, student: Path, out: Path, dense: Path | None = None
+) -> report.Recovery:
+    """Train a folder towards the base, on text of its own where the step names some."""
     base, ends = job.snapshot.path, stages.stands_for(variant, job.plan.config["num_hidden_layers"])
     if step.data is None:
-        return recover.run(student, base, out, job.calibration.ids, step, ends)
+        return recover.run(student, base, out, job.calibration.ids, step, ends, dense)
     batch = job.tokens(RECOVERY, step.data)
-    recovery = recover.run(student, base, out, batch.ids, step, ends)
+    recovery = recover.run(student, base, out, batch.ids, step, ends, dense)
     return recovery.model_copy(update={"data": batch.description})
 
 

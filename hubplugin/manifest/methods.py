@@ -18,6 +18,8 @@ from hubplugin.manifest.steps.gptq import Gptq, Quantization
 from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.recover import Recover
+from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.tune import Tune
 
 GROUP = "hubplugin.methods"  # of entry points
 
@@ -29,6 +31,7 @@ class Kind(Enum):
     RECOVER = "recover"  # trains all weights back towards the base
     QUANTIZE = "quantize"  # stores codes in place of weights
     MASK = "mask"  # sets single weights to zero: shape and dtype stay
+    TUNE = "tune"  # trains what stands beside codes towards the base: scales, norms, biases
 
 
 # what a settings class of each kind derives from: the pipeline reads these fields and no others
@@ -37,6 +40,7 @@ BASES: dict[Kind, type[StepSettings]] = {
     Kind.RECOVER: Recover,
     Kind.QUANTIZE: Quantization,
     Kind.MASK: Masking,
+    Kind.TUNE: Tune,
 }
 
 
@@ -106,6 +110,7 @@ OURS = (
         note=DENSE,
         updates_kept=True,
     ),
+    Method(Tune, Kind.TUNE, "tuned scales", "hubplugin.recovery.recover", check="hubplugin.plan.checks.tuning:check"),
 )
 
 
@@ -178,3 +183,13 @@ def mask_of(steps: Iterable[StepSettings]) -> Masking | None:
 def recovery_of(steps: Iterable[StepSettings]) -> Recover | None:
     """The step that trains."""
     return cast(Recover | None, step_of(steps, Kind.RECOVER))
+
+
+def tuning_of(steps: Iterable[StepSettings]) -> Tune | None:
+    """The step that trains what stands beside codes."""
+    return cast(Tune | None, step_of(steps, Kind.TUNE))
+
+
+def trainings_of(steps: Iterable[StepSettings]) -> list[Training]:
+    """All steps that train."""
+    return [step for step in steps if isinstance(step, Training)]

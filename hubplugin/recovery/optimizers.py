@@ -38,6 +38,33 @@ def adam(weights: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":
     return Optimizers([torch.optim.AdamW([{"params": list(weights.values()), "peak": rate}], weight_decay=0.0)])
 
 
+def with_rounding(
+    weights: Mapping[str, nn.Parameter], rate: float, offsets: Mapping[str, nn.Parameter], step: float
+) -> "Optimizers":
+    """AdamW for weights; for offsets of a rounding, steps of one length, in steps of the grid."""
+    adamw = torch.optim.AdamW([{"params": list(weights.values()), "peak": rate}], betas=BETAS, weight_decay=0.0)
+    return Optimizers([adamw, SignDescent([{"params": list(offsets.values()), "peak": step}])])
+
+
+class SignDescent(torch.optim.Optimizer):
+    """Every value goes one step of the same length against its gradient, and stays within half of 1 of 0.
+
+    Signed gradients, as AutoRound has them (arXiv 2309.05516): how far a value goes does not depend on how strong its
+    output is.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of `lr`."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.sub_(group["lr"] * weight.grad.sign()).clamp_(-0.5, 0.5)
+
+
 class Optimizers:
     """Several optimizers as one, whose rate follows `schedule`."""
 
