@@ -22,6 +22,7 @@ from hubplugin.errors import CompressError
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
 from hubplugin.recovery import block_training, distillation, recover, splitting, trainable, training_setup
+from hubplugin.recovery.optimizers import Pace
 from hubplugin.report import Recovery
 
 KEPT = 96  # of pico's 128 FFN channels
@@ -252,7 +253,7 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
     adapters = trainable.Adapters(student.load_all(), 4, student.family)
-    training = distillation.Distillation(adapters, base.load_all(), tokens, settings, math.inf, recover.LORA_RATE, None)
+    training = distillation.Distillation(adapters, base.load_all(), tokens, settings, math.inf, Pace(recover.LORA_RATE))
     done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
@@ -402,7 +403,7 @@ def test_held_out_sequences_are_one_in_eight_and_never_trained_on() -> None:
 def test_the_tokens_that_are_reported_are_those_that_were_seen(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "STEP_TOKENS", 2 * 48)
+    monkeypatch.setattr(recover, "STEP_TOKENS", 2 * 48)
     monkeypatch.setattr(recover, "BLOCK_TOKENS", 5 * 48)
     assert run(pruned, pico_folder, tmp_path / "blocks", step(distill=0)).tokens == 5 * 48
     part = run(pruned, pico_folder, tmp_path / "part", step(blocks=0, distill=0.5))

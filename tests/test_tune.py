@@ -418,7 +418,7 @@ NOTHING = "trains what stands beside codes, and nothing is quantized before it"
         ([A8, TUNE], "[1].method", "rounded to int8 at run time", "remove activation_bits"),
         ([{**GPTQ, "bits": 4, "engine": "gptqmodel"}, TUNE], "[1].method", "gptqmodel's scales", "remove engine"),
         ([PRUNE, GPTQ, {**TUNE, "rounding": True}], "[2].rounding", "no dense weights", "put a recover step between"),
-        ([GPTQ, {**TUNE, "data": {"self": True, "samples": 1, "tokens": 8}}], "[1].data", "none to hold out", "2"),
+        ([GPTQ, {**TUNE, "data": {"self": True, "samples": 1, "tokens": 16}}], "[1].data", "none to hold out", "2"),
         ([{**GPTQ, "ignore": ["nothing"]}, TUNE], "[0].ignore", "names no linear", "write a path's end"),
         ([GPTQ, {**TUNE, "data": {"self": True, "tokens": 999}}], "[1].data.tokens", "context of 256", "256 or fewer"),
     ],

@@ -4,7 +4,6 @@ Inputs are the student's own activations, behind the blocks trained before; targ
 block and the activations (docs/maths.md, Recovery). Knows blocks and activations. Knows no logits and no folder.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.model.activations import Batch
 from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
-from hubplugin.recovery.optimizers import fast_products, schedule
+from hubplugin.recovery.optimizers import Pace, fast_products, schedule
 from hubplugin.recovery.splitting import Split
 from hubplugin.recovery.trainable import Trainable, as_function
 from hubplugin.report import RecoveredBlock
 
-STEP_TOKENS = 2048  # that one step learns from
 SLOWER = 4  # how much less the rate is where a block gained nothing at it, and from there on
 
 
@@ -61,11 +59,10 @@ class BlockTraining:
     trainable: Callable[[int], Trainable]  # what is trained of a block of the student, which is loaded for it
     tokens: Split
     epochs: int
-    rate: float  # peak learning rate
+    pace: Pace  # blocks that its limit leaves no time for are handed on as they are
     teacher_blocks: Sequence[int]  # for each block the block of the base whose output it should match
     dtypes: Mapping[str, torch.dtype]  # as the student's tensors will be stored, by full name
     checkpoints: TrainingCheckpoints
-    limit: float = math.inf  # seconds, after which blocks are handed on as they are
     label: str = "recover"  # of lines of progress
 
     def run(self) -> Iterator[tuple[RecoveredBlock, dict[str, Tensor]]]:
@@ -78,17 +75,17 @@ class BlockTraining:
             yield from (self._trained(index) for index in range(len(self.teacher_blocks)))  # no activations needed
             return
         train, held_out = (
-            Activations(*(model.embed(ids, micro_tokens=STEP_TOKENS) for model in (self.student, self.base)))
+            Activations(*(model.embed(ids, micro_tokens=self.pace.step_tokens) for model in (self.student, self.base)))
             for ids in self.tokens
         )
-        base_index, spent, rate = 0, 0.0, self.rate
+        base_index, spent, rate = 0, 0.0, self.pace.rate
         for index, teacher in enumerate(self.teacher_blocks):
             while base_index <= teacher:
                 self._forward_base(base_index, train, held_out)
                 base_index += 1
             begun, name, block = time.monotonic(), checkpoint_name(index), self._block(index)
             if name not in self.checkpoints:
-                epochs = self.epochs if spent < self.limit else 0
+                epochs = self.epochs if spent < self.pace.limit else 0
                 self._train_block(block, (train, held_out), epochs, rate, begun)
                 self._say(index, spent)
             notes, (record, tensors) = self.checkpoints.notes(name), self._trained(index)

@@ -17,11 +17,10 @@ from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.manifest.steps.training import Training
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
-from hubplugin.recovery.optimizers import fast_products, schedule
+from hubplugin.recovery.optimizers import Pace, fast_products, schedule
 from hubplugin.recovery.splitting import Split
 from hubplugin.recovery.trainable import Trainable, as_function
 
-STEP_TOKENS = 2048  # that one step learns from
 LOGITS = 2**23  # positions times vocabulary, of which gradients are taken at once
 EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; how many may pass without a better one, once the rate
 # is on its way down: at its height it hides what was learnt
@@ -99,26 +98,19 @@ class Distilled:
 
 
 class Distillation:
-    """A student in training. `limit` is seconds of wall time; `kl_before` its held-out KL before."""
+    """A student in training. `kl_before` is its held-out KL before."""
 
     def __init__(
-        self,
-        student: Trainable,
-        base: nn.Module,
-        tokens: Split,
-        step: Training,
-        kl_before: float,
-        rate: float,
-        limit: float | None,
+        self, student: Trainable, base: nn.Module, tokens: Split, step: Training, kl_before: float, pace: Pace
     ) -> None:
-        self._student, self._base, self._step, self._limit = student, base, step, limit
+        self._student, self._base, self._step, self._limit = student, base, step, pace.limit
         self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         self._device = next(base.parameters()).device
         self._train, self._held_out = tokens
         self._weights = student.trained
-        self._rows = max(1, STEP_TOKENS // self._train.shape[1])
+        self._rows = max(1, pace.step_tokens // self._train.shape[1])
         self._total = max(1, int(step.distill * len(self._train)) // self._rows)
-        self._optimizer = student.optimizers(rate, self._total)
+        self._optimizer = student.optimizers(pace.rate, self._total)
         self._every = max(1, self._total // EVALUATIONS)
         self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": kl_before, "last": 0, "seconds": 0.0}
@@ -191,7 +183,7 @@ class Distillation:
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         elif step - notes["best_step"] >= PATIENCE * self._every and self._total / 2 <= step < self._total:
             self._stopped = f"no better held-out KL in {PATIENCE} measurements"
-        if self._limit is not None and step < self._total:
+        if self._limit < math.inf and step < self._total:
             left = self._limit - notes["seconds"]
             self._total = min(self._total, step + max(0, int(left / notes["seconds"] * step)))
             if self._total == step:

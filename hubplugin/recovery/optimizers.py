@@ -6,6 +6,7 @@ Knows tensors by name. Knows no model and no loss.
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ from hubplugin.model.devices import computing_dtype
 WARM_UP = 0.1  # ratio of the steps in which the rate rises
 REST_RATIO = 0.3  # of the rate of matrices, for everything else
 BETAS = (0.9, 0.95)  # of Adam's moments: runs are short
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training goes."""
+
+    rate: float  # peak learning rate
+    step_tokens: int = 2048  # that one step learns from
+    limit: float = math.inf  # seconds of wall time
 
 
 def optimizers(matrices: Mapping[str, nn.Parameter], rest: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":

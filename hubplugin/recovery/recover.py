@@ -30,6 +30,7 @@ from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
 from hubplugin.recovery import block_training, distillation, grid_weights
 from hubplugin.recovery.grid_weights import GridWeights
+from hubplugin.recovery.optimizers import Pace
 from hubplugin.recovery.splitting import Split, split
 from hubplugin.recovery.trainable import Adapters, AllWeights, Trainable
 from hubplugin.recovery.training_setup import TrainingSetup, device_for
@@ -41,6 +42,7 @@ BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
 # peak learning rates: of matrices by Muon, block by block and together; of adapters by AdamW; of what stands beside
 # codes by AdamW, as a ratio of its size, block by block and together
 BLOCK_RATE, RATE, LORA_RATE, TUNE_BLOCK_RATE, TUNE_RATE = 2e-3, 1e-4, 1e-3, 2e-3, 1e-3
+STEP_TOKENS, TUNE_STEP_TOKENS = 2048, 512  # that one step learns from
 
 
 def run(
@@ -103,6 +105,11 @@ class _Task:
         return AllWeights(model, [name for name, _ in model.named_parameters() if name.endswith(suffixes)])
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens that one step learns from."""
+        return TUNE_STEP_TOKENS if isinstance(self.step, Tune) else STEP_TOKENS
+
+    @property
     def block_rate(self) -> float:
         """The peak learning rate of blocks."""
         return TUNE_BLOCK_RATE if isinstance(self.step, Tune) else BLOCK_RATE
@@ -149,8 +156,7 @@ def _train(
         blocks = _train_blocks(setup, task, teacher_blocks, checkpoints, BLOCKS_RATIO * limit)
         best, seconds["blocks"] = best.or_better(blocks.weights), blocks.seconds
     if step.distill:
-        left = None if step.minutes is None else limit - seconds.get("blocks", 0.0)
-        distilled, weights = _distill(setup, task, best, checkpoints, left)
+        distilled, weights = _distill(setup, task, best, checkpoints, limit - seconds.get("blocks", 0.0))
         best, seconds["distillation"] = best.or_better(weights), distilled.seconds
     trained_on = set(range(_block_sequences(setup.tokens) if step.blocks else 0))
     trained_on |= distilled.seen if distilled else set()
@@ -182,11 +188,10 @@ def _train_blocks(
         trainable=partial(task.of_block, student),
         tokens=Split(train[: _block_sequences(setup.tokens)], held_out),
         epochs=task.step.blocks,
-        rate=task.block_rate,
+        pace=Pace(task.block_rate, task.step_tokens, limit),
         teacher_blocks=teacher_blocks,
         dtypes=setup.dtypes,
         checkpoints=checkpoints,
-        limit=limit,
         label=task.step.method,
     )
     records, trained = [], dict[str, Tensor]()
@@ -200,12 +205,13 @@ def _train_blocks(
 
 
 def _distill(
-    setup: TrainingSetup, task: _Task, start: _Weights, checkpoints: TrainingCheckpoints, limit: float | None
+    setup: TrainingSetup, task: _Task, start: _Weights, checkpoints: TrainingCheckpoints, limit: float
 ) -> tuple[distillation.Distilled, _Weights]:
     """The second stage, from the best weights of the first. `limit` in seconds."""
     student = task.of_model(setup.model(setup.student, start.replaced), start.replaced)
     base, step = setup.model(setup.base).load_all(), task.step
-    training = distillation.Distillation(student, base, setup.tokens, step, start.held_out_kl, task.rate, limit)
+    pace = Pace(task.rate, task.step_tokens, limit)
+    training = distillation.Distillation(student, base, setup.tokens, step, start.held_out_kl, pace)
     distilled = training.run(checkpoints)
     trained = {**start.replaced, **setup.as_stored(distilled.weights)}
     weights = _Weights(trained, setup.held_out_kl(trained))
