@@ -31,7 +31,9 @@ from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
 from hubplugin.recovery import block_training, distillation, grid_weights, optimizers, recover, splitting
+from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
 from hubplugin.recovery.grid_weights import GridWeights
+from hubplugin.recovery.trainable import as_function
 from hubplugin.report import Recovery
 
 GPTQ = {"method": "gptq", "bits": 3, "group_size": 32}
@@ -48,6 +50,7 @@ STEPS: dict[str, dict[str, Any]] = {
     },
 }
 KILLS = 6
+TOKENS = pico.tokens(129, 48)
 
 
 def step(**settings: Any) -> Tune:
@@ -71,7 +74,7 @@ def quantized(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def run(student: Path, base: Path, out: Path, settings: Tune | None = None, **others: Any) -> Recovery:
-    return recover.run(student, base, out, pico.tokens(33, 48), settings or step(), **others)
+    return recover.run(student, base, out, TOKENS, settings or step(), **others)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,60 +88,75 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 # -- one linear
 
 
-def linear(codes: list[list[int]], scales: list[list[float]], **others: Any) -> grid_weights.Linear:
+def start(codes: list[list[int]], scales: list[list[float]], **others: Any) -> GridStart:
     """A linear of two bits in groups of two, on its symmetric grid."""
     made = torch.tensor(scales)
-    known: dict[str, Any] = {"bits": 2, "group_size": 2, "symmetric": True, "layout": "gptq"}
-    return grid_weights.Linear(
+    return GridStart(
         codes=torch.tensor(codes, dtype=torch.uint8), scales=made, zeros=torch.full_like(made, 2.0),
-        scale_dtype=torch.float16, **{**known, **others},
+        bits=2, group_size=2, symmetric=True, **others,
     )  # fmt: skip
 
 
-def weight(change: Tensor, offset: Tensor | None, of: grid_weights.Linear) -> Tensor:
-    return grid_weights._Weight.apply(change, offset, of)
+def training(made: GridStart) -> InTraining:
+    offset = None if made.between is None else nn.Parameter(torch.zeros(made.codes.shape))
+    return InTraining(made, nn.Parameter(torch.zeros_like(made.scales)), offset)
+
+
+def weight(linear: InTraining) -> Tensor:
+    """Its weight [outputs, inputs], as products have it."""
+    return linear.product(torch.eye(linear.start.codes.shape[1])).T
 
 
 def test_the_gradient_of_scales_by_hand() -> None:
-    made = linear([[3, 1, 0, 2]], [[0.5, -0.25]])
-    change = torch.zeros(1, 2, requires_grad=True)
-    dense = weight(change, None, made)
+    linear = training(start([[3, 1, 0, 2]], [[0.5, -0.25]]))
+    dense = weight(linear)
     assert dense.tolist() == [[0.5, -0.5, 0.5, 0.0]]  # scale * (code - 2)
     dense.backward(torch.tensor([[2.0, 4.0, 1.0, 8.0]]))
     # sum of gradient * (code - 2) over the group, times the scale that a change of 1 adds
-    assert change.grad is not None and change.grad.tolist() == [[-2.0 * 0.5, -2.0 * -0.25]]
+    assert linear.change.grad is not None and linear.change.grad.tolist() == [[-2.0 * 0.5, -2.0 * -0.25]]
 
 
 def test_the_gradient_of_a_rounding_is_the_weights_times_the_scale() -> None:
-    made = linear([[3, 1, 0, 2]], [[0.5, -0.25]], between=torch.zeros(1, 4, dtype=torch.float16))
-    offset = torch.zeros(1, 4, requires_grad=True)
-    weight(torch.zeros(1, 2), offset, made).backward(torch.tensor([[2.0, 4.0, 1.0, 8.0]]))
-    assert offset.grad is not None and offset.grad.tolist() == [[1.0, 2.0, -0.25, -2.0]]
+    linear = training(start([[3, 1, 0, 2]], [[0.5, -0.25]], between=torch.zeros(1, 4, dtype=torch.float16)))
+    weight(linear).backward(torch.tensor([[2.0, 4.0, 1.0, 8.0]]))
+    assert linear.offset is not None and linear.offset.grad is not None
+    assert linear.offset.grad.tolist() == [[1.0, 2.0, -0.25, -2.0]]
+
+
+def test_products_and_gradients_are_those_of_a_plain_linear() -> None:
+    torch.manual_seed(0)
+    made = start(torch.randint(0, 4, (6, 8)).tolist(), torch.rand(6, 4).add(0.5).bfloat16().tolist())
+    linear, inputs, upstream = training(made), torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 5, 6)
+    linear.product(inputs).backward(upstream)
+    scale, other = made.scales.clone().requires_grad_(), inputs.detach().clone().requires_grad_()
+    plain = ((made.codes.float().view(6, 4, 2) - 2) * scale[..., None]).view(6, 8)
+    nn.functional.linear(other, plain).backward(upstream)
+    assert scale.grad is not None
+    torch.testing.assert_close(linear.change.grad, scale.grad * made.scales)
+    torch.testing.assert_close(inputs.grad, other.grad)
 
 
 def test_scales_reach_their_least_squares_on_one_linear() -> None:
-    """min |x (w - s c)|^2 over s is s = c'H w / c'H c, H = x'x, for each output and, with one group, each scale."""
+    """min |x (w - s c)|^2 over s is s = c'H w / c'H c, H = x'x, for each output: here a group is all inputs."""
     torch.manual_seed(0)
     codes, inputs = torch.randint(0, 4, (3, 8), dtype=torch.uint8), torch.randn(64, 8)
     steps = codes.double() - 2
     target = 0.3 * steps * torch.tensor([[1.2], [0.9], [1.05]]) + 0.05 * torch.randn(3, 8)
     hessian = (inputs.T @ inputs).double()
     best = ((steps @ hessian) * target).sum(1) / ((steps @ hessian) * steps).sum(1)
-    made = grid_weights.Linear(
-        codes, torch.full((3, 1), 0.3), torch.full((3, 1), 2.0), 2, 8, True, "gptq", torch.float16
-    )
-    change, count = nn.Parameter(torch.zeros(3, 1)), 400
-    optimizer = optimizers.adam({"scale": change}, 0.02)
+    linear = training(GridStart(codes, torch.full((3, 1), 0.3), torch.full((3, 1), 2.0), 2, 8, True))
+    optimizer, count = optimizers.adam({"scale": linear.change}, 0.02), 400
     for number in range(count):
-        (inputs @ (weight(change, None, made) - target.float()).T).square().mean().backward()
+        (linear.product(inputs) - inputs @ target.float().T).square().mean().backward()
         optimizer.step(optimizers.schedule(number, count))
-    torch.testing.assert_close(made.scale(change.detach()).squeeze(1).double(), best, rtol=2**-8, atol=0)
+    found = linear.start.scale(linear.change.detach()).squeeze(1).double()
+    torch.testing.assert_close(found, best, rtol=2**-8, atol=0)  # what bfloat16 leaves of a scale
 
 
 def test_codes_stay_at_first_and_move_by_one_at_most_inside_the_grid() -> None:
     codes = [[0, 1, 2, 3]]
     between = torch.tensor([[0.49, -0.49, 0.0, 0.49]], dtype=torch.float16)
-    made = linear(codes, [[1.0, 1.0]], between=between)
+    made = start(codes, [[1.0, 1.0]], between=between)
     assert made.moved(torch.zeros(1, 4)).tolist() == codes
     assert made.moved(torch.full((1, 4), 0.5)).tolist() == [[1, 1, 2, 3]]  # 3 is the grid's end; 2.5 goes to even
     assert made.moved(torch.full((1, 4), -0.5)).tolist() == [[0, 0, 2, 3]]
@@ -200,12 +218,18 @@ def test_what_training_sees_is_what_readers_see(
     torch.manual_seed(1)
     for parameter in what.trained.values():
         parameter.data.uniform_(-0.3, 0.3)
-    stored, seen = what.values(), what.weights()
-    read = ReplacedWeights(folder, stored)
-    assert set(what.dense(stored)) == set(seen)
+    stored = what.values()
+    read, dense = ReplacedWeights(folder, stored), what.dense(stored)
     for one in view.quantized:
-        assert torch.equal(seen[f"{one}.weight"], read.get(f"{one}.weight")), one
-        assert torch.equal(seen[f"{one}.weight"], what.dense(stored)[f"{one}.weight"])
+        module = model.get_submodule(one)
+        assert isinstance(module, GridLinear) and module.weight.is_meta
+        seen = module.in_training.product(torch.eye(module.in_features)).T
+        assert torch.equal(seen, read.get(f"{one}.weight")) and torch.equal(seen, dense[f"{one}.weight"]), one
+    ids = pico.tokens(2, 16).long()
+    with torch.no_grad():
+        vectors = {name: dense[name] for name in what.weights()}
+        trained, plain = (as_function(what, weights)(input_ids=ids).logits for weights in (vectors, dense))
+    torch.testing.assert_close(trained, plain)
     moved = grid_weights.moved_codes(folder, stored)
     assert 0.05 < moved < 0.9 if rounds else moved == 0
 
@@ -236,7 +260,7 @@ def test_tuning_lowers_the_held_out_divergence_and_leaves_codes_and_shapes(
 
 def test_what_is_reported_is_what_the_folder_has(quantized: dict[str, Path], base: Path, tmp_path: Path) -> None:
     done = run(quantized["packed"], base, tmp_path / "out")
-    held = splitting.split(pico.tokens(33, 48))[1].long()
+    held = splitting.split(TOKENS)[1].long()
     logits = []
     for folder in (base, tmp_path / "out"):
         view = DenseView(folder)
@@ -327,7 +351,7 @@ def stop_after(calls: int, place: Any, name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(place, name, counted)
 
 
-WHOLE = step(distill=12, rounding=True)
+WHOLE = step(distill=0.75, rounding=True)  # 113 sequences in steps of ten
 
 
 @pytest.mark.parametrize(
