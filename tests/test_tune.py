@@ -13,7 +13,7 @@ from typing import Any
 import pico
 import pytest
 import torch
-from plan_helpers import config_json, document, headers
+from plan_helpers import config_json, document, headers, published
 from prune_helpers import make, planned
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -384,7 +384,7 @@ def test_another_dense_folder_does_not_resume(
     quantized: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        stop_after(1, block_training, "_train", patched)
+        stop_after(0, distillation.Distillation, "_learn", patched)
         with pytest.raises(_Stop):
             run(quantized["packed"], base, tmp_path / "out", WHOLE, dense=base)
     other = pico.write(tmp_path / "other", seed=3, tie_word_embeddings=False, vocab_size=320)
@@ -466,17 +466,17 @@ def test_a_plan_of_one_sequence_names_calibrate_too() -> None:
 
 
 def test_estimates_have_tuning_in_them() -> None:
-    config = pico.config(num_hidden_layers=4, vocab_size=32000)
+    raw, config = published("llama-3.1-8b-instruct")
 
     def estimate(*steps: dict[str, Any]) -> Any:
-        return planner.make(document([*steps]), config_json(config), headers(config)).variants[0]
+        return planner.make(document([*steps]), raw, headers(config)).variants[0]
 
     alone, blocks, whole = (
         estimate(GPTQ), estimate(GPTQ, {**TUNE, "distill": 0}), estimate(GPTQ, {**TUNE, "distill": 8})
     )  # fmt: skip
     assert alone.seconds < blocks.seconds < whole.seconds
     assert alone.bytes == blocks.bytes and alone.tensors == whole.tensors and alone.verdicts == whole.verdicts
-    assert alone.peak_memory <= blocks.peak_memory <= whole.peak_memory
+    assert alone.peak_memory <= blocks.peak_memory < whole.peak_memory < 60e9  # the base in float32 takes 32e9
 
 
 # -- the pipeline
