@@ -18,8 +18,10 @@ from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
 from hubplugin.recovery.optimizers import Optimizers, adam, with_rounding
 
 SCALES = ("scales", "weight_scale")  # the last parts of stored scales' names
-INSIDE = 0.49  # how far a weight may lie from its code at first, in steps: below half, so that it rounds to that code
-TRAVEL = 0.5  # steps of the grid that an offset may go in a whole training
+# how far a weight may lie from its code at first, in steps: half of the way to the next code, because GPTQ has pushed
+# many weights to the edge of their cell and beyond, where the first noisy step would send them all over
+INSIDE = 0.25
+TRAVEL = 1.0  # steps of the grid that an offset may go in a whole training
 
 
 class GridWeights:

@@ -41,7 +41,7 @@ QUANTIZE_CONFIG = "quantize_config.json"  # beside AutoGPTQ's format
 BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
 # peak learning rates: of matrices by Muon, block by block and together; of adapters by AdamW; of what stands beside
 # codes by AdamW, as a ratio of its size, block by block and together
-BLOCK_RATE, RATE, LORA_RATE, TUNE_BLOCK_RATE, TUNE_RATE = 2e-3, 1e-4, 1e-3, 2e-3, 1e-3
+BLOCK_RATE, RATE, LORA_RATE, TUNE_BLOCK_RATE, TUNE_RATE = 2e-3, 1e-4, 1e-3, 4e-3, 3e-4
 STEP_TOKENS, TUNE_STEP_TOKENS = 2048, 512  # that one step learns from
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from hubplugin.manifest.base import Real
 from hubplugin.manifest.base import fault as _fault
+from hubplugin.manifest.source import Source
 from hubplugin.manifest.steps.training import Training
 
 
@@ -19,8 +20,14 @@ class Tune(Training):
         default=None,
         gt=0,
         le=0.1,
-        description="The learning rate of distillation, as a ratio of what is trained. Left out: 0.001.",
-        examples=[0.001],
+        description="The learning rate of distillation, as a ratio of what is trained. Left out: 0.0003.",
+        examples=[0.0003],
+    )
+    data: Source | None = Field(
+        default=None,
+        description="A source of training tokens. Left out: the calibration tokens, which the codes are fitted to "
+        "already: other text of the same kind is worth more.",
+        examples=[{"files": ["texts/a.txt"], "samples": 1024, "sequence_length": 512, "seed": 1}],
     )
     rounding: StrictBool = Field(
         default=False,
