@@ -46,6 +46,7 @@ KIND_TITLES = {
     Kind.RECOVER: "Recovery",
     Kind.MASK: "Masks",
     Kind.FACTORIZE: "Low rank",
+    Kind.TUNE: "Tuning",
 }
 SOURCE = "Source"  # of tokens: a table of its own, because several keys take it
 
@@ -60,7 +61,7 @@ def options() -> str:
     schema = json_schema()
     definitions = schema["$defs"]
     parts = ["**The manifest**\n", _table(_rows(schema, definitions, "", nested=False))]
-    parts += ["**Source of tokens**: `calibrate`, `evaluate.perplexity`, `data` of a recover step\n"]
+    parts += ["**Source of tokens**: `calibrate`, `evaluate.perplexity`, `data` of a step that trains\n"]
     parts += [_table(_rows(definitions[SOURCE], definitions, ""))]
     for kind, title in KIND_TITLES.items():
         methods = [name for name, row in METHODS.items() if row.kind is kind]

@@ -4,40 +4,35 @@ Knows the order of stages, each of which leaves its result in a folder, so that 
 """
 
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from hubplugin import memory, provenance, renewal, report, report_assembly, siblings, variant_folder, writing
-from hubplugin.checkpoint import model_folder, resume
-from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
-from hubplugin.compress import stages
+from hubplugin import (
+    decisions,
+    memory,
+    passes,
+    provenance,
+    renewal,
+    report,
+    report_assembly,
+    siblings,
+    variant_folder,
+    writing,
+)
 from hubplugin.compress.gptqmodel import backend
-from hubplugin.compress.search import bit_allocation, pruning_search, rank_search
 from hubplugin.evaluation import engine_choice, gate, generation
 from hubplugin.evaluation.speed.kv_caches import Serve
 from hubplugin.evaluation.speed.rounds import TakeTurn
-from hubplugin.job import RECOVERY, Clock, Engines, Job
-from hubplugin.manifest.methods import factorization_of, quantization_of, recovery_of
+from hubplugin.job import Clock, Engines, Job
+from hubplugin.manifest.methods import factorization_of
 from hubplugin.manifest.schema import Document
-from hubplugin.manifest.steps.recover import Recover
-from hubplugin.model.architectures import configs, families
-from hubplugin.model.block_runner import Model
-from hubplugin.model.devices import computing_dtype
-from hubplugin.plan import table
-from hubplugin.plan.choices.pruning_space import Shape
-from hubplugin.plan.draft import DraftPlan, Plan, rank_space
+from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
-from hubplugin.recovery import recover
 from hubplugin.report import Report
-from hubplugin.report_assembly import Findings, Weights
-from hubplugin.variant_folder import MANIFEST, PRUNED, RECOVERED
-
-# what the first of several passes leaves: its results, the folder of the model as it is so far, and how it was trained
-Begun = tuple[stages.PassResult, Path, report.Recovery | None]
+from hubplugin.report_assembly import Findings
+from hubplugin.variant_folder import MANIFEST
 
 
 def run(
@@ -116,7 +111,7 @@ def _kept(job: Job, draft: DraftPlan, folder: Path) -> Report | None:
 
 
 def _renew(job: Job, draft: DraftPlan, out: Path, made: Report, engines: Engines, thorough: bool = False) -> Report:
-    variant = _settle(draft, made.shaping, made.allocation, made.ranking)
+    variant = decisions.settle(draft, made.shaping, made.allocation, made.ranking)
     return renewal.renew(job, variant, out / draft.name, made, engines, thorough)
 
 
@@ -130,16 +125,16 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     shaping = allocation = evaluation = None
     if draft.space:
         with clock.stage("shape"):
-            shaping = _shape(job, draft, staging)
+            shaping = decisions.shape(job, draft, staging)
     if draft.budget:
         with clock.stage("allocation"):
-            allocation = _allocate(job, draft, staging)
-    variant = _settle(draft, shaping, allocation)
+            allocation = decisions.allocate(job, draft, staging)
+    variant = decisions.settle(draft, shaping, allocation)
     begun, ranking = _begin_and_rank(job, draft, variant, staging, clock)
-    variant = _settle(draft, shaping, allocation, ranking) if ranking else variant
+    variant = decisions.settle(draft, shaping, allocation, ranking) if ranking else variant
     known = report_assembly.known(job, variant)
     with clock.stage("compress and export"):
-        weights = _compress(job, variant, staging, begun)
+        weights = passes.compress(job, variant, staging, begun)
     if job.reference:
         with clock.stage("evaluation"):
             evaluation = job.measure(variant, staging)
@@ -176,117 +171,18 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     return made
 
 
-def _settle(
-    draft: DraftPlan,
-    shaping: report.Shaping | None,
-    allocation: report.Allocation | None,
-    ranking: report.Ranking | None = None,
-) -> VariantPlan:
-    """The variant with what measurements have decided."""
-    shape = pruning_search.shape_of(shaping) if shaping else None
-    schemes = bit_allocation.schemes(draft.budget, allocation) if draft.budget and allocation else None
-    ranks = rank_space(draft.recipe, shape or draft.shape) if ranking else None
-    factors = rank_search.factors(ranks, ranking) if ranks and ranking else None
-    variant = draft.settle(shape=shape, schemes=schemes, factors=factors)
-    if shaping:
-        kl = f"KL of {shaping.predicted_kl:.4f} predicted before refitting"
-        progress(f"{variant.name} | {table.shape(variant)}, {kl}")
-    return variant
-
-
-def _shape(job: Job, draft: DraftPlan, folder: Path) -> report.Shaping:
-    """What is pruned, decided by measurements on the base."""
-    assert draft.space is not None
-    estimate, base = draft.estimate, draft.recipe.base
-    stored = TORCH_DTYPES[job.plan.tensors[f"{estimate.linears[0].name}.weight"].dtype]
-    model = Model(DenseView(job.snapshot.path), job.plan.config, job.plan.family, computing_dtype(stored))
-    goal = pruning_search.Goal(draft.space, base.outside_linears, f"{draft.recipe.where}[0]")
-    path, fingerprint = folder / resume.BLOCKS / pruning_search.FILE_NAME, provenance.of_blocks(job, estimate)
-    decision = resume.Decision(path, fingerprint, report.Shaping)
-    with stages.spilling(estimate, folder) as spill:
-        return decision.load_or_make(partial(pruning_search.search, model, job.calibration.ids, goal, spill))
-
-
-def _allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
-    """The budget, spent by measurements on the base. In float32: what a single linear changes is small."""
-    model = Model(DenseView(job.snapshot.path), job.plan.config, job.plan.family)
-    estimate, budget, tokens = draft.estimate, draft.budget, job.calibration.ids
-    step = quantization_of(estimate.steps)
-    assert step is not None and budget is not None
-    path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, provenance.of_blocks(job, estimate)
-    decision = resume.Decision(path, fingerprint, report.Allocation)
-    with stages.spilling(estimate, folder) as spill:
-        allocation = decision.load_or_make(partial(bit_allocation.allocate, model, tokens, budget, step, spill))
-    progress(f"{draft.name} | {len(allocation.units)} units allocated, KL of {allocation.predicted_kl:.5f} predicted")
-    return allocation
-
-
 def _begin_and_rank(
     job: Job, draft: DraftPlan, variant: VariantPlan, folder: Path, clock: Clock
-) -> tuple[Begun | None, report.Ranking | None]:
+) -> tuple[passes.Begun | None, report.Ranking | None]:
     """What stands before factors are made, and their ranks; nothing of both for a variant without factors."""
     begun = None
     if factorization_of(variant.steps) is None:
         return None, None
     if variant.passes:
         with clock.stage("compress before factors"):
-            begun = _begin(job, variant, folder)
+            begun = passes.begin(job, variant, folder)
     with clock.stage("ranks"):
-        return begun, _rank(job, draft, variant, begun[1] if begun else job.snapshot.path, folder)
-
-
-def _rank(job: Job, draft: DraftPlan, variant: VariantPlan, source: Path, folder: Path) -> report.Ranking:
-    """The ranks of factors, decided by measurements on the model in `source`: the base, or what it was pruned to. In
-    float32: what a single group changes is small."""
-    step, space = (
-        factorization_of(variant.steps),
-        rank_space(draft.recipe, Shape(variant.sources, variant.dims.shapes())),
-    )
-    config = configs.read_config(source, str(source))
-    model = Model(DenseView(source), config, families.match(config, str(source)))
-    assert step is not None and space is not None
-    path, fingerprint = folder / resume.BLOCKS / rank_search.FILE_NAME, provenance.of_blocks(job, variant)
-    decision = resume.Decision(path, fingerprint, report.Ranking)
-    with stages.spilling(draft.estimate, folder) as spill:
-        ranking = decision.load_or_make(partial(rank_search.search, model, job.calibration.ids, space, step, spill))
-    dense = sum(rank is None for group in ranking.groups for rank in group.ranks)
-    found = f"ranks of {len(ranking.groups)} groups found, {dense} linears stay dense"
-    progress(f"{variant.name} | {found}, KL of {ranking.predicted_kl:.5f} predicted")
-    return ranking
-
-
-def _begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
-    """The first of several passes over the blocks, and recovery where the steps ask for it."""
-    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
-    first = stages.run_pass(base, variant.passes[0], tokens, out / PRUNED, fingerprint)
-    step = recovery_of(variant.steps)
-    if step is None:
-        return first, out / PRUNED, None
-    return first, out / RECOVERED, _recover(job, variant, step, out / PRUNED, out / RECOVERED)
-
-
-def _compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> Weights:
-    """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass."""
-    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
-    if not variant.passes:
-        result = stages.run_pass(base, variant, tokens, out, fingerprint)
-        return Weights(result.results, result.samples, result.peak)
-    first, source, recovery = begun or _begin(job, variant, out)
-    if later := variant.passes[1:]:
-        second = stages.run_pass(source, later[0], tokens, out, fingerprint)
-        return Weights([*first.results, *second.results], second.samples, max(first.peak, second.peak), recovery)
-    model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
-    return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery)
-
-
-def _recover(job: Job, variant: VariantPlan, step: Recover, student: Path, out: Path) -> report.Recovery:
-    """Train a pruned folder towards the base, on text of its own where the step names some."""
-    base, ends = job.snapshot.path, stages.stands_for(variant, job.plan.config["num_hidden_layers"])
-    if step.data is None:
-        return recover.run(student, base, out, job.calibration.ids, step, ends)
-    batch = job.tokens(RECOVERY, step.data)
-    recovery = recover.run(student, base, out, batch.ids, step, ends)
-    return recovery.model_copy(update={"data": batch.description})
+        return begun, decisions.rank(job, draft, variant, begun[1] if begun else job.snapshot.path, folder)
 
 
 def _prompts(job: Job) -> list[list[int]]:

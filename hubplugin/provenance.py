@@ -11,7 +11,7 @@ import hubplugin
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import digest
 from hubplugin.job import Job
-from hubplugin.manifest.methods import recovery_of
+from hubplugin.manifest.methods import recovery_of, tuning_of
 from hubplugin.manifest.schema import Step
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
@@ -31,6 +31,8 @@ def of_weights(job: Job, draft: DraftPlan) -> Fingerprint:
     }
     if (step := recovery_of(steps)) and step.data:
         digests["recovery data"] = job.source_digest(step.data)
+    if (tune := tuning_of(steps)) and tune.data:
+        digests["tuning data"] = job.source_digest(tune.data)
     return Fingerprint(digests)
 
 

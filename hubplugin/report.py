@@ -79,7 +79,7 @@ class RecoveredBlock(Record):
 
 
 class Recovery(Record):
-    """A pruned model trained back towards its base. KL is KL(base || student) in nats per held-out token."""
+    """A pruned or quantized model trained towards its base. KL is KL(base || student) in nats per held-out token."""
 
     trained: str  # what was trained, in words
     tokens: int  # different ones that were trained on
@@ -89,10 +89,11 @@ class Recovery(Record):
     stopped: str  # why distillation ended, in words; empty where there was none
     seconds: dict[str, float]  # by stage
     blocks: tuple[RecoveredBlock, ...]
-    kl_before: float  # as pruned
+    kl_before: float  # as pruned, or as quantized
     kl_blocks: float | None  # after the blocks, as stored; None where none was trained
     kl_after: float  # of what was written
     data: Tokens | None = None  # what it was trained on, where that is not the calibration
+    moved_codes: float | None = None  # ratio of codes that were rounded otherwise; None: codes were fixed
 
 
 class Component(Record):
@@ -211,7 +212,8 @@ class Report(Record):
     allocation: Allocation | None = None  # of a step with a budget
     ranking: Ranking | None = None  # of a step that stores factors
     shaping: Shaping | None = None  # of a pruning step that measured what should go
-    recovery: Recovery | None = None  # of a step of that name
+    recovery: Recovery | None = None  # of a recover step
+    tuning: Recovery | None = None  # of a tune step
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage

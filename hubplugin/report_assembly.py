@@ -45,6 +45,7 @@ class Weights:
     samples: dict[str, Tensor]  # rows that the gate compares, float32 [rows, inputs] by linear
     peak: int  # bytes of memory at most
     recovery: report.Recovery | None = None
+    tuning: report.Recovery | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
         ranking=findings.ranking,
         shaping=findings.shaping,
         recovery=weights.recovery,
+        tuning=weights.tuning,
         sizes=_sizes(variant, folder),
         seconds=findings.seconds,
         evaluation=findings.evaluation,

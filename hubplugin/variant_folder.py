@@ -12,8 +12,9 @@ from hubplugin.disk import changed_files
 from hubplugin.report import Report
 
 MANIFEST, CARD = "manifest.yaml", "README.md"
-PRUNED, RECOVERED = ".pruned", ".recovered"  # folders of earlier passes, inside the one in the making
-WORK = (resume.BLOCKS, PRUNED, RECOVERED)  # what an interrupted run leaves and the next one takes up
+# folders of earlier passes, inside the one in the making
+PRUNED, RECOVERED, QUANTIZED, TUNED = ".pruned", ".recovered", ".quantized", ".tuned"
+WORK = (resume.BLOCKS, PRUNED, RECOVERED, QUANTIZED, TUNED)  # what an interrupted run leaves and the next one takes up
 
 
 def finished(folder: Path) -> Report | None:
@@ -31,6 +32,10 @@ def standing(out: Path, name: str, blocks: int) -> str:
     if (out / name / report.FILE_NAME).is_file():
         return f"{name} finished"
     making = out / f".{name}.part"
+    if (making / TUNED / resume.TRAINING).is_dir():
+        return f"{name} quantized, its training begun"
+    if count := resume.count(making / QUANTIZED):
+        return f"{name} {count} of {blocks} blocks"
     if (making / RECOVERED / resume.TRAINING).is_dir():
         return f"{name} pruned, its training begun"
     for folder, done in ((making, ""), (making / PRUNED, "pruned ")):

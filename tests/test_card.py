@@ -165,6 +165,20 @@ def test_what_recovery_did_stands_on_the_card() -> None:
     assert "as written, before quantization" in section
 
 
+def test_what_tuning_did_stands_on_the_card() -> None:
+    steps = (GPTQ, {"method": "tune", "blocks": 2, "distill": 1, "rounding": True})
+    text = card.render(report(steps=steps, tuning=recovery(moved_codes=0.0423)))
+    assert "what stands beside its codes trained towards the base" in text.split("\n## ")[0]
+    section = text.split("## Tuning")[1].split("\n## ")[0]
+    for shown in ("as quantized | 0.03141", "0.02278", "| as written | 0.01713", "581632", "8192", "5.0 min", "4.2"):
+        assert shown in section, shown
+    assert "before quantization" not in section and "## Recovery" not in text
+    assert ModelCard(text).data.to_dict()["base_model_relation"] == "quantized"
+    assert card.PAPERS["tune"] in text
+    fixed = card.render(report(steps=steps, tuning=recovery())).split("## Tuning")[1]
+    assert "rounded otherwise" not in fixed
+
+
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 64, "ignore": [], "overrides": {}, "activation_bits": None}
 
 

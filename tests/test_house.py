@@ -65,7 +65,7 @@ def test_no_room_holds_more_than_ten_files() -> None:
         ("gradio", "serve space"),  # a page each
         ("vllm", "serve"),
         ("gptqmodel", "compress.gptqmodel.worker"),
-        ("peft", "recovery.distillation"),
+        ("peft", "recovery.trainable"),
         ("ray", "cluster"),
         ("model_signing", "hub"),
     ],
@@ -110,6 +110,7 @@ def test_every_method_has_maths_tests_and_a_manifest() -> None:
         ("gptq", "## GPTQ", "test_gptq.py"),
         ("prune", "## Pruning", "test_obs.py"),
         ("recover", "## Recovery", "test_recover.py"),
+        ("tune", "## Tuning", "test_tune.py"),
         ("wanda", "## Masks", "test_masks.py"),
         ("sparsegpt", "## Masks", "test_masks.py"),
         ("lowrank", "## Low rank", "test_lowrank.py"),

@@ -21,7 +21,8 @@ from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
-from hubplugin.recovery import block_training, distillation, recover, splitting, training_setup
+from hubplugin.recovery import block_training, distillation, recover, splitting, trainable, training_setup
+from hubplugin.recovery.optimizers import Pace
 from hubplugin.report import Recovery
 
 KEPT = 96  # of pico's 128 FFN channels
@@ -158,6 +159,19 @@ def test_a_recovery_that_only_harms_returns_the_students_files(
     assert contents(tmp_path / "out") == {name: data for name, data in contents(pruned).items() if name != "README.md"}
 
 
+def test_blocks_stored_in_float32_that_training_only_harms_keep_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = pico.write(tmp_path / "base", dtype=torch.float32)
+    student = edited(base, tmp_path / "student", damaged)
+    monkeypatch.setattr(recover, "BLOCK_RATE", 10.0)
+    monkeypatch.setattr(block_training, "SLOWER", 1)
+    done = run(student, base, tmp_path / "out", step(distill=0))
+    assert all(block.loss_after == block.loss_before for block in done.blocks) and done.kl_after == done.kl_before
+    before, after = (load_file(folder / "model.safetensors") for folder in (student, tmp_path / "out"))
+    assert all(weight.equal(after[name]) for name, weight in before.items())
+
+
 def test_no_epochs_return_the_students_files(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
     nothing = Recover.model_construct(method="recover", blocks=0, distill=0)
     done = run(pruned, pico_folder, tmp_path / "out", nothing)
@@ -208,12 +222,12 @@ def test_a_block_that_gains_nothing_is_tried_again_with_smaller_steps_and_so_are
 ) -> None:
     train, rates = block_training._train, []
 
-    def watched(*given: Any) -> tuple[float, float]:
+    def watched(*given: Any) -> Any:
         rates.append(given[-1])
         return train(*given)
 
     monkeypatch.setattr(block_training, "_train", watched)
-    monkeypatch.setattr(block_training, "RATE", 0.64)
+    monkeypatch.setattr(recover, "BLOCK_RATE", 0.64)
     monkeypatch.setattr(block_training, "SLOWER", 64)
     done = run(pruned, pico_folder, tmp_path / "out", step(distill=0))
     assert rates == [0.64, 0.01, 0.01] or rates == [0.64, 0.01, 0.01, 0.01 / 64]
@@ -238,8 +252,8 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     work = training_setup.TrainingSetup(pruned, pico_folder, tokens, recover.Reader(pruned).headers, "cpu")
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
-    models = distillation.Models(student.load_all(), base.load_all(), student.family)
-    training = distillation.Distillation(models, tokens, settings, math.inf, None)
+    adapters = trainable.Adapters(student.load_all(), 4, student.family)
+    training = distillation.Distillation(adapters, base.load_all(), tokens, settings, math.inf, Pace(recover.LORA_RATE))
     done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
@@ -389,7 +403,7 @@ def test_held_out_sequences_are_one_in_eight_and_never_trained_on() -> None:
 def test_the_tokens_that_are_reported_are_those_that_were_seen(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "STEP_TOKENS", 2 * 48)
+    monkeypatch.setattr(recover, "STEP_TOKENS", 2 * 48)
     monkeypatch.setattr(recover, "BLOCK_TOKENS", 5 * 48)
     assert run(pruned, pico_folder, tmp_path / "blocks", step(distill=0)).tokens == 5 * 48
     part = run(pruned, pico_folder, tmp_path / "part", step(blocks=0, distill=0.5))

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from hubplugin.checkpoint import formats
+from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, FACTOR_A, FACTOR_B, GPTQ, LOW_RANK
+from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError
@@ -50,6 +52,21 @@ class DenseView:
             return self._reader.get(name)
         return formats.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_offset)
 
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        """Of the tensors as they are stored."""
+        return self._reader.headers
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """The modules whose weight is stored as codes."""
+        ends = (name.removesuffix(".weight") for name in self.names() if name.endswith(".weight"))
+        return tuple(name for name in ends if formats.is_quantized(self._reader.headers, name))
+
+    def grid(self, linear: str) -> Grid:
+        """A quantized linear as the grid that it lies on."""
+        return formats.grid(self._reader, linear, self._bits, self._zero_offset)
+
     def names(self) -> Iterator[str]:
         """The names of all dense tensors."""
         for name in self._reader.headers:
@@ -65,15 +82,22 @@ class DenseView:
 
 
 class ReplacedWeights(DenseView):
-    """A model folder as if it were dense, with other tensors under some of its names. A `WeightSource`."""
+    """A model folder as if it were dense, with other tensors in place of some that it stores. A `WeightSource`."""
 
     def __init__(self, folder: Path, replaced: Mapping[str, Tensor]) -> None:
         super().__init__(folder)
-        self._replaced = replaced
+        self._reader = _Replacing(self._reader, replaced)
+
+
+class _Replacing(Reader):
+    """A reader that hands out other tensors under some names."""
+
+    def __init__(self, reader: Reader, replaced: Mapping[str, Tensor]) -> None:
+        self.folder, self.headers = reader.folder, reader.headers
+        self._below, self._replaced = reader, replaced
 
     def get(self, name: str) -> Tensor:
-        """A dense tensor: the replacement where there is one, else as `DenseView` has it."""
-        return self._replaced[name] if name in self._replaced else super().get(name)
+        return self._replaced[name] if name in self._replaced else self._below.get(name)
 
 
 def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[frozenset[int], int]:

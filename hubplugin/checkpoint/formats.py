@@ -15,6 +15,7 @@ Knows tensors, also those that other tools wrote. Knows no plan, no config.json 
 """
 
 from collections.abc import Callable, Collection, Container, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -112,6 +113,13 @@ def factors(source: WeightSource, linear: str) -> encodings.LowRank:
     return encodings.LowRank(b, a)
 
 
+def layout(headers: Mapping[str, Header], linear: str) -> str:
+    """The file format of a quantized linear, by the names of its tensors."""
+    if f"{linear}.qweight" in headers:
+        return GPTQ
+    return PACK_QUANTIZED if f"{linear}.weight_packed" in headers else INT_QUANTIZED
+
+
 def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Tensor:
     """One quantized or factored linear [outputs, inputs] in float32, from whichever format it is stored in.
 
@@ -120,11 +128,27 @@ def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset:
     """
     if is_factored(source, linear):
         return factors(source, linear).dense()
-    if f"{linear}.qweight" in source:
-        return _from_gptq(source, linear, bits, zero_offset)
-    if f"{linear}.weight_packed" in source:
-        return _from_pack_quantized(source, linear, bits)
-    return _from_int_quantized(source, linear)
+    stored = _stored(source, linear, bits, zero_offset)
+    group_of = _group_of(source, stored)
+    scales, zeros = stored.scales.float()[:, group_of], stored.zeros.float()[:, group_of]
+    return encodings.values(stored.codes.float(), scales, zeros)
+
+
+def grid(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Grid:
+    """One quantized linear as the grid that it lies on, from whichever format it is stored in; else as `dense`.
+
+    Raises CheckpointError where inputs of a group are no neighbours: no grid of ours has them so.
+    """
+    stored = _stored(source, linear, bits, zero_offset)
+    inputs, groups = stored.codes.shape[1], stored.scales.shape[1]
+    if not torch.equal(_group_of(source, stored), torch.arange(inputs) * groups // inputs):
+        raise CheckpointError(linear, "its groups are not runs of inputs (desc_act)", "quantize it here")
+    codes, zeros = stored.codes, stored.zeros
+    if codes.dtype == torch.int8:
+        codes, zeros = (codes.to(torch.int16) + INT8_OFFSET).to(torch.uint8), zeros.float() + INT8_OFFSET
+    symmetric = bool((zeros == 2 ** (stored.bits - 1)).all())
+    scales = stored.scales.to(torch.float16).contiguous()
+    return Grid(codes, scales, stored.bits, inputs // groups, None if symmetric else zeros.to(torch.uint8))
 
 
 def int8_per_token(inputs: Tensor) -> Tensor:
@@ -133,16 +157,35 @@ def int8_per_token(inputs: Tensor) -> Tensor:
     return (inputs / scale).round() * scale
 
 
-def _from_gptq(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Tensor:
+@dataclass(frozen=True)
+class _Stored:
+    """A quantized linear as its tensors have it."""
+
+    codes: Tensor  # uint8 or int8 [outputs, inputs]
+    scales: Tensor  # [outputs, groups]
+    zeros: Tensor  # [outputs, groups]
+    bits: int
+    group_index: str  # the tensor that says which group an input is in, where there is one
+
+
+def _stored(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> _Stored:
+    if f"{linear}.qweight" in source:
+        return _from_gptq(source, linear, bits, zero_offset)
+    if f"{linear}.weight_packed" in source:
+        return _from_pack_quantized(source, linear, bits)
+    return _from_int_quantized(source, linear)
+
+
+def _from_gptq(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> _Stored:
     words, zero_words = source.get(f"{linear}.qweight"), source.get(f"{linear}.qzeros")
     outputs = words.shape[1]
     width = _matching_bits(bits, lambda width: packing.word_count(outputs, width) == zero_words.shape[1], linear)
     codes = packing.unpack(words.T, width, words.shape[0] * packing.WORD // width)
     zeros = (packing.unpack(zero_words, width, outputs).int() + zero_offset) & (2**width - 1)
-    return _dequantized(source, f"{linear}.g_idx", codes, source.get(f"{linear}.scales").T, zeros.T)
+    return _Stored(codes, source.get(f"{linear}.scales").T, zeros.T, width, f"{linear}.g_idx")
 
 
-def _from_pack_quantized(source: WeightSource, linear: str, bits: Collection[int]) -> Tensor:
+def _from_pack_quantized(source: WeightSource, linear: str, bits: Collection[int]) -> _Stored:
     words, scales = source.get(f"{linear}.weight_packed"), source.get(f"{linear}.weight_scale")
     outputs, inputs = (int(size) for size in source.get(f"{linear}.weight_shape"))
     dense_words = any(packing.word_count(inputs, width) == words.shape[1] for width in bits)
@@ -153,15 +196,15 @@ def _from_pack_quantized(source: WeightSource, linear: str, bits: Collection[int
     zeros = torch.full_like(scales, 2 ** (width - 1))
     if f"{linear}.weight_zero_point" in source:
         zeros = unpack(source.get(f"{linear}.weight_zero_point").T, width, outputs).T
-    return _dequantized(source, f"{linear}.weight_g_idx", unpack(words, width, inputs), scales, zeros)
+    return _Stored(unpack(words, width, inputs), scales, zeros, width, f"{linear}.weight_g_idx")
 
 
-def _from_int_quantized(source: WeightSource, linear: str) -> Tensor:
+def _from_int_quantized(source: WeightSource, linear: str) -> _Stored:
     codes, scales = source.get(f"{linear}.weight"), source.get(f"{linear}.weight_scale")
     zeros = torch.zeros_like(scales)
     if f"{linear}.weight_zero_point" in source:
         zeros = source.get(f"{linear}.weight_zero_point")
-    return _dequantized(source, f"{linear}.weight_g_idx", codes, scales, zeros)
+    return _Stored(codes, scales, zeros, 8, f"{linear}.weight_g_idx")
 
 
 def _matching_bits(bits: Collection[int], matches: Callable[[int], bool], linear: str) -> int:
@@ -172,13 +215,9 @@ def _matching_bits(bits: Collection[int], matches: Callable[[int], bool], linear
     raise CheckpointError(linear, f"its words hold codes of none of these widths: {sorted(bits)}", "write it again")
 
 
-def _dequantized(source: WeightSource, group_index: str, codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """scale * (code - zero), each group's scale and zero [outputs, groups] given to all of its inputs.
-
-    Where a tensor `group_index` says which group an input is in, it counts; otherwise groups are runs of equal length.
-    """
-    inputs, groups = codes.shape[1], scales.shape[1]
-    group_of = torch.arange(inputs) * groups // inputs
-    if group_index in source:
-        group_of = source.get(group_index).long()
-    return encodings.values(codes.float(), scales.float()[:, group_of], zeros.float()[:, group_of])
+def _group_of(source: WeightSource, stored: _Stored) -> Tensor:
+    """The group of each input [inputs]: as a tensor says, else runs of equal length."""
+    if stored.group_index in source:
+        return source.get(stored.group_index).long()
+    inputs = stored.codes.shape[1]
+    return torch.arange(inputs) * stored.scales.shape[1] // inputs

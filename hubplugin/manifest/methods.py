@@ -19,6 +19,8 @@ from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.recover import Recover
+from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.tune import Tune
 
 GROUP = "hubplugin.methods"  # of entry points
 
@@ -31,6 +33,7 @@ class Kind(Enum):
     QUANTIZE = "quantize"  # stores codes in place of weights
     MASK = "mask"  # sets single weights to zero: shape and dtype stay
     FACTORIZE = "factorize"  # stores two factors in place of a weight
+    TUNE = "tune"  # trains what stands beside codes towards the base: scales, norms, biases
 
 
 # what a settings class of each kind derives from: the pipeline reads these fields and no others
@@ -40,6 +43,7 @@ BASES: dict[Kind, type[StepSettings]] = {
     Kind.QUANTIZE: Quantization,
     Kind.MASK: Masking,
     Kind.FACTORIZE: LowRank,
+    Kind.TUNE: Tune,
 }
 
 
@@ -118,6 +122,7 @@ OURS = (
         check="hubplugin.plan.checks.lowrank:check",
         cost=Cost(cubic=20, sweeps=8, peaks=((5, 5),)),
     ),
+    Method(Tune, Kind.TUNE, "tuned scales", "hubplugin.recovery.recover", check="hubplugin.plan.checks.tuning:check"),
 )
 
 
@@ -195,3 +200,13 @@ def recovery_of(steps: Iterable[StepSettings]) -> Recover | None:
 def factorization_of(steps: Iterable[StepSettings]) -> LowRank | None:
     """The step that stores factors."""
     return cast(LowRank | None, step_of(steps, Kind.FACTORIZE))
+
+
+def tuning_of(steps: Iterable[StepSettings]) -> Tune | None:
+    """The step that trains what stands beside codes."""
+    return cast(Tune | None, step_of(steps, Kind.TUNE))
+
+
+def trainings_of(steps: Iterable[StepSettings]) -> list[Training]:
+    """All steps that train."""
+    return [step for step in steps if isinstance(step, Training)]

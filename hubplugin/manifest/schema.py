@@ -24,12 +24,13 @@ from hubplugin.errors import ManifestError
 from hubplugin.manifest import model_name
 from hubplugin.manifest.base import Settings, StepSettings, Text
 from hubplugin.manifest.base import fault as _fault
-from hubplugin.manifest.methods import METHODS, recovery_of
+from hubplugin.manifest.methods import METHODS
 from hubplugin.manifest.metrics import GATE_KEYS, Thresholds
 from hubplugin.manifest.publish import MAIN, Publish, fill
 from hubplugin.manifest.serving import Serving
 from hubplugin.manifest.source import LENGTH, Source
 from hubplugin.manifest.speed import Asked
+from hubplugin.manifest.steps.training import Training
 from hubplugin.manifest.tasks import Asked as AskedTasks
 
 EVALUATED = "evaluate.perplexity"  # where the sources of evaluation tokens stand
@@ -182,9 +183,8 @@ class Manifest(Settings):
             found += [(f"{EVALUATED}{at}", one) for at, one in zip(places, self.evaluate.sources, strict=True)]
         for name, steps in self.variants.items():
             for index, step in enumerate(steps):
-                recover = recovery_of([step])
-                if recover is not None and recover.data is not None:
-                    found.append((f"variants.{name}[{index}].data", recover.data))
+                if isinstance(step, Training) and step.data is not None:
+                    found.append((f"variants.{name}[{index}].data", step.data))
         return found
 
     def repo_of(self, variant: str) -> str:

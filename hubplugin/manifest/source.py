@@ -1,4 +1,4 @@
-"""The settings of a source of token sequences: `calibrate:`, `evaluate.perplexity:` and `data:` of a recover step.
+"""The settings of a source of token sequences: `calibrate:`, `evaluate.perplexity:` and `data:` of a step that trains.
 
 Knows which keys go together. Knows no tokenizer, no file and no network.
 """

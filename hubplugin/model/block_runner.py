@@ -98,6 +98,10 @@ class Model:
         self._load(self._blocks[index], self.family.block.format(i=index))
         return self._blocks[index]
 
+    def loaded(self, index: int) -> nn.Module:
+        """Block `index` with the weights that it has now."""
+        return self._blocks[index]
+
     def free(self, index: int) -> None:
         """Forget a block's weights."""
         module_weights.unload(self._blocks[index])

@@ -9,7 +9,15 @@ from typing import Any
 
 from hubplugin.checkpoint.format_names import GPTQ
 from hubplugin.errors import PlanError
-from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, recovery_of, row_of
+from hubplugin.manifest.methods import (
+    factorization_of,
+    mask_of,
+    pruning_of,
+    quantization_of,
+    recovery_of,
+    row_of,
+    tuning_of,
+)
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.model.architectures import architecture, pruned_config
@@ -45,8 +53,8 @@ class Recipe:
 
     @property
     def last(self) -> str:
-        """The place of the last step, where codes and masks stand."""
-        return f"{self.where}[{len(self.steps) - 1}]"
+        """The place of the last step but one that tunes it, where codes and masks stand."""
+        return f"{self.where}[{len(self.steps) - 1 - (tuning_of(self.steps) is not None)}]"
 
 
 @dataclass(frozen=True)

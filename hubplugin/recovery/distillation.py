@@ -1,12 +1,12 @@
 """Distillation: a student trained end to end on the base's predictions: forward KL over the base's top-k and a rest.
 
-All weights, or LoRA adapters that are merged in the end; weights in float32, products in bfloat16 where they are fast.
-The weights with the lowest held-out KL are kept (docs/maths.md, Recovery). Knows two models. Knows no folder.
+Weights are in float32, products in bfloat16 where they are fast. What has the lowest held-out KL is kept
+(docs/maths.md, Recovery). Knows two models, and what is trained of one by `Trainable`. Knows no folder.
 """
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,18 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
-from hubplugin.manifest.steps.recover import Recover
-from hubplugin.model.architectures.families import Family
+from hubplugin.manifest.steps.training import Training
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
-from hubplugin.recovery.optimizers import Optimizers, adam, fast_products, optimizers, schedule
+from hubplugin.recovery.optimizers import Pace, fast_products, schedule
 from hubplugin.recovery.splitting import Split
+from hubplugin.recovery.trainable import Trainable, as_function
 
-STEP_TOKENS = 2048  # that one step learns from
 LOGITS = 2**23  # positions times vocabulary, of which gradients are taken at once
 EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; how many may pass without a better one, once the rate
 # is on its way down: at its height it hides what was learnt
-RATE, LORA_RATE = 1e-4, 1e-3  # of matrices, by Muon; of adapters, by AdamW
 CHECKPOINT = "distillation"
 
 
@@ -65,7 +63,10 @@ def shortlist_divergence(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor
     return cast(Tensor, _Divergence.apply(logits, ids, logs, rest))
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+Answers = Callable[..., Any]  # a model of transformers', or one with other weights in place of its own
+
+
+def _logits(model: Answers, ids: Tensor) -> Tensor:
     return cast(Tensor, model(input_ids=ids, use_cache=False).logits).float()
 
 
@@ -75,29 +76,20 @@ def rows_at_once(tokens: Tensor, vocabulary: int) -> int:
 
 
 @torch.no_grad()
-def held_out(student: nn.Module, base: nn.Module, tokens: Tensor, vocabulary: int) -> float:
+def held_out(student: Answers, base: nn.Module, tokens: Tensor, vocabulary: int) -> float:
     """Mean KL(base || student) in nats per token over the whole vocabulary, in float32, of ids [sequences, tokens]."""
     total = 0.0
-    device = next(student.parameters()).device
+    device = next(base.parameters()).device
     for ids in tokens.long().to(device).split(rows_at_once(tokens, vocabulary)):
         total += float(divergence(_logits(base, ids), _logits(student, ids)).sum())
     return total / tokens.numel()
 
 
 @dataclass(frozen=True)
-class Models:
-    """A student and its base, of one family, on one device."""
-
-    student: nn.Module
-    base: nn.Module
-    family: Family
-
-
-@dataclass(frozen=True)
 class Distilled:
     """What distillation made."""
 
-    weights: dict[str, Tensor]  # float32 by full name: all that the student has, those of the best step
+    weights: dict[str, Tensor]  # by full name as they are stored, not yet rounded: those of the best step
     steps: int
     best_step: int
     stopped: str  # why it ended, in words
@@ -106,21 +98,19 @@ class Distilled:
 
 
 class Distillation:
-    """A student in training. `limit` is seconds of wall time; `kl_before` its held-out KL before."""
+    """A student in training. `kl_before` is its held-out KL before."""
 
-    def __init__(self, models: Models, tokens: Split, step: Recover, kl_before: float, limit: float | None) -> None:
-        student, family = models.student, models.family
-        self._base, self._step, self._limit = models.base, step, limit
-        self._student = student.requires_grad_(step.lora is None)
-        self._vocabulary = int(student.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-        if step.lora:
-            self._student = _adapted(student, step.lora, family)
-        self._device = next(student.parameters()).device
+    def __init__(
+        self, student: Trainable, base: nn.Module, tokens: Split, step: Training, kl_before: float, pace: Pace
+    ) -> None:
+        self._student, self._base, self._step, self._limit = student, base, step, pace.limit
+        self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self._device = next(base.parameters()).device
         self._train, self._held_out = tokens
-        self._weights = {name: weight for name, weight in self._student.named_parameters() if weight.requires_grad}
-        self._optimizer = _optimizers(self._weights, step, family)
-        self._rows = max(1, STEP_TOKENS // self._train.shape[1])
+        self._weights = student.trained
+        self._rows = max(1, pace.step_tokens // self._train.shape[1])
         self._total = max(1, int(step.distill * len(self._train)) // self._rows)
+        self._optimizer = student.optimizers(pace.rate, self._total)
         self._every = max(1, self._total // EVALUATIONS)
         self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": kl_before, "last": 0, "seconds": 0.0}
@@ -130,7 +120,9 @@ class Distillation:
         """Train to the end, from the checkpoint of an earlier run where there is one."""
         if CHECKPOINT in checkpoints:
             self._load(checkpoints.notes(CHECKPOINT), checkpoints.tensors(CHECKPOINT))
-            progress(f"recover | distillation goes on after step {self._notes['step']} of an interrupted run")
+            progress(
+                f"{self._step.method} | distillation goes on after step {self._notes['step']} of an interrupted run"
+            )
         begun, before, loss = time.monotonic(), self._notes["seconds"], 0.0
         while self._notes["step"] < self._total and not self._stopped:
             loss += self._learn(self._notes["step"])
@@ -143,9 +135,8 @@ class Distillation:
                 checkpoints.save(CHECKPOINT, self._state(), notes)
         for name, weight in self._weights.items():
             weight.data = self._best[name].clone()
-        merged = self._student.merge_and_unload() if self._step.lora else self._student  # type: ignore[operator]
         return Distilled(
-            weights={name: weight.detach() for name, weight in merged.named_parameters()},
+            weights=self._student.values(),
             steps=self._notes["step"],
             best_step=self._notes["best_step"],
             stopped=self._stopped or "all steps were made",
@@ -161,7 +152,7 @@ class Distillation:
             with torch.no_grad(), fast_products(self._device.type):
                 base = shortlist(_logits(self._base, ids), self._step.top_k)
             with fast_products(self._device.type):
-                logits = _logits(self._student, ids)
+                logits = _logits(as_function(self._student, self._student.weights()), ids)
             part = shortlist_divergence(logits, *base).sum() / rows.numel()
             part.backward()
             loss += float(part.detach())
@@ -184,20 +175,22 @@ class Distillation:
     def _judge(self, loss: float) -> None:
         """Measure held-out KL: keep the best weights, see whether to stop and how many steps the time allows."""
         notes, step = self._notes, self._notes["step"]
-        kl = held_out(self._student, self._base, self._held_out, self._vocabulary)
+        with torch.no_grad():
+            student = as_function(self._student, self._student.weights())
+            kl = held_out(student, self._base, self._held_out, self._vocabulary)
         if kl < notes["best"]:
             notes |= {"best": kl, "best_step": step}
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         elif step - notes["best_step"] >= PATIENCE * self._every and self._total / 2 <= step < self._total:
             self._stopped = f"no better held-out KL in {PATIENCE} measurements"
-        if self._limit is not None and step < self._total:
+        if self._limit < math.inf and step < self._total:
             left = self._limit - notes["seconds"]
             self._total = min(self._total, step + max(0, int(left / notes["seconds"] * step)))
             if self._total == step:
                 self._stopped = "its time was over"
         eta = notes["seconds"] / step * (self._total - step)
         progress(
-            f"recover | step {step}/{self._total} | loss {loss:.5f} | held-out KL {kl:.5f}, "
+            f"{self._step.method} | step {step}/{self._total} | loss {loss:.5f} | held-out KL {kl:.5f}, "
             f"best {notes['best']:.5f} | {notes['seconds']:.0f}s | eta {eta:.0f}s"
         )
 
@@ -216,27 +209,3 @@ class Distillation:
             self._best[name] = tensors[f"best|{name}"].to(self._device)
         state = {key: value for key, value in tensors.items() if not key.startswith(("weight|", "best|"))}
         self._optimizer.load(self._weights, state)
-
-
-def _optimizers(weights: Mapping[str, nn.Parameter], step: Recover, family: Family) -> Optimizers:
-    """For adapters AdamW; else Muon for the blocks' linears, and AdamW for embeddings, head, norms and biases."""
-    if step.lora:
-        return adam(weights, step.learning_rate or LORA_RATE)
-    suffixes = tuple(f"{name}.weight" for name in family.linears())
-    matrices = {name: weight for name, weight in weights.items() if name.endswith(suffixes)}
-    rest = {name: weight for name, weight in weights.items() if name not in matrices}
-    return optimizers(matrices, rest, step.learning_rate or RATE)
-
-
-def _adapted(student: nn.Module, rank: int, family: Family) -> nn.Module:
-    """The student with LoRA adapters at all linears of its blocks; nothing else is trained."""
-    import peft
-
-    suffixes = tuple(family.linears())
-    names = [
-        name for name, module in student.named_modules() if isinstance(module, nn.Linear) and name.endswith(suffixes)
-    ]
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # of the adapters' first values
-        return cast(nn.Module, peft.get_peft_model(cast(Any, student), config))

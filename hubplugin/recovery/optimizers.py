@@ -6,6 +6,7 @@ Knows tensors by name. Knows no model and no loss.
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ from hubplugin.model.devices import computing_dtype
 WARM_UP = 0.1  # ratio of the steps in which the rate rises
 REST_RATIO = 0.3  # of the rate of matrices, for everything else
 BETAS = (0.9, 0.95)  # of Adam's moments: runs are short
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training goes."""
+
+    rate: float  # peak learning rate
+    step_tokens: int = 2048  # that one step learns from
+    limit: float = math.inf  # seconds of wall time
 
 
 def optimizers(matrices: Mapping[str, nn.Parameter], rest: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":
@@ -36,6 +46,33 @@ def optimizers(matrices: Mapping[str, nn.Parameter], rest: Mapping[str, nn.Param
 def adam(weights: Mapping[str, nn.Parameter], rate: float) -> "Optimizers":
     """AdamW for all."""
     return Optimizers([torch.optim.AdamW([{"params": list(weights.values()), "peak": rate}], weight_decay=0.0)])
+
+
+def with_rounding(
+    weights: Mapping[str, nn.Parameter], rate: float, offsets: Mapping[str, nn.Parameter], step: float
+) -> "Optimizers":
+    """AdamW for weights; for offsets of a rounding, steps of one length, in steps of the grid."""
+    adamw = torch.optim.AdamW([{"params": list(weights.values()), "peak": rate}], betas=BETAS, weight_decay=0.0)
+    return Optimizers([adamw, SignDescent([{"params": list(offsets.values()), "peak": step}])])
+
+
+class SignDescent(torch.optim.Optimizer):
+    """Every value goes one step of the same length against its gradient, and stays within half of 1 of 0.
+
+    Signed gradients, as AutoRound has them (arXiv 2309.05516): how far a value goes does not depend on how strong its
+    output is.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of `lr`."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.sub_(group["lr"] * weight.grad.sign()).clamp_(-0.5, 0.5)
 
 
 class Optimizers:

@@ -1,57 +1,124 @@
-"""Recovery of a pruned model: two folders in, the base and the student; the student's folder with better weights out.
+"""Training of a student towards its base: two folders in; the student's folder with better weights out.
 
-Every stage is kept where held-out sequences say that it helped, measured on weights as they are stored. A killed run,
-started again, goes on where it was and ends in the same bytes. Knows folders and stages. Knows no training.
+A pruned student's weights are trained, or what stands beside the codes of a quantized one. Every stage is kept where
+held-out sequences say that it helped, measured on weights as they are stored. A killed run, started again, goes on
+where it was and ends in the same bytes. Knows folders and stages. Knows no training.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 import hubplugin
 from hubplugin.checkpoint import model_folder, safetensors_io
+from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
 from hubplugin.disk import digest, sha256
 from hubplugin.limits import BLOCK_TOKENS
 from hubplugin.manifest.steps.recover import Recover
+from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.tune import Tune
 from hubplugin.model.architectures import configs
+from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
-from hubplugin.recovery import block_training, distillation
+from hubplugin.recovery import block_training, distillation, grid_weights
+from hubplugin.recovery.grid_weights import GridWeights
+from hubplugin.recovery.optimizers import Pace
 from hubplugin.recovery.splitting import Split, split
+from hubplugin.recovery.trainable import Adapters, AllWeights, Trainable
 from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import RecoveredBlock, Recovery
 
 FINISHED = "done"  # the checkpoint of a folder that is complete; its notes are the record
+QUANTIZE_CONFIG = "quantize_config.json"  # beside AutoGPTQ's format
 BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
+# peak learning rates: of matrices by Muon, block by block and together; of adapters by AdamW; of what stands beside
+# codes by AdamW, as a ratio of its size, block by block and together
+BLOCK_RATE, RATE, LORA_RATE, TUNE_BLOCK_RATE, TUNE_RATE = 2e-3, 1e-4, 1e-3, 4e-3, 3e-4
+STEP_TOKENS, TUNE_STEP_TOKENS = 2048, 512  # that one step learns from
 
 
 def run(
-    student: Path, base: Path, out: Path, tokens: Tensor, step: Recover, teacher_blocks: Sequence[int] | None = None
+    student: Path,
+    base: Path,
+    out: Path,
+    tokens: Tensor,
+    step: Training,
+    teacher_blocks: Sequence[int] | None = None,
+    dense: Path | None = None,
 ) -> Recovery:
-    """Train a pruned student towards its base and write it to `out`: names, shapes and dtypes stay, weights differ.
+    """Train a student towards its base and write it to `out`: names, shapes and dtypes stay, weights differ.
 
     `tokens` are ids [sequences, tokens]; one sequence in eight is held out. `teacher_blocks` names for each of the
-    student's blocks the base's block whose output it should match; None: the same one. A folder that is finished is
-    kept as it is. What a killed run needs stands under resume.TRAINING in `out`, and is the caller's to remove. Raises
-    CompressError where there are too few sequences, and where `out` was begun with something else.
+    student's blocks the base's block whose output it should match; None: the same one. `dense` is the folder that a
+    quantized student's codes were made from, between whose weights a tune step with `rounding` rounds again. A folder
+    that is finished is kept as it is. What a killed run needs stands under resume.TRAINING in `out`, and is the
+    caller's to remove. Raises CompressError where there are too few sequences, and where `out` was begun with
+    something else; ValueError for rounding without `dense`.
     """
     out.mkdir(parents=True, exist_ok=True)
     teachers = tuple(range(_depth(student))) if teacher_blocks is None else tuple(teacher_blocks)
-    checkpoints = TrainingCheckpoints(out, _fingerprint(student, base, tokens, step, teachers))
+    rounded = dense if isinstance(step, Tune) and step.rounding else None
+    if isinstance(step, Tune) and step.rounding and dense is None:
+        raise ValueError("rounding needs the folder that the codes were made from")
+    checkpoints = TrainingCheckpoints(out, _fingerprint((student, base, rounded), tokens, step, teachers))
     if FINISHED in checkpoints:
         return Recovery.model_validate(checkpoints.notes(FINISHED))
     setup = TrainingSetup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
-    record, weights = _train(setup, step, teachers, checkpoints)
+    record, weights = _train(setup, _Task(setup, step, rounded), teachers, checkpoints)
     _write(setup, weights, out)
     checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
     checkpoints.remove_all_but(FINISHED)
     return record
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a step trains of a student, and how fast."""
+
+    setup: TrainingSetup
+    step: Training
+    dense: Path | None  # where the weights before quantization are, if codes are rounded again
+
+    def of_block(self, student: Model, index: int) -> Trainable:
+        """What is trained of a block that is loaded."""
+        module, prefix = student.loaded(index), student.family.block.format(i=index)
+        if isinstance(self.step, Tune):
+            return GridWeights(module, self.setup.student, prefix, DenseView(self.dense) if self.dense else None)
+        return AllWeights(module, [name for name, weight in module.named_parameters() if weight.dim() == 2])
+
+    def of_model(self, student: Model, replaced: Mapping[str, Tensor]) -> Trainable:
+        """What is trained of a whole model, some of whose stored tensors are replaced."""
+        model, family = student.load_all(), student.family
+        if isinstance(self.step, Tune):
+            return GridWeights(model, self.setup.student, replaced=replaced)
+        if isinstance(self.step, Recover) and self.step.lora:
+            return Adapters(model, self.step.lora, family)
+        suffixes = tuple(f"{name}.weight" for name in family.linears())
+        return AllWeights(model, [name for name, _ in model.named_parameters() if name.endswith(suffixes)])
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that one step learns from."""
+        return TUNE_STEP_TOKENS if isinstance(self.step, Tune) else STEP_TOKENS
+
+    @property
+    def block_rate(self) -> float:
+        """The peak learning rate of blocks."""
+        return TUNE_BLOCK_RATE if isinstance(self.step, Tune) else BLOCK_RATE
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate of distillation."""
+        lora = isinstance(self.step, Recover) and self.step.lora
+        return self.step.learning_rate or (TUNE_RATE if isinstance(self.step, Tune) else LORA_RATE if lora else RATE)
 
 
 @dataclass(frozen=True)
@@ -76,20 +143,20 @@ class _TrainedBlocks:
 
 
 def _train(
-    setup: TrainingSetup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
+    setup: TrainingSetup, task: _Task, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
 ) -> tuple[Recovery, Mapping[str, Tensor]]:
     """Both stages; the record, and the tensors that are better than the student's, as they will be stored."""
-    pruned = best = _Weights({}, setup.held_out_kl({}))
-    progress(f"recover | held-out KL {pruned.held_out_kl:.5f} as pruned")
+    step = task.step
+    given = best = _Weights({}, setup.held_out_kl({}))
+    progress(f"{step.method} | held-out KL {given.held_out_kl:.5f} as it came")
     limit = math.inf if step.minutes is None else 60 * step.minutes
     seconds: dict[str, float] = {}
     blocks = distilled = None
     if step.blocks:
-        blocks = _train_blocks(setup, step, teacher_blocks, checkpoints, BLOCKS_RATIO * limit)
+        blocks = _train_blocks(setup, task, teacher_blocks, checkpoints, BLOCKS_RATIO * limit)
         best, seconds["blocks"] = best.or_better(blocks.weights), blocks.seconds
     if step.distill:
-        left = None if step.minutes is None else limit - seconds.get("blocks", 0.0)
-        distilled, weights = _distill(setup, step, best, checkpoints, left)
+        distilled, weights = _distill(setup, task, best, checkpoints, limit - seconds.get("blocks", 0.0))
         best, seconds["distillation"] = best.or_better(weights), distilled.seconds
     trained_on = set(range(_block_sequences(setup.tokens) if step.blocks else 0))
     trained_on |= distilled.seen if distilled else set()
@@ -102,49 +169,53 @@ def _train(
         stopped=distilled.stopped if distilled else "",
         seconds={name: round(value, 2) for name, value in seconds.items()},
         blocks=blocks.records if blocks else (),
-        kl_before=pruned.held_out_kl,
+        kl_before=given.held_out_kl,
         kl_blocks=blocks.weights.held_out_kl if blocks else None,
         kl_after=best.held_out_kl,
+        moved_codes=grid_weights.moved_codes(setup.student, best.replaced) if task.dense else None,
     )
     return record, best.replaced
 
 
 def _train_blocks(
-    setup: TrainingSetup, step: Recover, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
+    setup: TrainingSetup, task: _Task, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
 ) -> _TrainedBlocks:
     """The first stage, on as many of the sequences as may be held in memory."""
-    train, held_out = setup.tokens
+    (train, held_out), student = setup.tokens, setup.model(setup.student)
     training = block_training.BlockTraining(
-        student=setup.model(setup.student),
+        student=student,
         base=setup.model(setup.base),
+        trainable=partial(task.of_block, student),
         tokens=Split(train[: _block_sequences(setup.tokens)], held_out),
-        epochs=step.blocks,
+        epochs=task.step.blocks,
+        pace=Pace(task.block_rate, task.step_tokens, limit),
         teacher_blocks=teacher_blocks,
         dtypes=setup.dtypes,
         checkpoints=checkpoints,
-        limit=limit,
+        label=task.step.method,
     )
     records, trained = [], dict[str, Tensor]()
     for record, tensors in training.run():
         records.append(record)
         trained |= tensors
     weights = _Weights(trained, setup.held_out_kl(trained))
-    progress(f"recover | held-out KL {weights.held_out_kl:.5f} after its blocks")
+    progress(f"{task.step.method} | held-out KL {weights.held_out_kl:.5f} after its blocks")
     names = (block_training.checkpoint_name(index) for index in range(len(teacher_blocks)))
     return _TrainedBlocks(weights, tuple(records), sum(checkpoints.notes(name)["seconds"] for name in names))
 
 
 def _distill(
-    setup: TrainingSetup, step: Recover, start: _Weights, checkpoints: TrainingCheckpoints, limit: float | None
+    setup: TrainingSetup, task: _Task, start: _Weights, checkpoints: TrainingCheckpoints, limit: float
 ) -> tuple[distillation.Distilled, _Weights]:
     """The second stage, from the best weights of the first. `limit` in seconds."""
-    student = setup.model(setup.student, start.replaced)
-    models = distillation.Models(student.load_all(), setup.model(setup.base).load_all(), student.family)
-    training = distillation.Distillation(models, setup.tokens, step, start.held_out_kl, limit)
+    student = task.of_model(setup.model(setup.student, start.replaced), start.replaced)
+    base, step = setup.model(setup.base).load_all(), task.step
+    pace = Pace(task.rate, task.step_tokens, limit)
+    training = distillation.Distillation(student, base, setup.tokens, step, start.held_out_kl, pace)
     distilled = training.run(checkpoints)
-    trained = setup.as_stored(distilled.weights)
+    trained = {**start.replaced, **setup.as_stored(distilled.weights)}
     weights = _Weights(trained, setup.held_out_kl(trained))
-    progress(f"recover | held-out KL {weights.held_out_kl:.5f} after distillation, as stored")
+    progress(f"{step.method} | held-out KL {weights.held_out_kl:.5f} after distillation, as stored")
     return distilled, weights
 
 
@@ -155,7 +226,9 @@ def _block_sequences(tokens: Split) -> int:
 
 def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> None:
     """The student's folder with some tensors replaced; none: the student's own files."""
+    present = model_folder.listing(setup.student)
     files = [*model_folder.companions(setup.student), "config.json"]
+    files += [name for name in present if name == QUANTIZE_CONFIG]
     if replaced:
         reader = Reader(setup.student)
 
@@ -164,19 +237,19 @@ def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> N
 
         safetensors_io.write(out, setup.headers, get)
     else:
-        files += [
-            name for name in model_folder.listing(setup.student) if model_folder.allowed(name, model_folder.WEIGHTS)
-        ]
+        files += [name for name in present if model_folder.allowed(name, model_folder.WEIGHTS)]
     model_folder.copy(files, setup.student, out)
 
 
 def _fingerprint(
-    student: Path, base: Path, tokens: Tensor, step: Recover, teacher_blocks: tuple[int, ...]
+    folders: tuple[Path, Path, Path | None], tokens: Tensor, step: Training, teacher_blocks: tuple[int, ...]
 ) -> Fingerprint:
-    """What a recovery is made from; another of any of these ends in other weights."""
+    """What a training is made from; another of any of these ends in other weights. `folders`: student, base, dense."""
+    student, base, dense = folders
     digests = {
         "base": _digest(base),
         "student": _digest(student),
+        **({"dense": _digest(dense)} if dense else {}),
         "tokens": sha256_of_ids(tokens),
         "steps": digest(json.dumps([step.model_dump(mode="json", exclude={"data"}), teacher_blocks])),
         "release of hubplugin": hubplugin.__version__,
@@ -195,8 +268,13 @@ def _depth(folder: Path) -> int:
     return int(configs.read_config(folder, str(folder))["num_hidden_layers"])
 
 
-def _describe(step: Recover) -> str:
+def _describe(step: Training) -> str:
     """What is trained, in words."""
-    all_at_once = f"LoRA adapters of rank {step.lora} at the blocks' linears, merged" if step.lora else "all weights"
+    if isinstance(step, Tune):
+        codes = " and the rounding of codes" if step.rounding else ""
+        stages = [f"of the blocks one by one{codes}"] * bool(step.blocks) + ["of the whole model"] * bool(step.distill)
+        return f"scales, norms and biases {', then '.join(stages)}"
+    lora = isinstance(step, Recover) and step.lora
+    all_at_once = f"LoRA adapters of rank {lora} at the blocks' linears, merged" if lora else "all weights"
     stages = ["the blocks one by one"] * bool(step.blocks) + [all_at_once] * bool(step.distill)
     return ", then ".join(stages)

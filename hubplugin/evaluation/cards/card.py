@@ -47,6 +47,8 @@ def render(report: Report) -> str:
         sibling_rows=[_sibling_row(other) for other in report.siblings],
         pruned=_pruned(report) if step_of(report, Kind.PRUNE) else None,
         recovered=step_of(report, Kind.RECOVER) is not None,
+        tuned=step_of(report, Kind.TUNE) is not None,
+        trainings=[pair for pair in (("Recovery", report.recovery), ("Tuning", report.tuning)) if pair[1]],
         mask=method_of(mask) if mask else None,
         factoring=factoring,
         ranks=_ranks(report),

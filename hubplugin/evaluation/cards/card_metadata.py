@@ -31,7 +31,7 @@ LANGUAGE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # The Hub knows adapter, merge, quantized and finetune. A model that was only pruned or masked is none of these:
 # "finetune" would claim training that never happened, so the relation is left out and a tag says what it is; where the
 # last step trained, it did happen.
-RELATIONS = {Kind.QUANTIZE: "quantized", Kind.RECOVER: "finetune"}
+RELATIONS = {Kind.QUANTIZE: "quantized", Kind.TUNE: "quantized", Kind.RECOVER: "finetune"}
 
 
 def metadata(report: Report) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import zeros
 from hubplugin.evaluation.gate.candidate import Candidate
-from hubplugin.manifest.methods import mask_of, recovery_of
+from hubplugin.manifest.methods import mask_of, recovery_of, tuning_of
 from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import families, tied_head
 from hubplugin.model.architectures.architecture import ROTARY
@@ -80,7 +80,10 @@ def as_masked(candidate: Candidate) -> GateLine | None:
 
 
 def as_in_base(candidate: Candidate) -> GateLine:
-    """What no step works on is the base's, bit for bit, and what is left out of its tensors is named."""
+    """What no step works on is the base's, bit for bit, and what is left out of its tensors is named.
+
+    Recovery works on everything; tuning on norms.
+    """
     plan = candidate.plan
     base, variant = model_folder.places(candidate.base), model_folder.places(candidate.folder)
     worked_on = {linear.name for linear in plan.linears} | ({plan.head.name} if plan.head else set())
@@ -88,7 +91,8 @@ def as_in_base(candidate: Candidate) -> GateLine:
     origins = {name: sizes.origin(plan.family, name, plan.sources) for name in others}
     wrong = [name for name in others if origins[name] not in base]
     if recovery_of(plan.steps) is None:
-        wrong += [name for name in others if name not in wrong and not _same_bytes(variant[name], base[origins[name]])]
+        kept = [name for name in others if len(variant[name].header.shape) > 1 or tuning_of(plan.steps) is None]
+        wrong += [name for name in kept if name not in wrong and not _same_bytes(variant[name], base[origins[name]])]
     details = [f"{len(others)} tensors outside the linears" if not wrong else f"{len(wrong)} differ, first {wrong[0]}"]
     return GateLine(
         name="other tensors as in the base", passed=not wrong, detail="; ".join([*details, *_left_out(candidate, base)])

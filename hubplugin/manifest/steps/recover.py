@@ -2,48 +2,25 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from hubplugin.manifest.base import Real, StepSettings, Whole
+from hubplugin.manifest.base import Real, Whole
 from hubplugin.manifest.base import fault as _fault
-from hubplugin.manifest.source import Source
+from hubplugin.manifest.steps.training import Training
 
 
-class Recover(StepSettings):
+class Recover(Training):
     """Recovery of a pruned model: training on the base's hidden states, block by block, then on its predictions."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
 
     method: Literal["recover"] = Field(description="The method of this step.", examples=["recover"])
-    blocks: Whole = Field(
-        default=2,
-        ge=0,
-        le=100,
-        description="A number of epochs of each block on the base's hidden states, of at most 65536 tokens. 0: none.",
-        examples=[2],
-    )
-    distill: Real = Field(
-        default=1,
-        ge=0,
-        le=100,
-        description="A number of epochs of distillation on the base's predictions. 0: none.",
-        examples=[0.5],
-    )
     learning_rate: Real | None = Field(
         default=None,
         gt=0,
         le=0.1,
         description="The learning rate. Left out: 0.0001, with lora 0.001.",
         examples=[0.0001],
-    )
-    top_k: Whole = Field(
-        default=64,
-        ge=1,
-        description="The number of the base's most probable tokens in the distillation loss. The others count as one.",
-        examples=[64],
     )
     lora: Whole | None = Field(
         default=None,
@@ -52,23 +29,9 @@ class Recover(StepSettings):
         description="The rank of adapters, which are merged at the end. Left out: all weights are trained.",
         examples=[16],
     )
-    minutes: Real | None = Field(
-        default=None,
-        gt=0,
-        description="The most minutes of wall time. Training is planned to end within them.",
-        examples=[10],
-    )
-    data: Source | None = Field(
-        default=None,
-        description="A source of training tokens. Left out: the calibration tokens. More text is worth more than more "
-        "epochs.",
-        examples=[{"files": ["texts/a.txt"], "samples": 1024, "sequence_length": 512}],
-    )
 
     @model_validator(mode="after")
-    def _trains(self) -> "Recover":
-        if self.blocks == self.distill == 0:
-            raise _fault("nothing is trained", "give blocks or distill an epoch, or remove the step")
+    def _adapts(self) -> "Recover":
         if self.lora is not None and self.distill == 0:
             raise _fault("adapters are trained by distillation, and there is none", "remove it, or set distill", "lora")
         return self

@@ -13,7 +13,7 @@ REFUSED: dict[tuple[Kind, Kind], tuple[str, str]] = {
     (Kind.RECOVER, Kind.PRUNE): (": it would take away what was just trained", "put it first"),
     (Kind.RECOVER, Kind.RECOVER): (_UNDONE, "keep one; each trains all blocks"),
     (Kind.QUANTIZE, Kind.PRUNE): ("", "put it first: codes cannot be refitted"),
-    (Kind.QUANTIZE, Kind.RECOVER): ("", "put it before: codes cannot be trained"),
+    (Kind.QUANTIZE, Kind.RECOVER): ("", "put it before: codes cannot be trained; tune trains what stands beside them"),
     (Kind.QUANTIZE, Kind.QUANTIZE): (_UNDONE, _ALONE),
     (Kind.QUANTIZE, Kind.MASK): (_UNDONE, _ALONE),
     (Kind.MASK, Kind.PRUNE): (": its refit would fill the zeros again", "put it first"),
@@ -27,6 +27,7 @@ REFUSED: dict[tuple[Kind, Kind], tuple[str, str]] = {
     (Kind.FACTORIZE, Kind.FACTORIZE): (_UNDONE, _ALONE),
     (Kind.QUANTIZE, Kind.FACTORIZE): (": no format and no kernel here has codes of factors", _ALONE),
     (Kind.MASK, Kind.FACTORIZE): (": a product of factors would fill the zeros again", _ALONE),
+    (Kind.TUNE, Kind.TUNE): (_UNDONE, "keep one; each trains all blocks"),
 }
 # kind -> the kind that must stand before it, why, and what to do
 NEEDED: dict[Kind, tuple[Kind, str, str]] = {
@@ -34,8 +35,14 @@ NEEDED: dict[Kind, tuple[Kind, str, str]] = {
         Kind.PRUNE,
         "trains back what pruning took, and nothing is pruned before it",
         "put it after a prune step, or remove it",
-    )
+    ),
+    Kind.TUNE: (
+        Kind.QUANTIZE,
+        "trains what stands beside codes, and nothing is quantized before it",
+        "put it after a gptq step; weights of a pruned model are trained by recover",
+    ),
 }
+TRAINING = (Kind.RECOVER, Kind.TUNE)  # of finished folders: no pass over the blocks
 
 
 def check_order(steps: Sequence[Step], where: str) -> None:
@@ -65,6 +72,6 @@ def passes(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
         kind = kind_of(step)
         if groups[-1] and kind is not Kind.QUANTIZE:
             groups.append([])
-        if kind is not Kind.RECOVER:
+        if kind not in TRAINING:
             groups[-1].append(step)
     return [tuple(group) for group in groups if group]

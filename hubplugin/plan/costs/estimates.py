@@ -14,6 +14,7 @@ from hubplugin.model.architectures.families import Family, InputGroup
 from serve import cpu_features
 
 STUDENT_COPIES, TEACHER_COPIES = 4, 1  # in float32: weights, gradients, what the optimizer keeps; and the base
+TUNED_COPIES = 0.5  # the same where scales are trained: codes, scales and their moments, embeddings
 WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
@@ -21,6 +22,7 @@ DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their worksp
 HOLES_BYTES = 84 * 2**20  # between tensors below 32 MB, which lie in the allocator's heaps ...
 SLACK, MOST_SLACK = 0.3, 320 * 2**20  # ... and more by what a block needs
 POOL_SLACK = 0.05  # of activations, which lie apart
+SAVED = 12  # widths of a block that its backward pass finds saved, for each token
 FP32 = 4  # bytes per number: second moments and the weights that a method works on
 
 
@@ -35,6 +37,17 @@ class Cpu:
 WITH_AMX = Cpu(7e11, 2.5e11)  # measured: bfloat16 in its matrix units
 WITH_AVX512 = Cpu(2e11, 1.4e11)  # twice the width of AVX2, not measured
 OTHER = Cpu(1.1e11, 0.8e11)  # measured: float32 in AVX2
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training a finished folder must hold and do."""
+
+    weights: int
+    copies: float  # of all weights, in float32, where they are trained at once
+    held: int  # tokens whose hidden states are held while blocks are trained
+    blocks_tokens: int  # passed block by block ...
+    distilled_tokens: int  # ... and all together, in all epochs
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,7 @@ class Work:
     cpu: Cpu = WITH_AMX
     masks: Cost | None = None  # of the method that sets single weights to zero
     factors: Cost | None = None  # of the method that makes two factors of a weight
-    trained: int = 0  # weights that recovery trains ...
-    blocks_tokens: int = 0  # ... on so many tokens block by block
-    distilled_tokens: int = 0  # ... and on so many all together
+    trainings: tuple[Training, ...] = ()  # before or after the pass
     evaluated: int = 0  # tokens whose hidden states are held in float32 to compare variants with
 
 
@@ -82,13 +93,23 @@ def memory(
     device = _Pass(family, dims, shapes, replace(work, number=work.device_number), DEVICE_MICRO_TOKENS)
     kept = RUNTIME_BYTES + (work.evaluated * dims.hidden + bool(work.evaluated) * dims.vocab * dims.hidden) * FP32
     sampling = RUNTIME_BYTES + LOGITS_BYTES + resident if resident else 0
-    training = kept + work.trained * FP32 * (STUDENT_COPIES + TEACHER_COPIES) + LOGITS_BYTES if work.trained else 0
+    training = max((kept + _training(one, dims) for one in work.trainings), default=0)
     return Memory(
         peak=max(kept + host.peak(host.activations()) + host.slack(), sampling, training),
         spilled=max(kept + host.peak(host.passing()), sampling, training),
         disk=host.activations(),
         device=DEVICE_BYTES + device.peak(device.activations()),
     )
+
+
+def _training(training: Training, dims: Dimensions) -> int:
+    """Bytes of a training beside what is always kept: all weights at once, or a block and the activations before it."""
+    if training.distilled_tokens:
+        return int(training.weights * FP32 * (training.copies + TEACHER_COPIES)) + LOGITS_BYTES
+    block = int(training.weights / dims.layers * FP32 * (training.copies + TEACHER_COPIES))
+    forward = MICRO_TOKENS * SAVED * max(dims.ffn, dims.hidden) * FP32
+    table = dims.vocab * dims.hidden * FP32
+    return 2 * training.held * dims.hidden * FP32 + block + max(forward, table + LOGITS_BYTES)
 
 
 @dataclass(frozen=True)
@@ -220,5 +241,6 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         passed += 2 * reaching * stacked
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
     # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token
-    training = 8 * work.trained * (work.blocks_tokens + work.distilled_tokens) / work.cpu.training
+    operations = sum(8 * one.weights * (one.blocks_tokens + one.distilled_tokens) for one in work.trainings)
+    training = operations / work.cpu.training
     return dims.layers * ((total + passed * (1 + twice + probes)) / work.cpu.flops + steps) + training

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 from hubplugin import limits
-from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, recovery_of, row_of
+from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, row_of, trainings_of
 from hubplugin.manifest.schema import Document, Step
+from hubplugin.manifest.source import Source
+from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.tune import Tune
 from hubplugin.plan import sizes
 from hubplugin.plan.base import Base
 from hubplugin.plan.costs import estimates
@@ -17,10 +20,8 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
     `units` are the changes of single blocks that are run through the model before anything is decided.
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
-    gptq, prune, mask, recover = quantization_of(steps), pruning_of(steps), mask_of(steps), recovery_of(steps)
+    gptq, prune, mask = quantization_of(steps), pruning_of(steps), mask_of(steps)
     lowrank = factorization_of(steps)
-    text = recover.data or source if recover else source
-    text_tokens = text.samples * text.sequence_length
     stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
     return estimates.Work(
         samples=source.samples,
@@ -37,12 +38,19 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
         device_number=2 if stored == "BF16" else estimates.FP32,
         cpu=estimates.this_cpu(),
-        trained=base.parameters if recover else 0,
-        blocks_tokens=recover.blocks * min(text_tokens, limits.BLOCK_TOKENS) if recover else 0,
-        distilled_tokens=int(recover.distill * text_tokens) if recover else 0,
+        trainings=tuple(_training(step, source, base.parameters) for step in trainings_of(steps)),
         # whose hidden states the base's evaluation keeps for its variants
         evaluated=sum(one.samples * one.sequence_length for one in evaluate.sources) if evaluate else 0,
     )
+
+
+def _training(step: Training, calibration: Source, parameters: int) -> estimates.Training:
+    """What a step that trains a model of so many weights must hold and do."""
+    source = step.data or calibration
+    tokens = source.samples * source.sequence_length
+    held = min(tokens, limits.BLOCK_TOKENS)
+    copies = estimates.TUNED_COPIES if isinstance(step, Tune) else estimates.STUDENT_COPIES
+    return estimates.Training(parameters, copies, held, step.blocks * held, int(step.distill * tokens))
 
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:

@@ -55,9 +55,12 @@ def values(subject: Subject) -> Iterator[Finding]:
     if subject.report and steps.step_of(subject.report, Kind.RECOVER):
         yield unchecked("all weights were trained")
         return
-    ours = subject.report is not None
+    ours, tuned = subject.report is not None, subject.report and steps.step_of(subject.report, Kind.TUNE)
     for name in (f"{subject.family.norm}.weight", f"{subject.family.embed}.weight"):
         if name not in subject.reader:
+            continue
+        if tuned and name.startswith(subject.family.norm):
+            yield unchecked("norms were trained", name)
             continue
         near = _near(subject, subject.base, name)
         if near is None:

@@ -1,0 +1,72 @@
+"""What makes the weights of a variant: passes over the blocks, recovery between them, tuning after them.
+
+Each leaves a folder under the variant's own, so that a killed run goes on. Knows the order of passes; no mathematics.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hubplugin import memory, provenance, report
+from hubplugin.checkpoint import model_folder
+from hubplugin.compress import stages
+from hubplugin.job import RECOVERY, Job
+from hubplugin.manifest.methods import recovery_of, tuning_of
+from hubplugin.manifest.steps.training import Training
+from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.recovery import recover
+from hubplugin.report_assembly import Weights
+from hubplugin.variant_folder import PRUNED, QUANTIZED, RECOVERED, TUNED
+
+# what the first of several passes leaves: its results, the folder of the model as it is so far, and how it was trained
+Begun = tuple[stages.PassResult, Path, report.Recovery | None]
+
+
+def begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
+    """The first of several passes over the blocks, and recovery where the steps ask for it."""
+    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
+    first = stages.run_pass(base, variant.passes[0], tokens, out / PRUNED, fingerprint)
+    step = recovery_of(variant.steps)
+    if step is None:
+        return first, out / PRUNED, None
+    return first, out / RECOVERED, _train(job, variant, step, out / PRUNED, out / RECOVERED)
+
+
+def compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> Weights:
+    """Weights, config.json and tokenizer in `out`: what passes over the blocks make, and tuning makes of that."""
+    step = tuning_of(variant.steps)
+    weights, dense = _passes(job, variant, out, out / QUANTIZED if step else out, begun)
+    if step is None:
+        return weights
+    tuning = _train(job, variant, step, out / QUANTIZED, out / TUNED, dense)
+    model_folder.copy(model_folder.listing(out / TUNED), out / TUNED, out)
+    return replace(weights, samples=stages.stored_samples(out, variant), peak=memory.peak(), tuning=tuning)
+
+
+def _passes(job: Job, variant: VariantPlan, work: Path, out: Path, begun: Begun | None) -> tuple[Weights, Path]:
+    """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass.
+
+    Also the folder that the last pass read. Those of earlier passes are in `work`.
+    """
+    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
+    if not variant.passes:
+        result = stages.run_pass(base, variant, tokens, out, fingerprint)
+        return Weights(result.results, result.samples, result.peak), base
+    first, source, recovery = begun or begin(job, variant, work)
+    if later := variant.passes[1:]:
+        second = stages.run_pass(source, later[0], tokens, out, fingerprint)
+        results, peak = [*first.results, *second.results], max(first.peak, second.peak)
+        return Weights(results, second.samples, peak, recovery), source
+    model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
+    return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery), source
+
+
+def _train(
+    job: Job, variant: VariantPlan, step: Training, student: Path, out: Path, dense: Path | None = None
+) -> report.Recovery:
+    """Train a folder towards the base, on text of its own where the step names some."""
+    base, ends = job.snapshot.path, stages.stands_for(variant, job.plan.config["num_hidden_layers"])
+    if step.data is None:
+        return recover.run(student, base, out, job.calibration.ids, step, ends, dense)
+    batch = job.tokens(RECOVERY, step.data)
+    recovery = recover.run(student, base, out, batch.ids, step, ends, dense)
+    return recovery.model_copy(update={"data": batch.description})
