@@ -1,4 +1,4 @@
-"""What config.json says about quantized weights, for loaders: AutoGPTQ's dictionary, or compressed-tensors'.
+"""What config.json says about quantized weights, for loaders: AutoGPTQ's dictionary, compressed-tensors', or ours.
 
 Linears that differ from the commonest are listed so that both vLLM, which stacks q, k, v and gate, up under names of
 its own, and loaders that know the names of the checkpoint find them. Knows plans; no tensors and no files.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hubplugin
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
+from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, NVFP4
 from hubplugin.manifest.methods import quantization_of
 from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
 from hubplugin.plan import schemes, vllm_support
@@ -28,6 +28,8 @@ def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
     step = quantization_of(plan.steps)
     assert step is not None
     distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
+    if distinct[0].layout == CODEBOOK:
+        return _codebook(plan, distinct[0])
     return _gptq(plan, step, distinct) if distinct[0].layout == GPTQ else _compressed_tensors(plan, distinct)
 
 
@@ -71,6 +73,16 @@ def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> 
     if dynamic := _dynamic(plan, distinct[1:]):
         entries["dynamic"] = dynamic
     return entries
+
+
+def _codebook(plan: VariantPlan, scheme: Scheme) -> dict[str, Any]:
+    """What serve/codebook_linear.py reads: a step of codebooks has one scheme."""
+    return {
+        "quant_method": CODEBOOK,
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "ignore": _dense(plan),
+    }
 
 
 def _dynamic(plan: VariantPlan, others: Sequence[Scheme]) -> dict[str, dict[str, Any]]:
@@ -132,11 +144,12 @@ def _compressed_tensors(plan: VariantPlan, distinct: Sequence[Scheme]) -> dict[s
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     whole = scheme.group_size == -1
+    fp4 = scheme.layout == NVFP4
     weights = {
         "num_bits": scheme.bits,
-        "type": "int",
+        "type": "float" if fp4 else "int",
         "symmetric": scheme.symmetric,
-        "strategy": "channel" if whole else "group",
+        "strategy": "channel" if whole else "tensor_group" if fp4 else "group",
         "group_size": None if whole else scheme.group_size,
         "dynamic": False,
         "actorder": None,  # columns went back to their places
