@@ -5,6 +5,8 @@ Asking the kernel for AMX before a 4-bit kernel uses it: vLLM's 16-bit-activatio
 instructions without asking; where nothing else in the process has asked (a model so small that no dense layer goes
 through AMX), Linux ends it by SIGILL. Loading a checkpoint does not depend on this, and it changes no result.
 
+Making codebooks known, which vLLM then loads as dense linears: without it vLLM does not know the quantization method.
+
 Making models known whose blocks differ, their configuration and, where blocks differ in heads, their class: without it
 vLLM refuses them, and nothing else changes.
 """
@@ -28,3 +30,8 @@ def know_blocks() -> None:
     AutoConfig.register(MODEL_TYPE, BlocksConfig, exist_ok=True)
     if HETEROGENEOUS_HEADS not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(HETEROGENEOUS_HEADS, f"serve.heterogeneous_heads:{HETEROGENEOUS_HEADS}")
+
+
+def know_codebooks() -> None:
+    """Let vLLM read `quant_method: hubplugin_codebook`."""
+    import serve.codebook_linear  # noqa: F401 - registers the method, once in a process

@@ -24,6 +24,7 @@ CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
 MIB = 2**20
+CODEBOOK = "hubplugin_codebook"  # quant_method of weights that are dense once they are loaded (codebook_linear.py)
 
 
 def find_device() -> str:
@@ -94,7 +95,7 @@ def refuse_unservable(device: str, config: dict[str, Any] | None, name: str, opt
 def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
     """The CPU features that vLLM's kernels for a model's codes need, by its config.json."""
     quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict):
+    if not isinstance(quantization, dict) or quantization.get("quant_method") == CODEBOOK:
         return ()
     groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
     int8 = any(group.get("input_activations") for group in groups)
@@ -139,7 +140,9 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
 def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
     """float32 where the model is not quantized and the CPU has no AVX-512: it multiplies half precision far more slowly
     (docs/serving.md)."""
-    if cpu_features.has(cpu_features.AVX512) or isinstance(config.get("quantization_config"), dict):
+    quantization = config.get("quantization_config")
+    coded = isinstance(quantization, dict) and quantization.get("quant_method") != CODEBOOK
+    if cpu_features.has(cpu_features.AVX512) or coded:
         return ()
     return "--dtype", "float32"
 

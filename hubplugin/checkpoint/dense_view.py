@@ -17,7 +17,8 @@ class DenseView:
     """A model folder as if it were dense: quantized linears are dequantized on the way out. A `WeightSource`.
 
     Reads what formats.py lists, from any tool: AutoGPTQ's format with zeros of its first or second version and any
-    g_idx, compressed-tensors' packed, int8 and FP4 weights, our codebooks. Raises CheckpointError for weights quantized in another way.
+    g_idx, compressed-tensors' packed, int8 and FP4 weights, our codebooks. Raises CheckpointError for weights quantized
+    in another way.
     """
 
     def __init__(self, folder: Path, reader: Reader | None = None, quantization: dict[str, Any] | None = None) -> None:

@@ -34,8 +34,8 @@ PLUGIN = (
     "for that (no remote code); transformers alone cannot load it"
 )
 CODEBOOK_PLUGIN = (
-    "vLLM serves it with hubplugin installed beside it, whose plugin makes dense weights of codebooks while it loads (no "
-    "remote code); transformers alone cannot load it"
+    "vLLM serves it with hubplugin installed beside it, whose plugin makes dense weights of codebooks while it loads "
+    "(no remote code); transformers alone cannot load it"
 )
 
 

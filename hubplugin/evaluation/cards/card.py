@@ -68,6 +68,7 @@ def render(report: Report) -> str:
         damping=_damping(report.linears),
         notice=licences.notice(report.base.licence),
         heterogeneous=steps.heterogeneous(report),
+        plugin=steps.needs_plugin(report),
         solvers={linear.method for linear in report.linears},
         papers=[(method, PAPERS[method]) for method in dict.fromkeys(step["method"] for step in report.steps)],
     )

@@ -7,7 +7,7 @@ import re
 from typing import Any, Protocol
 
 from hubplugin import licences
-from hubplugin.evaluation.cards.steps import conversational, heterogeneous, method_of, step_of
+from hubplugin.evaluation.cards.steps import conversational, method_of, needs_plugin, step_of
 from hubplugin.evaluation.metrics import QUALITY
 from hubplugin.manifest.methods import Kind
 from hubplugin.report import Evaluation, Report
@@ -44,7 +44,7 @@ def metadata(report: Report) -> dict[str, Any]:
         if relation:
             data["base_model_relation"] = relation
     data |= inherited(base)
-    library = "vllm" if heterogeneous(report) else "transformers"  # which of them can load it
+    library = "vllm" if needs_plugin(report) else "transformers"  # which of them can load it
     data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.calibration.dataset:
         data["datasets"] = [report.calibration.dataset]
@@ -84,7 +84,8 @@ def _tags(report: Report) -> list[str]:
     tags = ["hubplugin", "vllm"]
     if quantization:
         bits = quantization["bits"]
-        tags += [quantization["method"], "quantized", f"{bits}-bit", f"int{bits}"]
+        number = quantization.get("values", f"int{bits}")  # of a codebook: what kind of values it has
+        tags += [quantization["method"], "quantized", f"{bits}-bit", "nvfp4" if number == "e2m1" else number]
     if step_of(report, Kind.PRUNE):
         tags.append("pruned")
     masks = [step["method"] for step in report.steps if method_of(step).kind is Kind.MASK]

@@ -32,10 +32,10 @@ class Codebook(Quantization):
     signed_scales: ClassVar[bool] = False  # type: ignore[misc]
     descent: ClassVar[int] = 0  # type: ignore[misc]
     scale_refit: ClassVar[bool] = False  # type: ignore[misc]
-    engine: ClassVar[str] = "hubplugin"  # type: ignore[misc]
+    engine: ClassVar[Literal["hubplugin"]] = "hubplugin"  # type: ignore[misc]
 
     method: Literal["codebook"] = Field(description="The method of this step.", examples=["codebook"])
-    bits: Literal[2, 3, 4] = Field(  # type: ignore[assignment]
+    bits: Literal[2, 3, 4] = Field(
         default=4, description="Bits of a code, which names one of 2^bits centroids.", examples=[3]
     )
     group_size: Literal[-1, 16, 64, 128, 256, 512, 1024] = Field(  # type: ignore[assignment]
@@ -53,8 +53,8 @@ class Codebook(Quantization):
         default=2,
         ge=0,
         le=8,
-        description="A number of times that free centroids are refitted to their codes by least squares. Between two of "
-        "them codes are chosen anew.",
+        description="A number of times that free centroids are refitted to their codes by least squares. Between two "
+        "of them codes are chosen anew.",
         examples=[1],
     )
 

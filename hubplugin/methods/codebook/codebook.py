@@ -1,8 +1,8 @@
 """Weight sharing: GPTQ's sweep with the nearest centroid for a grid, centroids by k-means and least squares.
 
-SqueezeLLM's k-means (Kim et al., arXiv 2306.07629) with second moments in place of Fisher information, and GPTVQ's error
-feedback in one dimension (van Baalen et al., arXiv 2402.15319); docs/maths.md, Codebooks. Weight in, codes out: knows no
-module, no file and no device.
+SqueezeLLM's k-means (Kim et al., arXiv 2306.07629) with second moments in place of Fisher information, and GPTVQ's
+error feedback in one dimension (van Baalen et al., arXiv 2402.15319); docs/maths.md, Codebooks. Weight in, codes out:
+knows no module, no file and no device.
 """
 
 import torch

@@ -8,6 +8,8 @@ is stored of them; no second moments beyond a weight per input.
 import torch
 from torch import Tensor
 
+from hubplugin.methods.codebook import kmeans_cpu
+
 ITERATIONS = 60  # at most; what they still gain after that is below a thousandth (docs/maths.md, Codebooks)
 ROWS = 512  # rows that are clustered at a time, in float64
 LARGEST = 60000.0  # that float16 holds and bfloat16 does not round beyond it
@@ -25,7 +27,9 @@ def fit(weight: Tensor, importance: Tensor, count: int) -> Tensor:
     as dense as the cube root of the weights' density, which is best for many of them (Panter, Dite, 1951). A centroid
     that gets no weight stays where it is.
     """
-    parts = [_fit(some.double(), importance.double(), count) for some in weight.split(ROWS)]
+    parts = [
+        _fit(weight[first : first + ROWS].double(), importance.double(), count) for first in range(0, len(weight), ROWS)
+    ]
     return storable(torch.cat(parts).to(weight.dtype))
 
 
@@ -35,8 +39,9 @@ def _fit(weight: Tensor, importance: Tensor, count: int) -> Tensor:
     zero = mass.new_zeros(len(weight), 1)
     masses = torch.cat((zero, mass.cumsum(dim=1)), dim=1)
     moments = torch.cat((zero, (mass * ordered).cumsum(dim=1)), dim=1)
+    iterate = lloyd if weight.is_cuda else kmeans_cpu.lloyd
     found = [
-        _lloyd(ordered, masses, moments, _quantiles(ordered, density, count))
+        iterate(ordered, masses, moments, _quantiles(ordered, density, count), ITERATIONS)
         for density in (mass, _companded(ordered, mass))
     ]
     (one, kept), (other, kept_too) = found
@@ -58,12 +63,17 @@ def _quantiles(ordered: Tensor, density: Tensor, count: int) -> Tensor:
     return ordered.gather(1, places.clamp(max=ordered.shape[1] - 1))
 
 
-def _lloyd(ordered: Tensor, masses: Tensor, moments: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Centroids [rows, count] after the iterations, and how much of the squared weights they keep [rows, 1]."""
+def lloyd(
+    ordered: Tensor, masses: Tensor, moments: Tensor, centroids: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Ascending centroids [rows, count] after the iterations, and how much of the squared weights they keep [rows, 1].
+
+    `ordered` [rows, n] are ascending weights; `masses`, `moments` [rows, n + 1] the sums of h and of h w before each.
+    """
     rows, inputs = ordered.shape
     first = torch.zeros(rows, 1, dtype=torch.int64, device=ordered.device)
     last = torch.full_like(first, inputs)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         between = ((centroids[:, 1:] + centroids[:, :-1]) / 2).contiguous()
         bounds = torch.cat((first, torch.searchsorted(ordered, between, right=True), last), dim=1)
         mass, moment = masses.gather(1, bounds).diff(dim=1), moments.gather(1, bounds).diff(dim=1)

@@ -5,6 +5,8 @@ normal equations P^T H P c = P^T H w are solved by conjugate gradients, which ne
 them for all rows at once; P^T H P is never formed. Knows second moments and levels; no order of columns and no file.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,11 @@ def _diagonal(hessian: Tensor, columns: Tensor) -> Tensor:
     return hessian.diagonal()[:, None].expand(columns.shape).contiguous()
 
 
-def _solution(residual, weight, spread, gathered, hessian):  # type: ignore[no-untyped-def]
-    """x with P^T H P x = residual, all [groups, count, outputs], preconditioned by the sums `weight` of H's diagonal."""
+Apply = Callable[[Tensor], Tensor]
+
+
+def _solution(residual: Tensor, weight: Tensor, spread: Apply, gathered: Apply, hessian: Tensor) -> Tensor:
+    """x with P^T H P x = residual, all [groups, count, outputs]; `weight` are the sums of H's diagonal by level."""
     inverse = torch.where(weight > 0, 1 / weight, 0)  # a level without a code has no equation
     solution = torch.zeros_like(residual)
     scaled = inverse * residual

@@ -20,7 +20,7 @@ MOST_OVERHEAD = 1.0  # bits per weight of centroids: one more bit of gptq's grid
 
 def overhead(bits: int, inputs: int) -> float:
     """Bits per weight that a codebook of 2^bits centroids takes among so many inputs."""
-    return CENTROID_BITS * 2**bits / inputs
+    return CENTROID_BITS * float(2**bits) / inputs
 
 
 def check(step: Codebook, linears: Sequence[LinearPlan], where: str) -> None:
