@@ -58,21 +58,35 @@ def test_k_means_of_a_row_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_k_means_comes_to_brute_force_on_small_rows(count: int) -> None:
+def test_k_means_is_as_good_as_brute_force(count: int) -> None:
     make = torch.Generator().manual_seed(count)
     rows, importance = torch.randn(40, 10, generator=make), torch.rand(10, generator=make) + 0.1
-    found = kmeans.fit(rows, importance, count)
-    errors = [weighted(row, importance, own) for row, own in zip(rows, found, strict=True)]
-    optimal = [best_by_force(row, importance, count) for row in rows]
-    assert all(error >= least * 0.999 for error, least in zip(errors, optimal, strict=True))
-    assert sum(errors) < 1.25 * sum(optimal)  # Lloyd's iterations may stop at a local optimum of a row
-    assert sum(error < 1.01 * least for error, least in zip(errors, optimal, strict=True)) > len(rows) / 2
+    optimal = torch.tensor([best_by_force(row, importance, count) for row in rows])
+
+    def errors(centroids: Tensor) -> Tensor:
+        return torch.tensor([weighted(row, importance, own) for row, own in zip(rows, centroids, strict=True)])
+
+    found = errors(kmeans.optimum(rows, importance, count).float())
+    torch.testing.assert_close(found, optimal, rtol=1e-4, atol=1e-6)
+    assert float(errors(kmeans.fit(rows, importance, count)).sum()) < 1.005 * float(optimal.sum())  # as it is stored
+    lloyd = errors(kmeans.local_optimum(rows, importance, count).float())  # may stop at a local optimum of a row
+    assert bool((lloyd >= 0.999 * optimal).all()) and float(lloyd.sum()) < 1.25 * float(optimal.sum())
+    assert int((lloyd < 1.001 * optimal).sum()) > len(rows) / 2
+
+
+def test_k_means_of_long_rows_is_no_worse_than_any_start_leads_to() -> None:
+    make = torch.Generator().manual_seed(7)
+    rows, importance = torch.randn(6, 700, generator=make) ** 3, torch.rand(700, generator=make)
+    best, local = (one(rows, importance, 16).float() for one in (kmeans.optimum, kmeans.local_optimum))
+    for row, own, other in zip(rows, best, local, strict=True):
+        assert weighted(row, importance, own) <= weighted(row, importance, other) * (1 + 1e-5)
 
 
 def test_more_centroids_than_weights_hold_each_weight() -> None:
     row = torch.tensor([[0.5, -2.0, 8.0]])
-    found = kmeans.fit(row, torch.ones(3), 16)
-    assert weighted(row[0], torch.ones(3), found[0]) == 0 and bool((found.diff() >= 0).all())
+    for cluster in (kmeans.optimum, kmeans.local_optimum):
+        found = cluster(row, torch.ones(3), 16)
+        assert weighted(row[0], torch.ones(3), found[0]) == 0 and bool((found.diff() >= 0).all())
 
 
 def test_centroids_are_numbers_of_float16_and_of_bfloat16() -> None:

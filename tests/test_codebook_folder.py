@@ -31,7 +31,12 @@ from hubplugin.plan import planner, table, vllm_support
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.verification import Outcome, verify
 
-WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 272, "num_attention_heads": 8, "num_key_value_heads": 2}
+WIDE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 272,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
 MANIFEST = """\
 model: {model}
 calibrate: {{self: true, samples: 4, sequence_length: 32}}
@@ -73,7 +78,13 @@ def step(**keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("keys", "changes", "place", "what", "fix"),
     [
-        ({"bits": 4, "group_size": 128}, {}, "group_size", "16 centroids for 128 weights of q_proj take 2 bits", "-1, or"),
+        (
+            {"bits": 4, "group_size": 128},
+            {},
+            "group_size",
+            "16 centroids for 128 weights of q_proj take 2 bits",
+            "-1, or",
+        ),
         ({"bits": 4, "group_size": 64}, {}, "group_size", "take 4 bits per weight beside the 4 of codes", "bits: 2"),
         ({"bits": 4}, {"intermediate_size": 144}, "group_size", "144 weights of down_proj", "bits: 3 or 2, or gptq"),
         ({"bits": 2, "group_size": 16}, {}, "group_size", "take 4 bits per weight", "group_size: -1, or gptq"),

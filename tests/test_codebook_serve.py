@@ -17,7 +17,12 @@ from hubplugin.checkpoint import packing
 from hubplugin.evaluation import engine_choice, gate
 
 PROMPTS = [[5, 6, 7, 8, 9], [100, 200]]
-WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 296, "num_attention_heads": 8, "num_key_value_heads": 2}
+WIDE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 296,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
 ONE = {"MASTER_ADDR": "127.0.0.1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 pytestmark = pytest.mark.serve
