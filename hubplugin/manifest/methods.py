@@ -96,16 +96,6 @@ OURS = (
     Method(
         Gptq, Kind.QUANTIZE, "GPTQ", "hubplugin.methods.gptq.gptq", check="hubplugin.plan.checks.quantization:check"
     ),
-    Method(
-        Codebook,
-        Kind.QUANTIZE,
-        "codebooks",
-        "hubplugin.methods.codebook.codebook",
-        check="hubplugin.plan.checks.codebook:check",
-        # a refit is some ten products of second moments with all columns
-        cost=Cost(sweeps=40, peaks=((4, 1), (3, 6))),
-        note=STORAGE,
-    ),
     # an inverse in place of a factor, updated as columns go, and the refit of what stays
     Method(Prune, Kind.PRUNE, "OBS", "hubplugin.methods.obs", cost=Cost(cubic=2, sweeps=2, peaks=((6, 4),))),
     Method(Recover, Kind.RECOVER, "distillation", "hubplugin.recovery.recover"),
@@ -118,6 +108,16 @@ OURS = (
         check=MASK_CHECK,
         note=DENSE,
         updates_kept=True,
+    ),
+    Method(
+        Codebook,
+        Kind.QUANTIZE,
+        "codebooks",
+        "hubplugin.methods.codebook.codebook",
+        check="hubplugin.plan.checks.codebook:check",
+        # a refit is some ten products of second moments with all columns
+        cost=Cost(sweeps=40, peaks=((4, 1), (3, 6))),
+        note=STORAGE,
     ),
 )
 
