@@ -7,6 +7,8 @@ through AMX), Linux ends it by SIGILL. Loading a checkpoint does not depend on t
 
 Making linears known that are two factors: without it vLLM does not know their quantization_config.
 
+Making codebooks known, which vLLM then loads as dense linears: without it vLLM does not know the quantization method.
+
 Making models known whose blocks differ, their configuration and, where blocks differ in heads, their class: without it
 vLLM refuses them, and nothing else changes.
 """
@@ -42,3 +44,8 @@ def know_factors() -> None:
         from serve.low_rank import LowRankConfig
 
         register_quantization_config(LOW_RANK)(LowRankConfig)
+
+
+def know_codebooks() -> None:
+    """Let vLLM read `quant_method: hubplugin_codebook`."""
+    import serve.codebook_linear  # noqa: F401 - registers the method, once in a process

@@ -78,6 +78,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "install hubplugin in the environment of vLLM, and do not leave it out of VLLM_PLUGINS",
     ),
     (
+        r"Unknown quantization method: hubplugin_codebook",
+        "its weights are codebooks, and vLLM runs without hubplugin's plugin, which makes dense weights of them",
+        "install hubplugin in the environment of vLLM, and do not leave it out of VLLM_PLUGINS",
+    ),
+    (
         r"Unknown quantization method: ([\w-]+)",
         r"vLLM does not know the quantization method \1",
         "use a GPTQ folder, or the base model",

@@ -24,6 +24,7 @@ CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
 LOW_RANK = "hubplugin_lowrank"  # config.json's word for linears that are two factors, in plain floats
+CODEBOOK = "hubplugin_codebook"  # its word for codebooks, which are dense weights once they are loaded
 MIB, GIB = 2**20, 2**30
 # GiB of a KV cache on a CPU. vLLM would let it replace --kv-cache-memory-bytes without a word (findings/)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
@@ -97,7 +98,7 @@ def refuse_unservable(device: str, config: dict[str, Any] | None, name: str, opt
 def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
     """The CPU features that vLLM's kernels for a model's codes need, by its config.json."""
     quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict):
+    if not isinstance(quantization, dict) or quantization.get("quant_method") == CODEBOOK:
         return ()
     groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
     int8 = any(group.get("input_activations") for group in groups)
@@ -143,8 +144,9 @@ def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
     """float32 where the model has no codes and the CPU has no AVX-512: it multiplies half precision far more slowly
     (docs/serving.md)."""
     quantization = config.get("quantization_config")
-    factors = isinstance(quantization, dict) and quantization.get("quant_method") == LOW_RANK
-    if cpu_features.has(cpu_features.AVX512) or (isinstance(quantization, dict) and not factors):
+    own = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    dense = own in (LOW_RANK, CODEBOOK) or not isinstance(quantization, dict)
+    if cpu_features.has(cpu_features.AVX512) or not dense:
         return ()
     return "--dtype", "float32"
 

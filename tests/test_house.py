@@ -108,6 +108,7 @@ def test_every_method_has_maths_tests_and_a_manifest() -> None:
     manifests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "manifests").glob("*.yaml"))
     for method, title, tests in (
         ("gptq", "## GPTQ", "test_gptq.py"),
+        ("codebook", "## Codebooks", "test_codebook.py"),
         ("prune", "## Pruning", "test_obs.py"),
         ("recover", "## Recovery", "test_recover.py"),
         ("tune", "## Tuning", "test_tune.py"),

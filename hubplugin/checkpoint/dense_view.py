@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, FACTOR_A, FACTOR_B, GPTQ, LOW_RANK
+from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, FACTOR_A, FACTOR_B, GPTQ, LOW_RANK
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.checkpoint.safetensors_io import Reader
@@ -19,8 +19,8 @@ class DenseView:
     """A model folder as if it were dense: quantized linears are dequantized on the way out, factors multiplied.
 
     A `WeightSource`. Reads what formats.py lists, from any tool: AutoGPTQ's format with zeros of its first or second
-    version and any g_idx, compressed-tensors' packed and int8 weights, our factors. Raises CheckpointError for weights
-    stored in another way.
+    version and any g_idx, compressed-tensors' packed, int8 and FP4 weights, our codebooks and factors. Raises
+    CheckpointError for weights stored in another way.
     """
 
     def __init__(self, folder: Path, reader: Reader | None = None, quantization: dict[str, Any] | None = None) -> None:
@@ -106,6 +106,8 @@ def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[fro
     if method == COMPRESSED_TENSORS:
         groups = quantization.get("config_groups", {}).values()
         return frozenset(group["weights"]["num_bits"] for group in groups if group.get("weights")), 0
+    if method == CODEBOOK:
+        return frozenset((int(quantization["bits"]),)), 0
     if method in (None, GPTQ):
         rules = [quantization, *(quantization.get("dynamic") or {}).values()]
         version_2 = quantization.get("checkpoint_format") == "gptq_v2"
@@ -115,5 +117,5 @@ def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[fro
     raise CheckpointError(
         f"{where}/config.json: quantization_config",
         f"{method!r} is no quantization that is read here",
-        "name a dense model, or one in AutoGPTQ's or compressed-tensors' format",
+        "name a dense model, or one in AutoGPTQ's, compressed-tensors' or hubplugin's format",
     )

@@ -1,4 +1,4 @@
-"""How a compressed linear is stored: dense, on a grid, masked, as two factors, or with fewer columns.
+"""How a compressed linear is stored: dense, as codes, masked, as two factors, or with fewer columns.
 
 Knows tensors. Knows no file.
 """
@@ -36,6 +36,44 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Codebook:
+    """Shared values: weight = centroids[output, group of the input, code]."""
+
+    codes: Tensor  # uint8 [outputs, inputs], 0 .. 2^bits - 1
+    centroids: Tensor  # float16 [outputs, groups, 2^bits], each also a bfloat16
+    bits: int
+
+    def rows(self, outputs: slice | Tensor) -> "Codebook":
+        """The codes and codebooks of these outputs."""
+        return Codebook(self.codes[outputs], self.centroids[outputs], self.bits)
+
+    def dense(self) -> Tensor:
+        """The weights [outputs, inputs] that the codes stand for, float32."""
+        return looked_up(self.codes, self.centroids)
+
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # values of an FP4 code's three low bits; its fourth is the sign
+FP4_GROUP = 16  # inputs that share a scale in NVFP4
+
+
+@dataclass(frozen=True)
+class Fp4:
+    """NVFP4's shared values: weight = scale / divisor * the E2M1 number that a code is."""
+
+    codes: Tensor  # uint8 [outputs, inputs], 0 .. 15: bit 3 is the sign, the others say which of E2M1
+    scales: Tensor  # float8_e4m3fn [outputs, inputs / FP4_GROUP], above zero
+    divisor: float  # of all scales, a power of two; one for all linears that an engine stacks into one matrix
+
+    def rows(self, outputs: slice | Tensor) -> "Fp4":
+        """The codes and scales of these outputs."""
+        return Fp4(self.codes[outputs], self.scales[outputs], self.divisor)
+
+    def dense(self) -> Tensor:
+        """The weights [outputs, inputs] that the codes stand for, float32."""
+        return fp4_values(self.codes, self.scales, self.divisor)
+
+
+@dataclass(frozen=True)
 class Columns:
     """Some input columns are removed; the producers drop the same rows."""
 
@@ -65,7 +103,22 @@ class LowRank:
         return product(self.b, self.a)
 
 
-Encoding = Dense | Grid | Columns | Masked | LowRank
+Coded = Grid | Codebook | Fp4  # what a quantizer makes
+Encoding = Dense | Coded | Columns | Masked | LowRank
+
+
+def looked_up(codes: Tensor, centroids: Tensor) -> Tensor:
+    """The weights float32 [outputs, inputs] of codes [outputs, inputs] in codebooks [outputs, groups, centroids]."""
+    outputs, groups, _ = centroids.shape
+    found = centroids.float().gather(2, codes.view(outputs, groups, -1).long())
+    return found.view(outputs, -1)
+
+
+def fp4_values(codes: Tensor, scales: Tensor, divisor: float | Tensor) -> Tensor:
+    """The weights float32 [outputs, inputs] of FP4 codes [outputs, inputs] with scales [outputs, groups]."""
+    table = torch.tensor([*E2M1, *(-value for value in E2M1)], device=codes.device)
+    scaled = table[codes.long()].view(*scales.shape, -1) * (scales.float() / divisor)[..., None]
+    return scaled.view(codes.shape)
 
 
 def product(b: Tensor, a: Tensor) -> Tensor:

@@ -1,12 +1,19 @@
-"""A grid or factors as the tensors of a file format, and the tensors of a file format as a dense weight.
+"""Codes or factors as the tensors of a file format, and the tensors of a file format as a dense weight.
 
-Three formats of codes, and one struct behind all of them: `encodings.Grid`, weight = scale * (code - zero).
+Three formats of one struct, `encodings.Grid`, weight = scale * (code - zero):
 
 gptq            AutoGPTQ's: qweight [inputs * bits / 32, outputs] packed along inputs, scales [groups, outputs] in
                 float16, qzeros [groups, outputs * bits / 32] holding zero - 1, g_idx [inputs]
 pack-quantized  compressed-tensors': weight_packed [outputs, inputs * bits / 32], weight_scale [outputs, groups],
                 weight_zero_point [outputs * bits / 32, groups] of asymmetric grids alone, weight_shape [2]
 int-quantized   compressed-tensors': weight int8 [outputs, inputs] holding code - 128, weight_scale [outputs, 1]
+
+And one of each kind of codebook:
+
+nvfp4-pack-quantized  compressed-tensors': weight_packed uint8 [outputs, inputs / 2], the earlier input in the low bits,
+                      weight_scale float8 [outputs, inputs / 16], weight_global_scale float32 [1], which divides it
+hubplugin_codebook    ours: codebook_codes [outputs, ceil(inputs * bits / 32)] packed along inputs, codebook_centroids
+                      float16 [outputs, groups, 2^bits], codebook_shape [2]
 
 One of factors, ours: `encodings.LowRank`, lr_b [outputs, rank] of each linear and lr_a [rank, inputs], which stands
 under the name of a stack where its linears share it.
@@ -21,11 +28,13 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint import encodings, packing
-from hubplugin.checkpoint.encodings import Grid
+from hubplugin.checkpoint.encodings import Codebook, Coded, Fp4, Grid
 from hubplugin.checkpoint.format_names import (
+    CODEBOOK,
     FACTOR_B,
     GPTQ,
     INT_QUANTIZED,
+    NVFP4,
     PACK_QUANTIZED,
     STACKS,
     factor_a,
@@ -35,17 +44,26 @@ from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.errors import CheckpointError
 
 # the tensor that holds the codes, and those that it is dequantized with, by the last part of their names
-CODES = ("qweight", "weight_packed")
-PARAMETERS = ("qzeros", "scales", "g_idx", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+CODES = ("qweight", "weight_packed", "codebook_codes")
+PARAMETERS = (
+    *("qzeros", "scales", "g_idx", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+    *("weight_global_scale", "codebook_centroids", "codebook_shape"),
+)
 INT8_OFFSET = 128  # of int8 weights from codes 0 .. 255
 
 
-def tensors(encoding: Grid, file_format: str, scale_dtype: torch.dtype) -> dict[str, Tensor]:
+def tensors(encoding: Coded, file_format: str, scale_dtype: torch.dtype) -> dict[str, Tensor]:
     """One linear's tensors in a file format, by the last part of their names.
 
     `scale_dtype` is that of compressed-tensors' scales, the model's own; AutoGPTQ's are always float16. Both hold the
-    scales of a grid exactly. Raises ValueError for a grid that the format cannot hold.
+    scales of a grid exactly. Raises ValueError for codes that the format cannot hold.
     """
+    if isinstance(encoding, Codebook) and file_format == CODEBOOK:
+        return _codebook(encoding)
+    if isinstance(encoding, Fp4) and file_format == NVFP4:
+        return _nvfp4(encoding)
+    if not isinstance(encoding, Grid):
+        raise ValueError(f"{file_format} holds no {type(encoding).__name__}")
     if file_format == GPTQ:
         return _gptq(encoding)
     if file_format == PACK_QUANTIZED:
@@ -82,6 +100,22 @@ def _int_quantized(encoding: Grid, scale_dtype: torch.dtype) -> dict[str, Tensor
         raise ValueError("int8 weights have 8 bits, no zeros, and one scale per output")
     signed = (encoding.codes.to(torch.int16) - INT8_OFFSET).to(torch.int8)
     return {"weight": signed, "weight_scale": encoding.scales.to(scale_dtype)}
+
+
+def _nvfp4(encoding: Fp4) -> dict[str, Tensor]:
+    return {
+        "weight_packed": encoding.codes[:, ::2] | (encoding.codes[:, 1::2] << 4),
+        "weight_scale": encoding.scales,
+        "weight_global_scale": torch.tensor([encoding.divisor], dtype=torch.float32),
+    }
+
+
+def _codebook(encoding: Codebook) -> dict[str, Tensor]:
+    return {
+        "codebook_codes": packing.pack(encoding.codes, encoding.bits),
+        "codebook_centroids": encoding.centroids,
+        "codebook_shape": torch.tensor(encoding.codes.shape, dtype=torch.int64),
+    }
 
 
 def _zeros(encoding: Grid) -> Tensor:
@@ -128,6 +162,10 @@ def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset:
     """
     if is_factored(source, linear):
         return factors(source, linear).dense()
+    if f"{linear}.codebook_codes" in source:
+        return _from_codebook(source, linear)
+    if _is_nvfp4(source, linear):
+        return _from_nvfp4(source, linear)
     stored = _stored(source, linear, bits, zero_offset)
     group_of = _group_of(source, stored)
     scales, zeros = stored.scales.float()[:, group_of], stored.zeros.float()[:, group_of]
@@ -183,6 +221,26 @@ def _from_gptq(source: WeightSource, linear: str, bits: Collection[int], zero_of
     codes = packing.unpack(words.T, width, words.shape[0] * packing.WORD // width)
     zeros = (packing.unpack(zero_words, width, outputs).int() + zero_offset) & (2**width - 1)
     return _Stored(codes, source.get(f"{linear}.scales").T, zeros.T, width, f"{linear}.g_idx")
+
+
+def _from_codebook(source: WeightSource, linear: str) -> Tensor:
+    words, centroids = source.get(f"{linear}.codebook_codes"), source.get(f"{linear}.codebook_centroids")
+    inputs = int(source.get(f"{linear}.codebook_shape")[1])
+    width = centroids.shape[2].bit_length() - 1
+    if packing.word_count(inputs, width) != words.shape[1]:
+        raise CheckpointError(linear, f"its words do not hold {inputs} codes of {width} bits", "write it again")
+    return encodings.looked_up(packing.unpack(words, width, inputs), centroids)
+
+
+def _is_nvfp4(source: WeightSource, linear: str) -> bool:
+    return f"{linear}.weight_global_scale" in source
+
+
+def _from_nvfp4(source: WeightSource, linear: str) -> Tensor:
+    words = source.get(f"{linear}.weight_packed")
+    codes = torch.stack((words & 15, words >> 4), dim=2).view(len(words), -1)
+    scales, divisor = source.get(f"{linear}.weight_scale"), source.get(f"{linear}.weight_global_scale")
+    return encodings.fp4_values(codes, scales, divisor.float())
 
 
 def _from_pack_quantized(source: WeightSource, linear: str, bits: Collection[int]) -> _Stored:

@@ -6,7 +6,7 @@ Knows sizes. Knows no file and no torch, so that `plan` may use it.
 from dataclasses import dataclass
 
 FLOATS = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors dtypes a base may hold, and their bytes
-BYTES = {**FLOATS, "I8": 1, "I32": 4, "I64": 8}
+BYTES = {**FLOATS, "F8_E4M3": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Encodings -> a folder in AutoGPTQ's or compressed-tensors' format, of factors, or a plain smaller model; and back.
+"""Encodings -> a folder in AutoGPTQ's, compressed-tensors' or our formats, or a plain smaller model; and back to dense.
 
 Any loader that reads these formats reads the folder, with no option and no code of ours; factors need our plugin. Knows
 encodings, formats and the plan. Knows no method and no Hub.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hubplugin.checkpoint import formats, model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.checkpoint.encodings import Grid, LowRank
+from hubplugin.checkpoint.encodings import Coded, LowRank
 from hubplugin.checkpoint.format_names import FACTOR_B, factor_a
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
@@ -44,8 +44,8 @@ class Folder:
         written = set()
         for name, encoding in block.encodings.items():
             written |= {f"{name}.weight", f"{name}.bias"}
-            if isinstance(encoding, Grid):
-                tensors |= {f"{name}.{part}": tensor for part, tensor in self._grid(name, encoding).items()}
+            if isinstance(encoding, Coded):
+                tensors |= {f"{name}.{part}": tensor for part, tensor in self._coded(name, encoding).items()}
             elif isinstance(encoding, LowRank):
                 tensors |= self._factors(name, encoding)
             else:
@@ -58,7 +58,7 @@ class Folder:
                 tensors[name] = self._reader.get(base_name)
         self._blocks.add(block.index, tensors, block.samples, block.results)
 
-    def _grid(self, name: str, encoding: Grid) -> dict[str, Tensor]:
+    def _coded(self, name: str, encoding: Coded) -> dict[str, Tensor]:
         scheme = self._plan.linear(name).scheme
         assert scheme is not None
         base_name = sizes.origin(self._family, f"{name}.weight", self._plan.sources)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hubplugin
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, LOW_RANK
+from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, LOW_RANK, NVFP4
 from hubplugin.manifest.methods import quantization_of
 from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
 from hubplugin.plan import schemes, vllm_support
@@ -31,6 +31,8 @@ def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
     step = quantization_of(plan.steps)
     assert step is not None
     distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
+    if distinct[0].layout == CODEBOOK:
+        return _codebook(plan, distinct[0])
     return _gptq(plan, step, distinct) if distinct[0].layout == GPTQ else _compressed_tensors(plan, distinct)
 
 
@@ -81,6 +83,16 @@ def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> 
     if dynamic := _dynamic(plan, distinct[1:]):
         entries["dynamic"] = dynamic
     return entries
+
+
+def _codebook(plan: VariantPlan, scheme: Scheme) -> dict[str, Any]:
+    """What serve/codebook_linear.py reads: a step of codebooks has one scheme."""
+    return {
+        "quant_method": CODEBOOK,
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "ignore": _dense(plan),
+    }
 
 
 def _dynamic(plan: VariantPlan, others: Sequence[Scheme]) -> dict[str, dict[str, Any]]:
@@ -142,11 +154,12 @@ def _compressed_tensors(plan: VariantPlan, distinct: Sequence[Scheme]) -> dict[s
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     whole = scheme.group_size == -1
+    fp4 = scheme.layout == NVFP4
     weights = {
         "num_bits": scheme.bits,
-        "type": "int",
+        "type": "float" if fp4 else "int",
         "symmetric": scheme.symmetric,
-        "strategy": "channel" if whole else "group",
+        "strategy": "channel" if whole else "tensor_group" if fp4 else "group",
         "group_size": None if whole else scheme.group_size,
         "dynamic": False,
         "actorder": None,  # columns went back to their places

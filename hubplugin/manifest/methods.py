@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import StepSettings
+from hubplugin.manifest.steps.codebook import Codebook
 from hubplugin.manifest.steps.gptq import Gptq, Quantization
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
@@ -94,6 +95,8 @@ class Method:
 
 # vLLM removed its sparse kernels and refuses a sparsity_config: zeros are numbers like any other to it
 DENSE = "vLLM runs this at dense speed and size"
+# vLLM has no kernel for free codebooks: hubplugin's plugin for it makes dense weights of them while it loads
+STORAGE = "free codebooks save storage and transfer alone: served, this runs at the base's dense speed and size"
 MASK_CHECK = "hubplugin.plan.checks.masks:check"  # `ignore`, `pattern` and `sparsity` against every linear
 
 OURS = (
@@ -123,6 +126,16 @@ OURS = (
         cost=Cost(cubic=20, sweeps=8, peaks=((5, 5),)),
     ),
     Method(Tune, Kind.TUNE, "tuned scales", "hubplugin.recovery.recover", check="hubplugin.plan.checks.tuning:check"),
+    Method(
+        Codebook,
+        Kind.QUANTIZE,
+        "codebooks",
+        "hubplugin.methods.codebook.codebook",
+        check="hubplugin.plan.checks.codebook:check",
+        # a refit is some ten products of second moments with all columns
+        cost=Cost(sweeps=40, peaks=((4, 1), (3, 6))),
+        note=STORAGE,
+    ),
 )
 
 

@@ -25,7 +25,7 @@ from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.plan import base as base_model
 from hubplugin.plan import loaders, schemes, sizes, vllm_support
 from hubplugin.plan.base import Base
-from hubplugin.plan.checks import lowrank, masks, quantization
+from hubplugin.plan.checks import codebook, lowrank, masks, quantization
 from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
@@ -127,6 +127,7 @@ def assemble(
         notes=(
             *masks.notes(mask_of(recipe.steps)),
             *lowrank.notes(factorization_of(recipe.steps)),
+            *codebook.notes(quantization_of(recipe.steps), planned),
             # what our plugin alone loads is no other loader's either
             *(vllm_support.notes(config["model_type"], may_differ) or loaders.notes(schemes.stored(linears, head))),
         ),
@@ -213,6 +214,8 @@ def _resolved_steps(
 def _resolved_step(
     step: Quantization, linears: Sequence[LinearPlan], resolved: Mapping[str, Scheme | None]
 ) -> Quantization:
+    if "format" not in type(step).model_fields:  # follows from its other settings
+        return step
     known: dict[str, Any] = {"format": schemes.format_of(resolved.values())}
     if step.budget:
         usual = schemes.distinct(linear.scheme for linear in linears)[0]

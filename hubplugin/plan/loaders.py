@@ -33,10 +33,12 @@ class Loader:
     requirements: tuple[str, ...]  # as pip takes them
 
 
-def loader(stored: Stored) -> Loader:
-    """What loads a checkpoint, apart from vLLM."""
+def loader(stored: Stored) -> Loader | None:
+    """What loads a checkpoint, apart from vLLM; None: nothing does."""
     if not stored.quantized:
         return Loader(TRANSFORMERS, (TRANSFORMERS,))
+    if stored.needs_plugin:
+        return None
     if stored.quantized[0].layout == GPTQ:
         if stored.beyond_transformers:
             return Loader(GPTQMODEL, (GPTQMODEL,))
@@ -48,6 +50,8 @@ def loader(stored: Stored) -> Loader:
 
 def notes(stored: Stored) -> tuple[str, ...]:
     """What a user must know of loaders that fail on a checkpoint."""
+    if stored.needs_plugin:
+        return ()
     if stored.quantized and stored.quantized[0].layout == GPTQ:
         return (GPTQMODEL_ALONE.format(why),) if (why := stored.beyond_transformers) else ()
     zeros, three = any(map(has_zeros, stored.quantized)), any(map(has_three_bits, stored.quantized))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
+from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, NVFP4, PACK_QUANTIZED
+from hubplugin.manifest.steps.codebook import Codebook
 from hubplugin.manifest.steps.gptq import Override, Quantization
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
@@ -27,7 +28,7 @@ class Scheme:
     group_size: int  # inputs that share a scale; -1: a whole row
     symmetric: bool
     activation_bits: int | None
-    layout: str  # GPTQ, PACK_QUANTIZED or INT_QUANTIZED
+    layout: str  # GPTQ, PACK_QUANTIZED, INT_QUANTIZED, NVFP4 or CODEBOOK
 
     @property
     def weight_only(self) -> bool:
@@ -36,6 +37,10 @@ class Scheme:
 
     def __str__(self) -> str:
         group = "row" if self.group_size == -1 else f"g{self.group_size}"
+        if self.layout == CODEBOOK:
+            return f"codebook{self.bits} {group}"
+        if self.layout == NVFP4:
+            return f"fp{self.bits} {group}"
         return f"int{self.bits} {group}{'' if self.symmetric else ' zeros'}{'' if self.weight_only else ' A8'}"
 
 
@@ -54,6 +59,11 @@ class Stored:
     def quantized(self) -> tuple[Scheme, ...]:
         """The schemes of what is quantized."""
         return tuple(scheme for scheme in self.schemes if scheme)
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Whether vLLM loads it with hubplugin's plugin alone, and nothing else does."""
+        return any(scheme.layout == CODEBOOK for scheme in self.quantized)
 
     @property
     def beyond_transformers(self) -> str:
@@ -89,6 +99,9 @@ def resolve(step: Quantization, names: Sequence[str], vocabulary: int) -> dict[s
     compressed-tensors. `vocabulary`: the rows of a quantized head.
     """
     resolved = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
+    if isinstance(step, Codebook):
+        layout = codebook_layout(step.values)
+        return {name: scheme and replace(scheme, layout=layout) for name, scheme in resolved.items()}
     default = COMPRESSED_TENSORS if why_not_autogptq(step, resolved, vocabulary) else GPTQ
     layout_name = step.format or default
     return {name: scheme and replace(scheme, layout=_layout(layout_name, scheme)) for name, scheme in resolved.items()}
@@ -115,6 +128,11 @@ def _options(step: Quantization) -> list[Scheme]:
     return [Scheme(option.bits, option.group_size, option.symmetric, None, GPTQ) for option in options]
 
 
+def codebook_layout(values: str) -> str:
+    """The tensors that codebooks of these values are stored in."""
+    return CODEBOOK if values == "free" else NVFP4
+
+
 def _layout(chosen: str, scheme: Scheme) -> str:
     if chosen == GPTQ:
         return GPTQ
@@ -133,9 +151,20 @@ def _settings(step: Quantization, name: str) -> Scheme:
     )
 
 
-def format_of(resolved: Iterable[Scheme | None]) -> Literal["gptq", "compressed-tensors"]:
+Format = Literal["gptq", "compressed-tensors", "hubplugin_codebook"]
+
+
+def format_of(resolved: Iterable[Scheme | None]) -> Format:
     """The file format that resolved schemes are in."""
-    return "gptq" if any(scheme and scheme.layout == GPTQ for scheme in resolved) else "compressed-tensors"
+    layouts = {scheme.layout for scheme in resolved if scheme}
+    return format_with(next(iter(layouts), PACK_QUANTIZED))
+
+
+def format_with(layout: str) -> Format:
+    """The file format that has such tensors."""
+    if layout == CODEBOOK:
+        return "hubplugin_codebook"
+    return "gptq" if layout == GPTQ else "compressed-tensors"
 
 
 def distinct(schemes: Iterable[Scheme | None]) -> list[Scheme]:

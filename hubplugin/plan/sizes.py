@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, lcm
 
-from hubplugin.checkpoint.format_names import FACTOR_A, FACTOR_B, GPTQ, INT_QUANTIZED, factor_a
+from hubplugin.checkpoint.format_names import CODEBOOK, FACTOR_A, FACTOR_B, GPTQ, INT_QUANTIZED, NVFP4, factor_a
 from hubplugin.checkpoint.headers import Header
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
@@ -20,7 +20,8 @@ RATIOS = tuple(hundredth / 100 for hundredth in range(1, 100))  # of which error
 # all tensors of a quantized weight, in any layout, by the end of the names
 PACKED_PARTS = (
     *("qweight", "qzeros", "scales", "g_idx"),
-    *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape"),
+    *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale"),
+    *("codebook_codes", "codebook_centroids", "codebook_shape"),
 )
 
 
@@ -170,6 +171,18 @@ def packed_tensors(outputs: int, inputs: int, scheme: Scheme, dtype: str) -> dic
             "qzeros": Header("I32", (groups, _words(outputs, scheme.bits))),
             "scales": Header("F16", (groups, outputs)),
             "g_idx": Header("I32", (inputs,)),
+        }
+    if scheme.layout == CODEBOOK:
+        return {
+            "codebook_codes": Header("I32", (outputs, _words(inputs, scheme.bits))),
+            "codebook_centroids": Header("F16", (outputs, groups, 2**scheme.bits)),
+            "codebook_shape": Header("I64", (2,)),
+        }
+    if scheme.layout == NVFP4:
+        return {
+            "weight_packed": Header("U8", (outputs, inputs // 2)),
+            "weight_scale": Header("F8_E4M3", (outputs, groups)),
+            "weight_global_scale": Header("F32", (1,)),
         }
     scale = Header(dtype, (outputs, groups))
     if scheme.layout == INT_QUANTIZED:

@@ -168,7 +168,7 @@ def _formats(plan: Plan) -> list[str]:
     chosen: dict[tuple[str, str], list[str]] = {}
     for draft in plan.drafts:
         step, variant = quantization_of(draft.recipe.steps), draft.estimate
-        if step and step.format is None:
+        if step and step.format is None and "format" in type(step).model_fields:
             planned = {linear.name: linear.scheme for linear in (*variant.linears, *variant.quantized)}
             why = schemes.why_not_autogptq(step, planned, variant.dims.vocab)
             chosen.setdefault((schemes.format_of(planned.values()), why), []).append(variant.name)
@@ -183,8 +183,10 @@ def _needs(plan: Plan) -> list[str]:
             if verdict.note:
                 needs.setdefault((f"on {verdict.target.split()[0]}", verdict.note), {})[variant.name] = None
         if variant.quantized and vllm_support.PLUGIN not in variant.notes:
-            packages = loaders.loader(schemes.stored(variant.linears, variant.head)).requirements
-            needs.setdefault(("in Python", f"the packages {', '.join(packages)}"), {})[variant.name] = None
+            loader = loaders.loader(schemes.stored(variant.linears, variant.head))
+            if loader:
+                packages = ", ".join(loader.requirements)
+                needs.setdefault(("in Python", f"the packages {packages}"), {})[variant.name] = None
     several = {place for place, _ in needs if sum(place == other for other, _ in needs) > 1}
     return [
         f"  {place}{', ' + ', '.join(names) if place in several else ''}: {note}"

@@ -95,4 +95,4 @@ class VariantPlan:
         step = quantization_of(self.steps)
         assert step is not None
         grid = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
-        return step.model_copy(update=grid)
+        return step.model_copy(update={key: value for key, value in grid.items() if key in type(step).model_fields})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED
+from hubplugin.checkpoint.format_names import CODEBOOK, GPTQ, INT_QUANTIZED, NVFP4
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import FAMILIES, PER_LAYER
 from hubplugin.plan.schemes import GPTQ_BITS, HEAD_TILE, LinearPlan, Scheme
@@ -32,6 +32,10 @@ HUMMING = ", with vLLM's humming-kernels"  # 2 and 3 bits, and 8 asymmetric; not
 PLUGIN = (
     "vLLM serves it with hubplugin installed beside it: layers differ in width, and a plugin of ours brings the class "
     "for that (no remote code); transformers alone cannot load it"
+)
+CODEBOOK_PLUGIN = (
+    "vLLM serves it with hubplugin installed beside it, whose plugin makes dense weights of codebooks while it loads "
+    "(no remote code); transformers alone cannot load it"
 )
 
 
@@ -77,12 +81,14 @@ def _grouped(
 
 def whole_words(scheme: Scheme) -> int:
     """The fewest codes that fill whole 32-bit words, in both directions; 1 where codes are not packed."""
-    return 1 if scheme.layout == INT_QUANTIZED else WORD // gcd(scheme.bits, WORD)
+    if scheme.layout in (INT_QUANTIZED, CODEBOOK):  # our codes may end inside a word
+        return 1
+    return 2 if scheme.layout == NVFP4 else WORD // gcd(scheme.bits, WORD)
 
 
 def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) -> tuple[Verdict, ...]:
     """One verdict per target for a variant of these (pruned) sizes and linears, its head among them if quantized."""
-    units = _units(linears)
+    units = [unit for unit in _units(linears) if unit.scheme.layout != CODEBOOK]  # which is dense once it is loaded
     general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
     packed = any(unit.scheme.weight_only for unit in units)
     tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
@@ -152,6 +158,8 @@ def _on_cpu(sizes: Dimensions, units: Sequence[_Unit]) -> str:
         return f"no CPU attention kernel for head_dim {sizes.head_dim}"
     packed = [unit for unit in units if unit.scheme.weight_only]
     for unit in packed:
+        if unit.scheme.layout == NVFP4:
+            return "no CPU kernel for FP4 weights"
         if unit.scheme.bits not in CPU_BITS:
             return f"no CPU kernel for {unit.scheme.bits}-bit weights"
         if unit.experts and (why := _experts_on_cpu(sizes, unit.scheme)):

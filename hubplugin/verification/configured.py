@@ -1,4 +1,4 @@
-"""What a configuration says of each linear: AutoGPTQ's dictionary with `dynamic`, compressed-tensors' groups, or ranks.
+"""What a configuration says of each linear: AutoGPTQ's dictionary with `dynamic`, compressed-tensors' groups, or ours.
 
 Knows the dictionaries of config.json and quantize_config.json; no tensor and no family.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, LOW_RANK
+from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, LOW_RANK
 from hubplugin.errors import CheckpointError
 
 LINEAR = "Linear"  # compressed-tensors' word for every linear that has no rule of its own
@@ -66,13 +66,13 @@ class Configured:
         unknown = self.layout if self.layout in UNKNOWN_LAYOUTS else ""
         if self.method == LOW_RANK:
             return
-        if self.method not in (GPTQ, COMPRESSED_TENSORS):
+        if self.method not in (GPTQ, COMPRESSED_TENSORS, CODEBOOK):
             unknown = self.method
         if unknown:
             raise CheckpointError(
                 f"{self.where}: quantization_config",
                 f"{unknown!r} is a format that cannot be checked here",
-                "name a dense model, or one in AutoGPTQ's or compressed-tensors' format",
+                "name a dense model, or one in AutoGPTQ's, compressed-tensors' or hubplugin's format",
             )
         try:
             _ = self.default, self.of("model.layers.0.mlp.down_proj")
@@ -85,7 +85,7 @@ class Configured:
     @property
     def default(self) -> Claimed | None:
         """What holds for linears that have no rule of their own; None: they stay dense."""
-        if self.is_gptq:
+        if self.is_gptq or self.method == CODEBOOK:
             return Claimed(
                 int(self.entries["bits"]), int(self.entries.get("group_size", -1)), bool(self.entries.get("sym", True))
             )
@@ -93,6 +93,8 @@ class Configured:
 
     def of(self, name: str) -> Claimed | None:
         """What is claimed of one linear; None: it is said to stay dense."""
+        if self.method == CODEBOOK:
+            return None if name in (self.entries.get("ignore") or ()) else self.default
         return self._gptq(name) if self.is_gptq else self._compressed_tensors(name)
 
     def _gptq(self, name: str) -> Claimed | None:

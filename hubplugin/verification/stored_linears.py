@@ -1,18 +1,21 @@
 """What the tensors of a folder say of its linears: format, shape, width of codes, groups. Asks no configuration.
 
-Knows AutoGPTQ's and compressed-tensors' tensors, and our factors (checkpoint/formats.py). Knows no family and no claim.
+Knows AutoGPTQ's, compressed-tensors' and our own tensors (checkpoint/formats.py). Knows no family and no claim.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hubplugin.checkpoint import formats, packing
+from hubplugin.checkpoint.encodings import FP4_GROUP
 from hubplugin.checkpoint.format_names import (
+    CODEBOOK,
     FACTOR_A,
     FACTOR_B,
     GPTQ,
     INT_QUANTIZED,
     LOW_RANK,
+    NVFP4,
     PACK_QUANTIZED,
     STACKS,
     factor_a,
@@ -22,6 +25,7 @@ from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, FormatError
 from hubplugin.plan.schemes import LinearPlan
 
+IN_NVFP4 = ("U8", "F8_E4M3")  # dtypes that no other format known here has
 WIDTHS = range(2, 9)  # bits of a code that any tool writes
 
 
@@ -30,11 +34,11 @@ class StoredLinear:
     """One linear, as its tensors have it."""
 
     name: str  # full module path
-    layout: str  # GPTQ, PACK_QUANTIZED, INT_QUANTIZED or LOW_RANK; empty: dense
+    layout: str  # one of GPTQ, PACK_QUANTIZED, INT_QUANTIZED, NVFP4, CODEBOOK, LOW_RANK; empty: dense
     outputs: int
     inputs: int
     bits: tuple[int, ...]  # widths that its words fit, the likeliest first; of a dense one, those of its dtype
-    groups: int  # scales of an output; 0: dense
+    groups: int  # scales or codebooks of an output; 0: dense
     zeros: bool  # whether zero points are stored, as AutoGPTQ's format always does
     scale_dtype: str = ""
     rank: int = 0  # of factors; 0: it has none
@@ -63,7 +67,8 @@ class StoredLinear:
         if not self.codes:
             return f"rank {self.rank}" if self.rank else f"dense, {self.bits[0]} bits"
         group = "a row" if self.groups == 1 else f"{self.group_size} inputs"
-        return f"{' or '.join(map(str, self.bits))} bits, a scale for {group}"
+        shared = "codebook" if self.layout == CODEBOOK else "scale"
+        return f"{' or '.join(map(str, self.bits))} bits, a {shared} for {group}"
 
 
 def quantized(reader: Reader) -> Iterator[str]:
@@ -82,8 +87,10 @@ def read(reader: Reader, name: str) -> StoredLinear:
     headers = reader.headers
     if f"{name}.qweight" in headers:
         return _gptq(headers, name)
+    if f"{name}.codebook_codes" in headers:
+        return _codebook(reader, name)
     if f"{name}.weight_packed" in headers:
-        return _packed(reader, name)
+        return _nvfp4(headers, name) if headers[f"{name}.weight_packed"].dtype == "U8" else _packed(reader, name)
     if formats.is_factored(headers, name):
         return _factored(headers, name)
     weight = _header(headers, f"{name}.weight")
@@ -97,7 +104,7 @@ def read(reader: Reader, name: str) -> StoredLinear:
     return StoredLinear(name, "", *_matrix(weight, name), (8 * weight.itemsize,), 0, False)
 
 
-KNOWN = "AutoGPTQ's tensors, compressed-tensors' packed and int8 weights, our factors, and floats are known"
+KNOWN = "AutoGPTQ's tensors, compressed-tensors' packed, int8 and FP4 weights, ours, and floats are known"
 
 
 def _factored(headers: Mapping[str, Header], name: str) -> StoredLinear:
@@ -127,6 +134,28 @@ def _gptq(headers: Mapping[str, Header], name: str) -> StoredLinear:
         what = f"{words} words of codes for each output and {zero_words} of zeros for each group fit no width"
         raise CheckpointError(name, what, KNOWN)
     return StoredLinear(name, GPTQ, outputs, inputs, found, groups, True, scales.dtype)
+
+
+def _codebook(reader: Reader, name: str) -> StoredLinear:
+    headers = reader.headers
+    rows, words = _matrix(headers[f"{name}.codebook_codes"], f"{name}.codebook_codes")
+    centroids = _header(headers, f"{name}.codebook_centroids")
+    _header(headers, f"{name}.codebook_shape")
+    outputs, inputs = (int(size) for size in reader.get(f"{name}.codebook_shape").flatten()[:2])
+    bits = centroids.shape[-1].bit_length() - 1
+    if rows != outputs or centroids.shape[:1] != (outputs,) or packing.word_count(inputs, bits) != words:
+        what = f"words of [{rows}, {words}] and codebooks of {list(centroids.shape)} are not of [{outputs}, {inputs}]"
+        raise CheckpointError(name, what, KNOWN)
+    return StoredLinear(name, CODEBOOK, outputs, inputs, (bits,), centroids.shape[1], False, centroids.dtype)
+
+
+def _nvfp4(headers: Mapping[str, Header], name: str) -> StoredLinear:
+    outputs, pairs = _matrix(headers[f"{name}.weight_packed"], f"{name}.weight_packed")
+    scale = _header(headers, f"{name}.weight_scale")
+    _header(headers, f"{name}.weight_global_scale")
+    if scale.shape != (outputs, 2 * pairs // FP4_GROUP):
+        raise CheckpointError(name, f"scales of {list(scale.shape)} beside codes of [{outputs}, {2 * pairs}]", KNOWN)
+    return StoredLinear(name, NVFP4, outputs, 2 * pairs, (4,), scale.shape[1], False, scale.dtype)
 
 
 def _packed(reader: Reader, name: str) -> StoredLinear:
@@ -173,5 +202,14 @@ def dense_shapes(reader: Reader, linears: Mapping[str, StoredLinear]) -> dict[st
 
 
 def of_unknown_dtype(reader: Reader) -> list[str]:
-    """Tensors of dtypes that no format known here stores: float8, unsigned bytes, ..."""
-    return [name for name, header in reader.headers.items() if header.dtype not in BYTES]
+    """Tensors of dtypes that no format known here stores there: float8 and unsigned bytes but NVFP4's, ..."""
+    return [
+        name
+        for name, header in reader.headers.items()
+        if header.dtype not in BYTES or (header.dtype in IN_NVFP4 and not _in_nvfp4(reader.headers, name))
+    ]
+
+
+def _in_nvfp4(headers: Mapping[str, Header], name: str) -> bool:
+    module, _, part = name.rpartition(".")
+    return part in ("weight_packed", "weight_scale") and f"{module}.weight_global_scale" in headers

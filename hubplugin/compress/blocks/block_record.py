@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hubplugin.checkpoint.encodings import Dense, Encoding, Grid, LowRank
+from hubplugin.checkpoint.encodings import Coded, Dense, Encoding, LowRank
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.report import LinearResult
 
@@ -35,7 +35,7 @@ class Block:
 class Quantized:
     """A quantized or factored linear before it is known which of its outputs later linears read."""
 
-    grid: Grid | LowRank
+    coded: Coded | LowRank
     sample: Tensor  # float32 [SAMPLE_ROWS, inputs]
 
 
@@ -60,7 +60,7 @@ def finished(block: Block, modules: BlockModules, groups: Sequence[AppliedGroup]
     for name, linear in quantized.items():
         final = _on_rows(linear, kept_outputs[name]) if name in kept_outputs else linear
         full = f"{block.prefix}.{name}"
-        block.encodings[full], block.samples[full] = final.grid, final.sample
+        block.encodings[full], block.samples[full] = final.coded, final.sample
     for name in modules.linears:
         module, full = modules.linear(name), f"{block.prefix}.{name}"
         if name not in quantized:
@@ -75,5 +75,5 @@ def finished(block: Block, modules: BlockModules, groups: Sequence[AppliedGroup]
 
 def _on_rows(linear: Quantized, rows: Tensor) -> Quantized:
     """The codes of some outputs, and a sample of what those stand for."""
-    grid = linear.grid.rows(rows)
-    return Quantized(grid, sample(grid.rows(slice(SAMPLE_ROWS)).dense()))
+    coded = linear.coded.rows(rows)
+    return Quantized(coded, sample(coded.rows(slice(SAMPLE_ROWS)).dense()))

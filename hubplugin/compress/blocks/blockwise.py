@@ -112,8 +112,8 @@ def _output_head(model: Model, batches: list[Batch], plan: VariantPlan, head: Li
     assert settings is not None
     weight = model.source.get(f"{head.name}.weight").float()
     result = solve.quantize(weight, GroupStatistics(hessian, hessian), settings)
-    assert result.grid is not None
-    block = Block(len(plan.sources), head.name, head.name, encodings={head.name: result.grid})
+    assert result.coded is not None
+    block = Block(len(plan.sources), head.name, head.name, encodings={head.name: result.coded})
     block.samples[head.name] = block_record.sample(result.weight)
     block.results.append(linear_results.of(head.name, result.results[0], time.monotonic() - started))
     return replace(block, seconds=time.monotonic() - started)
@@ -191,9 +191,9 @@ def _compress_group(
     if result.bias_change is not None:
         modules.add_to_biases(names, result.bias_change, task.stored)
     quantized = {}
-    for name, rows in zip(names, modules.rows(names), strict=True) if result.grid else ():
-        assert result.grid is not None
-        quantized[name] = Quantized(result.grid.rows(rows), block_record.sample(result.weight[rows]))
+    for name, rows in zip(names, modules.rows(names), strict=True) if result.coded else ():
+        assert result.coded is not None
+        quantized[name] = Quantized(result.coded.rows(rows), block_record.sample(result.weight[rows]))
     label, seconds = linear_results.stack_name(task.prefix, names), time.monotonic() - started
     results = tuple(linear_results.of(label, step, seconds) for step in result.results)
     return AppliedGroup(results, quantized, kept_outputs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubplugin.checkpoint.encodings import Columns, Grid
+from hubplugin.checkpoint.encodings import Coded, Columns
 from hubplugin.checkpoint.encodings import LowRank as LowRankFactors
 from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.manifest.steps.lowrank import LowRank
@@ -67,9 +67,9 @@ class StepResult:
 class GroupResult:
     """The new weights of a group's linears, stacked by rows."""
 
-    weight: Tensor  # [outputs, kept inputs], as it is stored: of a grid the dequantized float32 weight
+    weight: Tensor  # [outputs, kept inputs], as it is stored: of codes the dequantized float32 weight
     results: tuple[StepResult, ...]
-    grid: Grid | None = None  # the codes behind `weight`; None: it is stored dense
+    coded: Coded | None = None  # the codes behind `weight`; None: it is stored dense
     kept: Tensor | None = None  # int64, the input columns that stay; None: all
     bias_change: Tensor | None = None  # float32 [outputs], to add to the biases; None: they stay
 
@@ -96,7 +96,7 @@ def solve_group(weight: Tensor, statistics: GroupStatistics, steps: GroupSteps) 
     if statistics.corrections and steps.fits_biases:
         visible = solved.weight.to(steps.computing).contiguous()  # what the model computes with from now on
         bias_change = _mean_error(visible, statistics.corrections, kept)
-    return GroupResult(solved.weight, (*results, *solved.results), solved.grid, kept, bias_change)
+    return GroupResult(solved.weight, (*results, *solved.results), solved.coded, kept, bias_change)
 
 
 def quantize(weight: Tensor, statistics: GroupStatistics, step: Quantization) -> GroupResult:
@@ -108,7 +108,7 @@ def quantize(weight: Tensor, statistics: GroupStatistics, step: Quantization) ->
         if statistics.matched is not statistics.second_moments:
             prepared = None
     compressed = solver.compress(weight, statistics.second_moments, step, prepared)
-    assert isinstance(compressed.encoding, Grid)
+    assert isinstance(compressed.encoding, Coded)
     result = _step_result(step.method, compressed, applied, statistics.cold)
     return GroupResult(compressed.weight, (result,), compressed.encoding)
 

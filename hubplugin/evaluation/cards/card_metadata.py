@@ -84,7 +84,8 @@ def _tags(report: Report) -> list[str]:
     tags = ["hubplugin", "vllm"]
     if quantization:
         bits = quantization["bits"]
-        tags += [quantization["method"], "quantized", f"{bits}-bit", f"int{bits}"]
+        number = quantization.get("values", f"int{bits}")  # of a codebook: what kind of values it has
+        tags += [quantization["method"], "quantized", f"{bits}-bit", "nvfp4" if number == "e2m1" else number]
     if step_of(report, Kind.PRUNE):
         tags.append("pruned")
     if step_of(report, Kind.FACTORIZE):

@@ -8,7 +8,7 @@ from typing import Any
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.manifest.methods import METHODS, Kind, Method
 from hubplugin.model.architectures.families import FAMILIES
-from hubplugin.plan.schemes import Scheme, Stored
+from hubplugin.plan.schemes import Scheme, Stored, codebook_layout
 from hubplugin.report import Report
 
 Step = dict[str, Any]
@@ -39,7 +39,7 @@ def factored(report: Report) -> bool:
 
 def needs_plugin(report: Report) -> bool:
     """Whether hubplugin's plugin for vLLM loads it, and nothing else does."""
-    return heterogeneous(report) or factored(report)
+    return heterogeneous(report) or factored(report) or stored(report).needs_plugin
 
 
 def conversational(report: Report) -> bool:
@@ -75,10 +75,11 @@ def _overrides(step: Step) -> list[dict[str, Any]]:
 def _scheme(settings: Step) -> Scheme:
     activation_bits = settings.get("activation_bits")
     packed = PACK_QUANTIZED if activation_bits is None else INT_QUANTIZED
+    layout = packed if settings.get("format") == COMPRESSED_TENSORS else GPTQ
     return Scheme(
         bits=settings["bits"],
         group_size=settings.get("group_size", -1),
         symmetric=settings.get("symmetric", True),
         activation_bits=activation_bits,
-        layout=packed if settings.get("format") == COMPRESSED_TENSORS else GPTQ,
+        layout=codebook_layout(settings["values"]) if "values" in settings else layout,
     )

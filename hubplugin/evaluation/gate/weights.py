@@ -35,7 +35,7 @@ def finite(candidate: Candidate) -> GateLine:
         reader = Reader(candidate.folder)
         for tensor in reader.headers:
             values = reader.get(tensor)
-            if tensor.endswith((".scales", ".weight_scale")) and not bool(values.all()):
+            if tensor.endswith((".scales", ".weight_scale")) and not bool(values.float().all()):
                 return GateLine(name=name, passed=False, detail=f"{tensor} holds a scale of zero")
     except CheckpointError as error:
         return GateLine(name=name, passed=False, detail=f"{error.where}: {error.what}")

@@ -42,13 +42,13 @@ def compress(weight: Tensor, hessian: Tensor, settings: Quantization, prepared: 
     order, factor = shared.order, shared.factor
     if bool(shared.dead.any()):
         work = work.masked_fill(shared.dead, 0)
-    columns = _to_columns(work, order)
+    columns = to_columns(work, order)
     swept = _sweep(columns, factor, shared.alive.diagonal()[order], spec)
     if settings.passes:
         _descend(columns, swept, shared, settings, spec.top)
     del columns
     groups = (order[::group] // group).argsort()
-    codes, scales, zeros = _to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
+    codes, scales, zeros = to_rows(swept.codes, order), swept.scales[groups].T, swept.zeros[groups].T
     del swept
     dense = encodings.expanded(codes, scales, zeros)
     return Compressed(
@@ -73,11 +73,11 @@ def _sweep(columns: Tensor, factor: linear_algebra.Factor, importance: Tensor, s
         from hubplugin.methods.gptq import loop_cuda  # Triton is there where CUDA is
 
         return loop_cuda.sweep(columns, factor, importance, spec)
-    sweep = loop_cpu.sweep if _compiled(columns) else loop.sweep
+    sweep = loop_cpu.sweep if on_cpu(columns) else loop.sweep
     return sweep(columns, factor, importance, spec)
 
 
-def _compiled(columns: Tensor) -> bool:
+def on_cpu(columns: Tensor) -> bool:
     """Whether the kernels for CPUs take these columns; else plain torch does."""
     return columns.device.type == "cpu" and columns.dtype == torch.float32
 
@@ -87,20 +87,20 @@ def _descend(columns: Tensor, swept: Swept, shared: Prepared, settings: Quantiza
     damped = linear_algebra.damped(shared.alive, shared.factor.damp)
     hessian = damped.index_select(0, shared.order).index_select(1, shared.order)
     del damped
-    descend = coordinate_descent_cpu.descend if _compiled(columns) else coordinate_descent.descend
+    descend = coordinate_descent_cpu.descend if on_cpu(columns) else coordinate_descent.descend
     for _ in range(settings.passes):
         descend(columns, hessian, swept, top, settings.descent > 0, settings.scale_refit)
 
 
-def _to_columns(weight: Tensor, order: Tensor) -> Tensor:
+def to_columns(weight: Tensor, order: Tensor) -> Tensor:
     """Columns [inputs, outputs] of weight [outputs, inputs] in the order in which they are visited."""
     if weight.device.type == "cpu":
         return transposes.to_columns(weight.contiguous(), order)
     return weight.T[order]
 
 
-def _to_rows(columns: Tensor, order: Tensor) -> Tensor:
-    """What undoes `_to_columns`, contiguous."""
+def to_rows(columns: Tensor, order: Tensor) -> Tensor:
+    """What undoes `to_columns`, contiguous."""
     if columns.device.type == "cpu":
         return transposes.to_rows(columns, order)
     return columns[order.argsort()].T.contiguous()

@@ -19,7 +19,7 @@ from hubplugin.methods.gptq.loop import Swept, fully_updated
 from hubplugin.methods.linear_algebra import Factor
 
 BLOCK = 128  # columns between two matrix products, a multiple of every group size but a whole row; x TILE: 32 KB
-RUN = 8  # columns; `_feed_back` is written out for as many
+RUN = 8  # columns; `feed_back` is written out for as many
 SMALLEST_NORMAL_HALF = 2.0**-14
 HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
 
@@ -178,12 +178,12 @@ def _block_rows(  # type: ignore[no-untyped-def]
                 for row in range(width):
                     target[later, row] += share * error[column, row]
             if column == run + RUN - 1:
-                _feed_back(target, error, upper, run)
+                feed_back(target, error, upper, run)
         errors[:, rows] = error
 
 
 @compiled
-def _feed_back(target, error, upper, first):  # type: ignore[no-untyped-def]
+def feed_back(target, error, upper, first):  # type: ignore[no-untyped-def]
     """Add the error feedback of a run of eight to later columns: one read and write of a target for eight products."""
     count, width = target.shape
     for later in range(first + 8, count):

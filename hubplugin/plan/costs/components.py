@@ -13,7 +13,7 @@ from hubplugin.plan.sizes import PACKED_PARTS
 from hubplugin.report import Component
 
 EMBEDDINGS, ATTENTION_PART, FFN, NORMS, SCALES = "embeddings and head", "attention", "FFN", "norms", "scales"
-CODES = ("qweight", "weight_packed")  # of the packed parts, those with codes; all others say what codes mean
+CODES = ("qweight", "weight_packed", "codebook_codes")  # of the packed parts; all others say what codes mean
 
 
 def of(

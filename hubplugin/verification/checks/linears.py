@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, LOW_RANK
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, LOW_RANK
 from hubplugin.evaluation.cards import steps
 from hubplugin.manifest.methods import Kind
+from hubplugin.plan import schemes
 from hubplugin.verification import claims, stored_linears
 from hubplugin.verification.configured import COMMON, Claimed
 from hubplugin.verification.outcome import Finding, compared, failed, passed, unchecked
@@ -77,7 +78,7 @@ def _fault(claimed: Claimed | None, linear: StoredLinear, partly: bool) -> str:
 def zero_points(subject: Subject) -> Iterator[Finding]:
     """compressed-tensors stores zero points exactly where grids are said to be asymmetric."""
     config = subject.quantization
-    if config is None or config.is_gptq or config.ranks is not None:
+    if config is None or config.method != COMPRESSED_TENSORS:
         return
     wrong = [
         linear.name
@@ -119,7 +120,7 @@ def as_in_steps(subject: Subject) -> Iterator[Finding]:
         return
     usual = _usual(blocks)
     if step.get("format"):
-        yield compared(step["format"], GPTQ if usual.layout == GPTQ else COMPRESSED_TENSORS, "format")
+        yield compared(step["format"], schemes.format_with(usual.layout), "format")
     yield compared(step["bits"], usual.bits[0], "bits", holds=step["bits"] in usual.bits)
     size = step.get("group_size", -1)
     found = size if usual.has_groups_of(size) else usual.group_size  # of a narrow linear -1 and its width are the same

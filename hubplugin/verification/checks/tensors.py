@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint import packing
-from hubplugin.checkpoint.format_names import GPTQ
+from hubplugin.checkpoint.format_names import GPTQ, NVFP4
 from hubplugin.checkpoint.headers import FLOATS
 from hubplugin.errors import CheckpointError
 from hubplugin.model.architectures import architecture, tied_head
@@ -47,7 +47,7 @@ def finite(subject: Subject) -> Iterator[Finding]:
 
 def scale_dtypes(subject: Subject) -> Iterator[Finding]:
     """Scales are 16- or 32-bit floats."""
-    dtypes = Counter(linear.scale_dtype for linear in subject.quantized)
+    dtypes = Counter(linear.scale_dtype for linear in subject.quantized if linear.layout != NVFP4)  # whose are float8
     wrong = [dtype for dtype in dtypes if dtype not in FLOATS]
     if wrong:
         yield compared(", ".join(FLOATS), ", ".join(wrong), holds=False)
