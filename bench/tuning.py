@@ -2,7 +2,8 @@
 
     python bench/tuning.py MODEL --calibration a.txt --held-out b.txt --out results.json
 
-Every line is made from the same GPTQ folder and the same calibration tokens, and measured on the same held-out ones.
+Every line is made from the same GPTQ folder and the same calibration tokens, and measured on the same held-out ones;
+with --training-samples tuning learns from other sequences of the calibration text.
 Seconds are wall time: of GPTQ, and of tuning on top. What --out holds already is not measured again. --steps takes
 other settings of the step, as JSON by name.
 """
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--held-out-samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--training-samples", type=int, help="of the calibration text, other ones than for GPTQ")
     parser.add_argument("--steps", type=json.loads, default=STEPS)
     options = parser.parse_args()
     found = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {"runs": []}
@@ -61,10 +63,14 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
             (options.held_out, options.held_out_samples, False),
         )
     )
+    training = calibration
+    if options.training_samples:
+        training = tokens(model, options.calibration, options.training_samples, options.length, True, seed=1)
     base = quality_metrics.reference(model, row, held_out.ids, held_out.description)
     found |= {
         "model": model.name,
         "calibration": calibration.description.model_dump(),
+        "training": training.description.model_dump(),
         "held_out": held_out.description.model_dump(),
         "base": base.quality.perplexity,
     }
@@ -81,7 +87,7 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
                 folder = student.with_name(f"{student.name}-tuned")
                 shutil.rmtree(folder, ignore_errors=True)
                 step = Tune(method="tune", **settings)
-                record = recover.run(student, model, folder, calibration.ids, step, dense=model)
+                record = recover.run(student, model, folder, training.ids, step, dense=model)
             seconds = time.monotonic() - begun
             quality = quality_metrics.measure(folder, row, base, kl=True).variant
             run = {"bits": bits, "group_size": options.group_size, "name": name, "settings": settings}
@@ -92,9 +98,11 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
             print(f"W{bits} | {name} | KL {quality.mean_kl:.4f} | {seconds:.0f} s", flush=True)
 
 
-def tokens(model: Path, file: Path, samples: int, length: int, shuffle: bool) -> calibration_data.TokenSequences:
+def tokens(
+    model: Path, file: Path, samples: int, length: int, shuffle: bool, seed: int = 0
+) -> calibration_data.TokenSequences:
     """Sequences of a text file."""
-    source = Source(files=(file.name,), samples=samples, sequence_length=length)
+    source = Source(files=(file.name,), samples=samples, sequence_length=length, seed=seed)
     return calibration_data.tokens(source, read_tokenizer(model), file.resolve().parent, model, shuffle=shuffle)
 
 

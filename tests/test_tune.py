@@ -217,7 +217,7 @@ def test_what_training_sees_is_what_readers_see(
     what = GridWeights(model, folder, dense=DenseView(base) if rounds else None)
     torch.manual_seed(1)
     for parameter in what.trained.values():
-        parameter.data.uniform_(-0.3, 0.3)
+        parameter.data.uniform_(-0.5, 0.5)
     stored = what.values()
     read, dense = ReplacedWeights(folder, stored), what.dense(stored)
     for one in view.quantized:
@@ -231,7 +231,7 @@ def test_what_training_sees_is_what_readers_see(
         trained, plain = (as_function(what, weights)(input_ids=ids).logits for weights in (vectors, dense))
     torch.testing.assert_close(trained, plain)
     moved = grid_weights.moved_codes(folder, stored)
-    assert 0.05 < moved < 0.9 if rounds else moved == 0
+    assert 0.02 < moved < 0.5 if rounds else moved == 0
 
 
 # -- what comes out
@@ -351,7 +351,7 @@ def stop_after(calls: int, place: Any, name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(place, name, counted)
 
 
-WHOLE = step(distill=0.75, rounding=True)  # 113 sequences in steps of ten
+WHOLE = step(distill=0.75, rounding=True, learning_rate=0.003)  # 113 sequences in steps of ten
 
 
 @pytest.mark.parametrize(

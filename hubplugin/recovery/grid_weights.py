@@ -70,8 +70,13 @@ class GridWeights:
         return with_rounding(rest, rate, offsets, 2 * TRAVEL / max(1, steps)) if offsets else adam(rest, rate)
 
     def weights(self) -> dict[str, Tensor]:
-        """As `Trainable`: norms and biases; linears make theirs as they need it."""
-        return {name: start + self._unit[name] * self.trained[name] for name, start in self._start.items()}
+        """As `Trainable`: norms and biases, rounded as they would be stored; linears make theirs as they need it."""
+        found = {}
+        for name, start in self._start.items():
+            exact = start + self._unit[name] * self.trained[name]
+            stored = exact.detach().to(TORCH_DTYPES[self._view.headers[f"{self._prefix}{name}"].dtype])
+            found[name] = exact + (stored.float() - exact.detach())  # gradients pass straight through
+        return found
 
     @torch.no_grad()
     def values(self) -> dict[str, Tensor]:
