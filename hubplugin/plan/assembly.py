@@ -125,14 +125,21 @@ def assemble(
         seconds=estimates.seconds(base.family, base.dims, shapes, work),
         verdicts=verdicts,
         notes=(
-            *masks.notes(mask_of(recipe.steps)),
-            *lowrank.notes(factorization_of(recipe.steps)),
-            *codebook.notes(quantization_of(recipe.steps), planned),
+            *_notes_of_steps(recipe.steps, planned),
             # what our plugin alone loads is no other loader's either
             *(vllm_support.notes(config["model_type"], may_differ) or loaders.notes(schemes.stored(linears, head))),
         ),
     )
     return replace(variant, passes=_passes(recipe, shape, variant, factors))
+
+
+def _notes_of_steps(steps: Sequence[Step], planned: Sequence[LinearPlan]) -> tuple[str, ...]:
+    """What a user must know of what the steps leave."""
+    return (
+        *masks.notes(mask_of(steps)),
+        *lowrank.notes(factorization_of(steps)),
+        *codebook.notes(quantization_of(steps), planned),
+    )
 
 
 def resolve_schemes(recipe: Recipe, dims: Dimensions) -> dict[str, Scheme | None]:
