@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, NVFP4, PACK_QUANTIZED
+from hubplugin.errors import PlanError
 from hubplugin.manifest.steps.codebook import Codebook
 from hubplugin.manifest.steps.gptq import Override, Quantization
 from hubplugin.manifest.steps.lowrank import LowRank
@@ -85,6 +86,24 @@ def matches(pattern: str, name: str) -> bool:
 def is_ignored(step: Quantization | Masking | LowRank, name: str) -> bool:
     """Whether a linear stays as it is."""
     return any(matches(pattern, name) for pattern in step.ignore)
+
+
+def not_ignored(
+    step: Masking | LowRank, linears: Sequence["LinearPlan"], where: str, purpose: str
+) -> list["LinearPlan"]:
+    """The linears that a step works on. Raises PlanError where a pattern of `ignore` names none, or all are ignored;
+    `purpose` ends the sentence "no linear is left to"."""
+    for pattern in step.ignore:
+        if not any(matches(pattern, linear.name) for linear in linears):
+            raise PlanError(
+                f"{where}.ignore",
+                f"{pattern!r} names no linear that this step sees",
+                f"write a path's end or a pattern, such as {linears[0].short}, {linears[0].name}",
+            )
+    found = [linear for linear in linears if not is_ignored(step, linear.name)]
+    if not found:
+        raise PlanError(f"{where}.ignore", f"no linear is left to {purpose}", "ignore less, or remove the step")
+    return found
 
 
 def override_of(step: Quantization, name: str) -> str | None:

@@ -37,17 +37,7 @@ def notes(step: LowRank | None) -> tuple[str, ...]:
 
 def check(step: LowRank, linears: Sequence[LinearPlan], where: str) -> None:
     """`ignore` against every linear of the blocks, and the kinds of linears that become factors."""
-    for pattern in step.ignore:
-        if not any(schemes.matches(pattern, linear.name) for linear in linears):
-            raise PlanError(
-                f"{where}.ignore",
-                f"{pattern!r} names no linear that this step sees",
-                f"write a path's end or a pattern, such as {linears[0].short}, {linears[0].name}",
-            )
-    factored = [linear for linear in linears if not schemes.is_ignored(step, linear.name)]
-    if not factored:
-        raise PlanError(f"{where}.ignore", "no linear is left to factor", "ignore less, or remove the step")
-    for linear in factored:
+    for linear in schemes.not_ignored(step, linears, where, "factor"):
         if linear.experts:
             raise PlanError(
                 where,

@@ -28,16 +28,7 @@ def notes(step: Masking | None) -> tuple[str, ...]:
 
 def check(step: Masking, linears: Sequence[LinearPlan], where: str) -> None:
     """`ignore`, `pattern` and `sparsity` against every linear of the blocks, in the shapes that pruning leaves."""
-    for pattern in step.ignore:
-        if not any(schemes.matches(pattern, linear.name) for linear in linears):
-            raise PlanError(
-                f"{where}.ignore",
-                f"{pattern!r} names no linear that this step sees",
-                f"write a path's end or a pattern, such as {linears[0].short}, {linears[0].name}",
-            )
-    masked = [linear for linear in linears if not schemes.is_ignored(step, linear.name)]
-    if not masked:
-        raise PlanError(f"{where}.ignore", "no linear is left to set to zero", "ignore less, or remove the step")
+    masked = schemes.not_ignored(step, linears, where, "set to zero")
     for linear in masked:
         _check_linear(step, linear, masked, where)
 
