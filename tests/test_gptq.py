@@ -215,6 +215,30 @@ def test_a_correction_that_held_out_tokens_contradict_is_not_taken(ends: bool) -
     assert share == 0 and torch.equal(target, weight)
 
 
+def test_of_several_dampings_that_is_taken_which_gains_most_on_held_out_tokens() -> None:
+    """Forty tokens, one strong direction in which the stream lost something, and chance in all others."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(48, 16, generator=generator, dtype=torch.float64) * torch.tensor([10.0] + [0.3] * 15).double()
+    weight = torch.randn(5, 16, generator=generator, dtype=torch.float64)
+    missing = torch.zeros(5, 16, dtype=torch.float64)
+    missing[:, 0] = 1
+    lost = x @ missing.T + torch.randn(48, 5, generator=generator, dtype=torch.float64)
+    corrections = [qep.TargetCorrection(weight, True) for _ in range(2)]
+    for correction, part in zip(corrections, (slice(0, 40), slice(40, 48)), strict=True):
+        correction.add(x[part], x[part], lost[part])
+    h = x.T @ x
+    target, share = qep.corrected(weight, gptq.prepare(h, settings(damp=1e-6, group_size=-1)), *corrections)
+    found = {}
+    for damp in (1e-6, *qep.DAMPINGS):
+        change = lost[:40].T @ x[:40] * 48 / 40 @ torch.linalg.inv(linear_algebra.damped(h, damp))
+        gain, size = (float(one.sum()) for one in ((lost[40:].T @ x[40:] * 48 / 8) * change, (change @ h) * change))
+        ratio = min(gain / size, 1.0)
+        found[damp] = (2 * ratio * gain - ratio**2 * size, ratio, change)
+    gained, ratio, change = max(found.values(), key=lambda one: one[0])
+    assert gained > 2 * found[1e-6][0]
+    assert share == pytest.approx(ratio) and torch.allclose(target, weight + ratio * change)
+
+
 def test_without_drift_nothing_is_corrected() -> None:
     eye, weight = torch.eye(16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
     target, _ = corrected(weight, turned(1, eye), turned(2, eye), False)

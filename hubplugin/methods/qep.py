@@ -4,13 +4,18 @@ Quantization error propagation (QEP, arXiv 2504.09629), docs/maths.md, Corrected
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from hubplugin.kernels.second_moments import PreparedInputs, half_precision, products_of, token_sum, zero_sum
 from hubplugin.methods import linear_algebra
-from hubplugin.methods.linear_algebra import Prepared
+from hubplugin.methods.linear_algebra import Factor, Prepared
+
+# relative to the mean diagonal of H: what upstream errors have in common lies in few strong directions of the inputs,
+# chance lies in all of them, and a damping above the weak ones keeps it out
+DAMPINGS = (0.1, 0.3, 1.0)
 
 
 class TargetCorrection:
@@ -22,21 +27,31 @@ class TargetCorrection:
 
     def __init__(self, weight: Tensor, projects: bool, means: bool = False) -> None:
         """W [outputs, inputs] of the base; whether it is an output projection; whether `on_average` will be called."""
-        self.tokens = 0
+        self.tokens, self.mass = 0, 0.0  # how many, and the sum of what they were multiplied by
         self._weight, self._projects, self._means = weight, projects, means
         self._narrow = weight  # in the dtype of the inputs
         self._sum: Tensor | None = None
         self._error: Tensor | float = 0.0  # sums over tokens: of the error y~ - W x (or x~ - x), and of x
         self._inputs: Tensor | float = 0.0
 
-    def add(self, x: Tensor | PreparedInputs, base: Tensor, residual_error: Tensor | None = None) -> None:
-        """Add tokens: x [..., inputs], the base's [..., inputs], the error of the residual stream [..., outputs]."""
+    def add(
+        self,
+        x: Tensor | PreparedInputs,
+        base: Tensor,
+        residual_error: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
+        """Add tokens: x [..., inputs], the base's [..., inputs], the error of the residual stream [..., outputs].
+
+        `scale` [..., 1] is what all three of each token were multiplied by; None: by 1.
+        """
         prepared = x if isinstance(x, PreparedInputs) else PreparedInputs().take(x)
         rows = prepared.rows
         error = base.reshape(rows.shape).to(rows.dtype) - rows
         if self._projects:
             error = self._outputs(error, None if residual_error is None else residual_error.reshape(len(rows), -1))
         self.tokens += len(rows)
+        self.mass += len(rows) if scale is None else float(scale.sum())
         if self._means:
             self._error, self._inputs = self._error + token_sum(error), self._inputs + token_sum(rows)
         if self._sum is None:
@@ -84,19 +99,38 @@ def corrected(
     """The corrected target T [outputs, inputs] in place of W, and the share a of the correction in it.
 
     T = W + a D with D = sum (y~ - W x) x^T (H + damping)^-1, the least-squares answer to outputs y~ of the base. The
-    cross term comes from the tokens of `fit`; a is what is best on those of `check`, in closed form and between 0 and
-    1, or 0.5 without any; at most LOSS_ROWS outputs decide it. H is `prepared`'s, of the tokens of both.
+    cross term comes from the tokens of `fit`; the damping, `prepared`'s or one of DAMPINGS, and a are what is best on
+    those of `check`, a in closed form and between 0 and 1; without any: `prepared`'s, and 0.5. At most LOSS_ROWS
+    outputs decide. H is `prepared`'s, of the tokens of both.
     """
-    tokens, order = fit.tokens + check.tokens, prepared.order
-    solution = linear_algebra.divided(fit.sum(tokens / fit.tokens)[:, order], prepared.factor)
-    correction = fit.cross_term(solution.index_select(1, order.argsort()))
-    ratio = 0.5
-    if check.tokens:
-        step = linear_algebra.spaced(len(correction))
-        gain = linear_algebra.inner(check.cross_term(check.sum(tokens / check.tokens), step), correction[::step])
+    tokens = fit.tokens + check.tokens
+    cross_term = fit.sum(tokens / fit.tokens)[:, prepared.order]
+    if not check.tokens:
+        return weight + 0.5 * _solution(fit, cross_term, prepared, prepared.factor), 0.5
+    step = linear_algebra.spaced(len(weight))
+    checked = check.cross_term(check.sum(tokens / check.tokens), step)
+    best, most, ratio = torch.zeros_like(weight), 0.0, 0.0
+    for factor in _factors(prepared):
+        correction = _solution(fit, cross_term, prepared, factor)
+        gain = linear_algebra.inner(checked, correction[::step])
         size = linear_algebra.energy(correction[::step], prepared.alive)
-        ratio = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
-    return weight + ratio * correction, ratio
+        share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
+        if (gained := share * (2 * gain - share * size)) > most:
+            best, most, ratio = correction, gained, share
+    return weight + ratio * best, ratio
+
+
+def _factors(prepared: Prepared) -> Iterator[Factor]:
+    """Factors of H, with the damping that it was prepared with and with stronger ones."""
+    yield prepared.factor
+    for damp in DAMPINGS:
+        if damp > prepared.factor.damp:
+            yield linear_algebra.factor(prepared.alive, damp, prepared.order)
+
+
+def _solution(fit: TargetCorrection, cross_term: Tensor, prepared: Prepared, factor: Factor) -> Tensor:
+    """D [outputs, inputs] by a factor of H; `cross_term` has its columns in the order of that."""
+    return fit.cross_term(linear_algebra.divided(cross_term, factor).index_select(1, prepared.order.argsort()))
 
 
 def stored(target: Tensor, plain: Tensor, hessian: Tensor, dtype: torch.dtype) -> Tensor:

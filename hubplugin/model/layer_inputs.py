@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, products_of
@@ -115,24 +116,31 @@ class BlockStatistics:
         captured = self.model.capture_inputs(self.index, self.activations.compressed, input_group)
         base_captured, earlier = self.model.capture_inputs(self.index, base, input_group, self.base_block), 0
         for batch, inputs in zip(self.activations.compressed, captured, strict=True):
-            prepared.take(inputs)
             if batch.first not in places:
-                rest.add(prepared)
+                scale = self._scale(input_group, batch, inputs)
+                rest.add(prepared.take(_scaled(inputs, scale)))
                 continue
-            matched.add(prepared)
-            base_inputs, residual_error = next(base_captured), None
+            place, base_inputs, residual_error = places[batch.first], next(base_captured), None
             if self._family.residual and projects:
-                residual_error = self._residual_error(input_group, batch, places[batch.first], base_inputs)
+                residual_error = self._residual_error(input_group, batch, place, base_inputs)
+            scale = self._scale(input_group, base[place], base_inputs)
+            matched.add(prepared.take(_scaled(inputs, scale)))
+            base_inputs = _scaled(base_inputs, scale)
+            residual_error = None if residual_error is None else _scaled(residual_error, scale)
             sequences, tokens = inputs.shape[:2]
             for first, last, held_out in runs(earlier, sequences):
                 error = None if residual_error is None else residual_error[first:last]
-                correction = check if held_out else fit
-                correction.add(prepared.part(first * tokens, last * tokens), base_inputs[first:last], error)
+                correction, part = check if held_out else fit, prepared.part(first * tokens, last * tokens)
+                correction.add(part, base_inputs[first:last], error, None if scale is None else scale[first:last])
             earlier += sequences
         moments = matched.matrix(self._where(input_group))
         if not rest.tokens:
             return GroupStatistics(moments, moments, (fit, check))
         return GroupStatistics(rest.matrix(self._where(input_group)).add_(moments), moments, (fit, check))
+
+    def _scale(self, input_group: InputGroup, batch: Batch, inputs: Tensor) -> Tensor | None:
+        """What the tokens of an output projection count, as a factor of x; see `token_scale`."""
+        return token_scale(self._family, self.base_block, input_group, batch, inputs)
 
     def _residual_error(self, input_group: InputGroup, batch: Batch, place: int, base_inputs: Tensor) -> Tensor:
         """Base minus compressed [sequences, tokens, hidden] of the stream that an output projection is added to.
@@ -146,11 +154,7 @@ class BlockStatistics:
         residual = staged_block.residual(batch, self._family.sublayers, linear)
         if base_after_pruned is None or linear != self.last_projection:
             return staged_block.residual(base[place], self._family.sublayers, linear) - residual
-        projection = cast(nn.Linear, self.base_block.get_submodule(linear))
-        with products_of(base_inputs.dtype):
-            base_outputs = base_inputs.float() @ projection.weight.float().T
-        if projection.bias is not None:
-            base_outputs += projection.bias.float()
+        base_outputs = projected(self.base_block, linear, base_inputs)
         return base_after_pruned[place].hidden.float() - base_outputs - residual
 
 
@@ -164,11 +168,45 @@ def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
         yield places[0], places[-1] + 1, held_out
 
 
+def token_scale(
+    family: Family, block: nn.Module, input_group: InputGroup, batch: Batch, inputs: Tensor
+) -> Tensor | None:
+    """Factors [sequences, tokens, 1] of tokens whose inputs [sequences, tokens, inputs] were captured last.
+
+    What an output projection of `block` puts out is added to the residual stream, and every norm that reads it divides
+    by the root mean square of the token: an error there counts relative to the token's own size. Without the factor
+    the first token of a sequence, whose stream may be a hundred times larger than others', decides alone
+    (docs/maths.md, Tokens of output projections). Factors are powers of two: no product with one is rounded. None for
+    other linears, and in families whose sublayers' outputs are not added as they are.
+    """
+    linear = input_group.linears[0]
+    if not family.residual or linear not in [sublayer.output_projection for sublayer in family.sublayers]:
+        return None
+    stream = staged_block.residual(batch, family.sublayers, linear) + projected(block, linear, inputs)
+    energy = stream.square_().mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+    return torch.exp2(energy.log2_().mul_(-0.5).round_())
+
+
+def projected(block: nn.Module, linear: str, inputs: Tensor) -> Tensor:
+    """The output float32 [..., outputs] of a linear of `block` for inputs [..., inputs]."""
+    projection = cast(nn.Linear, block.get_submodule(linear))
+    with products_of(inputs.dtype):
+        outputs = inputs.float() @ projection.weight.float().T
+    return outputs if projection.bias is None else outputs.add_(projection.bias.float())
+
+
+def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
+    return tensor if scale is None else tensor * scale.to(tensor.dtype)
+
+
 def second_moments(model: Model, index: int, batches: list[Batch], input_group: InputGroup) -> Tensor:
     """Second moments [inputs, inputs] of an input group of a block, as the block stands now."""
-    return second_moments_of(model.capture_inputs(index, batches, input_group)).matrix(
-        f"{model.family.block.format(i=index)}.{input_group.linears[0]}"
+    block, captured = model.loaded(index), model.capture_inputs(index, batches, input_group)
+    scaled = (
+        _scaled(inputs, token_scale(model.family, block, input_group, batch, inputs))
+        for batch, inputs in zip(batches, captured, strict=True)
     )
+    return second_moments_of(scaled).matrix(f"{model.family.block.format(i=index)}.{input_group.linears[0]}")
 
 
 def second_moments_of(batches: Iterable[Tensor]) -> SecondMoments:

@@ -130,7 +130,7 @@ def _refit(weight: Tensor, before: Tensor, statistics: GroupStatistics, steps: G
 def _mean_error(weight: Tensor, corrections: Sequence[TargetCorrection], kept: Tensor | None) -> Tensor:
     """What the outputs of weight [outputs, kept inputs] lack on average over tokens, [outputs]."""
     errors = [correction.on_average(weight, kept) for correction in corrections if correction.tokens]
-    return sum(errors[1:], errors[0]) / sum(correction.tokens for correction in corrections)
+    return sum(errors[1:], errors[0]) / sum(correction.mass for correction in corrections)
 
 
 def solve_mask(weight: Tensor, statistics: GroupStatistics, step: Masking, prepared: Any) -> GroupResult:
