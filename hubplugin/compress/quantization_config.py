@@ -11,8 +11,8 @@ from typing import Any
 
 import hubplugin
 from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, LOW_RANK, NVFP4
-from hubplugin.manifest.methods import quantization_of
-from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
+from hubplugin.manifest.methods import grid_of
+from hubplugin.manifest.steps.gptq import GPTQMODEL, GridQuantization
 from hubplugin.plan import schemes, vllm_support
 from hubplugin.plan.schemes import LinearPlan, Scheme
 from hubplugin.plan.variant_plan import VariantPlan
@@ -28,12 +28,14 @@ def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
         return _low_rank(plan.factored)
     if not plan.quantized:
         return None
-    step = quantization_of(plan.steps)
-    assert step is not None
     distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
     if distinct[0].layout == CODEBOOK:
         return _codebook(plan, distinct[0])
-    return _gptq(plan, step, distinct) if distinct[0].layout == GPTQ else _compressed_tensors(plan, distinct)
+    if distinct[0].layout != GPTQ:
+        return _compressed_tensors(plan, distinct)
+    step = grid_of(plan.steps)
+    assert step is not None
+    return _gptq(plan, step, distinct)
 
 
 def quantize_config(plan: VariantPlan) -> dict[str, Any] | None:
@@ -42,7 +44,7 @@ def quantize_config(plan: VariantPlan) -> dict[str, Any] | None:
     It also says what made the codes. config.json does not: transformers' AutoRoundConfig refuses a dictionary with
     `meta`, and no loader needs it.
     """
-    step, dictionary = quantization_of(plan.steps), quantization_config(plan)
+    step, dictionary = grid_of(plan.steps), quantization_config(plan)
     if step is None or dictionary is None or dictionary["quant_method"] != GPTQ:
         return None
     quantizer = f"gptqmodel:{GPTQMODEL}" if step.engine == "gptqmodel" else f"hubplugin:{hubplugin.__version__}"
@@ -63,7 +65,7 @@ def _low_rank(factored: Sequence[LinearPlan]) -> dict[str, Any]:
     return {"quant_method": LOW_RANK, "ranks": ranks, "shared": shared}
 
 
-def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> dict[str, Any]:
+def _gptq(plan: VariantPlan, step: GridQuantization, distinct: Sequence[Scheme]) -> dict[str, Any]:
     commonest = distinct[0]
     entries = {
         "quant_method": "gptq",

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Coded, Columns
 from hubplugin.checkpoint.encodings import LowRank as LowRankFactors
-from hubplugin.manifest.steps.gptq import Quantization
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
 from hubplugin.manifest.steps.prune import Prune
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.methods import linear_algebra, obs, qep
 from hubplugin.methods.base import Compressed, solver_of
 from hubplugin.methods.linear_algebra import Prepared

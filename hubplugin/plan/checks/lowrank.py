@@ -37,7 +37,8 @@ def notes(step: LowRank | None) -> tuple[str, ...]:
 
 def check(step: LowRank, linears: Sequence[LinearPlan], where: str) -> None:
     """`ignore` against every linear of the blocks, and the kinds of linears that become factors."""
-    for linear in schemes.not_ignored(step, linears, where, "factor"):
+    names = set(schemes.not_ignored(step, [linear.name for linear in linears], where, "factor"))
+    for linear in (linear for linear in linears if linear.name in names):
         if linear.experts:
             raise PlanError(
                 where,
