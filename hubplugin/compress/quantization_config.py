@@ -24,11 +24,11 @@ NO_LINEARS = ("embed_tokens",)  # modules with a weight matrix that no loader ta
 
 def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
     """The dictionary for config.json; None for a variant without quantization and factors."""
-    if plan.factored:
-        return _low_rank(plan.factored)
-    if not plan.quantized:
-        return None
     distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
+    if plan.factored:  # codes, also those of factors, are said in compressed-tensors' words, by linear
+        return _low_rank(plan.factored) | ({"codes": _compressed_tensors(plan, distinct)} if distinct else {})
+    if not distinct:
+        return None
     if distinct[0].layout == CODEBOOK:
         return _codebook(plan, distinct[0])
     if distinct[0].layout != GPTQ:
@@ -187,7 +187,8 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
 def _dense(plan: VariantPlan) -> list[str]:
     """Modules that loaders would take for linears of the first group and that are stored dense, the head included."""
     quantized = {linear.name for linear in plan.quantized}
+    factors = [linear.name for linear in plan.factored if linear.name not in quantized]
     matrices = [name.removesuffix(".weight") for name, header in plan.tensors.items() if len(header.shape) == 2]
     ends = [name for name in matrices if f"{name}.weight" in plan.tensors and not name.endswith(NO_LINEARS)]
-    dense = [name for name in ends if name not in quantized]
+    dense = [name for name in ends if name not in quantized] + factors
     return dense + (["lm_head"] if "lm_head" not in {*dense, *quantized} else [])  # a tied head is a module too

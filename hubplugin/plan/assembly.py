@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubplugin.checkpoint.format_names import GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
 from hubplugin.errors import PlanError
 from hubplugin.manifest.methods import (
     factorization_of,
@@ -160,6 +160,8 @@ def resolve_schemes(recipe: Recipe, dims: Dimensions) -> dict[str, Scheme | None
     quantization.head(step, base.family, base.dims, where)
     names += [base.family.head] if step.lm_head else []
     quantization.overrides(step, names, schemes.not_ignored(step, names, where, "quantize"), where)
+    if factorization_of(recipe.steps):  # the one format that codes of factors have here
+        step = step.model_copy(update={"format": COMPRESSED_TENSORS})
     resolved = schemes.resolve(step, names, base.dims.vocab)
     quantization.grids(step, resolved, where)
     quantization.budget(step, prune, resolved, where)

@@ -17,7 +17,7 @@ from hubplugin.plan import base as base_model
 from hubplugin.plan import sizes
 from hubplugin.plan.assembly import Open, Recipe, assemble, head_plan, resolve_schemes
 from hubplugin.plan.base import Base
-from hubplugin.plan.checks import pruning, quantization, sources, this_machine, tuning
+from hubplugin.plan.checks import lowrank, pruning, quantization, sources, this_machine, tuning
 from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import mixed_precision, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
@@ -69,6 +69,7 @@ def _draft(recipe: Recipe) -> DraftPlan:
     base, where = recipe.base, recipe.where
     step_order.check_order(recipe.steps, where)
     tuning.check_variant(recipe.steps, recipe.document.manifest, where)
+    lowrank.check_codes(recipe.steps, where)
     prune, grid = pruning_of(recipe.steps), grid_of(recipe.steps)
     if prune:
         pruning.check_family(base.family, base.model_type, f"{where}[0]")

@@ -56,6 +56,7 @@ class Stored:
     schemes: frozenset[Scheme | None]  # of the linears; None: some stay dense
     head: bool = False  # the output head is quantized too
     experts: bool = False  # linears of experts are among those
+    factors: bool = False  # some are two factors
 
     @property
     def quantized(self) -> tuple[Scheme, ...]:
@@ -65,7 +66,7 @@ class Stored:
     @property
     def needs_plugin(self) -> bool:
         """Whether vLLM loads it with hubplugin's plugin alone, and nothing else does."""
-        return any(scheme.layout == CODEBOOK for scheme in self.quantized)
+        return self.factors or any(scheme.layout == CODEBOOK for scheme in self.quantized)
 
     @property
     def beyond_transformers(self) -> str:
@@ -219,7 +220,7 @@ class LinearPlan:
     input_group: str
     before: tuple[int, int]
     after: tuple[int, int]
-    scheme: Scheme | None  # None: stays dense
+    scheme: Scheme | None  # None: stays dense; of factors it is that of both
     factors: Factors | None = None  # None: stays one matrix
 
     @property
@@ -248,4 +249,5 @@ def stored(linears: Sequence[LinearPlan], head: LinearPlan | None) -> Stored:
     """How the linears of the blocks are stored, and the head where it is quantized."""
     every = (*linears, head) if head else linears
     experts = any(linear.experts and linear.scheme for linear in linears)
-    return Stored(frozenset(linear.scheme for linear in every), head is not None, experts)
+    factors = any(linear.factors and linear.factors.stored for linear in linears)
+    return Stored(frozenset(linear.scheme for linear in every), head is not None, experts, factors)

@@ -170,7 +170,8 @@ def _formats(plan: Plan) -> list[str]:
         step, variant = grid_of(draft.recipe.steps), draft.estimate
         if step and step.format is None:
             planned = {linear.name: linear.scheme for linear in (*variant.linears, *variant.quantized)}
-            why = schemes.why_not_autogptq(step, planned, variant.dims.vocab)
+            factors = "of factors there are codes in no other" if factorization_of(draft.recipe.steps) else ""
+            why = factors or schemes.why_not_autogptq(step, planned, variant.dims.vocab)
             chosen.setdefault((schemes.format_of(planned.values()), why), []).append(variant.name)
     return [f"  {', '.join(names)}: {name}{f' ({why})' if why else ''}" for (name, why), names in chosen.items()]
 

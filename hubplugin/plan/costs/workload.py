@@ -63,8 +63,8 @@ def _training(step: Training, calibration: Source, parameters: int) -> estimates
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    fitted, prune = quantization_of(steps) or factorization_of(steps), pruning_of(steps)
-    aims = fitted.qep_tokens if fitted and fitted.qep else 0
+    fitted, prune = (quantization_of(steps), factorization_of(steps)), pruning_of(steps)
+    aims = max(step.qep_tokens if step and step.qep else 0 for step in fitted)
     if prune and (prune.refit or aims):
         return tokens
     return min(tokens, aims)
