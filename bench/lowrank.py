@@ -123,7 +123,8 @@ class Bench:
         size = variant.bytes if targets == ALONE else safetensors_bytes(folder)
         return (
             f"{removed:.1%} | {ranks} | {targets} | {', '.join(codes)} | {size} | "
-            f"{quality.perplexity / found.base.perplexity:.3f} | {quality.mean_kl:.4f} | {quality.top1_agreement:.1%} | {seconds:.0f}"
+            f"{quality.perplexity / found.base.perplexity:.3f} | {quality.mean_kl:.4f} | "
+            f"{quality.top1_agreement:.1%} | {seconds:.0f}"
         )
 
     @property
