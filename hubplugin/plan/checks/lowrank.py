@@ -40,7 +40,7 @@ def notes(step: LowRank | None) -> tuple[str, ...]:
 
 
 def check(step: LowRank, linears: Sequence[LinearPlan], where: str) -> None:
-    """`ignore` against every linear of the blocks, and kinds of linears that neither become factors nor stand beside."""
+    """`ignore` against every linear of the blocks, and kinds of linears that are no factors, or never beside some."""
     if coded := next((linear for linear in linears if linear.experts and linear.scheme), None):
         what = f"{coded.name} is an expert's: our plugin for vLLM loads codes of experts not beside factors"
         raise PlanError(where, what, 'leave experts dense in the gptq step with ignore: ["*.experts.*"]')
