@@ -162,6 +162,14 @@ def test_the_plan_weighs_the_codes_of_both_factors() -> None:
     assert "in Python" not in text
 
 
+def test_zero_points_are_checked_part_by_part() -> None:
+    for factors in (MIXED_32, {name: own for name, own in MIXED_32.items() if not own.shared}):
+        made = planned([LOW, {**GPTQ, "symmetric": False}]).drafts[0].settle(factors=factors)
+        assert [verdict.why for verdict in made.verdicts[:2]] == ["", ""]
+    parts = MIXED_32["model.layers.1.self_attn.k_proj"].rank // 8, 128 // 32
+    assert made.tensors["model.layers.0.self_attn.q_proj.lr_a.weight_zero_point"].shape == parts
+
+
 def test_a_rank_that_the_cpu_kernel_does_not_take_is_said() -> None:
     variant = planned([{**LOW, "rank_multiple": 8}, {**GPTQ, "group_size": -1}]).variants[0]
     assert "the CPU kernel needs multiples of 32" in variant.verdicts[0].why

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.serve
 
 def written(folder: Path, model_type: str = "llama", **settings: Any) -> tuple[Path, Any]:
     """A variant of shared, mixed and whole linears, all of codes."""
-    base = pico.write(folder / "base", model_type, **WIDE)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}  # of 32 in every family
+    base = pico.write(folder / "base", model_type, **WIDE, **heads)
     variant = settled(base, MIXED_32, then=({**GPTQ, **settings},), rank_multiple=32)
     make(base, folder / "v", variant)
     return folder / "v", variant

@@ -145,11 +145,12 @@ def _factors(members: Sequence[LinearPlan], scheme: Scheme) -> Iterator[_Unit]:
     """What serve/coded_factors.py multiplies by: A of all factored linears, B of each or of all that share an A, ..."""
     ranks = [linear.factors.rank if linear.factors else 0 for linear in members]
     shared, inputs = any(linear.factors and linear.factors.shared for linear in members), members[0].after[1]
-    low = tuple(ranks[:1] if shared else filter(None, ranks))
-    yield _Unit(("lr_a",), low, inputs, scheme, experts=False, factor=True)
     sizes = [(linear.short, linear.after[0], rank) for linear, rank in zip(members, ranks, strict=True)]
+    low = {f"{short}.lr_a": rank for short, _, rank in (sizes[:1] if shared else sizes) if rank}
+    yield _Unit(tuple(low), tuple(low.values()), inputs, scheme, experts=False, factor=True)
     if shared:
-        yield _Unit(("lr_b",), tuple(outputs for _, outputs, _ in sizes), ranks[0], scheme, experts=False, factor=True)
+        high = {f"{short}.lr_b": outputs for short, outputs, _ in sizes}
+        yield _Unit(tuple(high), tuple(high.values()), ranks[0], scheme, experts=False, factor=True)
         return
     for short, outputs, rank in sizes:
         if rank:
