@@ -4,7 +4,9 @@
 
 Every row removes a ratio of the weights of the blocks' linears. "plain SVD" and "whitened" have one rank per shape, by
 the ratio alone; the others come from one search, whose measurements are taken once, with the ranks of the largest ratio
-(`run` takes them for each variant, on 2048 tokens). Perplexity and KL are those of the evaluation of `hubplugin run`.
+(`run` takes them for each variant, on 2048 tokens). `--codes '{"bits": 4, "group_size": 32}'` measures every ratio with
+both factors quantized too, and `--beside` codes of whole weights. Perplexity and KL are those of the evaluation of
+`hubplugin run`.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from hubplugin.compress import stages
 from hubplugin.compress.search import rank_search
 from hubplugin.hub import snapshots
 from hubplugin.job import Job
+from hubplugin.manifest.methods import factorization_of
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.model.block_runner import Model
@@ -36,7 +39,8 @@ from hubplugin.plan.draft import DraftPlan, rank_space
 from hubplugin.plan.schemes import Factors
 from hubplugin.plan.variant_plan import VariantPlan
 
-COLUMNS = "removed | ranks | targets | bytes | perplexity / base | mean KL | same most likely token | seconds"
+ALONE = "weights alone"
+COLUMNS = "removed | ranks | targets | codes | bytes | perplexity / base | mean KL | same most likely token | seconds"
 
 
 def main() -> None:
@@ -50,14 +54,23 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="of each sequence")
     parser.add_argument("--rank-multiple", type=int, default=32)
     parser.add_argument("--probe-tokens", type=int, default=512, help="of one sequence, that KL of a group is taken on")
+    parser.add_argument("--codes", type=json.loads, help="settings of a gptq step after lowrank")
+    parser.add_argument("--beside", type=json.loads, nargs="+", default=[], help="settings of gptq steps alone")
     parser.add_argument("--only", nargs="+", default=list(RANKS), choices=list(RANKS))
     options = parser.parse_args()
     print(f"| {COLUMNS} |\n|---|---|---|{'---:|' * (COLUMNS.count('|') - 2)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="lowrank-") as work:
         bench = Bench(_job(options, Path(work)), Path(work), options.probe_tokens)
         for draft in bench.job.plan.drafts:
-            for name in options.only:
+            for name in _names(draft, options.only):
                 print(f"| {bench.row(draft, name)} |", flush=True)
+
+
+def _names(draft: DraftPlan, only: Sequence[str]) -> Sequence[str | None]:
+    """The rows of a variant: without factors one, and with codes none of a decomposition that sees no data."""
+    if _step(draft) is None:
+        return [None]
+    return [name for name in only if len(draft.recipe.steps) == 1 or ALONE not in name]
 
 
 def _job(options: argparse.Namespace, work: Path) -> Job:
@@ -66,6 +79,10 @@ def _job(options: argparse.Namespace, work: Path) -> Job:
 
     step = {"method": "lowrank", "rank_multiple": options.rank_multiple}
     variants = {f"R{100 * ratio:g}": [{**step, "ratio": ratio}] for ratio in options.ratios}
+    if options.codes:
+        variants |= {f"{name}-Codes": [*steps, {"method": "gptq", **options.codes}] for name, steps in variants.items()}
+    beside = enumerate(options.beside)
+    variants |= {f"{number}-Beside": [{"method": "gptq", **settings}] for number, settings in beside}
     written = {
         "model": str(options.model.resolve()),
         "calibrate": source(options.calibration),
@@ -87,39 +104,40 @@ class Bench:
     probe_tokens: int
     found: tuple[RankSpace, rank_search.Measured] | None = None
 
-    def row(self, draft: DraftPlan, name: str) -> str:
-        """One line of the table."""
-        started, (ranks, targets) = time.monotonic(), name.split(", ")
+    def row(self, draft: DraftPlan, name: str | None) -> str:
+        """One line of the table; without a name of RANKS, of a variant without factors."""
+        started, (ranks, targets) = time.monotonic(), (name or ", the base's").split(", ")
         folder = self.work / "made"
         shutil.rmtree(folder, ignore_errors=True)
-        factors = RANKS[name](self, draft)
-        variant = draft.settle(factors=factors)
-        own = _step(draft).model_copy(update={"qep": targets == "the base's"})
-        if targets == "weights alone":
+        variant = draft.settle(factors=RANKS[name](self, draft)) if name else draft.estimate
+        if targets == ALONE:
             self.decompose(variant, folder)
         else:
-            made = replace(variant, steps=(own,))
+            own = [step.model_copy(update={"qep": targets == "the base's"}) for step in variant.steps]
+            made = replace(variant, steps=tuple(own))
             stages.run_pass(self.job.snapshot.path, made, self.job.calibration.ids, folder, Fingerprint())
-        seconds = time.monotonic() - started
+        seconds, codes = time.monotonic() - started, dict.fromkeys(str(one.scheme) for one in variant.quantized)
         found = self.job.measure(variant, folder)
         assert found is not None
         quality, removed = found.variant, 1 - variant.linear_parameters / self.job.plan.linear_parameters
-        size = variant.bytes if targets == "weights alone" else safetensors_bytes(folder)
+        size = variant.bytes if targets == ALONE else safetensors_bytes(folder)
         return (
-            f"{removed:.1%} | {ranks} | {targets} | {size} | {quality.perplexity / found.base.perplexity:.3f} | "
-            f"{quality.mean_kl:.4f} | {quality.top1_agreement:.1%} | {seconds:.0f}"
+            f"{removed:.1%} | {ranks} | {targets} | {', '.join(codes)} | {size} | "
+            f"{quality.perplexity / found.base.perplexity:.3f} | {quality.mean_kl:.4f} | "
+            f"{quality.top1_agreement:.1%} | {seconds:.0f}"
         )
 
     @property
     def search(self) -> tuple[RankSpace, rank_search.Measured]:
         """Spectra and sensitivities, taken once, with the ranks of the largest ratio."""
         if self.found is None:
-            draft = max(self.job.plan.drafts, key=lambda draft: _step(draft).ratio)
+            factored = [(step.ratio, step, draft) for draft in self.job.plan.drafts if (step := _step(draft))]
+            _, step, draft = max(factored, key=lambda one: one[0])
             space, ids = rank_space(draft.recipe, draft.shape), self.job.calibration.ids
             assert space is not None
             model = Model(DenseView(self.job.snapshot.path), self.job.plan.config, self.job.plan.family)
             started, probe = time.monotonic(), ids[:1, : self.probe_tokens]
-            self.found = space, rank_search.measure(model, ids, space, _step(draft), probe_tokens=probe)
+            self.found = space, rank_search.measure(model, ids, space, step, probe_tokens=probe)
             print(f"<!-- search: {time.monotonic() - started:.0f} s -->", flush=True)
         return self.found
 
@@ -140,18 +158,17 @@ class Bench:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _step(draft: DraftPlan) -> LowRank:
-    step = draft.recipe.steps[0]
-    assert isinstance(step, LowRank)
-    return step
+def _step(draft: DraftPlan) -> LowRank | None:
+    return factorization_of(draft.recipe.steps)
 
 
 def uniform(bench: Bench, draft: DraftPlan) -> dict[str, Factors]:
     """The rank of every linear by its shape and the ratio."""
-    found = {}
+    found, step = {}, _step(draft)
+    assert step is not None
     for linear in draft.estimate.linears:
         outputs, inputs = linear.after
-        wanted = (1 - _step(draft).ratio) * outputs * inputs / (outputs + inputs)
+        wanted = (1 - step.ratio) * outputs * inputs / (outputs + inputs)
         found[linear.name] = Factors(max(rank for rank in below_break_even(outputs, inputs, 1) if rank <= wanted))
     return found
 
@@ -170,7 +187,7 @@ def searched(bench: Bench, draft: DraftPlan, alike: bool = False, shared: bool =
 
 Choose = Callable[[Bench, DraftPlan], dict[str, Factors]]
 RANKS: dict[str, Choose] = {
-    "uniform, weights alone": uniform,
+    f"uniform, {ALONE}": uniform,
     "uniform, whitened": uniform,
     "uniform, the base's": uniform,
     "searched without KL, the base's": lambda bench, draft: searched(bench, draft, alike=True),

@@ -14,7 +14,7 @@ from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
 from hubplugin.compress.search import bit_allocation, pruning_search, rank_search
 from hubplugin.job import Job
-from hubplugin.manifest.methods import factorization_of, quantization_of
+from hubplugin.manifest.methods import factorization_of, grid_of
 from hubplugin.model.architectures import configs, families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype
@@ -60,7 +60,7 @@ def allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
     """The budget, spent by measurements on the base. In float32: what a single linear changes is small."""
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.plan.family)
     estimate, budget, tokens = draft.estimate, draft.budget, job.calibration.ids
-    step = quantization_of(estimate.steps)
+    step = grid_of(estimate.steps)
     assert step is not None and budget is not None
     path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, provenance.of_blocks(job, estimate)
     decision = resume.Decision(path, fingerprint, report.Allocation)

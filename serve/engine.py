@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -136,7 +136,8 @@ def start(
     if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
     return launch(
-        [sys.executable, "-m", MODULE, *words],
+        [sys.executable, "-m", MODULE],
+        arguments=words,
         fork_server=forking.current() if device == "cpu" else None,
         url=url,
         socket=socket,
@@ -150,8 +151,9 @@ def start(
 
 
 def launch(
-    command: list[str],
+    program: list[str],
     *,
+    arguments: Sequence[str] = (),
     url: str,
     name: str,
     environment: dict[str, str],
@@ -163,8 +165,9 @@ def launch(
     unwanted: threading.Event | None = None,
     fork_server: forking.ForkServer | None = None,
 ) -> Engine:
-    """Run `command` under a supervisor and return when `url`/health answers 200; raises ServeError where it never
-    does. Where there is a fork server, that runs MODULE with the arguments of `command`.
+    """Run `program` with `arguments` under a supervisor and return when `url`/health answers 200; raises ServeError
+    where it never does. Where there is a fork server, a fork of that gets the arguments: it has imported MODULE, which
+    is the program then.
     """
     temporary = log is None
     if log is None:
@@ -175,9 +178,9 @@ def launch(
     lifeline: IO[bytes] | forking.Forked
     with log.open("wb") as sink:
         if fork_server is not None:
-            process = lifeline = fork_server.fork(command[3:], environment, sink, grace)
+            process = lifeline = fork_server.fork(arguments, environment, sink, grace)
         else:
-            process, lifeline = spawn(command, environment, stdout=sink, stderr=sink, grace=grace)
+            process, lifeline = spawn([*program, *arguments], environment, stdout=sink, stderr=sink, grace=grace)
     engine = Engine(url, name, process, lifeline, log, socket, temporary_log=temporary, grace=grace)
     began = time.monotonic()
     try:

@@ -4,8 +4,9 @@ config.json's `quantization_config` names the rank of every projection that is f
 their stack. A layer is loaded into three parameters: `weight` of its dense projections, one below the other, `lr_a` of
 all factored ones, and `lr_b`, whose parts have as many columns as their rank and so lie flat. Then each matrix is
 multiplied as vLLM multiplies a plain linear. Under tensor parallelism outputs are split where vLLM splits a layer's
-outputs (A is whole on every rank), and inputs where it splits inputs (B is whole, and vLLM sums what ranks give). How
-ranks were chosen is not known here.
+outputs (A is whole on every rank), and inputs where it splits inputs (B is whole, and vLLM sums what ranks give). Where
+`quantization_config` says `codes`, in compressed-tensors' words, layers have codes as these say: those without factors
+by vLLM's own method, others by `coded_factors`. How ranks were chosen is not known here.
 """
 
 from collections.abc import Callable
@@ -15,25 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, RowParallelLinear, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.utils import set_weight_attrs
 
+from serve.coded_factors import CodedFactorsMethod
+from serve.projections import STACKS, Projection
 from serve.vllm_settings import LOW_RANK
 
-# vLLM's stacks: what they are made of in a checkpoint, and the ids that its loader gives the parts
-STACKS: dict[str, dict[str, str | int]] = {
-    "qkv_proj": {"q_proj": "q", "k_proj": "k", "v_proj": "v"},
-    "gate_up_proj": {"gate_proj": 0, "up_proj": 1},
-}
 Load = Callable[[nn.Parameter, Tensor, Any], None]
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One linear of the checkpoint, as it lies in a layer of vLLM's."""
-
-    shard: Any  # the id that vLLM's loader gives it; None: the layer is this linear
-    rank: int  # of its factors; 0: dense
 
 
 @dataclass(frozen=True)
@@ -48,9 +39,9 @@ class Matrices:
 class LowRankConfig(QuantizationConfig):
     """Which linears are factors, of which rank."""
 
-    def __init__(self, ranks: dict[str, int], shared: list[str]) -> None:
+    def __init__(self, ranks: dict[str, int], shared: list[str], codes: QuantizationConfig | None = None) -> None:
         super().__init__()
-        self.ranks, self.shared = ranks, frozenset(shared)
+        self.ranks, self.shared, self.codes = ranks, frozenset(shared), codes
 
     @classmethod
     def get_name(cls) -> Any:
@@ -70,19 +61,28 @@ class LowRankConfig(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LowRankConfig":
-        return cls(dict(config["ranks"]), list(config.get("shared", ())))
+        codes = config.get("codes")
+        coding = get_quantization_config(codes["quant_method"]).from_config(codes) if codes else None
+        return cls(dict(config["ranks"]), list(config.get("shared", ())), coding)
 
     def get_quant_method(self, layer: Any, prefix: str) -> QuantizeMethodBase | None:
-        """Factors where a projection of the layer has some, else a plain linear; None for what is no linear."""
+        """Factors where a projection of the layer has some, else a plain linear or one of codes; None for what is no
+        linear."""
         if not isinstance(layer, LinearBase):
             return None
+        codes: Any = self.codes
+        if codes is not None:
+            codes.packed_modules_mapping = self.packed_modules_mapping  # vLLM gives it to its model's configuration
         parent, _, short = prefix.rpartition(".")
         stack: dict[str, Any] = STACKS.get(short, {})
         parts = {f"{parent}.{name}": shard for name, shard in stack.items()} or {prefix: None}
         projections = [Projection(shard, self.ranks.get(name, 0)) for name, shard in parts.items()]
         if not any(one.rank for one in projections):
-            return UnquantizedLinearMethod()
-        return LowRankMethod(projections, shared=self.shared >= parts.keys())
+            return UnquantizedLinearMethod() if codes is None else codes.get_quant_method(layer, prefix)
+        shared = self.shared >= parts.keys()
+        if codes is not None and codes.get_scheme(layer, prefix) is not None:
+            return CodedFactorsMethod(projections, shared, codes)
+        return LowRankMethod(projections, shared)
 
 
 class LowRankMethod(LinearMethodBase):

@@ -23,7 +23,7 @@ CPU_CACHED, CPU_SHORT = 4, 256
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
-LOW_RANK = "hubplugin_lowrank"  # config.json's word for linears that are two factors, in plain floats
+LOW_RANK = "hubplugin_lowrank"  # config.json's word for linears that are two factors, in floats or in codes
 CODEBOOK = "hubplugin_codebook"  # its word for codebooks, which are dense weights once they are loaded
 MIB, GIB = 2**20, 2**30
 # GiB of a KV cache on a CPU. vLLM would let it replace --kv-cache-memory-bytes without a word (findings/)
@@ -97,8 +97,8 @@ def refuse_unservable(device: str, config: dict[str, Any] | None, name: str, opt
 
 def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
     """The CPU features that vLLM's kernels for a model's codes need, by its config.json."""
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") == CODEBOOK:
+    quantization = codes_of(config)
+    if quantization is None:
         return ()
     groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
     int8 = any(group.get("input_activations") for group in groups)
@@ -108,6 +108,14 @@ def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
     if any(config.get(key) for key in ("num_experts", "num_local_experts")) and (packed or int8):
         return (cpu_features.AMX,)
     return (cpu_features.AVX512,) * packed + (cpu_features.VNNI,) * int8
+
+
+def codes_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What config.json says of the codes that vLLM computes with; None where there are none."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") == CODEBOOK:
+        return None
+    return quantization.get("codes") if quantization.get("quant_method") == LOW_RANK else quantization
 
 
 def words(
@@ -143,10 +151,7 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
 def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
     """float32 where the model has no codes and the CPU has no AVX-512: it multiplies half precision far more slowly
     (docs/serving.md)."""
-    quantization = config.get("quantization_config")
-    own = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    dense = own in (LOW_RANK, CODEBOOK) or not isinstance(quantization, dict)
-    if cpu_features.has(cpu_features.AVX512) or not dense:
+    if cpu_features.has(cpu_features.AVX512) or codes_of(config) is not None:
         return ()
     return "--dtype", "float32"
 

@@ -33,10 +33,28 @@ MIXED = {
 }
 
 
-def settled(folder: Path, factors: dict[str, Factors] | None = None, **changes: Any) -> VariantPlan:
-    """A variant of these ranks, or of those that are found."""
+GPTQ: dict[str, Any] = {"method": "gptq", "group_size": 32}
+# the same where factors have groups of 32 inputs, of a pico model of twice the width: beside linears that stay whole
+MIXED_32 = {
+    "model.layers.0.self_attn.q_proj": Factors(32),
+    "model.layers.0.self_attn.o_proj": Factors(32),
+    "model.layers.0.mlp.gate_proj": Factors(64, shared=True),
+    "model.layers.0.mlp.up_proj": Factors(64, shared=True),
+    "model.layers.1.self_attn.q_proj": Factors(32, shared=True),
+    "model.layers.1.self_attn.k_proj": Factors(32, shared=True),
+    "model.layers.1.self_attn.v_proj": Factors(32, shared=True),
+    "model.layers.1.mlp.gate_proj": Factors(32),
+    "model.layers.1.mlp.up_proj": Factors(64),
+    "model.layers.1.mlp.down_proj": Factors(64),
+}
+
+
+def settled(
+    folder: Path, factors: dict[str, Factors] | None = None, *, then: tuple[dict[str, Any], ...] = (), **changes: Any
+) -> VariantPlan:
+    """A variant of these ranks, or of those that are found; and the steps `then`."""
     entries = {"model": str(folder), "calibrate": {"self": True, "samples": 8, "sequence_length": 48}}
-    manifest = schema.Manifest.model_validate({**entries, "variants": {"V": [{**FACTOR, **changes}]}})
+    manifest = schema.Manifest.model_validate({**entries, "variants": {"V": [{**FACTOR, **changes}, *then]}})
     peek = snapshots.peek(str(folder), folder)
     document = schema.Document(path="m.yaml", text="", sha256="", manifest=manifest)
     made = planner.make(document, peek.config, peek.tensors).drafts[0]

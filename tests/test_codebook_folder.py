@@ -11,10 +11,10 @@ import pico
 import pytest
 import torch
 import verify_helpers
+from interruption_helpers import contents
 from plan_helpers import config_json, document, headers
 from prune_helpers import decided, make, model_of
 from safetensors import safe_open
-from test_resume import contents
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

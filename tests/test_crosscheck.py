@@ -49,7 +49,7 @@ def test_an_override_that_never_counts_is_refused() -> None:
 
 
 def test_a_step_that_ignores_all_is_refused() -> None:
-    assert refused(ignore=["*"]).what == "nothing is left to quantize"
+    assert refused(ignore=["*"]).what == "no linear is left to quantize"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from interruption_helpers import contents
 from prune_helpers import PER_LAYER, base, decided, idle, loaded, logits, make, model_of, our_logits, planned, step
 from safetensors.torch import load_file
 
@@ -199,10 +200,6 @@ STEPS: dict[str, tuple[dict[str, Any], ...]] = {
     "parts": (step(attention=1, mlp=2, layers=2, ffn=0.25, **PER_LAYER), GPTQ),
     "biases": (step(layers=1, ffn=0.25, bias=True), GPTQ),
 }
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 # early blocks lack parts, so that those that a stopped run left are run without them

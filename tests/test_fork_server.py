@@ -54,7 +54,8 @@ def forked(server: forking.ForkServer, log: Path, manner: str = "serves", **envi
     """An engine of it."""
     port = ports.choose(ports.LOOPBACK, None)
     return engine.launch(
-        [sys.executable, "-m", engine.MODULE, str(port), manner],
+        [sys.executable, "-m", engine.MODULE],
+        arguments=[str(port), manner],
         url=f"http://127.0.0.1:{port}",
         name="stub",
         environment={**os.environ, **environment},

@@ -10,25 +10,22 @@ from pathlib import Path
 
 import card_helpers
 import httpx
-import pico
 import pytest
 import test_speed
+from speed_helpers import Run, runner
 
-from hubplugin import pipeline, report
+from hubplugin import report
 from hubplugin.disk import digest
 from hubplugin.errors import ManifestError, ServeError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.cards import card
-from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.evaluation.pages import differences, page, runs
-from hubplugin.evaluation.speed import ceiling, kv_caches
+from hubplugin.evaluation.speed import kv_caches
 from hubplugin.evaluation.speed.kv_caches import Start, Text
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
-from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.speed import KV_CACHES
 from hubplugin.manifest.speed import Speed as Settings
-from hubplugin.plan import planner
 from hubplugin.speed_record import KVCache
 from serve import kv_cache, prompt_scores, token_divergence, vllm_metrics, vllm_options, vllm_settings
 from serve.engine import Engine
@@ -317,18 +314,6 @@ def test_the_page_shows_the_same_and_what_differs_between_two_runs(tmp_path: Pat
 
 # -- runs
 
-MANIFEST = """\
-model: ./pico
-calibrate: {files: [text.txt], samples: 4, sequence_length: 32, seed: 0}
-variants:
-  Thin:
-    - {method: prune, ffn: 0.25, refit: false}
-evaluate:
-  perplexity: {files: [NAME.txt], samples: 10, sequence_length: 32}
-  speed: {concurrency: [2], prompt_tokens: 8, output_tokens: 4, rounds: 1CACHES}
-gate: {perplexity_ratio: 9}
-"""
-
 
 class Doubles:
     """Engines that serve nothing and say what they were asked."""
@@ -353,59 +338,52 @@ class Doubles:
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ceiling, "fastest", lambda dtypes, device: ("float32", 1e9))
-    pico.write(tmp_path / "pico")
-    (tmp_path / "text.txt").write_text("The hill was steep and the road was long. " * 60)
-    (tmp_path / "other.txt").write_text("A river runs to the sea, and the sea is wide. " * 60)
-    engines = Doubles()
+def engines() -> Doubles:
+    return Doubles()
 
-    def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
-        return generate_dequantized(folder, prompts, tokens)
 
-    def go(caches: str = "", name: str = "text") -> tuple[report.Report, Doubles]:
-        path = tmp_path / "m.yaml"
-        path.write_text(MANIFEST.replace("CACHES", caches).replace("NAME", name), encoding="utf-8")
-        document = loading.load(path)
-        peek = snapshots.peek(document.manifest.model, document.folder)
-        planned = planner.make(document, peek.config, peek.tensors, revision=peek.sha)
-        return pipeline.run(document, planned, tmp_path / "out", generate, engines.take, engines.serve)[0], engines
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: Doubles) -> Run:
+    run = runner(tmp_path, monkeypatch, engines.take, engines.serve)
+
+    def go(*caches: str, text: str = "text.txt") -> report.Report:
+        return run({"rounds": 1, **({"kv_cache": [*caches]} if caches else {})}, text)
 
     return go
 
 
 def test_a_run_measures_them_after_its_rounds_on_the_main_text_and_again_when_asked_otherwise(
-    make, monkeypatch: pytest.MonkeyPatch
+    make: Run, engines: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without, engines = make()
+    without = make()
     assert without.speed and without.speed.kv_caches == () and engines.caches == []
     # what was measured before there were KV caches is not measured again for their sake
     asked = digest('{"prompt_tokens":8,"output_tokens":4,"concurrency":[2],"rounds":1}')
     assert without.speed.measured_from["speed"] == asked
     monkeypatch.setattr(quality_metrics, "reference", lambda *given: pytest.fail("the base was evaluated again"))
-    made, _ = make(", kv_cache: [fp8]")
+    made = make("fp8")
     assert made.speed and [one.dtype for one in made.speed.kv_caches] == ["auto", "fp8"]
     assert made.speed.kv_caches == LINES[:2] and made.evaluation == without.evaluation
     assert engines.caches == ["auto", "fp8"] and engines.turns == ["Thin", "base"] * 2
     assert [len(row) for row in engines.sequences] == [32] * 8  # of ten, whole; the engine's module cuts them
-    assert make(", kv_cache: [fp8]")[0] == made and len(engines.caches) == 2
-    more, _ = make(", kv_cache: [fp8, fp8_e5m2]")
+    assert make("fp8") == made and len(engines.caches) == 2
+    more = make("fp8", "fp8_e5m2")
     assert more.speed and len(more.speed.kv_caches) == 3 and engines.caches[2:] == ["auto", "fp8", "fp8_e5m2"]
 
 
-def test_on_another_text_they_are_measured_again_and_speed_alone_is_not(make) -> None:
-    _, engines = make()
-    make(name="other")
+def test_on_another_text_they_are_measured_again_and_speed_alone_is_not(make: Run, engines: Doubles) -> None:
+    make()
+    make(text="other.txt")
     assert engines.turns == ["Thin", "base"]
-    first, _ = make(", kv_cache: [fp8]", name="other")
+    first = make("fp8", text="other.txt")
     seen = [list(row) for row in engines.sequences]
-    make(", kv_cache: [fp8]", name="text")
+    make("fp8")
     assert engines.caches == ["auto", "fp8"] * 2 and [list(row) for row in engines.sequences] != seen
     assert first.speed and "text" in first.speed.measured_from
 
 
-def test_where_the_variant_cannot_be_served_no_cache_is_tried(make) -> None:
-    _, engines = make()
+def test_where_the_variant_cannot_be_served_no_cache_is_tried(make: Run, engines: Doubles) -> None:
+    make()
     engines.fails = True
-    made, _ = make(", kv_cache: [fp8]")
+    made = make("fp8")
     assert made.speed and made.speed.not_measured and made.speed.kv_caches == () and engines.caches == []

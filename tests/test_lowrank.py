@@ -288,8 +288,7 @@ def planned(steps: list[dict[str, Any]], model_type: str = "llama", **changes: A
 @pytest.mark.parametrize(
     ("steps", "where", "what", "fix"),
     [
-        ([FACTOR, GPTQ], "V[1].method", "gptq stands after lowrank: no format and no kernel here", "a variant of each"),
-        ([GPTQ, FACTOR], "V[1].method", "lowrank stands after gptq: no format", "a variant of each"),
+        ([GPTQ, FACTOR], "V[1].method", "lowrank stands after gptq: codes cannot be factored", "put it first"),
         ([FACTOR, PRUNE], "V[1].method", "prune stands after lowrank: a row of a factor is no channel", "put it first"),
         ([PRUNE, FACTOR, RECOVER], "V[2].method", "recover stands after lowrank: it trains whole", "put it before"),
         ([FACTOR, FACTOR], "V[1].method", "lowrank stands twice", "keep one"),

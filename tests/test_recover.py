@@ -2,17 +2,14 @@
 
 import json
 import math
-import multiprocessing
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pico
 import pytest
 import torch
+from interruption_helpers import STOPS, check_killed, check_stopped, contents, stop_after, stopped
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -26,7 +23,6 @@ from hubplugin.recovery.optimizers import Pace
 from hubplugin.report import Recovery
 
 KEPT = 96  # of pico's 128 FFN channels
-KILLS = 6
 
 
 def step(**settings: Any) -> Recover:
@@ -67,10 +63,6 @@ def pruned(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(student: Path, base: Path, out: Path, settings: Recover | None = None, **others: Any) -> Recovery:
     return recover.run(student, base, out, pico.tokens(33, 48), settings or step(), **others)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def measured(student: Path, base: Path) -> float:
@@ -268,61 +260,23 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
 # -- interruptions
 
 
-class _Stop(BaseException):
-    pass
-
-
-def stop_after(calls: int, place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a function raise once it was called so often."""
-    original, made = getattr(place, name), []
-
-    def counted(*given: Any, **named: Any) -> Any:
-        if len(made) == calls:
-            raise _Stop
-        made.append(None)
-        return original(*given, **named)
-
-    monkeypatch.setattr(place, name, counted)
-
-
 STEPS = {"all weights": step(distill=12), "adapters": step(distill=12, lora=4)}
 
 
 @pytest.mark.parametrize("kind", list(STEPS))
-@pytest.mark.parametrize(
-    ("place", "name", "calls"),
-    [
-        (block_training, "_train", 1),
-        (block_training, "_loss", 3),
-        (distillation.Distillation, "_learn", 0),
-        (distillation.Distillation, "_learn", 4),
-        (distillation.Distillation, "_judge", 5),
-        (recover, "_write", 0),
-    ],
-)
+@pytest.mark.parametrize("stop", STOPS)
 def test_a_stopped_recovery_goes_on_to_the_same_bytes(
-    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    place: Any, name: str, calls: int, kind: str,
-) -> None:  # fmt: skip
-    whole = run(pruned, pico_folder, tmp_path / "whole", STEPS[kind])
-    assert whole.steps == 8 and whole.kl_after < whole.kl_before
-    with monkeypatch.context() as patched:
-        stop_after(calls, place, name, patched)
-        with pytest.raises(_Stop):
-            run(pruned, pico_folder, tmp_path / "out", STEPS[kind])
-    again = run(pruned, pico_folder, tmp_path / "out", STEPS[kind])
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert again.model_copy(update={"seconds": whole.seconds}) == whole
+    pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any, kind: str
+) -> None:
+    check_stopped(lambda out: run(pruned, pico_folder, out, STEPS[kind]), tmp_path, stop, monkeypatch)
 
 
 def test_what_was_trained_is_not_trained_again(
     pruned: Path, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with monkeypatch.context() as patched:
-        stop_after(5, distillation.Distillation, "_learn", patched)
-        with pytest.raises(_Stop):
-            run(pruned, pico_folder, out, STEPS["all weights"])
+    with stopped(5, distillation.Distillation, "_learn", monkeypatch):
+        run(pruned, pico_folder, out, STEPS["all weights"])
     made_from = json.loads((out / resume.TRAINING / resume.FINGERPRINT_FILE).read_text())
     assert resume.TrainingCheckpoints(out, resume.Fingerprint(made_from)).notes("distillation")["step"] == 5
     with monkeypatch.context() as patched:
@@ -345,10 +299,8 @@ def test_another_base_student_or_step_does_not_resume(
         "tokens": pico.tokens(33, 48, seed=9),
         "steps": step(top_k=5),
     }
-    with monkeypatch.context() as patched:
-        stop_after(1, block_training, "_train", patched)
-        with pytest.raises(_Stop):
-            recover.run(out=tmp_path / "out", **given)
+    with stopped(1, block_training, "_train", monkeypatch):
+        recover.run(out=tmp_path / "out", **given)
     kept = contents(tmp_path / "out" / resume.TRAINING)
     given["step" if named == "steps" else named] = changed[named]
     with pytest.raises(CompressError) as refusal:
@@ -357,33 +309,13 @@ def test_another_base_student_or_step_does_not_resume(
     assert contents(tmp_path / "out" / resume.TRAINING) == kept, "nothing is lost by asking"
 
 
-def run_when_ready(ready: Any, student: Path, base: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    ready.set()
-    run(student, base, out, STEPS["all weights"])
+def run_all_weights(student: Path, base: Path, out: Path) -> Recovery:
+    return run(student, base, out, STEPS["all weights"])
 
 
 @pytest.mark.slow
 def test_kills_at_any_moment_end_in_the_same_bytes(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:
-    begun = time.monotonic()
-    run(pruned, pico_folder, tmp_path / "whole", STEPS["all weights"])
-    took = time.monotonic() - begun
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["hubplugin.recovery.recover"])
-    chance, kills = random.Random(5), 0
-    while kills < KILLS:
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        for _ in range(3):
-            ready = processes.Event()
-            worker = processes.Process(target=run_when_ready, args=(ready, pruned, pico_folder, tmp_path / "out"))
-            worker.start()
-            assert ready.wait(60)
-            time.sleep(chance.uniform(0, took))
-            worker.kill()
-            worker.join()
-            kills += worker.exitcode == -signal.SIGKILL
-        run(pruned, pico_folder, tmp_path / "out", STEPS["all weights"])
-        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    check_killed(run_all_weights, (pruned, pico_folder), tmp_path)
 
 
 # -- tokens and time

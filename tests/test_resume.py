@@ -12,6 +12,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from interruption_helpers import contents
 
 from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
@@ -58,10 +59,6 @@ def make(base: Path, out: Path, pause: float = 0.0, inputs: dict[str, str] | Non
 def make_when_ready(ready: Any, base: Path, out: Path) -> None:
     ready.set()
     make(base, out, 0.05)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 @pytest.fixture(scope="module")

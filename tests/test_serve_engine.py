@@ -203,9 +203,9 @@ def started(monkeypatch: pytest.MonkeyPatch, device: str, **options: Any) -> tup
     """The command and the environment that `start` would run."""
     seen: dict[str, Any] = {}
     monkeypatch.setattr(vllm_settings, "find_device", lambda: device)
-    monkeypatch.setattr(engine, "launch", lambda command, **rest: seen.update(rest, command=command))
+    monkeypatch.setattr(engine, "launch", lambda program, **rest: seen.update(rest, program=program))
     engine.start(DEMO, name="demo", **options)
-    return seen["command"], seen["environment"]
+    return [*seen["program"], *seen["arguments"]], seen["environment"]
 
 
 def test_on_a_cpu_vllm_is_started_small_and_bound_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,19 +233,28 @@ def test_without_avx512_a_dense_model_is_served_in_float32(
     assert vllm_settings.served_kv_cache(config, 4096) == half * (2 if dtype else 1)
 
 
+SMOL = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
+
+
+def test_the_serving_page_names_the_options_that_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if "KV cache for all: chosen |" in line)
+    monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: True)
+    words = vllm_settings.arguments("cpu", SMOL, 1024)
+    assert f"| `{' '.join(words[words.index('--enforce-eager') :])}` |" in row
+
+
 @pytest.mark.parametrize(("length", "tokens", "sequences"), [(4096, 4096, 4), (1024, 256, 64), (64, 64, 64)])
 def test_the_kv_cache_holds_four_full_sequences_or_all_short_ones(length: int, tokens: int, sequences: int) -> None:
     """Of prompts and answers of 192 tokens 21 fit where four of 1024 did, and of 32 the rest waited."""
-    config = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
-    asked = {**config, "quantization_config": {}}  # half precision on every CPU
-    assert vllm_settings.served_kv_cache(asked, length) == vllm_settings.kv_cache_bytes(config, tokens, sequences)
+    asked = {**SMOL, "quantization_config": {}}  # half precision on every CPU
+    assert vllm_settings.served_kv_cache(asked, length) == vllm_settings.kv_cache_bytes(SMOL, tokens, sequences)
 
 
 def test_all_short_sequences_fit_beside_the_block_that_vllm_keeps_for_itself() -> None:
     """Of 128 blocks 127 are handed out: the last of 64 sequences of two blocks waited until others had ended."""
-    config = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
     block = 2 * 30 * 3 * 64 * 2 * 128  # keys and values, layers, heads, width, bytes, tokens
-    room = vllm_settings.served_kv_cache({**config, "quantization_config": {}}, 1024)
+    room = vllm_settings.served_kv_cache({**SMOL, "quantization_config": {}}, 1024)
     assert room // block == vllm_settings.CPU_SEQUENCES * 2 + 1
 
 

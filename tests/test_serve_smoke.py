@@ -32,9 +32,10 @@ def replace_vllm(monkeypatch: pytest.MonkeyPatch, code: str, *words: str) -> lis
     started: list[engine.Engine] = []
     launch = engine.launch
 
-    def stand_in(_command: list[str], **settings: Any) -> engine.Engine:
-        command = [sys.executable, "-c", code, *words, str(settings["socket"])]
-        started.append(launch(command, **{**settings, "grace": 1.0, "fork_server": None}))
+    def stand_in(_program: list[str], **settings: Any) -> engine.Engine:
+        arguments = [*words, str(settings["socket"])]
+        own = {**settings, "arguments": arguments, "grace": 1.0, "fork_server": None}
+        started.append(launch([sys.executable, "-c", code], **own))
         return started[0]
 
     monkeypatch.setattr(vllm_settings, "find_device", lambda: "cpu")

@@ -2,31 +2,14 @@
 
 from pathlib import Path
 
-import pico
 import pytest
+from speed_helpers import Run, runner
 
-from hubplugin import pipeline, report
 from hubplugin.compress import stages
 from hubplugin.errors import GateError, ServeError
 from hubplugin.evaluation import quality_metrics
-from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.evaluation.speed import ceiling
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
-from hubplugin.hub import snapshots
-from hubplugin.manifest.reading import loading
 from hubplugin.manifest.speed import Speed as Settings
-from hubplugin.plan import planner
-
-MANIFEST = """\
-model: ./pico
-calibrate: {files: [text.txt], samples: 4, sequence_length: 32, seed: 0}
-variants:
-  Thin:
-    - {method: prune, ffn: 0.25, refit: false}
-evaluate: {perplexity: {files: [text.txt], samples: 4, sequence_length: 32}SPEED}
-gate: {perplexity_ratio: 9GATE}
-"""
-SPEED = ", speed: {concurrency: [2], prompt_tokens: 8, output_tokens: 4, rounds: 2}"
 
 
 class Engine:
@@ -46,8 +29,7 @@ class Engine:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(ceiling, "fastest", lambda dtypes, device: ("float32", 1e9))
+def engine() -> Engine:
     return Engine()
 
 
@@ -71,60 +53,53 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, engine: Engine):
-    pico.write(tmp_path / "pico")
-    (tmp_path / "text.txt").write_text("The hill was steep and the road was long. " * 60)
-
-    def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: object) -> Generated:
-        return generate_dequantized(folder, prompts, tokens)
-
-    def go(speed: str = SPEED, gate: str = "") -> report.Report:
-        path = tmp_path / "m.yaml"
-        path.write_text(MANIFEST.replace("SPEED", speed).replace("GATE", gate), encoding="utf-8")
-        document = loading.load(path)
-        peek = snapshots.peek(document.manifest.model, document.folder)
-        planned = planner.make(document, peek.config, peek.tensors, revision=peek.sha)
-        return pipeline.run(document, planned, tmp_path / "out", generate, engine.take)[0]
-
-    return go
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Run:
+    return runner(tmp_path, monkeypatch, engine.take)
 
 
-def test_an_edit_of_speed_settings_measures_speed_again_and_nothing_else(make, engine, work) -> None:
-    first = make()
+TWICE = {"rounds": 2}
+
+
+def test_an_edit_of_speed_settings_measures_speed_again_and_nothing_else(
+    make: Run, engine: Engine, work: list[str]
+) -> None:
+    first = make(TWICE)
     assert work == ["weights", "quality"] and engine.turns == ["Thin", "base", "base", "Thin"]
     assert first.speed and first.speed.variant and first.speed.variant.loads[0].speedup
     assert first.speed.variant.loads[0].speedup.median == 1.5 and "speed" in first.seconds
-    assert make() == first and len(engine.turns) == 4
-    again = make(SPEED.replace("rounds: 2", "rounds: 1"))
+    assert make(TWICE) == first and len(engine.turns) == 4
+    again = make({"rounds": 1})
     assert again.speed and again.speed.rounds == 1 and engine.turns[4:] == ["Thin", "base"]
     assert work == ["weights", "quality"] and again.measured_from == first.measured_from
     assert again.evaluation == first.evaluation
-    without = make("")
+    without = make()
     assert without.speed is None and len(engine.turns) == 6 and work == ["weights", "quality"]
-    later = make(SPEED)
+    later = make(TWICE)
     assert later.speed and later.evaluation == first.evaluation and work == ["weights", "quality"]
 
 
-def test_a_manifest_without_speed_starts_no_engine(make, engine) -> None:
-    made = make("")
+def test_a_manifest_without_speed_starts_no_engine(make: Run, engine: Engine) -> None:
+    made = make()
     assert made.speed is None and "speed" not in made.seconds and engine.turns == []
     assert made.sizes.components and made.sizes_base.flops_per_token > made.sizes.flops_per_token
 
 
-def test_a_threshold_is_judged_by_the_numbers_at_hand(make, engine) -> None:
-    made = make(gate=", tokens_per_second: 1.2")
+def test_a_threshold_is_judged_by_the_numbers_at_hand(make: Run, engine: Engine) -> None:
+    made = make(TWICE, tokens_per_second=1.2)
     assert [line.passed for line in made.gate if line.name == "speed"] == [True]
     with pytest.raises(GateError, match=r"speed \(1.50 times"):
-        make(gate=", tokens_per_second: 1.6")
+        make(TWICE, tokens_per_second=1.6)
     assert len(engine.turns) == 4
-    assert not [line for line in make().gate if line.name == "speed"]
+    assert not [line for line in make(TWICE).gate if line.name == "speed"]
 
 
-def test_an_engine_that_cannot_serve_it_ends_no_run_and_is_asked_again(make, engine, work) -> None:
+def test_an_engine_that_cannot_serve_it_ends_no_run_and_is_asked_again(
+    make: Run, engine: Engine, work: list[str]
+) -> None:
     engine.fails = True
-    made = make()
+    made = make(TWICE)
     assert made.speed and made.speed.not_measured == "no kernel (Thin)" and made.speed.variant is None
     assert made.passed and engine.turns == ["Thin"]
     engine.fails = False
-    again = make()
+    again = make(TWICE)
     assert again.speed and again.speed.variant and not again.speed.not_measured and work == ["weights", "quality"]

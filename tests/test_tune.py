@@ -2,17 +2,14 @@
 
 import json
 import math
-import multiprocessing
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pico
 import pytest
 import torch
+from interruption_helpers import STOPS, check_killed, check_stopped, contents, stopped
 from plan_helpers import config_json, document, headers, published
 from prune_helpers import make, planned
 from safetensors.torch import load_file, save_file
@@ -30,7 +27,7 @@ from hubplugin.methods.gptq.grid import storable
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.recovery import block_training, distillation, grid_weights, optimizers, recover, splitting
+from hubplugin.recovery import distillation, grid_weights, optimizers, recover, splitting
 from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
 from hubplugin.recovery.grid_weights import GridWeights
 from hubplugin.recovery.trainable import as_function
@@ -49,7 +46,6 @@ STEPS: dict[str, dict[str, Any]] = {
         "lm_head": True,
     },
 }
-KILLS = 6
 TOKENS = pico.tokens(129, 48)
 
 
@@ -75,10 +71,6 @@ def quantized(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def run(student: Path, base: Path, out: Path, settings: Tune | None = None, **others: Any) -> Recovery:
     return recover.run(student, base, out, TOKENS, settings or step(), **others)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -334,91 +326,33 @@ def test_every_family_is_tuned(kind: str, tmp_path: Path) -> None:
 # -- interruptions
 
 
-class _Stop(BaseException):
-    pass
-
-
-def stop_after(calls: int, place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a function raise once it was called so often."""
-    original, made = getattr(place, name), []
-
-    def counted(*given: Any, **named: Any) -> Any:
-        if len(made) == calls:
-            raise _Stop
-        made.append(None)
-        return original(*given, **named)
-
-    monkeypatch.setattr(place, name, counted)
-
-
 WHOLE = step(distill=0.75, rounding=True, learning_rate=0.003)  # 113 sequences in steps of ten
 
 
-@pytest.mark.parametrize(
-    ("place", "name", "calls"),
-    [
-        (block_training, "_train", 1),
-        (block_training, "_loss", 3),
-        (distillation.Distillation, "_learn", 0),
-        (distillation.Distillation, "_learn", 4),
-        (distillation.Distillation, "_judge", 5),
-        (recover, "_write", 0),
-    ],
-)
+def run_whole(student: Path, base: Path, out: Path) -> Recovery:
+    return run(student, base, out, WHOLE, dense=base)
+
+
+@pytest.mark.parametrize("stop", STOPS)
 def test_a_stopped_tuning_goes_on_to_the_same_bytes(
-    quantized: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    place: Any, name: str, calls: int,
-) -> None:  # fmt: skip
-    whole = run(quantized["packed"], base, tmp_path / "whole", WHOLE, dense=base)
-    assert whole.steps == 8 and whole.kl_after < whole.kl_before
-    with monkeypatch.context() as patched:
-        stop_after(calls, place, name, patched)
-        with pytest.raises(_Stop):
-            run(quantized["packed"], base, tmp_path / "out", WHOLE, dense=base)
-    again = run(quantized["packed"], base, tmp_path / "out", WHOLE, dense=base)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert again.model_copy(update={"seconds": whole.seconds}) == whole
+    quantized: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any
+) -> None:
+    check_stopped(lambda out: run_whole(quantized["packed"], base, out), tmp_path, stop, monkeypatch)
 
 
 def test_another_dense_folder_does_not_resume(
     quantized: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        stop_after(0, distillation.Distillation, "_learn", patched)
-        with pytest.raises(_Stop):
-            run(quantized["packed"], base, tmp_path / "out", WHOLE, dense=base)
+    with stopped(0, distillation.Distillation, "_learn", monkeypatch):
+        run_whole(quantized["packed"], base, tmp_path / "out")
     other = pico.write(tmp_path / "other", seed=3, tie_word_embeddings=False, vocab_size=320)
     with pytest.raises(CompressError, match="another dense,"):
         run(quantized["packed"], base, tmp_path / "out", WHOLE, dense=other)
 
 
-def run_when_ready(ready: Any, student: Path, base: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    ready.set()
-    run(student, base, out, WHOLE, dense=base)
-
-
 @pytest.mark.slow
 def test_kills_at_any_moment_end_in_the_same_bytes(quantized: dict[str, Path], base: Path, tmp_path: Path) -> None:
-    begun = time.monotonic()
-    run(quantized["packed"], base, tmp_path / "whole", WHOLE, dense=base)
-    took = time.monotonic() - begun
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["hubplugin.recovery.recover"])
-    chance, kills = random.Random(5), 0
-    while kills < KILLS:
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        for _ in range(3):
-            ready = processes.Event()
-            worker = processes.Process(target=run_when_ready, args=(ready, quantized["packed"], base, tmp_path / "out"))
-            worker.start()
-            assert ready.wait(60)
-            time.sleep(chance.uniform(0, took))
-            worker.kill()
-            worker.join()
-            kills += worker.exitcode == -signal.SIGKILL
-        run(quantized["packed"], base, tmp_path / "out", WHOLE, dense=base)
-        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    check_killed(run_whole, (quantized["packed"], base), tmp_path)
 
 
 # -- the plan

@@ -26,7 +26,7 @@ from hubplugin import report, verification
 from hubplugin.evaluation.cards import card
 from hubplugin.verification import Outcome
 
-VARIANTS = ("GPTQ-Int4", "CT-Int8-asymmetric", "W8A8", "Mixed", "Pruned", "Wanda-2of4", "LowRank")
+VARIANTS = ("GPTQ-Int4", "CT-Int8-asymmetric", "W8A8", "Mixed", "Pruned", "Wanda-2of4", "LowRank", "LowRank-Int4")
 LINEAR = "model.layers.1.mlp.down_proj"
 
 
@@ -325,3 +325,17 @@ def test_ranks_that_the_tensors_do_not_have(place: Path, tmp_path: Path) -> None
     assert any(f"says nothing of factors, and {len(ranks)} linears are stored as factors" in line for line in said)
     found = lines_of(verify(made, place / "base"), "codes as configured")
     assert found and all(line.outcome is Outcome.PASSED for line in found)
+
+
+def test_codes_of_factors_that_config_json_says_otherwise(place: Path, tmp_path: Path) -> None:
+    made = place / "out" / "LowRank-Int4"
+    keys = "quantization_config", "codes", "config_groups", "group_0", "weights"
+    weights = json.loads((made / "config.json").read_text())
+    for key in keys:
+        weights = weights[key]
+    other = in_json("config.json", *keys, value={**weights, "num_bits": 3})
+    found = failed(verify(copy(made, tmp_path / "bits", other), place / "base"), "files as measured")
+    assert any("claimed 3 bits, a scale for a row" in line and "the width of its codes" in line for line in found)
+    silent = in_json("config.json", "quantization_config", "codes", value=None)
+    found = failed(verify(copy(made, tmp_path / "none", silent), place / "base"), "files as measured")
+    assert any("says nothing of codes, and 14 linears are stored as codes" in line for line in found)

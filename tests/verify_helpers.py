@@ -35,6 +35,9 @@ variants:
     - {{method: wanda, pattern: "2:4"}}
   LowRank:
     - {{method: lowrank, ratio: 0.2, rank_multiple: 4}}
+  LowRank-Int4:
+    - {{method: lowrank, ratio: 0.4, rank_multiple: 8}}
+    - {{method: gptq, bits: 4, group_size: -1}}
 evaluate: {{perplexity: {{self: true, samples: 2, sequence_length: 32, seed: 1}}}}
 gate: {{perplexity_ratio: 1000, top1_agreement: 0}}
 """

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.encodings import Grid
-from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, FACTOR_A, FACTOR_B, GPTQ, LOW_RANK
+from hubplugin.checkpoint.format_names import (
+    CODEBOOK,
+    COMPRESSED_TENSORS,
+    FACTOR_A,
+    FACTOR_B,
+    GPTQ,
+    LOW_RANK,
+    is_factor,
+    is_factored,
+)
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.model_folder import read_json
 from hubplugin.checkpoint.safetensors_io import Reader
@@ -44,7 +53,7 @@ class DenseView:
 
     def _is_encoded(self, name: str) -> bool:
         headers, linear = self._reader.headers, name.removesuffix(".weight")
-        return linear != name and (formats.is_quantized(headers, linear) or formats.is_factored(headers, linear))
+        return linear != name and (formats.is_quantized(headers, linear) or is_factored(headers, linear))
 
     def get(self, name: str) -> Tensor:
         """A dense tensor; float32 where it was dequantized or multiplied, else as stored."""
@@ -71,8 +80,12 @@ class DenseView:
         """The names of all dense tensors."""
         for name in self._reader.headers:
             module, _, part = name.rpartition(".")
-            if part not in (*formats.PARAMETERS, FACTOR_A):
-                yield f"{module}.weight" if part in (*formats.CODES, FACTOR_B) else name
+            if part in (*formats.PARAMETERS, FACTOR_A) or module.endswith(f".{FACTOR_A}"):
+                continue
+            if is_factor(name):  # its B, or the codes of that
+                yield f"{module.removesuffix(f'.{FACTOR_B}')}.weight"
+            else:
+                yield f"{module}.weight" if part in formats.CODES else name
 
     def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """All dense tensors under a prefix, by the rest of their name."""
@@ -113,7 +126,8 @@ def _bits_and_zero_offset(quantization: dict[str, Any], where: str) -> tuple[fro
         version_2 = quantization.get("checkpoint_format") == "gptq_v2"
         return frozenset(rule["bits"] for rule in rules if "bits" in rule), 0 if version_2 else 1
     if method == LOW_RANK:
-        return frozenset(), 0
+        codes = quantization.get("codes")
+        return _bits_and_zero_offset(codes, where) if codes else (frozenset(), 0)
     raise CheckpointError(
         f"{where}/config.json: quantization_config",
         f"{method!r} is no quantization that is read here",

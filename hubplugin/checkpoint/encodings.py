@@ -103,8 +103,24 @@ class LowRank:
         return product(self.b, self.a)
 
 
+@dataclass(frozen=True)
+class CodedFactors:
+    """Two factors, each of codes: weight = b a."""
+
+    b: Grid  # [outputs, rank]
+    a: Grid  # [rank, inputs]; where linears share it, the same grid
+
+    def rows(self, outputs: slice | Tensor) -> "CodedFactors":
+        """The factors of these outputs."""
+        return CodedFactors(self.b.rows(outputs), self.a)
+
+    def dense(self) -> Tensor:
+        """The weights [outputs, inputs] that the factors stand for, float32."""
+        return product(self.b.dense(), self.a.dense())
+
+
 Coded = Grid | Codebook | Fp4  # what a quantizer makes
-Encoding = Dense | Coded | Columns | Masked | LowRank
+Encoding = Dense | Coded | Columns | Masked | LowRank | CodedFactors
 
 
 def looked_up(codes: Tensor, centroids: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ hubplugin_codebook    ours: codebook_codes [outputs, ceil(inputs * bits / 32)] p
                       float16 [outputs, groups, 2^bits], codebook_shape [2]
 
 One of factors, ours: `encodings.LowRank`, lr_b [outputs, rank] of each linear and lr_a [rank, inputs], which stands
-under the name of a stack where its linears share it.
+under the name of a stack where its linears share it. Codes of factors, `encodings.CodedFactors`, are pack-quantized
+tensors under these names.
 
 Knows tensors, also those that other tools wrote. Knows no plan, no config.json and no path.
 """
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +37,9 @@ from hubplugin.checkpoint.format_names import (
     INT_QUANTIZED,
     NVFP4,
     PACK_QUANTIZED,
-    STACKS,
-    factor_a,
+    PACKED,
+    is_factored,
+    stored_factor_a,
 )
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.weight_source import WeightSource
@@ -131,16 +133,13 @@ def is_quantized(headers: Mapping[str, Header], linear: str) -> bool:
     return any(f"{linear}.{codes}" in headers for codes in CODES) or (weight is not None and weight.dtype == "I8")
 
 
-def is_factored(names: Container[str] | WeightSource, linear: str) -> bool:
-    """Whether a linear of a folder with tensors of these names is stored as two factors."""
-    return f"{linear}.{FACTOR_B}" in names
-
-
-def factors(source: WeightSource, linear: str) -> encodings.LowRank:
-    """The factors of a linear, as stored. Raises CheckpointError where A is missing or does not fit B."""
-    own, b = factor_a(linear, shared=False), source.get(f"{linear}.{FACTOR_B}")
-    stacked = linear.rpartition(".")[2] in STACKS and own not in source
-    a = source.get(factor_a(linear, shared=stacked))
+def factors(source: WeightSource, linear: str, bits: Collection[int] = ()) -> encodings.LowRank:
+    """The factors of a linear, as stored, or in float32 where they are codes of one of these widths. Raises
+    CheckpointError where A is missing or does not fit B."""
+    b, a = (
+        dense(source, name, bits, 0) if f"{name}.{PACKED}" in source else source.get(name)
+        for name in (f"{linear}.{FACTOR_B}", stored_factor_a(source, linear))
+    )
     if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
         what = f"factors of {list(b.shape)} and {list(a.shape)} have no product"
         raise CheckpointError(linear, what, "write it again")
@@ -161,7 +160,7 @@ def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset:
     in its first format, 0 in its second). Raises CheckpointError where the shapes fit none of them.
     """
     if is_factored(source, linear):
-        return factors(source, linear).dense()
+        return factors(source, linear, bits).dense()
     if f"{linear}.codebook_codes" in source:
         return _from_codebook(source, linear)
     if _is_nvfp4(source, linear):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hubplugin.checkpoint import formats, model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.checkpoint.encodings import Coded, LowRank
+from hubplugin.checkpoint.encodings import Coded, CodedFactors, LowRank
 from hubplugin.checkpoint.format_names import FACTOR_B, factor_a
 from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
@@ -46,7 +46,7 @@ class Folder:
             written |= {f"{name}.weight", f"{name}.bias"}
             if isinstance(encoding, Coded):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in self._coded(name, encoding).items()}
-            elif isinstance(encoding, LowRank):
+            elif isinstance(encoding, LowRank | CodedFactors):
                 tensors |= self._factors(name, encoding)
             else:
                 tensors[f"{name}.weight"] = self._as_stored(f"{name}.weight", block.weights[name])
@@ -59,15 +59,20 @@ class Folder:
         self._blocks.add(block.index, tensors, block.samples, block.results)
 
     def _coded(self, name: str, encoding: Coded) -> dict[str, Tensor]:
+        """The tensors of codes of a linear, or of one of its factors, by the last part of their names."""
         scheme = self._plan.linear(name).scheme
         assert scheme is not None
         base_name = sizes.origin(self._family, f"{name}.weight", self._plan.sources)
         return formats.tensors(encoding, scheme.layout, TORCH_DTYPES[self._reader.headers[base_name].dtype])
 
-    def _factors(self, name: str, encoding: LowRank) -> dict[str, Tensor]:
+    def _factors(self, name: str, encoding: LowRank | CodedFactors) -> dict[str, Tensor]:
         factors = self._plan.linear(name).factors
         assert factors is not None
-        return {factor_a(name, factors.shared): encoding.a, f"{name}.{FACTOR_B}": encoding.b}
+        names = factor_a(name, factors.shared), f"{name}.{FACTOR_B}"
+        if isinstance(encoding, LowRank):
+            return dict(zip(names, (encoding.a, encoding.b), strict=True))
+        parts = {one: self._coded(name, codes) for one, codes in zip(names, (encoding.a, encoding.b), strict=True)}
+        return {f"{one}.{end}": tensor for one, tensors in parts.items() for end, tensor in tensors.items()}
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(TORCH_DTYPES[self._plan.tensors[name].dtype])

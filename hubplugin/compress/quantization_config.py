@@ -11,8 +11,8 @@ from typing import Any
 
 import hubplugin
 from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, LOW_RANK, NVFP4
-from hubplugin.manifest.methods import quantization_of
-from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
+from hubplugin.manifest.methods import grid_of
+from hubplugin.manifest.steps.gptq import GPTQMODEL, GridQuantization
 from hubplugin.plan import schemes, vllm_support
 from hubplugin.plan.schemes import LinearPlan, Scheme
 from hubplugin.plan.variant_plan import VariantPlan
@@ -24,16 +24,18 @@ NO_LINEARS = ("embed_tokens",)  # modules with a weight matrix that no loader ta
 
 def quantization_config(plan: VariantPlan) -> dict[str, Any] | None:
     """The dictionary for config.json; None for a variant without quantization and factors."""
-    if plan.factored:
-        return _low_rank(plan.factored)
-    if not plan.quantized:
-        return None
-    step = quantization_of(plan.steps)
-    assert step is not None
     distinct = schemes.distinct(linear.scheme for linear in plan.quantized)
+    if plan.factored:  # codes, also those of factors, are said in compressed-tensors' words, by linear
+        return _low_rank(plan.factored) | ({"codes": _compressed_tensors(plan, distinct)} if distinct else {})
+    if not distinct:
+        return None
     if distinct[0].layout == CODEBOOK:
         return _codebook(plan, distinct[0])
-    return _gptq(plan, step, distinct) if distinct[0].layout == GPTQ else _compressed_tensors(plan, distinct)
+    if distinct[0].layout != GPTQ:
+        return _compressed_tensors(plan, distinct)
+    step = grid_of(plan.steps)
+    assert step is not None
+    return _gptq(plan, step, distinct)
 
 
 def quantize_config(plan: VariantPlan) -> dict[str, Any] | None:
@@ -42,7 +44,7 @@ def quantize_config(plan: VariantPlan) -> dict[str, Any] | None:
     It also says what made the codes. config.json does not: transformers' AutoRoundConfig refuses a dictionary with
     `meta`, and no loader needs it.
     """
-    step, dictionary = quantization_of(plan.steps), quantization_config(plan)
+    step, dictionary = grid_of(plan.steps), quantization_config(plan)
     if step is None or dictionary is None or dictionary["quant_method"] != GPTQ:
         return None
     quantizer = f"gptqmodel:{GPTQMODEL}" if step.engine == "gptqmodel" else f"hubplugin:{hubplugin.__version__}"
@@ -63,7 +65,7 @@ def _low_rank(factored: Sequence[LinearPlan]) -> dict[str, Any]:
     return {"quant_method": LOW_RANK, "ranks": ranks, "shared": shared}
 
 
-def _gptq(plan: VariantPlan, step: Quantization, distinct: Sequence[Scheme]) -> dict[str, Any]:
+def _gptq(plan: VariantPlan, step: GridQuantization, distinct: Sequence[Scheme]) -> dict[str, Any]:
     commonest = distinct[0]
     entries = {
         "quant_method": "gptq",
@@ -185,7 +187,8 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
 def _dense(plan: VariantPlan) -> list[str]:
     """Modules that loaders would take for linears of the first group and that are stored dense, the head included."""
     quantized = {linear.name for linear in plan.quantized}
+    factors = [linear.name for linear in plan.factored if linear.name not in quantized]
     matrices = [name.removesuffix(".weight") for name, header in plan.tensors.items() if len(header.shape) == 2]
     ends = [name for name in matrices if f"{name}.weight" in plan.tensors and not name.endswith(NO_LINEARS)]
-    dense = [name for name in ends if name not in quantized]
+    dense = [name for name in ends if name not in quantized] + factors
     return dense + (["lm_head"] if "lm_head" not in {*dense, *quantized} else [])  # a tied head is a module too

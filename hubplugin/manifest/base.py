@@ -7,10 +7,11 @@ it reads on after "write": error messages (hints.py), README's tables and manife
 
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from pydantic_core import PydanticCustomError
 
-# one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1
+# one line of text; and numbers that YAML did not write as text, nor as the true that Python takes for 1; then settings
+# that methods of several kinds have
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True)]
@@ -21,6 +22,29 @@ Damp = Annotated[
         le=1,
         description="A ratio of the mean diagonal of the second moments, added to the diagonal.",
         examples=[0.01],
+    ),
+]
+Ignore = Annotated[
+    tuple[Text, ...],
+    Field(
+        description="A list of linears that stay as they are. A pattern matches a module path, or its end after a dot.",
+        examples=[["down_proj", "layers.0.*"]],
+    ),
+]
+Qep = Annotated[
+    StrictBool,
+    Field(
+        description="Correct the target towards the base's outputs (QEP), so that later layers compensate for the "
+        "errors of earlier ones. false is faster.",
+        examples=[False],
+    ),
+]
+QepTokens = Annotated[
+    Whole,
+    Field(
+        ge=1,
+        description="The most calibration tokens that also pass through the base, for qep. More take longer.",
+        examples=[131072],
     ),
 ]
 

@@ -15,10 +15,11 @@ from typing import Any, cast
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import StepSettings
 from hubplugin.manifest.steps.codebook import Codebook
-from hubplugin.manifest.steps.gptq import Gptq, Quantization
+from hubplugin.manifest.steps.gptq import Gptq, GridQuantization
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
 from hubplugin.manifest.steps.prune import Prune
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.manifest.steps.training import Training
 from hubplugin.manifest.steps.tune import Tune
@@ -37,14 +38,15 @@ class Kind(Enum):
     TUNE = "tune"  # trains what stands beside codes towards the base: scales, norms, biases
 
 
-# what a settings class of each kind derives from: the pipeline reads these fields and no others
-BASES: dict[Kind, type[StepSettings]] = {
-    Kind.PRUNE: Prune,
-    Kind.RECOVER: Recover,
-    Kind.QUANTIZE: Quantization,
-    Kind.MASK: Masking,
-    Kind.FACTORIZE: LowRank,
-    Kind.TUNE: Tune,
+# what a settings class of each kind derives from, one of these: the pipeline reads their fields and no others. Codes
+# are those of a grid or of a codebook: no file format here has others
+BASES: dict[Kind, tuple[type[StepSettings], ...]] = {
+    Kind.PRUNE: (Prune,),
+    Kind.RECOVER: (Recover,),
+    Kind.QUANTIZE: (GridQuantization, Codebook),
+    Kind.MASK: (Masking,),
+    Kind.FACTORIZE: (LowRank,),
+    Kind.TUNE: (Tune,),
 }
 
 
@@ -65,7 +67,7 @@ class Cost:
 class Method:
     """One row."""
 
-    settings: type[StepSettings]  # a subclass of its kind's in BASES
+    settings: type[StepSettings]  # a subclass of one of its kind's in BASES
     kind: Kind
     title: str  # as cards write it
     solver: str  # the module with `prepare` and `compress` (methods/base.py, Solver), or that runs the step
@@ -193,6 +195,12 @@ def step_of(steps: Iterable[StepSettings], kind: Kind) -> StepSettings | None:
 def quantization_of(steps: Iterable[StepSettings]) -> Quantization | None:
     """The step that stores codes."""
     return cast(Quantization | None, step_of(steps, Kind.QUANTIZE))
+
+
+def grid_of(steps: Iterable[StepSettings]) -> GridQuantization | None:
+    """The step that stores codes of a uniform grid."""
+    step = quantization_of(steps)
+    return step if isinstance(step, GridQuantization) else None
 
 
 def pruning_of(steps: Iterable[StepSettings]) -> Prune | None:

@@ -67,6 +67,12 @@ def compress(
     )
 
 
+def fitted(weight: Tensor, a: Tensor, prepared: Prepared) -> Tensor:
+    """The B [outputs, rank] with the least loss of B A against a weight [outputs, inputs], for A [rank, inputs]."""
+    _, whitened = _whitened(weight, prepared)
+    return _fitted(whitened, a @ _root(prepared))
+
+
 def _root(prepared: Prepared) -> Tensor:
     """S [inputs, inputs], upper triangular, with H + damping = S S^T."""
     return prepared.factor.unit_upper * prepared.factor.diagonal.sqrt()

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubplugin.checkpoint.format_names import GPTQ
+from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
 from hubplugin.errors import PlanError
 from hubplugin.manifest.methods import (
     factorization_of,
+    grid_of,
     mask_of,
     pruning_of,
     quantization_of,
@@ -19,7 +20,7 @@ from hubplugin.manifest.methods import (
     tuning_of,
 )
 from hubplugin.manifest.schema import Document, Step
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.model.architectures import architecture, pruned_config
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.plan import base as base_model
@@ -147,13 +148,20 @@ def resolve_schemes(recipe: Recipe, dims: Dimensions) -> dict[str, Scheme | None
 
     Empty where nothing is quantized. Raises PlanError where settings exclude one another.
     """
-    step, prune, base, where = quantization_of(recipe.steps), pruning_of(recipe.steps), recipe.base, recipe.last
+    step, base, where = quantization_of(recipe.steps), recipe.base, recipe.last
     if step is None:
         return {}
+    names = sizes.names(base.family, dims)
+    if not isinstance(step, GridQuantization):
+        schemes.not_ignored(step, names, where, "quantize")
+        return schemes.resolve(step, names, base.dims.vocab)
+    prune = pruning_of(recipe.steps)
     quantization.engine(step, prune, base.model_type, where)
     quantization.head(step, base.family, base.dims, where)
-    names = sizes.names(base.family, dims) + ([base.family.head] if step.lm_head else [])
-    quantization.patterns(step, names, where)
+    names += [base.family.head] if step.lm_head else []
+    quantization.overrides(step, names, schemes.not_ignored(step, names, where, "quantize"), where)
+    if factorization_of(recipe.steps):  # the one format that codes of factors have here
+        step = step.model_copy(update={"format": COMPRESSED_TENSORS})
     resolved = schemes.resolve(step, names, base.dims.vocab)
     quantization.grids(step, resolved, where)
     quantization.budget(step, prune, resolved, where)
@@ -203,7 +211,7 @@ def _verdicts(
 def _check_loads(verdicts: Sequence[Verdict], recipe: Recipe) -> None:
     """Raise PlanError where no kind of machine loads the variant."""
     if not any(verdict.loads for verdict in verdicts):
-        whys, step = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts)), quantization_of(recipe.steps)
+        whys, step = "; ".join(dict.fromkeys(verdict.why for verdict in verdicts)), grid_of(recipe.steps)
         fix = "use format: compressed-tensors, or leave it out" if step and step.format == GPTQ else "use another model"
         raise PlanError(recipe.where, f"stock vLLM loads it nowhere: {whys}", f"{fix}, or other bits")
 
@@ -211,18 +219,15 @@ def _check_loads(verdicts: Sequence[Verdict], recipe: Recipe) -> None:
 def _resolved_steps(
     steps: Sequence[Step], linears: Sequence[LinearPlan], resolved: Mapping[str, Scheme | None]
 ) -> tuple[Step, ...]:
-    """The steps, that of codes with the format it gets and with what most linears get of a budget: cards name that."""
-    quantizing = quantization_of(steps)
+    """The steps, one of grids with the format it gets and with what most linears get of a budget: cards name that."""
     return tuple(
-        _resolved_step(quantizing, linears, resolved) if quantizing and step is quantizing else step for step in steps
+        _resolved_step(step, linears, resolved) if isinstance(step, GridQuantization) else step for step in steps
     )
 
 
 def _resolved_step(
-    step: Quantization, linears: Sequence[LinearPlan], resolved: Mapping[str, Scheme | None]
-) -> Quantization:
-    if "format" not in type(step).model_fields:  # follows from its other settings
-        return step
+    step: GridQuantization, linears: Sequence[LinearPlan], resolved: Mapping[str, Scheme | None]
+) -> GridQuantization:
     known: dict[str, Any] = {"format": schemes.format_of(resolved.values())}
     if step.budget:
         usual = schemes.distinct(linear.scheme for linear in linears)[0]

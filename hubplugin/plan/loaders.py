@@ -35,10 +35,10 @@ class Loader:
 
 def loader(stored: Stored) -> Loader | None:
     """What loads a checkpoint, apart from vLLM; None: nothing does."""
-    if not stored.quantized:
-        return Loader(TRANSFORMERS, (TRANSFORMERS,))
     if stored.needs_plugin:
         return None
+    if not stored.quantized:
+        return Loader(TRANSFORMERS, (TRANSFORMERS,))
     if stored.quantized[0].layout == GPTQ:
         if stored.beyond_transformers:
             return Loader(GPTQMODEL, (GPTQMODEL,))

@@ -9,7 +9,7 @@ from math import lcm
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.methods import pruning_of, quantization_of
+from hubplugin.manifest.methods import grid_of, pruning_of
 from hubplugin.manifest.schema import Document
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures import architecture, families, pruned_config
@@ -17,7 +17,7 @@ from hubplugin.plan import base as base_model
 from hubplugin.plan import sizes
 from hubplugin.plan.assembly import Open, Recipe, assemble, head_plan, resolve_schemes
 from hubplugin.plan.base import Base
-from hubplugin.plan.checks import pruning, quantization, sources, this_machine, tuning
+from hubplugin.plan.checks import lowrank, pruning, quantization, sources, this_machine, tuning
 from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.choices import mixed_precision, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
@@ -69,11 +69,12 @@ def _draft(recipe: Recipe) -> DraftPlan:
     base, where = recipe.base, recipe.where
     step_order.check_order(recipe.steps, where)
     tuning.check_variant(recipe.steps, recipe.document.manifest, where)
-    prune, quantizing = pruning_of(recipe.steps), quantization_of(recipe.steps)
+    lowrank.check_codes(recipe.steps, where)
+    prune, grid = pruning_of(recipe.steps), grid_of(recipe.steps)
     if prune:
         pruning.check_family(base.family, base.model_type, f"{where}[0]")
-    if quantizing:
-        quantization.experts(quantizing, base.family, recipe.last)
+    if grid:
+        quantization.experts(grid, base.family, recipe.last)
     resolved = resolve_schemes(recipe, base.dims)
     space = _space(prune, resolved, base, f"{where}[0]") if prune else None
     shape = space.before_measuring(base.outside_linears) if space else pruning_space.unchanged(base.dims)
@@ -111,7 +112,7 @@ def _group(resolved: Mapping[str, Scheme | None], consumer: str) -> int:
 
 def _budget(recipe: Recipe, resolved: Mapping[str, Scheme | None]) -> Budget | None:
     """What a step's budget chooses among. Nothing is pruned in such a variant, so shapes are the base's."""
-    step, base = quantization_of(recipe.steps), recipe.base
+    step, base = grid_of(recipe.steps), recipe.base
     if step is None or step.budget is None:
         return None
     linears = sizes.linears(base.family, base.dims, base.dims, resolved)

@@ -13,9 +13,10 @@ from typing import Literal
 from hubplugin.checkpoint.format_names import CODEBOOK, COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, NVFP4, PACK_QUANTIZED
 from hubplugin.errors import PlanError
 from hubplugin.manifest.steps.codebook import Codebook
-from hubplugin.manifest.steps.gptq import Override, Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization, Override
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
+from hubplugin.manifest.steps.quantization import Quantization
 
 GPTQ_BITS = (4, 8)  # of symmetric grids: what stock vLLM reads of AutoGPTQ's format
 HEAD_TILE = 64  # vLLM pads the vocabulary to multiples of it, and cannot pad AutoGPTQ's tensors
@@ -55,6 +56,7 @@ class Stored:
     schemes: frozenset[Scheme | None]  # of the linears; None: some stay dense
     head: bool = False  # the output head is quantized too
     experts: bool = False  # linears of experts are among those
+    factors: bool = False  # some are two factors
 
     @property
     def quantized(self) -> tuple[Scheme, ...]:
@@ -64,7 +66,7 @@ class Stored:
     @property
     def needs_plugin(self) -> bool:
         """Whether vLLM loads it with hubplugin's plugin alone, and nothing else does."""
-        return any(scheme.layout == CODEBOOK for scheme in self.quantized)
+        return self.factors or any(scheme.layout == CODEBOOK for scheme in self.quantized)
 
     @property
     def beyond_transformers(self) -> str:
@@ -88,25 +90,29 @@ def is_ignored(step: Quantization | Masking | LowRank, name: str) -> bool:
     return any(matches(pattern, name) for pattern in step.ignore)
 
 
-def not_ignored(
-    step: Masking | LowRank, linears: Sequence["LinearPlan"], where: str, purpose: str
-) -> list["LinearPlan"]:
-    """The linears that a step works on. Raises PlanError where a pattern of `ignore` names none, or all are ignored;
-    `purpose` ends the sentence "no linear is left to"."""
-    for pattern in step.ignore:
-        if not any(matches(pattern, linear.name) for linear in linears):
-            raise PlanError(
-                f"{where}.ignore",
-                f"{pattern!r} names no linear that this step sees",
-                f"write a path's end or a pattern, such as {linears[0].short}, {linears[0].name}",
-            )
-    found = [linear for linear in linears if not is_ignored(step, linear.name)]
+def not_ignored(step: Quantization | Masking | LowRank, names: Sequence[str], where: str, purpose: str) -> list[str]:
+    """The linears that a step works on, of these paths. Raises PlanError where a pattern of `ignore` names none, or all
+    are ignored; `purpose` ends the sentence "no linear is left to"."""
+    check_named(step.ignore, names, f"{where}.ignore")
+    found = [name for name in names if not is_ignored(step, name)]
     if not found:
         raise PlanError(f"{where}.ignore", f"no linear is left to {purpose}", "ignore less, or remove the step")
     return found
 
 
-def override_of(step: Quantization, name: str) -> str | None:
+def check_named(patterns: Iterable[str], names: Sequence[str], where: str) -> None:
+    """Raise PlanError where a pattern names none of these paths."""
+    shorts = dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            raise PlanError(
+                where,
+                f"{pattern!r} names no linear that this step sees",
+                f"write a path's end or a pattern, such as {', '.join([*list(shorts)[:3], names[0]])}",
+            )
+
+
+def override_of(step: GridQuantization, name: str) -> str | None:
     """The pattern of the override that holds for a linear that is not ignored; None: the step's own settings."""
     return next((pattern for pattern in step.overrides if matches(pattern, name)), None)
 
@@ -114,19 +120,21 @@ def override_of(step: Quantization, name: str) -> str | None:
 def resolve(step: Quantization, names: Sequence[str], vocabulary: int) -> dict[str, Scheme | None]:
     """Every linear's scheme, None where it stays dense.
 
-    Without a `format:` it is AutoGPTQ's where all that loads this format reads all of it (`why_not_autogptq`), else
-    compressed-tensors. `vocabulary`: the rows of a quantized head.
+    Without a `format:` a grid's is AutoGPTQ's where all that loads this format reads all of it (`why_not_autogptq`),
+    else compressed-tensors. `vocabulary`: the rows of a quantized head.
     """
-    resolved = {name: None if is_ignored(step, name) else _settings(step, name) for name in names}
+    left = {name: not is_ignored(step, name) for name in names}
     if isinstance(step, Codebook):
-        layout = codebook_layout(step.values)
-        return {name: scheme and replace(scheme, layout=layout) for name, scheme in resolved.items()}
+        scheme = Scheme(step.bits, step.group_size, True, None, codebook_layout(step.values))
+        return {name: scheme if coded else None for name, coded in left.items()}
+    assert isinstance(step, GridQuantization)  # BASES has no other
+    resolved = {name: _on_grid(step, name) if coded else None for name, coded in left.items()}
     default = COMPRESSED_TENSORS if why_not_autogptq(step, resolved, vocabulary) else GPTQ
     layout_name = step.format or default
     return {name: scheme and replace(scheme, layout=_layout(layout_name, scheme)) for name, scheme in resolved.items()}
 
 
-def why_not_autogptq(step: Quantization, resolved: Mapping[str, Scheme | None], vocabulary: int) -> str:
+def why_not_autogptq(step: GridQuantization, resolved: Mapping[str, Scheme | None], vocabulary: int) -> str:
     """Why a step without a `format:` does not get AutoGPTQ's; empty where it does.
 
     Stock vLLM reads 4 or 8 bits there, symmetric, weights alone, and a quantized head only where `vocabulary`, its
@@ -141,7 +149,7 @@ def why_not_autogptq(step: Quantization, resolved: Mapping[str, Scheme | None], 
     return beyond and f"{beyond}: transformers reads no such checkpoint in AutoGPTQ's"
 
 
-def _options(step: Quantization) -> list[Scheme]:
+def _options(step: GridQuantization) -> list[Scheme]:
     """What a budget may choose, as far as the manifest says it."""
     options = step.budget.options if step.budget else ()
     return [Scheme(option.bits, option.group_size, option.symmetric, None, GPTQ) for option in options]
@@ -158,7 +166,7 @@ def _layout(chosen: str, scheme: Scheme) -> str:
     return PACK_QUANTIZED if scheme.weight_only else INT_QUANTIZED
 
 
-def _settings(step: Quantization, name: str) -> Scheme:
+def _on_grid(step: GridQuantization, name: str) -> Scheme:
     pattern = override_of(step, name)
     override = step.overrides[pattern] if pattern else Override()
     return Scheme(
@@ -212,7 +220,7 @@ class LinearPlan:
     input_group: str
     before: tuple[int, int]
     after: tuple[int, int]
-    scheme: Scheme | None  # None: stays dense
+    scheme: Scheme | None  # None: stays dense; of factors it is that of both
     factors: Factors | None = None  # None: stays one matrix
 
     @property
@@ -241,4 +249,5 @@ def stored(linears: Sequence[LinearPlan], head: LinearPlan | None) -> Stored:
     """How the linears of the blocks are stored, and the head where it is quantized."""
     every = (*linears, head) if head else linears
     experts = any(linear.experts and linear.scheme for linear in linears)
-    return Stored(frozenset(linear.scheme for linear in every), head is not None, experts)
+    factors = any(linear.factors and linear.factors.stored for linear in linears)
+    return Stored(frozenset(linear.scheme for linear in every), head is not None, experts, factors)

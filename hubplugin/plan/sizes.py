@@ -7,7 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, lcm
 
-from hubplugin.checkpoint.format_names import CODEBOOK, FACTOR_A, FACTOR_B, GPTQ, INT_QUANTIZED, NVFP4, factor_a
+from hubplugin.checkpoint.format_names import (
+    CODEBOOK,
+    FACTOR_B,
+    GPTQ,
+    INT_QUANTIZED,
+    NVFP4,
+    PACKED,
+    factor_a,
+    is_factor,
+    is_factored,
+    stored_factor_a,
+)
 from hubplugin.checkpoint.headers import Header
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
@@ -131,35 +142,44 @@ def tensors(
     headers: dict[str, Header] = {}
     for name, shape in dense.items():
         linear, dtype = planned.get(name), stored[name].dtype
-        if linear and linear.scheme:
-            packed = packed_tensors(*linear.after, linear.scheme, dtype)
-            headers.update({f"{linear.name}.{part}": header for part, header in packed.items()})
-        elif linear and linear.factors and linear.factors.stored:
-            headers.update(factor_tensors(linear, linear.factors, dtype))
-        else:
+        if linear is None or not (linear.scheme or (linear.factors and linear.factors.stored)):
             headers[name] = Header(dtype, shape)
+            continue
+        for part, matrix in matrices(linear).items():
+            if linear.scheme:
+                packed = packed_tensors(*matrix, linear.scheme, dtype)
+                headers.update({f"{part}.{end}": header for end, header in packed.items()})
+            else:
+                headers[part] = Header(dtype, matrix)
     return headers
 
 
-def factor_tensors(linear: LinearPlan, factors: Factors, dtype: str) -> dict[str, Header]:
-    """The factors of one weight by their full names; a shared A has the same name for all that share it."""
+def matrices(linear: LinearPlan) -> dict[str, tuple[int, int]]:
+    """What stands for a linear's weight, by full name without what a layout appends: the two factors where it is stored
+    as such, else itself. A shared A has the same name for all that share it."""
     outputs, inputs = linear.after
-    return {
-        factor_a(linear.name, factors.shared): Header(dtype, (factors.rank, inputs)),
-        f"{linear.name}.{FACTOR_B}": Header(dtype, (outputs, factors.rank)),
-    }
+    if linear.factors is None or not linear.factors.stored:
+        return {linear.name: linear.after}
+    rank = linear.factors.rank
+    return {factor_a(linear.name, linear.factors.shared): (rank, inputs), f"{linear.name}.{FACTOR_B}": (outputs, rank)}
 
 
-def is_factor(name: str) -> bool:
-    """Whether a tensor of this name is a factor."""
-    return name.endswith((f".{FACTOR_A}", f".{FACTOR_B}"))
+def factors_in(tensors: Mapping[str, Header], linear: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The two factors of a linear of [outputs, inputs] that a folder with these tensors has, by full name, whether they
+    are codes or not; empty where it has none."""
+    if not is_factored(tensors, linear):
+        return {}
+    a, (outputs, inputs) = stored_factor_a(tensors, linear), shape
+    rank = tensors[a if a in tensors else f"{a}.{PACKED}"].shape[0]
+    return {a: (rank, inputs), f"{linear}.{FACTOR_B}": (outputs, rank)}
 
 
 def with_factors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
     """Shapes of a model by name, with the factors that stand among `tensors` in place of the weights they make up."""
-    factors = {name: header.shape for name, header in tensors.items() if is_factor(name)}
-    gone = {name.removesuffix(FACTOR_B) + "weight" for name in factors if name.endswith(f".{FACTOR_B}")}
-    return {name: shape for name, shape in shapes.items() if name not in gone} | factors
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        found |= factors_in(tensors, name.removesuffix(".weight"), shape) or {name: shape}
+    return found
 
 
 def packed_tensors(outputs: int, inputs: int, scheme: Scheme, dtype: str) -> dict[str, Header]:
@@ -222,8 +242,8 @@ def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parame
 
     `linears` are those of the blocks, with the shapes they have in that folder; `parameters` is the logical
     count. A linear's bits are those of its weight, or of its packed tensors (codes, scales, zeros, g_idx, shape),
-    over its own weights after pruning; its bias is no weight. Factors are weights themselves. The model's bits are
-    those of all tensors.
+    over its own weights after pruning; its bias is no weight. Factors, or their codes, are weights themselves. The
+    model's bits are those of all tensors.
     """
     linears = tuple(linears)
     total = sum(header.bytes for header in tensors.values())
@@ -235,5 +255,4 @@ def measure(tensors: Mapping[str, Header], linears: Iterable[LinearPlan], parame
 
 def linear_weights(tensors: Mapping[str, Header], linears: Iterable[LinearPlan]) -> int:
     """Weights of these linears where their folder holds these tensors: outputs times inputs, or those of factors."""
-    whole = (one.after[0] * one.after[1] for one in linears if f"{one.name}.{FACTOR_B}" not in tensors)
-    return sum(whole) + sum(header.count for name, header in tensors.items() if is_factor(name))
+    return parameters(with_factors({f"{one.name}.weight": one.after for one in linears}, tensors))

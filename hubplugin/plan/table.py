@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hubplugin.manifest.methods import factorization_of, mask_of, quantization_of
+from hubplugin.manifest.methods import factorization_of, grid_of, mask_of
 from hubplugin.plan import loaders, schemes, vllm_support
 from hubplugin.plan.checks import lowrank, masks
 from hubplugin.plan.draft import DraftPlan, Plan
@@ -167,10 +167,11 @@ def _formats(plan: Plan) -> list[str]:
     """One line per format that was chosen for variants and why, where it is not AutoGPTQ's."""
     chosen: dict[tuple[str, str], list[str]] = {}
     for draft in plan.drafts:
-        step, variant = quantization_of(draft.recipe.steps), draft.estimate
-        if step and step.format is None and "format" in type(step).model_fields:
+        step, variant = grid_of(draft.recipe.steps), draft.estimate
+        if step and step.format is None:
             planned = {linear.name: linear.scheme for linear in (*variant.linears, *variant.quantized)}
-            why = schemes.why_not_autogptq(step, planned, variant.dims.vocab)
+            factors = "of factors there are codes in no other" if factorization_of(draft.recipe.steps) else ""
+            why = factors or schemes.why_not_autogptq(step, planned, variant.dims.vocab)
             chosen.setdefault((schemes.format_of(planned.values()), why), []).append(variant.name)
     return [f"  {', '.join(names)}: {name}{f' ({why})' if why else ''}" for (name, why), names in chosen.items()]
 

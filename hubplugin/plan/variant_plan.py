@@ -10,10 +10,11 @@ from typing import Any
 from hubplugin.checkpoint.headers import Header
 from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of
 from hubplugin.manifest.schema import Step
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
 from hubplugin.manifest.steps.prune import Prune
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import schemes
@@ -94,5 +95,7 @@ class VariantPlan:
             return None
         step = quantization_of(self.steps)
         assert step is not None
+        if not isinstance(step, GridQuantization):  # it has one scheme for all
+            return step
         grid = {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric}
-        return step.model_copy(update={key: value for key, value in grid.items() if key in type(step).model_fields})
+        return step.model_copy(update=grid)

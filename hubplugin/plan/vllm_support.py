@@ -3,7 +3,7 @@
 It knows shapes and schemes; it starts no vLLM and imports none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -120,6 +120,7 @@ class _Unit:
     inputs: int
     scheme: Scheme
     experts: bool  # of every expert of a block
+    factor: bool = False  # of codes: our plugin gives every GPU the whole layer
 
     @property
     def name(self) -> str:
@@ -132,9 +133,31 @@ def _units(linears: Sequence[LinearPlan]) -> list[_Unit]:
     for members in _grouped([linear for linear in linears if linear.scheme], _place):
         scheme = members[0].scheme
         assert scheme is not None
+        if any(linear.factors and linear.factors.stored for linear in members):
+            units |= dict.fromkeys(_factors(members, scheme))
+            continue
         shorts, outputs = tuple(linear.short for linear in members), tuple(linear.after[0] for linear in members)
         units[_Unit(shorts, outputs, members[0].after[1], scheme, bool(members[0].experts))] = None
     return list(units)
+
+
+def _factors(members: Sequence[LinearPlan], scheme: Scheme) -> Iterator[_Unit]:
+    """What serve/coded_factors.py multiplies by: A of all factored linears, B of each or of all that share an A, ..."""
+    ranks = [linear.factors.rank if linear.factors else 0 for linear in members]
+    shared, inputs = any(linear.factors and linear.factors.shared for linear in members), members[0].after[1]
+    sizes = [(linear.short, linear.after[0], rank) for linear, rank in zip(members, ranks, strict=True)]
+    low = {f"{short}.lr_a": rank for short, _, rank in (sizes[:1] if shared else sizes) if rank}
+    yield _Unit(tuple(low), tuple(low.values()), inputs, scheme, experts=False, factor=True)
+    if shared:
+        high = {f"{short}.lr_b": outputs for short, outputs, _ in sizes}
+        yield _Unit(tuple(high), tuple(high.values()), ranks[0], scheme, experts=False, factor=True)
+        return
+    for short, outputs, rank in sizes:
+        if rank:
+            yield _Unit((f"{short}.lr_b",), (outputs,), rank, scheme, experts=False, factor=True)
+    if whole := [(short, outputs) for short, outputs, rank in sizes if not rank]:
+        shorts, widths = zip(*whole, strict=True)
+        yield _Unit(shorts, widths, inputs, scheme, experts=False, factor=True)
 
 
 def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
@@ -192,6 +215,8 @@ def _on_cuda(sizes: Dimensions, units: Sequence[_Unit], tp: int) -> str:
             return f"{block.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
         if block.ffn % tp:
             return f"{block.ffn} FFN channels do not split over {tp} GPUs"
+    if tp > 1 and any(unit.factor for unit in units):
+        return "our plugin does not split codes of factors over GPUs"
     for unit in units:
         if unit.scheme.layout != INT_QUANTIZED and (why := _split(unit, tp, sizes.kv_heads)):
             return why

@@ -55,6 +55,11 @@ class Configured:
         return self.entries.get("ranks", {}) if self.method == LOW_RANK else None
 
     @property
+    def codes(self) -> "Configured":
+        """What it says of codes: beside ranks it says that in a dictionary of its own, empty where there are none."""
+        return Configured(self.entries.get("codes") or {}, self.where) if self.method == LOW_RANK else self
+
+    @property
     def layout(self) -> str:
         """The format of the tensors, by the keys that tools write it under; empty: the method's usual one."""
         if self.entries.get("is_marlin_format"):
@@ -65,6 +70,8 @@ class Configured:
         """Raise CheckpointError for a format whose tensors are not read here."""
         unknown = self.layout if self.layout in UNKNOWN_LAYOUTS else ""
         if self.method == LOW_RANK:
+            if self.codes.entries:
+                self.codes.check_known()
             return
         if self.method not in (GPTQ, COMPRESSED_TENSORS, CODEBOOK):
             unknown = self.method

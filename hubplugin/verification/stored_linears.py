@@ -17,8 +17,10 @@ from hubplugin.checkpoint.format_names import (
     LOW_RANK,
     NVFP4,
     PACK_QUANTIZED,
-    STACKS,
-    factor_a,
+    PACKED,
+    is_factor,
+    is_factored,
+    stored_factor_a,
 )
 from hubplugin.checkpoint.headers import BYTES, FLOATS, Header
 from hubplugin.checkpoint.safetensors_io import Reader
@@ -34,7 +36,9 @@ class StoredLinear:
     """One linear, as its tensors have it."""
 
     name: str  # full module path
-    layout: str  # one of GPTQ, PACK_QUANTIZED, INT_QUANTIZED, NVFP4, CODEBOOK, LOW_RANK; empty: dense
+    # one of GPTQ, PACK_QUANTIZED, INT_QUANTIZED, NVFP4, CODEBOOK, LOW_RANK; empty: dense. Of codes of factors it is
+    # PACK_QUANTIZED, and bits and groups are those of A, which B's fit
+    layout: str
     outputs: int
     inputs: int
     bits: tuple[int, ...]  # widths that its words fit, the likeliest first; of a dense one, those of its dtype
@@ -75,8 +79,8 @@ def quantized(reader: Reader) -> Iterator[str]:
     """Module paths of all linears that are stored as codes."""
     for name, header in reader.headers.items():
         module, _, part = name.rpartition(".")
-        if part in formats.CODES or (part == "weight" and header.dtype == "I8"):
-            yield module
+        if (part in formats.CODES or (part == "weight" and header.dtype == "I8")) and not module.endswith(FACTOR_A):
+            yield module.removesuffix(f".{FACTOR_B}")
 
 
 def read(reader: Reader, name: str) -> StoredLinear:
@@ -91,7 +95,9 @@ def read(reader: Reader, name: str) -> StoredLinear:
         return _codebook(reader, name)
     if f"{name}.weight_packed" in headers:
         return _nvfp4(headers, name) if headers[f"{name}.weight_packed"].dtype == "U8" else _packed(reader, name)
-    if formats.is_factored(headers, name):
+    if f"{name}.{FACTOR_B}.{PACKED}" in headers:
+        return _coded_factors(reader, name)
+    if is_factored(headers, name):
         return _factored(headers, name)
     weight = _header(headers, f"{name}.weight")
     if weight.dtype == "I8":
@@ -108,13 +114,23 @@ KNOWN = "AutoGPTQ's tensors, compressed-tensors' packed, int8 and FP4 weights, o
 
 
 def _factored(headers: Mapping[str, Header], name: str) -> StoredLinear:
-    own = factor_a(name, shared=False) in headers or name.rpartition(".")[2] not in STACKS
-    a = _header(headers, factor_a(name, shared=not own))
+    a = _header(headers, stored_factor_a(headers, name))
     outputs, rank = _matrix(headers[f"{name}.{FACTOR_B}"], f"{name}.{FACTOR_B}")
     rows, inputs = _matrix(a, f"{name}'s {FACTOR_A}")
     if rows != rank:
         raise CheckpointError(name, f"factors of [{outputs}, {rank}] and [{rows}, {inputs}] have no product", KNOWN)
     return StoredLinear(name, LOW_RANK, outputs, inputs, (8 * a.itemsize,), 0, False, rank=rank)
+
+
+def _coded_factors(reader: Reader, name: str) -> StoredLinear:
+    own = stored_factor_a(reader.headers, name)
+    _header(reader.headers, f"{own}.{PACKED}")
+    a, b = _packed(reader, own), _packed(reader, f"{name}.{FACTOR_B}")
+    bits = tuple(width for width in a.bits if width in b.bits)
+    rows = a.groups == b.groups == 1
+    if a.outputs != b.inputs or not bits or not (rows or a.group_size == b.group_size) or a.zeros != b.zeros:
+        raise CheckpointError(name, f"codes of {a} and {b} are not of factors that have a product", KNOWN)
+    return StoredLinear(name, PACK_QUANTIZED, b.outputs, a.inputs, bits, a.groups, a.zeros, a.scale_dtype, a.outputs)
 
 
 def _gptq(headers: Mapping[str, Header], name: str) -> StoredLinear:
@@ -194,11 +210,12 @@ def dense_shapes(reader: Reader, linears: Mapping[str, StoredLinear]) -> dict[st
     shapes: dict[str, tuple[int, ...]] = {}
     for name, header in reader.headers.items():
         module, _, part = name.rpartition(".")
-        if module in linears and part in (*formats.CODES, FACTOR_B, "weight"):
+        if module in linears and part in (*formats.CODES, "weight"):
             shapes[f"{module}.weight"] = (linears[module].outputs, linears[module].inputs)
-        elif part not in (*formats.PARAMETERS, FACTOR_A):
+        elif part not in formats.PARAMETERS and not is_factor(name):
             shapes[name] = header.shape
-    return shapes
+    factored = (linear for linear in linears.values() if linear.rank)
+    return shapes | {f"{linear.name}.weight": (linear.outputs, linear.inputs) for linear in factored}
 
 
 def of_unknown_dtype(reader: Reader) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hubplugin.checkpoint.encodings import Coded, Dense, Encoding, LowRank
+from hubplugin.checkpoint.encodings import Coded, CodedFactors, Dense, Encoding, LowRank
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.report import LinearResult
 
@@ -35,7 +35,7 @@ class Block:
 class Quantized:
     """A quantized or factored linear before it is known which of its outputs later linears read."""
 
-    coded: Coded | LowRank
+    coded: Coded | LowRank | CodedFactors
     sample: Tensor  # float32 [SAMPLE_ROWS, inputs]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.solve import GroupSteps
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.methods import obs
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family, InputGroup
@@ -62,9 +63,11 @@ class BlockTask:
         return modules
 
     def steps(self, input_group: InputGroup) -> tuple[tuple[str, ...], GroupSteps]:
-        """The linears of an input group that change together, and what is asked of them."""
-        settings = {name: self.plan.settings(f"{self.prefix}.{name}") for name in input_group.linears}
-        quantized = tuple(name for name, step in settings.items() if step)
+        """The linears of an input group that change together, and what is asked of them. Linears that a step of factors
+        works on are not among them: their codes are made with their factors."""
+        factored = self.factored(input_group)
+        settings = {name: self.coding(name) for name in input_group.linears}
+        quantized = tuple(name for name, step in settings.items() if step and name not in factored)
         quantization = settings[quantized[0]] if quantized else None
         steps = GroupSteps(self.plan.prune, self.cuts(input_group), quantization, self.model.dtype, self.stored)
         return quantized or input_group.linears, steps
@@ -80,6 +83,10 @@ class BlockTask:
     def factors(self, name: str) -> Factors | None:
         """What a linear becomes, by its path inside the block; None: it stays dense."""
         return self.plan.linear(f"{self.prefix}.{name}").factors
+
+    def coding(self, name: str) -> Quantization | None:
+        """How a linear, or its factors, are quantized, by its path inside the block; None: they are not."""
+        return self.plan.settings(f"{self.prefix}.{name}")
 
     def cuts(self, input_group: InputGroup) -> tuple[obs.Cut, ...]:
         """What the input columns of a linear lose, if it is the consumer of a width that shrinks."""

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from hubplugin import memory
-from hubplugin.compress.blocks import block_record, linear_results, solve
+from hubplugin.compress.blocks import block_record, linear_results, solve, solve_factors
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.block_record import AppliedGroup, Block, Quantized
 from hubplugin.compress.blocks.block_task import BlockTask
+from hubplugin.compress.blocks.solve_factors import FactorSteps
 from hubplugin.manifest.methods import factorization_of, mask_of
+from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.methods.base import solver_of
 from hubplugin.model import staged_block
 from hubplugin.model.activations import Batch, BlockActivations, copied
@@ -208,30 +210,36 @@ def _differs(task: BlockTask, input_group: InputGroup) -> bool:
 def _factor_group(
     task: BlockTask, modules: BlockModules, statistics: BlockStatistics, input_group: InputGroup
 ) -> AppliedGroup:
-    """Put factors in the place of an input group's linears; those that stay dense are fitted to the base's outputs."""
+    """Put factors in the place of an input group's linears; those that stay whole are fitted to the base's outputs.
+
+    Where a step asks for codes, both get them here: by vLLM's rule for stacks a group's linears have one scheme.
+    """
     started, step, names = time.monotonic(), factorization_of(task.plan.steps), task.factored(input_group)
     assert step is not None
-    ranks = [task.factors(name) for name in names]
-    if not step.qep and not any(ranks):
+    ranks, quantization = [task.factors(name) for name in names], task.coding(names[0])
+    assert quantization is None or isinstance(quantization, GridQuantization)  # the plan refuses others
+    if not step.qep and not any(ranks) and quantization is None:
         return AppliedGroup(())
     weights = [modules.stacked_weight((name,)) for name in names]
     if step.qep and _differs(task, input_group):
         captured = statistics.with_corrections(input_group, torch.cat(weights))
     else:
         captured = statistics.of(input_group)
-    solved = solve.factor(weights, captured, step, ranks, task.stored)
+    steps = FactorSteps(step, quantization, task.stored)
+    solved, shared = solve_factors.factor(weights, captured, steps, ranks)
     factored = {}
-    for name, weight, own, factors in zip(names, solved.weights, ranks, solved.factors, strict=True):
-        stored = own is not None and own.stored
-        modules.set_weights((name,), weight if stored else weight.to(task.stored))  # later layers see what is served
+    for name, one, own in zip(names, solved, ranks, strict=True):
+        stored = one.encoding is not None and (own is None or own.stored)
+        modules.set_weights((name,), one.weight if stored else one.weight.to(task.stored))  # later layers see that
         if stored:
-            assert factors is not None
-            factored[name] = Quantized(factors, block_record.sample(weight))
-    stack, seconds = linear_results.stack_name(task.prefix, names), time.monotonic() - started
-    shared = ranks[0] is not None and ranks[0].shared
+            assert one.encoding is not None
+            factored[name] = Quantized(one.encoding, block_record.sample(one.weight))
+    stack, count = linear_results.stack_name(task.prefix, names), sum(len(one.results) for one in solved)
+    seconds = (time.monotonic() - started) / max(count, 1)
     results = tuple(
-        linear_results.of(stack if shared else f"{task.prefix}.{names[index]}", result, seconds / len(solved.results))
-        for index, result in solved.results
+        linear_results.of(stack if shared else f"{task.prefix}.{name}", result, seconds)
+        for name, one in zip(names, solved, strict=True)
+        for result in one.results
     )
     return AppliedGroup(results, factored)
 

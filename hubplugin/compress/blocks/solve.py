@@ -1,4 +1,4 @@
-"""What becomes of the linears of one input group: pruned, corrected, quantized, masked, factored or refit dense.
+"""What becomes of the linears of one input group: pruned, corrected, quantized, masked or refit dense.
 
 Pure functions from weights and statistics of their inputs to new weights (docs/maths.md). Knows the methods; no module,
 no model, no plan and no file.
@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Coded, Columns
-from hubplugin.checkpoint.encodings import LowRank as LowRankFactors
-from hubplugin.manifest.steps.gptq import Quantization
-from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking
 from hubplugin.manifest.steps.prune import Prune
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.methods import linear_algebra, obs, qep
 from hubplugin.methods.base import Compressed, solver_of
 from hubplugin.methods.linear_algebra import Prepared
 from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model.layer_inputs import GroupStatistics
-from hubplugin.plan.schemes import Factors
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def solve_group(weight: Tensor, statistics: GroupStatistics, steps: GroupSteps) 
         assert isinstance(pruned.encoding, Columns)
         kept = pruned.encoding.keep
         weight, before, statistics = pruned.weight, weight[:, kept], statistics.on_columns(kept)
-        results.append(_step_result("prune", pruned))
+        results.append(step_result("prune", pruned))
     if steps.quantization:
         solved = quantize(weight, statistics, steps.quantization)
     else:
@@ -109,7 +106,7 @@ def quantize(weight: Tensor, statistics: GroupStatistics, step: Quantization) ->
             prepared = None
     compressed = solver.compress(weight, statistics.second_moments, step, prepared)
     assert isinstance(compressed.encoding, Coded)
-    result = _step_result(step.method, compressed, applied, statistics.cold)
+    result = step_result(step.method, compressed, applied, statistics.cold)
     return GroupResult(compressed.weight, (result,), compressed.encoding)
 
 
@@ -122,7 +119,7 @@ def _refit(weight: Tensor, before: Tensor, statistics: GroupStatistics, steps: G
     if statistics.corrections and steps.prune:
         prepared = linear_algebra.prepare(statistics.second_moments, steps.prune.damp)
         weight, applied = qep.corrected(weight, prepared, *statistics.corrections)
-        results = (_refit_result(prepared, applied),)
+        results = (refit_result(prepared, applied),)
     rounded = qep.stored(weight, before, statistics.second_moments, steps.stored)
     return GroupResult(rounded.to(steps.stored), results)
 
@@ -136,70 +133,14 @@ def _mean_error(weight: Tensor, corrections: Sequence[TargetCorrection], kept: T
 def solve_mask(weight: Tensor, statistics: GroupStatistics, step: Masking, prepared: Any) -> GroupResult:
     """Set entries of weight float32 [outputs, inputs] to zero; `prepared` is what the solver made for the group."""
     compressed = solver_of(step).compress(weight, statistics.second_moments, step, prepared)
-    result = _step_result(step.method, compressed, cold=statistics.cold)
+    result = step_result(step.method, compressed, cold=statistics.cold)
     return GroupResult(compressed.weight, (result,))
 
 
-@dataclass(frozen=True)
-class FactoredGroup:
-    """The new weights of a group's linears, and the factors behind them."""
-
-    weights: tuple[Tensor, ...]  # [outputs, inputs] by linear, as they are stored: products of factors in float32
-    factors: tuple[LowRankFactors | None, ...]  # by linear; None: it stays dense
-    results: tuple[tuple[int, StepResult], ...]  # with the linear that each begins at: of a stack, its first
-
-
-def factor(
-    weights: Sequence[Tensor],
-    statistics: GroupStatistics,
-    step: LowRank,
-    ranks: Sequence[Factors | None],
-    stored: torch.dtype,
-) -> FactoredGroup:
-    """Factor weights float32 [outputs, inputs] that read one input, with a common A where their `ranks` say so.
-
-    Targets are corrected where a correction is known, also those of linears that stay dense. `stored` is the dtype of
-    the checkpoint.
-    """
-    solver, applied, target = solver_of(step), None, torch.cat(tuple(weights))
-    prepared: Prepared = solver.prepare(statistics.matched, step)
-    if statistics.corrections:
-        target, applied = qep.corrected(target, prepared, *statistics.corrections)
-        if statistics.matched is not statistics.second_moments:
-            prepared = solver.prepare(statistics.second_moments, step)
-
-    def solved(part: Tensor, rank: int) -> Compressed:
-        return solver.compress(part, statistics.second_moments, step, prepared, rank=rank, stored=stored)
-
-    sizes = [len(weight) for weight in weights]
-    if ranks[0] and ranks[0].shared:
-        made = solved(target, ranks[0].rank)
-        assert isinstance(made.encoding, LowRankFactors)
-        parts = tuple(LowRankFactors(b.contiguous(), made.encoding.a) for b in made.encoding.b.split(sizes))
-        result = _step_result(step.method, made, applied)
-        return FactoredGroup(tuple(part.dense() for part in parts), parts, ((0, result),))
-    new: list[Tensor] = []
-    factors: list[LowRankFactors | None] = []
-    results = []
-    for index, (part, before, own) in enumerate(zip(target.split(sizes), weights, ranks, strict=True)):
-        if own is None:
-            if applied is not None:
-                results.append((index, _refit_result(prepared, applied)))
-            new.append(qep.stored(part, before, statistics.second_moments, stored))
-            factors.append(None)
-            continue
-        made = solved(part, own.rank)
-        assert isinstance(made.encoding, LowRankFactors)
-        new.append(made.weight)
-        factors.append(made.encoding)
-        results.append((index, _step_result(step.method, made, applied)))
-    return FactoredGroup(tuple(new), tuple(factors), tuple(results))
-
-
-def _step_result(
+def step_result(
     method: str, compressed: Compressed, correction: float | None = None, cold: str | None = None
 ) -> StepResult:
-    """`cold` says what stood in for the tokens that an expert did not see."""
+    """The record of a method's work; `cold` says what stood in for the tokens that an expert did not see."""
     return StepResult(
         method=method,
         loss=compressed.loss,
@@ -210,7 +151,8 @@ def _step_result(
     )
 
 
-def _refit_result(prepared: Prepared, correction: float) -> StepResult:
+def refit_result(prepared: Prepared, correction: float) -> StepResult:
+    """The record of a refit to the base's outputs."""
     return StepResult(
         method="refit",
         loss=None,

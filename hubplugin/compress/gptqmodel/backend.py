@@ -28,8 +28,8 @@ from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.gptqmodel import worker as worker
 from hubplugin.errors import CompressError, PlanError
 from hubplugin.limits import MICRO_TOKENS
-from hubplugin.manifest.methods import quantization_of
-from hubplugin.manifest.steps.gptq import GPTQMODEL, Quantization
+from hubplugin.manifest.methods import grid_of
+from hubplugin.manifest.steps.gptq import GPTQMODEL, GridQuantization
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
@@ -49,9 +49,9 @@ class Made:
     peak: int  # bytes of its process at its highest point
 
 
-def step_of(plan: VariantPlan) -> Quantization | None:
+def step_of(plan: VariantPlan) -> GridQuantization | None:
     """The step that gptqmodel is to run; None where this variant is all ours."""
-    step = quantization_of(plan.steps)
+    step = grid_of(plan.steps)
     return step if step and step.engine == PACKAGE else None
 
 
@@ -120,7 +120,7 @@ def _blocks(plan: VariantPlan, family: Family) -> Iterator[tuple[str, list[str]]
 
 
 def _block(
-    index: int, prefix: str, names: list[str], stored: dict[str, Tensor], step: Quantization, reader: Reader
+    index: int, prefix: str, names: list[str], stored: dict[str, Tensor], step: GridQuantization, reader: Reader
 ) -> Block:
     """A block as our own engine would hand it to the exporter. Biases are the base's: gptqmodel leaves them alone."""
     block = Block(index, prefix, prefix)

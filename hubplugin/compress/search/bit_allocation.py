@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.limits import PROBE_TOKENS
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
 from hubplugin.model import kl_divergence
@@ -49,7 +49,9 @@ class Sensitivities:
         ]
 
 
-def allocate(model: Model, tokens: Tensor, budget: Budget, step: Quantization, spill: Path | None = None) -> Allocation:
+def allocate(
+    model: Model, tokens: Tensor, budget: Budget, step: GridQuantization, spill: Path | None = None
+) -> Allocation:
     """The options of all units that fit the budget with the least predicted KL, for token ids [sequences, tokens].
 
     With `spill`, an empty folder, activations live there instead of in memory. Raises CompressError where activations
@@ -89,7 +91,7 @@ def schemes(budget: Budget, record: Allocation) -> dict[str, Scheme]:
 
 
 def measure(
-    model: Model, tokens: Tensor, units: Sequence[Unit], step: Quantization, spill: Path | None = None
+    model: Model, tokens: Tensor, units: Sequence[Unit], step: GridQuantization, spill: Path | None = None
 ) -> Sensitivities:
     """One pass over the base with calibration token ids [sequences, tokens], in the model's dtype.
 
@@ -137,7 +139,7 @@ def _probed(unit: Unit) -> int:
 
 
 def _losses(
-    linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: Quantization
+    linears: Sequence[nn.Linear], hessian: Tensor, unit: Unit, step: GridQuantization
 ) -> tuple[list[float], Tensor]:
     """The loss of every option, and the weight [outputs, inputs] of the one that is probed. Factors are shared."""
     weight = torch.cat([linear.weight for linear in linears]).float()

@@ -39,7 +39,7 @@ def factored(report: Report) -> bool:
 
 def needs_plugin(report: Report) -> bool:
     """Whether hubplugin's plugin for vLLM loads it, and nothing else does."""
-    return heterogeneous(report) or factored(report) or stored(report).needs_plugin
+    return heterogeneous(report) or stored(report).needs_plugin
 
 
 def conversational(report: Report) -> bool:
@@ -60,12 +60,13 @@ def stored(report: Report) -> Stored:
     """How the linears are stored, as far as loaders must know."""
     step = step_of(report, Kind.QUANTIZE)
     if step is None:
-        return Stored(frozenset((None,)))
+        return Stored(frozenset((None,)), factors=factored(report))
     settings = [step | {key: value for key, value in own.items() if value is not None} for own in _overrides(step)]
     found: set[Scheme | None] = {*chosen(report), *map(_scheme, settings if report.allocation else [step, *settings])}
     found |= {None} if step.get("ignore") else set()
     row = FAMILIES.get(report.base.model_type)
-    return Stored(frozenset(found), bool(step.get("lm_head")), row is not None and row.experts is not None)
+    experts = row is not None and row.experts is not None
+    return Stored(frozenset(found), bool(step.get("lm_head")), experts, factored(report))
 
 
 def _overrides(step: Step) -> list[dict[str, Any]]:

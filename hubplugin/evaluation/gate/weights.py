@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.dense_view import DenseView
+from hubplugin.checkpoint.format_names import is_factor
 from hubplugin.checkpoint.model_folder import Place, read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError
@@ -87,7 +88,7 @@ def as_in_base(candidate: Candidate) -> GateLine:
     plan = candidate.plan
     base, variant = model_folder.places(candidate.base), model_folder.places(candidate.folder)
     worked_on = {linear.name for linear in plan.linears} | ({plan.head.name} if plan.head else set())
-    others = [name for name in variant if name.rpartition(".")[0] not in worked_on and not sizes.is_factor(name)]
+    others = [name for name in variant if name.rpartition(".")[0] not in worked_on and not is_factor(name)]
     origins = {name: sizes.origin(plan.family, name, plan.sources) for name in others}
     wrong = [name for name in others if origins[name] not in base]
     if recovery_of(plan.steps) is None:

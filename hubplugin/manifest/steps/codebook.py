@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from hubplugin.manifest.base import Text, Whole, fault
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.base import Whole, fault
+from hubplugin.manifest.steps.quantization import Quantization, without_unused
 
 E2M1_GROUP, E2M1_BITS = 16, 4  # of NVFP4, the one format with these values whose weights alone vLLM quantizes
 FREE_FORMAT, E2M1_FORMAT = "hubplugin_codebook", "compressed-tensors"
@@ -17,28 +17,16 @@ FREE_FORMAT, E2M1_FORMAT = "hubplugin_codebook", "compressed-tensors"
 class Codebook(Quantization):
     """Weights shared by codebooks: k-means centroids chosen row by row, or FP4's 16 values, with GPTQ's error feedback.
 
-    Of a quantizer's settings a grid's own are none of a codebook's; what reads all quantizers finds them fixed.
+    A step has one scheme for all of its linears.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.07629"
-
-    symmetric: ClassVar[bool] = True  # type: ignore[misc]
-    format: ClassVar[None] = None  # type: ignore[misc]
-    activation_bits: ClassVar[None] = None  # type: ignore[misc]
-    overrides: ClassVar[dict[Text, Any]] = {}  # type: ignore[misc]
-    budget: ClassVar[None] = None  # type: ignore[misc]
-    lm_head: ClassVar[bool] = False  # type: ignore[misc]
-    clip_search: ClassVar[bool] = False  # type: ignore[misc]
-    signed_scales: ClassVar[bool] = False  # type: ignore[misc]
-    descent: ClassVar[int] = 0  # type: ignore[misc]
-    scale_refit: ClassVar[bool] = False  # type: ignore[misc]
-    engine: ClassVar[Literal["hubplugin"]] = "hubplugin"  # type: ignore[misc]
 
     method: Literal["codebook"] = Field(description="The method of this step.", examples=["codebook"])
     bits: Literal[2, 3, 4] = Field(
         default=4, description="Bits of a code, which names one of 2^bits centroids.", examples=[3]
     )
-    group_size: Literal[-1, 16, 64, 128, 256, 512, 1024] = Field(  # type: ignore[assignment]
+    group_size: Literal[-1, 16, 64, 128, 256, 512, 1024] = Field(
         default=-1,
         description="Inputs that share one codebook, or one scale of e2m1 (16, always); -1: all inputs of an output.",
         examples=[512],
@@ -74,7 +62,4 @@ class Codebook(Quantization):
     @model_serializer(mode="wrap")
     def _as_it_acts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The settings in effect, for reports and cards, with the format that follows from `values`."""
-        settings: dict[str, Any] = write(self)
-        if not settings.get("qep"):
-            settings.pop("qep_tokens", None)
-        return {**settings, "format": FREE_FORMAT if self.values == "free" else E2M1_FORMAT}
+        return {**without_unused(write(self)), "format": FREE_FORMAT if self.values == "free" else E2M1_FORMAT}

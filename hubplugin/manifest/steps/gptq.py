@@ -2,16 +2,11 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    StrictBool,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer, model_validator
 
-from hubplugin.manifest.base import Damp, Real, Settings, StepSettings, Text, Whole
+from hubplugin.manifest.base import Real, Settings, Text, Whole
 from hubplugin.manifest.base import fault as _fault
+from hubplugin.manifest.steps.quantization import Quantization, without_unused
 
 GPTQMODEL = "7.6.0"  # the release of gptqmodel that `engine: gptqmodel` is, as in pyproject.toml
 
@@ -65,8 +60,8 @@ class Budget(Settings):
         return self
 
 
-class Quantization(StepSettings):
-    """The settings of a quantizer: the grid, which linears, the format, the corrections of the target."""
+class GridQuantization(Quantization):
+    """Quantization to a uniform grid: its scales and zero points, grids of single linears, the format, the engine."""
 
     # settings that gptqmodel has too; the others belong to hubplugin's engine
     shared: ClassVar[frozenset[str]] = frozenset(
@@ -92,11 +87,6 @@ class Quantization(StepSettings):
         "Left out: activations are not quantized.",
         examples=[8],
     )
-    ignore: tuple[Text, ...] = Field(
-        default=(),
-        description="A list of linears that stay dense. A pattern matches a module path, or its end after a dot.",
-        examples=[["down_proj", "layers.0.*"]],
-    )
     overrides: dict[Text, Override] = Field(
         default_factory=dict,
         description="Linears with other settings than the step's, by pattern. The first pattern that matches counts.",
@@ -111,12 +101,6 @@ class Quantization(StepSettings):
     lm_head: StrictBool = Field(
         default=False, description="Quantize the output head too, where it is not tied.", examples=[True]
     )
-    act_order: StrictBool = Field(
-        default=True,
-        description="Quantize columns in the order of their second moments, inside and across groups (GAR). "
-        "g_idx stays trivial.",
-        examples=[False],
-    )
     clip_search: StrictBool = Field(
         default=True,
         description="Search the scale of each group for the least weighted squared error.",
@@ -126,18 +110,6 @@ class Quantization(StepSettings):
         default=True,
         description="Try negative scales too: the longer side of the grid then serves the larger weights.",
         examples=[False],
-    )
-    qep: StrictBool = Field(
-        default=True,
-        description="Correct the target towards the base's outputs (QEP), so that later layers compensate for the "
-        "errors of earlier ones. false is faster.",
-        examples=[False],
-    )
-    qep_tokens: Whole = Field(
-        default=2**15,
-        ge=1,
-        description="The most calibration tokens that also pass through the base, for qep. More take longer.",
-        examples=[131072],
     )
     descent: Whole = Field(
         default=0,
@@ -151,7 +123,6 @@ class Quantization(StepSettings):
         description="Refit scales to their codes by least squares, after each pass of descent or, without one, once.",
         examples=[True],
     )
-    damp: Damp = 0.01
     engine: Literal["hubplugin", "gptqmodel"] = Field(
         default="hubplugin",
         description=f"The engine that makes the codes: hubplugin's, or gptqmodel {GPTQMODEL}.",
@@ -170,12 +141,10 @@ class Quantization(StepSettings):
         if self.engine != "hubplugin":
             switched_on = [name for name, value in settings.items() if value is True and name not in self.shared]
             settings.update(dict.fromkeys(switched_on, False))
-        if not settings.get("qep"):
-            settings.pop("qep_tokens", None)
-        return settings
+        return without_unused(settings)
 
 
-class Gptq(Quantization):
+class Gptq(GridQuantization):
     """Weight quantization with error feedback (GPTQ), in AutoGPTQ's or compressed-tensors' checkpoint format."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"

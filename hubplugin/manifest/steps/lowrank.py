@@ -2,13 +2,16 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import Field
 
-from hubplugin.manifest.base import Damp, Real, StepSettings, Text, Whole
+from hubplugin.manifest.base import Damp, Ignore, Qep, QepTokens, Real, StepSettings, Whole
 
 
 class LowRank(StepSettings):
-    """Low-rank factors in place of linears, after whitening their inputs (SVD-LLM); one search spreads the ranks."""
+    """Low-rank factors in place of linears, after whitening their inputs (SVD-LLM); one search spreads the ranks.
+
+    `qep` corrects the target of linears that stay dense too.
+    """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.07378"
 
@@ -34,21 +37,7 @@ class LowRank(StepSettings):
         "beside it. merged: as their product, which loads everywhere and saves nothing.",
         examples=["merged"],
     )
-    ignore: tuple[Text, ...] = Field(
-        default=(),
-        description="A list of linears that stay as they are, by the same patterns as gptq's.",
-        examples=[["down_proj", "layers.0.*"]],
-    )
-    qep: StrictBool = Field(
-        default=True,
-        description="Correct the target towards the base's outputs (QEP), also of linears that stay dense. "
-        "false is faster.",
-        examples=[False],
-    )
-    qep_tokens: Whole = Field(
-        default=2**15,
-        ge=1,
-        description="The most calibration tokens that also pass through the base, for qep. More take longer.",
-        examples=[131072],
-    )
+    ignore: Ignore = ()
+    qep: Qep = True
+    qep_tokens: QepTokens = 2**15
     damp: Damp = 0.01

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hubplugin.manifest.base import Damp, Real, StepSettings, Text, fault
+from hubplugin.manifest.base import Damp, Ignore, Real, StepSettings, Text, fault
 
 MOST_IN_PATTERN = 64  # largest m of n:m; a block of columns holds complete groups of m
 
@@ -28,11 +28,7 @@ class Masking(StepSettings):
         description='A pattern "n:m" in quotes: of m consecutive inputs, an output keeps n weights.',
         examples=["2:4"],
     )
-    ignore: tuple[Text, ...] = Field(
-        default=(),
-        description="A list of linears without a mask, by the same patterns as gptq's.",
-        examples=[["down_proj", "layers.0.*"]],
-    )
+    ignore: Ignore = ()
 
     @field_validator("pattern", mode="before")
     @classmethod

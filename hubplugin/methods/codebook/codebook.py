@@ -32,7 +32,7 @@ def compress(weight: Tensor, hessian: Tensor, settings: Settings, prepared: Prep
     order, factor = shared.order, shared.factor
     if bool(shared.dead.any()):
         work = work.masked_fill(shared.dead, 0)
-    group = work.shape[1] if settings.group_size == -1 else settings.group_size
+    group = settings.group(work.shape[1])
     columns, importance = gptq.to_columns(work, order), shared.alive.diagonal()[order]
     divisor = fp4.divisor_of(work)
     free = settings.values == "free"

@@ -10,7 +10,8 @@ from torch import Tensor
 from hubplugin.checkpoint import encodings
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.kernels import transposes
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
 from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, grid, loop, loop_cpu
@@ -21,13 +22,15 @@ from hubplugin.methods.linear_algebra import Prepared
 def prepare(hessian: Tensor, settings: Quantization) -> Prepared:
     """Order and factor second moments [inputs, inputs] of the dtype to compute in."""
     inputs = len(hessian)
-    group = spec_of(settings, inputs).group_size
+    group = settings.group(inputs)
     alive, dead = linear_algebra.without_dead(hessian)
     order = visiting_order(alive.diagonal(), group) if settings.act_order else torch.arange(inputs, device=alive.device)
     return Prepared(alive, dead, order, linear_algebra.factor(alive, settings.damp, order))
 
 
-def compress(weight: Tensor, hessian: Tensor, settings: Quantization, prepared: Prepared | None = None) -> Compressed:
+def compress(
+    weight: Tensor, hessian: Tensor, settings: GridQuantization, prepared: Prepared | None = None
+) -> Compressed:
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
     Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
@@ -82,7 +85,7 @@ def on_cpu(columns: Tensor) -> bool:
     return columns.device.type == "cpu" and columns.dtype == torch.float32
 
 
-def _descend(columns: Tensor, swept: Swept, shared: Prepared, settings: Quantization, top: int) -> None:
+def _descend(columns: Tensor, swept: Swept, shared: Prepared, settings: GridQuantization, top: int) -> None:
     """Improve the result of a sweep, in place, as often as the settings say."""
     damped = linear_algebra.damped(shared.alive, shared.factor.damp)
     hessian = damped.index_select(0, shared.order).index_select(1, shared.order)
@@ -106,13 +109,13 @@ def to_rows(columns: Tensor, order: Tensor) -> Tensor:
     return columns[order.argsort()].T.contiguous()
 
 
-def spec_of(settings: Quantization, inputs: int) -> grid.Spec:
+def spec_of(settings: GridQuantization, inputs: int) -> grid.Spec:
     """The grid that settings ask for."""
-    group = inputs if settings.group_size == -1 else settings.group_size
+    group = settings.group(inputs)
     return grid.Spec(settings.bits, group, settings.symmetric, _shares(settings, group))
 
 
-def _shares(settings: Quantization, group: int) -> tuple[float, ...]:
+def _shares(settings: GridQuantization, group: int) -> tuple[float, ...]:
     if not settings.clip_search:
         return ()
     shares = grid.shrinking(settings.bits, group)

@@ -9,7 +9,7 @@ from hubplugin.checkpoint.format_names import CODEBOOK
 from hubplugin.errors import PlanError
 from hubplugin.manifest.methods import row_of
 from hubplugin.manifest.steps.codebook import Codebook
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.plan import vllm_support
 from hubplugin.plan.checks import quantization
 from hubplugin.plan.schemes import LinearPlan
@@ -31,7 +31,7 @@ def check(step: Codebook, linears: Sequence[LinearPlan], where: str) -> None:
                 f"{where}.method", "codebooks of experts have no loader", "use gptq, or a model without experts"
             )
         inputs = linear.after[1]
-        group = inputs if step.group_size == -1 else step.group_size
+        group = step.group(inputs)
         if inputs % group:
             raise PlanError(
                 f"{where}.group_size" if step.values == "free" else f"{where}.values",

@@ -28,7 +28,8 @@ def notes(step: Masking | None) -> tuple[str, ...]:
 
 def check(step: Masking, linears: Sequence[LinearPlan], where: str) -> None:
     """`ignore`, `pattern` and `sparsity` against every linear of the blocks, in the shapes that pruning leaves."""
-    masked = schemes.not_ignored(step, linears, where, "set to zero")
+    names = set(schemes.not_ignored(step, [linear.name for linear in linears], where, "set to zero"))
+    masked = [linear for linear in linears if linear.name in names]
     for linear in masked:
         _check_linear(step, linear, masked, where)
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from hubplugin.checkpoint import format_names
 from hubplugin.errors import PlanError
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.manifest.steps.prune import Prune
+from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import FAMILIES, Family
 from hubplugin.plan import schemes, sizes, vllm_support
@@ -23,14 +24,14 @@ def check(step: Quantization, linears: Sequence[LinearPlan], where: str) -> None
     fused(linears, where)
 
 
-def engine(step: Quantization, prune: Prune | None, model_type: str, where: str) -> None:
+def engine(step: GridQuantization, prune: Prune | None, model_type: str, where: str) -> None:
     """What gptqmodel takes of a step, of a variant and of a model, where it is the engine."""
     if step.engine == "hubplugin":
         return
     fix = "or remove engine: gptqmodel"
     supported = [name for name, family in FAMILIES.items() if family.gptqmodel]
-    for name in Quantization.model_fields:
-        if name in step.model_fields_set and name not in Quantization.shared:
+    for name in GridQuantization.model_fields:
+        if name in step.model_fields_set and name not in GridQuantization.shared:
             raise PlanError(f"{where}.{name}", "gptqmodel has no such setting, our own engine has", f"remove it, {fix}")
     if prune:
         raise PlanError(
@@ -56,7 +57,7 @@ def engine(step: Quantization, prune: Prune | None, model_type: str, where: str)
         raise PlanError(f"{where}.damp", "gptqmodel takes shares below 1", f"use 0.99 or less, {fix}")
 
 
-def experts(step: Quantization, family: Family, where: str) -> None:
+def experts(step: GridQuantization, family: Family, where: str) -> None:
     """A budget is not for a model with experts."""
     if family.experts and step.budget is not None:
         raise PlanError(
@@ -66,7 +67,7 @@ def experts(step: Quantization, family: Family, where: str) -> None:
         )
 
 
-def budget(step: Quantization, prune: Prune | None, resolved: Mapping[str, Scheme | None], where: str) -> None:
+def budget(step: GridQuantization, prune: Prune | None, resolved: Mapping[str, Scheme | None], where: str) -> None:
     """What excludes a budget, which chooses bits, group sizes and symmetry itself."""
     if step.budget is None:
         return
@@ -92,7 +93,7 @@ def budget(step: Quantization, prune: Prune | None, resolved: Mapping[str, Schem
         )
 
 
-def head(step: Quantization, family: Family, dims: Dimensions, where: str) -> None:
+def head(step: GridQuantization, family: Family, dims: Dimensions, where: str) -> None:
     """A quantized head is a matrix of its own."""
     if step.lm_head and dims.tied:
         raise PlanError(
@@ -102,18 +103,10 @@ def head(step: Quantization, family: Family, dims: Dimensions, where: str) -> No
         )
 
 
-def patterns(step: Quantization, names: Sequence[str], where: str) -> None:
-    """Every pattern names linears, and no override only those that others have taken."""
-    remaining = [name for name in names if not schemes.is_ignored(step, name)]
-    for key, patterns_given in (("ignore", step.ignore), ("overrides", tuple(step.overrides))):
-        for pattern in patterns_given:
-            if not any(schemes.matches(pattern, name) for name in names):
-                raise PlanError(
-                    f"{where}.{key}",
-                    f"{pattern!r} names no linear that this step sees",
-                    f"write a path's end or a pattern, such as {_examples(names)}",
-                )
-    effective = {schemes.override_of(step, name) for name in remaining}
+def overrides(step: GridQuantization, names: Sequence[str], left: Sequence[str], where: str) -> None:
+    """Every override names linears, and not only those that `ignore` or others have taken: `left` are not ignored."""
+    schemes.check_named(step.overrides, names, f"{where}.overrides")
+    effective = {schemes.override_of(step, name) for name in left}
     for pattern in step.overrides:
         if pattern not in effective:
             raise PlanError(
@@ -121,17 +114,9 @@ def patterns(step: Quantization, names: Sequence[str], where: str) -> None:
                 f"{pattern!r} names only linears that are ignored or that an earlier pattern names",
                 "put it before the wider pattern, or remove it",
             )
-    if not remaining:
-        raise PlanError(f"{where}.ignore", "nothing is left to quantize", "ignore less, or remove the step")
 
 
-def _examples(names: Sequence[str]) -> str:
-    """A few patterns that this model has."""
-    shorts = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-    return ", ".join([*shorts[:3], names[0]])
-
-
-def grids(step: Quantization, resolved: Mapping[str, Scheme | None], where: str) -> None:
+def grids(step: GridQuantization, resolved: Mapping[str, Scheme | None], where: str) -> None:
     """Settings that exclude one another, wherever the step or one of its overrides brings them together."""
     for name, scheme in resolved.items():
         if scheme is None or scheme.weight_only:

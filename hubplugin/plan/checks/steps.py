@@ -22,10 +22,10 @@ REFUSED: dict[tuple[Kind, Kind], tuple[str, str]] = {
     (Kind.MASK, Kind.MASK): (_UNDONE, _ALONE),
     (Kind.FACTORIZE, Kind.PRUNE): (": a row of a factor is no channel", "put it first"),
     (Kind.FACTORIZE, Kind.RECOVER): (": it trains whole weights, which would be of full rank again", "put it before"),
-    (Kind.FACTORIZE, Kind.QUANTIZE): (": no format and no kernel here has codes of factors", _ALONE),
     (Kind.FACTORIZE, Kind.MASK): (": factors have no weights that could be set to zero", _ALONE),
     (Kind.FACTORIZE, Kind.FACTORIZE): (_UNDONE, _ALONE),
-    (Kind.QUANTIZE, Kind.FACTORIZE): (": no format and no kernel here has codes of factors", _ALONE),
+    (Kind.FACTORIZE, Kind.TUNE): (": it trains scales of whole weights, not of factors", _ALONE),
+    (Kind.QUANTIZE, Kind.FACTORIZE): (": codes cannot be factored", "put it first: factors may be quantized"),
     (Kind.MASK, Kind.FACTORIZE): (": a product of factors would fill the zeros again", _ALONE),
     (Kind.TUNE, Kind.TUNE): (_UNDONE, "keep one; each trains all blocks"),
 }
@@ -64,8 +64,8 @@ def check_order(steps: Sequence[Step], where: str) -> None:
 def passes(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
     """The steps by the passes over all blocks that do them; training is no such pass and is left out.
 
-    Pruning and codes share a pass. A mask and factors have one of their own, because the weights they read were
-    refitted before, and what follows training starts from the folder that training has written.
+    Codes share the pass of pruning or of factors. A mask and factors have one of their own, because the weights they
+    read were refitted before, and what follows training starts from the folder that training has written.
     """
     groups: list[list[Step]] = [[]]
     for step in steps:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.errors import PlanError
-from hubplugin.manifest.methods import Kind, pruning_of, quantization_of, step_of, tuning_of
+from hubplugin.manifest.methods import Kind, grid_of, pruning_of, step_of, tuning_of
 from hubplugin.manifest.schema import Manifest, Step
 from hubplugin.manifest.steps.tune import Tune
 from hubplugin.plan.schemes import LinearPlan
@@ -37,7 +37,7 @@ def check(step: Tune, linears: Sequence[LinearPlan], where: str) -> None:
 
 def check_variant(steps: Sequence[Step], manifest: Manifest, where: str) -> None:
     """A variant's tune step against its other steps and against the text that it learns from."""
-    step, quantizing = tuning_of(steps), quantization_of(steps)
+    step, quantizing = tuning_of(steps), grid_of(steps)
     if step is None or quantizing is None:
         return
     place = f"{where}[{list(steps).index(step)}]"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
-from hubplugin.manifest.steps.gptq import Quantization
+from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.plan import schemes, sizes, vllm_support
 from hubplugin.plan.choices import knapsack
 from hubplugin.plan.choices.knapsack import Choice
@@ -81,7 +81,7 @@ def _usual_loss(scheme: Scheme) -> float:
 
 
 def make(
-    step: Quantization,
+    step: GridQuantization,
     linears: Sequence[LinearPlan],
     dense: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, Header],
@@ -136,7 +136,7 @@ def _bytes(linear: LinearPlan, scheme: Scheme | None, stored: Mapping[str, Heade
     return sum(part.bytes for part in sizes.packed_tensors(*linear.after, scheme, header.dtype).values())
 
 
-def _unit(step: Quantization, members: tuple[LinearPlan, ...], stored: Mapping[str, Header], where: str) -> Unit:
+def _unit(step: GridQuantization, members: tuple[LinearPlan, ...], stored: Mapping[str, Header], where: str) -> Unit:
     assert step.budget is not None and members[0].scheme is not None
     layout, inputs = members[0].scheme.layout, members[0].after[1]
     if step.budget.options:
@@ -171,7 +171,7 @@ def _fits(linear: LinearPlan, scheme: Scheme) -> bool:
 
 
 def _holds(
-    step: Quantization, units: Sequence[Unit], limit: int, fixed: int, linears: Sequence[LinearPlan], where: str
+    step: GridQuantization, units: Sequence[Unit], limit: int, fixed: int, linears: Sequence[LinearPlan], where: str
 ) -> None:
     """Refuse what is too little for any choice, and what would leave bytes unspent."""
     assert step.budget is not None
@@ -189,7 +189,7 @@ def _holds(
     raise PlanError(f"{where}.budget.{key}", f"is {side}", f"use {low} to {high}{more}")
 
 
-def _more(step: Quantization, low: bool) -> str:
+def _more(step: GridQuantization, low: bool) -> str:
     if not low:
         return ", or leave the budget out"
     named = step.format == COMPRESSED_TENSORS

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from hubplugin.checkpoint.headers import Header
 from hubplugin.model.architectures.families import Family
+from hubplugin.plan import sizes
 from hubplugin.plan.costs.operations import ATTENTION, Operations
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.sizes import PACKED_PARTS
@@ -20,7 +21,9 @@ def of(
     family: Family, tensors: Mapping[str, Header], linears: Iterable[LinearPlan], operations: Operations
 ) -> tuple[Component, ...]:
     """Components with their tensors' bytes; `linears` tell how many weights packed codes stand for."""
-    weights = {linear.name: linear.after[0] * linear.after[1] for linear in linears}
+    weights = {
+        name: outputs * inputs for linear in linears for name, (outputs, inputs) in sizes.matrices(linear).items()
+    }
     parameters: dict[str, int] = {}
     stored: dict[str, int] = {}
     for name, header in tensors.items():

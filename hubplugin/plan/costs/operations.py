@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubplugin.checkpoint.format_names import FACTOR_B
 from hubplugin.checkpoint.headers import Header
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
@@ -46,18 +45,20 @@ def of(
 
     `tensors` are those of its folder: where factors are among them, they count in place of their linears.
     """
-    factors = {name: header.count for name, header in (tensors or {}).items() if sizes.is_factor(name)}
-    attention, ffn = (
-        2.0 * sum(count for name, count in factors.items() if (f".{ATTENTION}" in name) is of_attention)
-        for of_attention in (True, False)
-    )
+    attention = ffn = 0.0
+    factors: dict[str, tuple[int, ...]] = {}
     for layer in range(dims.layers):
         for name, (outputs, inputs) in architecture.linear_shapes(family, dims.at(layer)).items():
-            if f"{family.block.format(i=layer)}.{name}.{FACTOR_B}" in factors:
+            full = f"{family.block.format(i=layer)}.{name}"
+            if own := sizes.factors_in(tensors or {}, full, (outputs, inputs)):
+                factors |= own  # a shared A is one matrix
                 continue
             flops = 2 * outputs * inputs * family.input_group_of(name).token_ratio
             attention += flops * name.startswith(ATTENTION)
             ffn += flops * (not name.startswith(ATTENTION))
+    for name, (rows, columns) in factors.items():
+        attention += 2 * rows * columns * (f".{ATTENTION}" in name)
+        ffn += 2 * rows * columns * (f".{ATTENTION}" not in name)
     router = 2 * dims.experts * dims.hidden * dims.layers
     scores = sum(4 * block.heads * dims.head_dim for block in dims.shapes())  # queries with keys, weights with values
     return Operations(round(attention), round(ffn) + router, 2 * dims.vocab * dims.hidden, scores)

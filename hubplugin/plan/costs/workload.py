@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 
 from hubplugin import limits
-from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, row_of, trainings_of
+from hubplugin.manifest.methods import (
+    factorization_of,
+    grid_of,
+    mask_of,
+    pruning_of,
+    quantization_of,
+    row_of,
+    trainings_of,
+)
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.source import Source
 from hubplugin.manifest.steps.training import Training
@@ -20,21 +28,21 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
     `units` are the changes of single blocks that are run through the model before anything is decided.
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
-    gptq, prune, mask = quantization_of(steps), pruning_of(steps), mask_of(steps)
+    quantizing, grid, prune, mask = quantization_of(steps), grid_of(steps), pruning_of(steps), mask_of(steps)
     lowrank = factorization_of(steps)
     stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
     return estimates.Work(
         samples=source.samples,
         tokens=source.sequence_length,
-        quantizes=row_of(gptq).cost if gptq else None,
+        quantizes=row_of(quantizing).cost if quantizing else None,
         prunes=row_of(prune).cost if prune else None,
         units=units,
         corrected=corrected_tokens(steps, source.samples * source.sequence_length),
         skips=prune is not None and prune.measures,
-        descends=gptq.passes if gptq else 0,
+        descends=grid.passes if grid else 0,
         masks=row_of(mask).cost if mask else None,
         factors=row_of(lowrank).cost if lowrank else None,
-        head=gptq is not None and gptq.lm_head,
+        head=grid is not None and grid.lm_head,
         number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
         device_number=2 if stored == "BF16" else estimates.FP32,
         cpu=estimates.this_cpu(),
@@ -55,8 +63,8 @@ def _training(step: Training, calibration: Source, parameters: int) -> estimates
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    fitted, prune = quantization_of(steps) or factorization_of(steps), pruning_of(steps)
-    aims = fitted.qep_tokens if fitted and fitted.qep else 0
+    fitted, prune = (quantization_of(steps), factorization_of(steps)), pruning_of(steps)
+    aims = max(step.qep_tokens if step and step.qep else 0 for step in fitted)
     if prune and (prune.refit or aims):
         return tokens
     return min(tokens, aims)

@@ -34,7 +34,11 @@ def configured(subject: Subject) -> Iterator[Finding]:
     config.check_known()
     if config.ranks is not None:
         yield from _ranks(config.ranks, subject)
-        return
+        config = config.codes
+        if not config.entries and quantized:
+            yield failed(f"{CONFIG} says nothing of codes, and {len(quantized)} linears are stored as codes")
+        if not config.entries:
+            return
     if config.where == BESIDE:
         yield unchecked(f"{CONFIG} says nothing, {BESIDE} does: vLLM reads it, transformers loads no codes then")
     if not quantized:
@@ -67,8 +71,8 @@ def _ranks(claimed: Mapping[str, int], subject: Subject) -> Iterator[Finding]:
 def _fault(claimed: Claimed | None, linear: StoredLinear, partly: bool) -> str:
     """Why a claim does not hold; empty where it does. `partly`: linears may stay dense without a rule for them."""
     if claimed is None:
-        return "is stored as codes" if linear.layout else ""
-    if not linear.layout:
+        return "is stored as codes" if linear.codes else ""
+    if not linear.codes:
         return "" if partly else "is stored dense"
     if claimed.bits not in linear.bits:
         return "the width of its codes"
@@ -77,7 +81,7 @@ def _fault(claimed: Claimed | None, linear: StoredLinear, partly: bool) -> str:
 
 def zero_points(subject: Subject) -> Iterator[Finding]:
     """compressed-tensors stores zero points exactly where grids are said to be asymmetric."""
-    config = subject.quantization
+    config = subject.quantization.codes if subject.quantization else None
     if config is None or config.method != COMPRESSED_TENSORS:
         return
     wrong = [
