@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from hubplugin import api, pipeline
+from hubplugin.checkpoint.safetensors_io import safetensors_bytes
 from hubplugin.errors import HubPluginError
 from hubplugin.evaluation import engine_choice, generation
 from hubplugin.job import Engines, Job
@@ -85,22 +86,26 @@ def written(manifest: Mapping[str, Any], options: argparse.Namespace) -> dict[st
         evaluate["perplexity"], options.held_out, options.held_out_samples, options.sequence_length
     )
     calibrate = _source(manifest["calibrate"], options.calibration, options.samples, options.sequence_length)
-    data = {**calibrate, "samples": options.training_samples, "seed": calibrate.get("seed", 0) + 2}
+    other = {**calibrate, "seed": calibrate.get("seed", 0) + 2}
     variants = {
-        name: [
-            {**step, "data": data} if options.training_samples and "data" in METHODS[step["method"]].settings.model_fields else step
-            for step in steps
-        ]
-        for name, steps in manifest["variants"].items()
+        name: [_trained_on(step, other, options) for step in steps] for name, steps in manifest["variants"].items()
     }
     model = options.model or manifest["model"]
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
     return {**manifest, "model": model, "calibrate": calibrate, "variants": variants, "evaluate": evaluate}
 
 
-def _source(
-    source: Mapping[str, Any], file: Path | None, samples: int | None, length: int | None
-) -> dict[str, Any]:
+def _trained_on(step: Mapping[str, Any], other: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str, Any]:
+    """A step, where it trains on text of its own: that of the manifest, or other sequences of the calibration text."""
+    if "data" not in step and not (
+        options.training_samples and "data" in METHODS[step["method"]].settings.model_fields
+    ):
+        return step
+    data = _source(step.get("data", other), options.calibration, options.training_samples, options.sequence_length)
+    return {**step, "data": data}
+
+
+def _source(source: Mapping[str, Any], file: Path | None, samples: int | None, length: int | None) -> dict[str, Any]:
     changed = dict(source)
     if file:
         changed = {key: value for key, value in source.items() if key not in FROM_DATASET}
@@ -151,7 +156,7 @@ def head(job: Job) -> dict[str, Any]:
         "base": {
             "parameters": base.parameters,
             "linear_parameters": base.linear_parameters,
-            "bytes": base.bytes,
+            "bytes": safetensors_bytes(job.snapshot.path),
             **reference.quality.model_dump(exclude_none=True),
         },
         "calibration": job.calibration.description.model_dump(),

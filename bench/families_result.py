@@ -17,6 +17,7 @@ NAME = re.compile(r"(?P<family>.+)-(?P<ratio>\d+(\.\d+)?)x")
 DENSE_BITS = 16  # of a weight in bfloat16
 # stages of a report that are not the making of a variant: what all variants share, and what is measured of the result
 NOT_MAKING = re.compile(r"pull|.* data|evaluation.*|tasks|speed|gate")
+HOW_MUCH = ("samples", "sequence_length", "seed")  # of a source of tokens
 PLUGIN = "hubplugin installed beside"  # what plan's notes say where stock vLLM does not serve a variant
 
 
@@ -60,7 +61,7 @@ def said(step: Mapping[str, Any]) -> dict[str, Any]:
     """A step as the manifest writes it; of a training step's text only how much it is, for files have local names."""
     shown = dict(step)
     if "data" in step:
-        shown["data"] = {key: value for key, value in step["data"].items() if key in ("samples", "sequence_length", "seed")}
+        shown["data"] = {key: step["data"][key] for key in HOW_MUCH if key in step["data"]}
     return shown
 
 
@@ -102,7 +103,8 @@ def of_report(made: Report, base_weights: int) -> dict[str, Any]:
         "quality": quality.model_dump(exclude_none=True),
         "seconds": {"making": round(sum(making.values()), 1), **made.seconds},
         "peak_memory_bytes": made.peak_memory_bytes,
-        "trained": recovery and {"kl_before": recovery.kl_before, "kl_after": recovery.kl_after, "tokens": recovery.tokens},
+        "trained": recovery
+        and {"kl_before": recovery.kl_before, "kl_after": recovery.kl_after, "tokens": recovery.tokens},
         "fallbacks": len(made.fallbacks),
         "loads": {load.target: load.why for load in made.loads},
         "needs_plugin": any(PLUGIN in note for note in made.notes),
