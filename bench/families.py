@@ -144,7 +144,8 @@ def run(job: Job, variants: Mapping[str, Any], options: argparse.Namespace) -> N
         if why := result.why_not(found, draft.name, options.beyond, timed=not options.no_speed):
             progress(f"{draft.name}: {why}")
         else:
-            result.add(file, found, draft.name, made(job, draft, options.work / job.base_name, engines))
+            before = found["runs"].get(draft.name, {})
+            result.add(file, found, draft.name, made(job, draft, options.work / job.base_name, engines, before))
 
 
 def head(job: Job) -> dict[str, Any]:
@@ -166,9 +167,10 @@ def head(job: Job) -> dict[str, Any]:
     }
 
 
-def made(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> dict[str, Any]:
-    """One variant through the pipeline, and what it cost; or why it could not be made."""
-    continued = (out / draft.name).exists() or (out / f".{draft.name}.part").exists()
+def made(job: Job, draft: DraftPlan, out: Path, engines: Engines, before: Mapping[str, Any]) -> dict[str, Any]:
+    """One variant through the pipeline, and what it cost; or why it could not be made. Of one that is only timed now,
+    what was known `before` of its making stays."""
+    stood, continued = (out / draft.name).exists(), (out / f".{draft.name}.part").exists()
     begun, busy, own = time.monotonic(), measure.busy_seconds(), _own_seconds()
     try:
         report = pipeline.one(job, draft, out, engines)
@@ -177,8 +179,9 @@ def made(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> dict[str, A
         return {"failed": f"{error.what}"}
     wall = time.monotonic() - begun
     used = measure.busy_seconds() - busy - (_own_seconds() - own)
-    others = round(max(0.0, used / wall / (psutil.cpu_count() or 1)), 3)
+    others = None if stood else round(max(0.0, used / wall / (psutil.cpu_count() or 1)), 3)
     known = {"date": datetime.now(UTC).date().isoformat(), "others": others, "continued": continued}
+    known |= {key: before[key] for key in known if key in before}
     return known | result.of_report(report, job.plan.linear_parameters)
 
 

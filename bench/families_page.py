@@ -83,7 +83,7 @@ def _about(record: Mapping[str, Any]) -> list[str]:
     inside = base["linear_parameters"] / base["parameters"]
     calibration, held_out = _tokens(record["calibration"]), _tokens(record["held_out"])
     shares = [run["others"] for run in measured(record).values()]
-    busy = sum(share > BUSY for share in shares)
+    busy = sum(map(_busy, shares))
     lines = [
         f"{base['parameters'] / 1e6:.1f} million weights, of which {inside:.0%} are in the linears of the blocks; "
         f"{base['bytes'] / 1e6:.0f} MB in bfloat16. Calibrated on {calibration}; measured on {held_out}, where the "
@@ -93,6 +93,11 @@ def _about(record: Mapping[str, Any]) -> list[str]:
         f"in {busy} of {len(shares)} runs: seconds with a * are of such a run: an order of magnitude at best.\n",
     ]
     return lines
+
+
+def _busy(others: float | None) -> bool:
+    """Whether other processes used more than BUSY of the machine; where it was not seen, they are taken to have."""
+    return others is None or others > BUSY
 
 
 def _tokens(described: Mapping[str, Any]) -> str:
@@ -155,7 +160,7 @@ def _at(record: Mapping[str, Any], ratio: float) -> list[str]:
 
 def _row(record: Mapping[str, Any], name: str, run: Run, timed: bool) -> list[str]:
     quality, seconds = run["quality"], f"{run['seconds']['making']:.0f}"
-    mark = "*" * (run["others"] > BUSY) + " (continued)" * run["continued"]
+    mark = "*" * _busy(run["others"]) + " (continued)" * run["continued"]
     off = run["linears_ratio"] / target(name) - 1
     return [
         name + (f" ({off:+.0%} off)" if abs(off) > OFF else ""),
@@ -176,7 +181,7 @@ def _speed(run: Run) -> str:
     speed = run.get("speed") or {}
     loads = speed.get("loads", ())
     cells = [f"{load['concurrency']}: {load['tokens_per_second']:.0f} ({load['speedup']:.2f})" for load in loads]
-    return ", ".join(cells) + "*" * (speed.get("others", 0) > BUSY) if cells else "-"
+    return ", ".join(cells) + "*" * _busy(speed.get("others")) if cells else "-"
 
 
 def served(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""The comparison of families: bytes are checked before anything runs, one file holds one run, and what the page says."""
+"""The comparison of families: bytes are checked before anything runs, one file holds one run; what the page says."""
 
 import json
 import sys
@@ -18,7 +18,10 @@ import families_page
 import families_plots
 import families_result
 
+from hubplugin.evaluation import engine_choice
+from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.reading import loading
+from hubplugin.manifest.speed import Speed
 
 TEXT = {"self": True, "samples": 4, "sequence_length": 48}
 MANIFEST = {
@@ -31,14 +34,24 @@ MANIFEST = {
 }
 
 
-def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **changes: Any) -> dict[str, Any]:
+def asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, timed: bool = False, **changes: Any
+) -> dict[str, Any]:
     """The script on a pico model; what its result file holds then, if anything."""
     model = folder / "pico"
     if not model.exists():
         pico.write(model)
     manifest, out = folder / "m.yaml", folder / "result.json"
     manifest.write_text(json.dumps({"model": str(model), **MANIFEST, **changes}), encoding="utf-8")  # JSON is YAML
-    places = ["--manifest", str(manifest), "--work", str(folder / "work"), "--out", str(out), "--no-speed"]
+    places = [
+        "--manifest",
+        str(manifest),
+        "--work",
+        str(folder / "work"),
+        "--out",
+        str(out),
+        *([] if timed else ["--no-speed"]),
+    ]
     monkeypatch.setattr(sys, "argv", ["families.py", *places, "--tolerance", "0.05", *words])
     families.main()
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
@@ -66,6 +79,23 @@ def test_variants_go_through_the_pipeline_one_at_a_time(tmp_path: Path, monkeypa
 
     page = families_page.render([second])
     assert "| Wanda-1x | 1.00x | 1.00x |" in page and "Not run" not in page
+
+
+def test_a_finished_variant_is_timed_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = asked(tmp_path, monkeypatch, "--only", "Wanda-1x")["runs"]["Wanda-1x"]
+    (weights_file,) = (tmp_path / "work" / "pico" / "Wanda-1x").glob("*.safetensors")
+    before = weights_file.stat().st_mtime_ns
+
+    def take(subject: Subject, settings: Speed, number: int) -> Turn:
+        answered = (Answered(each, 4, 0.1, 0.01, 10.0 * each) for each in settings.concurrency)
+        return Turn("engine 1", None, 1.0, 100, tuple(answered), 0.25)
+
+    monkeypatch.setattr(engine_choice, "take_turn", take)
+    second = asked(tmp_path, monkeypatch, "--only", "Wanda-1x", timed=True)["runs"]["Wanda-1x"]
+    assert weights_file.stat().st_mtime_ns == before
+    speed = second.pop("speed")
+    assert [load["tokens_per_second"] for load in speed["loads"]] == [10.0, 80.0, 320.0] and speed["others"] == 0.25
+    assert {**first, "speed": None} == {**second, "speed": None}
 
 
 def test_a_file_holds_what_was_made_from_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,11 +181,11 @@ def test_a_ratio_has_its_table_with_the_least_kl_first() -> None:
         GPTQ_Tune_4x=run(4.2, 11.0, 0.1, "gptq", "tune", continued=True),
     )
     rows = lines(found, "| ")
-    served = "vLLM, CPU and GPU"
+    both, plugin, tuned = "CPU and GPU", "vLLM with hubplugin", "1.100 | 0.1000 ± 0.0000 | 50.0% | 12 (continued)"
     assert [row for row in rows if "±" in row] == [
-        f"| GPTQ-Tune-4x (+5% off) | 4.20x | 2.56x | 5.12x | 3.81 | 1.100 | 0.1000 ± 0.0000 | 50.0% | 12 (continued) | {served} |",
+        f"| GPTQ-Tune-4x (+5% off) | 4.20x | 2.56x | 5.12x | 3.81 | {tuned} | vLLM, {both} |",
         "| GPTQ-4x | 3.90x | 2.47x | 4.94x | 4.10 | 1.200 | 0.2000 ± 0.0000 | 50.0% | 12* | vLLM, GPU |",
-        "| LowRank-4x | 4.00x | 2.50x | 5.00x | 4.00 | 200 | 5.0000 ± 0.0000 | 50.0% | 12 | vLLM with hubplugin, CPU and GPU |",
+        f"| LowRank-4x | 4.00x | 2.50x | 5.00x | 4.00 | 200 | 5.0000 ± 0.0000 | 50.0% | 12 | {plugin}, {both} |",
     ]
     one, every = "GPTQ-4x: 0.2000, perplexity × 1.200", "GPTQ-Tune-4x: 0.1000, perplexity × 1.100"
     assert f"| 4x | {one} | {every} | 3 |" in rows
