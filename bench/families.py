@@ -36,7 +36,7 @@ from hubplugin.progress import progress
 
 HERE = Path(__file__).parent
 MANIFEST, RESULTS, WORK = HERE / "families.yaml", HERE / "results" / "families", HERE / ".work" / "families"
-FROM_DATASET = ("dataset", "config", "split", "revision", "column")
+OTHER_SOURCES = ("dataset", "config", "split", "revision", "column", "self", "skip")  # and what goes with them
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def _trained_on(step: Mapping[str, Any], other: Mapping[str, Any], options: argp
 def _source(source: Mapping[str, Any], file: Path | None, samples: int | None, length: int | None) -> dict[str, Any]:
     changed = dict(source)
     if file:
-        changed = {key: value for key, value in source.items() if key not in FROM_DATASET}
+        changed = {key: value for key, value in source.items() if key not in OTHER_SOURCES}
         changed["files"] = [str(file.resolve())]
     given = {"samples": samples, "sequence_length": length}
     return changed | {key: value for key, value in given.items() if value}

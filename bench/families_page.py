@@ -238,7 +238,7 @@ def _largest(record: Mapping[str, Any], runs: Mapping[str, Run], end: float) -> 
     within = [name for name, run in runs.items() if times_base(record, run) <= end]
     if not within:
         return "none measured"
-    best = max(within, key=lambda name: (target(name), -times_base(record, runs[name])))
+    best = max(within, key=lambda name: runs[name]["linears_ratio"])
     run = runs[best]
     sizes = f"{run['linears_ratio']:.2f}x, file {file_ratio(record, run):.2f}x"
     return f"{sizes} ({best}, × {_times(times_base(record, run))})"

@@ -137,6 +137,8 @@ def test_files_and_counts_of_the_command_line_take_the_place_of_datasets(
     recovered = written["variants"]["Prune-Recover-2x"]
     assert recovered[0] == {"method": "prune", "ratio": 0.5}
     assert recovered[1] == {"method": "recover", "data": {**text, "samples": 5, "seed": 2}}
+    own = families.written({**MANIFEST, "model": "m"}, families.parsed())["calibrate"]
+    assert own == {"files": text["files"], "samples": 3, "sequence_length": 48}  # and no `self`
     # no file's name gets into the results
     assert families_result.said(recovered[1])["data"] == {"samples": 5, "sequence_length": 512, "seed": 2}
 
