@@ -116,7 +116,7 @@ def _renew(job: Job, draft: DraftPlan, out: Path, made: Report, engines: Engines
 
 
 def one(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
-    """One variant of a job, as `run` treats it: kept or renewed where its weights stand, else made. Raises no GateError."""
+    """One variant, as `run` treats it: kept or renewed where its weights stand, else made. Raises no GateError."""
     made = _kept(job, draft, out / draft.name)
     return _renew(job, draft, out, made, engines) if made else make(job, draft, out, engines)
 
