@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ONCE ?=
 
-.PHONY: env env-gptqmodel demo test browser bench bench-serve bench-env bench-page bench-pruning check audit docs fix clean
+.PHONY: env env-gptqmodel demo test browser bench bench-serve bench-env bench-page bench-pruning bench-families check audit docs fix clean
 
 env: .venv/.ready
 
@@ -60,6 +60,13 @@ bench-pruning: env
 	$(BIN)/python bench/pruning.py $(if $(METHODS),--methods $(METHODS)) $(if $(RATIOS),--ratios $(RATIOS)) \
 	  $(if $(FORCE),--force) $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(HELD_OUT),--held-out $(HELD_OUT))
 	$(BIN)/python bench/pruning_page.py
+
+# every family of compression at the same bytes (docs/families.md): what is not in bench/results/families yet, or a part of
+# it: make bench-families ONLY="GPTQ-4x Prune-2x" OPTIONS="--no-speed"; OPTIONS are those of bench/families.py
+bench-families: export OMP_WAIT_POLICY := PASSIVE
+bench-families: env
+	$(BIN)/python bench/families.py $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
+	$(BIN)/python bench/families_page.py
 
 check: env
 	$(BIN)/ruff check .

@@ -115,6 +115,12 @@ def _renew(job: Job, draft: DraftPlan, out: Path, made: Report, engines: Engines
     return renewal.renew(job, variant, out / draft.name, made, engines, thorough)
 
 
+def one(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
+    """One variant, as `run` treats it: kept or renewed where its weights stand, else made. Raises no GateError."""
+    made = _kept(job, draft, out / draft.name)
+    return _renew(job, draft, out, made, engines) if made else make(job, draft, out, engines)
+
+
 def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
     job.prepare()
