@@ -96,6 +96,19 @@ class Recovery(Record):
     moved_codes: float | None = None  # ratio of codes that were rounded otherwise; None: codes were fixed
 
 
+class AdapterOf(Record):
+    """What an adapter stands beside: another variant of the same manifest, whose folder holds all other weights."""
+
+    variant: str
+    repo: str | None  # where the manifest publishes it
+    branch: str | None  # of that repo; None: main
+    rank: int
+    parameters: int  # weights of the adapter alone
+    bytes: int  # of its weights' file
+    weights: dict[str, str]  # name -> sha256 of the weight files that it was made for and measured with
+    steps: tuple[dict[str, Any], ...]  # of the other variant
+
+
 class Component(Record):
     """A part of the model: embeddings, attention, FFN, norms or scales."""
 
@@ -113,6 +126,7 @@ class Sizes(Record):
     linear_parameters: int  # of the linears inside the blocks, or of their factors
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
+    adapter_bytes: int | None = None  # of safetensors_bytes, those of an adapter's own file; None: there is none
     sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
     components: tuple[Component, ...] = ()
     flops_per_token: int | None = None  # of all linears (or factors) and the output head, by their shapes
@@ -212,8 +226,9 @@ class Report(Record):
     allocation: Allocation | None = None  # of a step with a budget
     ranking: Ranking | None = None  # of a step that stores factors
     shaping: Shaping | None = None  # of a pruning step that measured what should go
+    adapter: AdapterOf | None = None  # of an adapter, whose sizes and numbers are those of both together
     recovery: Recovery | None = None  # of a recover step
-    tuning: Recovery | None = None  # of a tune step
+    tuning: Recovery | None = None  # of a tune step, or of an adapter that was trained
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage

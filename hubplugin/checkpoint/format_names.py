@@ -17,6 +17,14 @@ FACTOR_A, FACTOR_B = "lr_a", "lr_b"  # the last part of their names
 STACKS = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
 STACKS |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 
+# PEFT's: W + scale * B A of [outputs, rank] and [rank, inputs]
+LORA_A, LORA_B = "lora_A.weight", "lora_B.weight"
+
+
+def lora(linear: str, part: str) -> str:
+    """The name of a linear's LORA_A or LORA_B in an adapter's file."""
+    return f"base_model.model.{linear}.{part}"
+
 
 def factor_a(linear: str, shared: bool) -> str:
     """The full name of a linear's factor A: its own, or that of its stack."""
