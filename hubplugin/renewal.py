@@ -6,7 +6,7 @@ Measures only what the manifest asks for otherwise than before. Compresses nothi
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubplugin import provenance, report_assembly, variant_folder, writing
+from hubplugin import provenance, report, report_assembly, variant_folder, writing
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError

@@ -36,8 +36,9 @@ def generate(
     """Serve `folder` with vLLM, have it generate at most `tokens` tokens greedily after each prompt, stop it.
 
     Takes half a minute for a small model on a CPU, seconds where `forking` keeps a fork server. Nothing is left
-    running, whatever happens. `options` are vLLM's, and `asked` the model that is asked, as for `engine.start`. Raises ServeError with vLLM's own cause where it cannot load the folder, is not ready
-    after `timeout` seconds, or does not answer after as many again.
+    running, whatever happens. `options` are vLLM's, and `asked` the model that is asked, as for `engine.start`. Raises
+    ServeError with vLLM's own cause where it cannot load the folder, is not ready after `timeout` seconds, or does not
+    answer after as many again.
     """
     config = vllm_settings.read_config(folder)
     device = vllm_settings.find_device()

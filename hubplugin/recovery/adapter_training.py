@@ -21,7 +21,7 @@ from hubplugin.plan.variant_plan import AdapterPlan
 from hubplugin.progress import progress
 from hubplugin.recovery.distillation import Distillation
 from hubplugin.recovery.optimizers import Pace
-from hubplugin.recovery.recover import LORA_RATE, STEP_TOKENS
+from hubplugin.recovery.recover import LORA_RATE, TUNE_STEP_TOKENS
 from hubplugin.recovery.splitting import split
 from hubplugin.recovery.trainable import ALPHA, OwnAdapters
 from hubplugin.recovery.training_setup import TrainingSetup, device_for, folder_digest
@@ -48,7 +48,7 @@ def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lor
     model = setup.model(parent)
     student = OwnAdapters(model.load_all(), step.rank, model.family)
     limit = math.inf if step.minutes is None else 60 * step.minutes
-    pace = Pace(step.learning_rate or LORA_RATE, STEP_TOKENS, limit)
+    pace = Pace(step.learning_rate or LORA_RATE, TUNE_STEP_TOKENS, limit)
     teacher = setup.model(base).load_all()
     distilled = Distillation(student, teacher, setup.tokens, step, before, pace).run(checkpoints)
     tensors = {

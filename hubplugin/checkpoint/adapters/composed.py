@@ -14,9 +14,9 @@ INSIDE = ".adapter"  # the folder in it that is the adapter
 def composed(parent: Path, adapter: Path) -> Iterator[Path]:
     """A folder with links to the files of a model, and to an adapter beside them; it is gone afterwards.
 
-    It stands beside the adapter's folder. Whoever reads weights through a DenseView sees the adapter added to them.
+    Whoever reads weights through a DenseView sees the adapter added to them.
     """
-    with tempfile.TemporaryDirectory(prefix=".with-adapter-", dir=adapter.parent) as name:
+    with tempfile.TemporaryDirectory(prefix="hubplugin-with-adapter-") as name:
         place = Path(name)
         for file in model_folder.listing(parent):
             (place / file).parent.mkdir(parents=True, exist_ok=True)
