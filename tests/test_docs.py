@@ -186,6 +186,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "wanda": {"sparsity": 0.5},
     "sparsegpt": {"sparsity": 0.5},
     "lowrank": {"ratio": 0.2},
+    "eora": {"of": "Int4"},
+    "lora": {"of": "Int4"},
 }
 
 

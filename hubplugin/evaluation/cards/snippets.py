@@ -30,6 +30,7 @@ class Use:
     plugin: bool = False  # whether vLLM needs hubplugin beside it
     parent: str = ""  # of an adapter: the repo, or the folder, of the variant that it is for ...
     parent_branch: str | None = None  # ... the branch of that repo ...
+    packed: bool = False  # ... whether its weights are codes ...
     room: int = 0  # ... and the rank that vLLM makes room for
 
     @property
@@ -58,6 +59,7 @@ def use(report: Report) -> Use:
         plugin=needs_plugin(report),
         parent=(report.adapter.repo or report.adapter.variant) if report.adapter else "",
         parent_branch=report.adapter.branch if report.adapter and report.adapter.repo else None,
+        packed=bool(report.adapter and stored(report).quantized),
         room=next(room for room in RANKS if room >= report.adapter.rank) if report.adapter else 0,
     )
 
