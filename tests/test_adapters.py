@@ -8,18 +8,17 @@ from typing import Any
 import pico
 import pytest
 import torch
-from plan_helpers import document, published, headers
+from plan_helpers import document, headers, published
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from verify_helpers import dequantized, make
 
-from hubplugin import cli, pipeline, report, verification
+from hubplugin import pipeline, report, verification
 from hubplugin.checkpoint.adapters import composed, peft_folder
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.checkpoint.resume import FinishedBlocks
 from hubplugin.compress import adapter_pass
-from hubplugin.errors import GateError, HubError, PlanError, ServeError
+from hubplugin.errors import HubError, PlanError, ServeError
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.hub import resolve, snapshots
@@ -160,7 +159,9 @@ def test_lora_begins_as_the_variant_itself(out: Path) -> None:
     values = adapters.values()
     assert all(not value.any() for name, value in values.items() if name.endswith("lora_B.weight"))
     stored = load_file(out / "LoRA" / "adapter_model.safetensors")
-    assert {name: value.shape for name, value in values.items()} == {name: value.shape for name, value in stored.items()}
+    assert {name: value.shape for name, value in values.items()} == {
+        name: value.shape for name, value in stored.items()
+    }
 
 
 def rerun(out: Path, **changes: str) -> list[report.Report]:
@@ -384,7 +385,10 @@ def test_experts_get_no_adapter() -> None:
     config = pico.config("mixtral")
     from plan_helpers import config_json
 
-    steps = {"Int4": [{"method": "gptq", "bits": 4, "group_size": 32}], "A": [{"method": "eora", "of": "Int4", "rank": 4}]}
+    steps = {
+        "Int4": [{"method": "gptq", "bits": 4, "group_size": 32}],
+        "A": [{"method": "eora", "of": "Int4", "rank": 4}],
+    }
     with pytest.raises(PlanError, match="is an expert's"):
         planner.make(document(steps), config_json(config), headers(config))
 

@@ -11,7 +11,18 @@ import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
 from hubplugin.report import Report
 from hubplugin.verification import outcome, texts
-from hubplugin.verification.checks import adapters, base, card, files, linears, quality, signature, sizes, speed, tensors
+from hubplugin.verification.checks import (
+    adapters,
+    base,
+    card,
+    files,
+    linears,
+    quality,
+    signature,
+    sizes,
+    speed,
+    tensors,
+)
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
 

@@ -17,7 +17,8 @@ from hubplugin.manifest.schema import Document
 def narrowed(document: Document, only: Sequence[str] = (), revision: str | None = None) -> Document:
     """The document with the variants that are named (none: all), and its base at a revision (None: as it is written).
 
-    With an adapter comes the variant that it is for. Raises ManifestError for a name that no variant has, and for a revision of a local folder.
+    With an adapter comes the variant that it is for. Raises ManifestError for a name that no variant has, and for a
+    revision of a local folder.
     """
     manifest = document.manifest
     changes: dict[str, Any] = {}
