@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from hubplugin.adapter_record import AdapterOf as AdapterOf
 from hubplugin.choice_records import AllocatedUnit as AllocatedUnit
 from hubplugin.choice_records import Allocation as Allocation
 from hubplugin.choice_records import PrunedBlock as PrunedBlock
@@ -94,19 +95,6 @@ class Recovery(Record):
     kl_after: float  # of what was written
     data: Tokens | None = None  # what it was trained on, where that is not the calibration
     moved_codes: float | None = None  # ratio of codes that were rounded otherwise; None: codes were fixed
-
-
-class AdapterOf(Record):
-    """What an adapter stands beside: another variant of the same manifest, whose folder holds all other weights."""
-
-    variant: str
-    repo: str | None  # where the manifest publishes it
-    branch: str | None  # of that repo; None: main
-    rank: int
-    parameters: int  # weights of the adapter alone
-    bytes: int  # of its weights' file
-    weights: dict[str, str]  # name -> sha256 of the weight files that it was made for and measured with
-    steps: tuple[dict[str, Any], ...]  # of the other variant
 
 
 class Component(Record):
