@@ -19,7 +19,7 @@ from hubplugin.manifest import base, methods, schema, source
 from hubplugin.manifest.reading import loading, sections
 from hubplugin.manifest.reading.hints import first_sentence, hint
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema
-from hubplugin.manifest.steps import codebook, gptq, lowrank, masks, prune, recover, training, tune
+from hubplugin.manifest.steps import adapter, codebook, gptq, lowrank, masks, prune, recover, training, tune
 from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]
@@ -28,11 +28,15 @@ MODELINE = "# yaml-language-server: $schema=schema.json"
 KEYS = ("tokens", "sequence_length")
 
 
+# base classes of steps
+SHARED = (gptq.Quantization, masks.Masking, training.Distilling, training.Training, adapter.Adapting)
+
+
 def settings_classes() -> list[type[base.Settings]]:
     """All settings classes of the room, the shared base classes left out."""
     found = {
         value
-        for module in (codebook, gptq, lowrank, masks, prune, recover, schema, source, training, tune)
+        for module in (adapter, codebook, gptq, lowrank, masks, prune, recover, schema, source, training, tune)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base.Settings)
     }
@@ -98,7 +102,7 @@ def test_every_module_is_in_the_map_under_its_room() -> None:
 def test_every_setting_has_a_description_and_examples_that_are_valid() -> None:
     for section in settings_classes():
         for name, field in section.model_fields.items():
-            if section in (gptq.Quantization, masks.Masking, training.Training) and name == "method":
+            if section in SHARED and name == "method":
                 continue  # their subclasses say which
             assert field.description and field.examples, f"{section.__name__}.{name}"
             assert first_sentence(field.description) and "\n" not in hint(field) and len(hint(field)) < 200
