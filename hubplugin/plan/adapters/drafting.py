@@ -18,7 +18,7 @@ from hubplugin.plan.variant_plan import AdapterPlan, VariantPlan
 
 NOTE = (
     "it is an adapter beside the weights of {}: sizes are of both together, as both are served; its own files are the "
-    "adapter alone. An engine multiplies by both, which is slower than {} alone"
+    "adapter alone. An engine computes both, which is more work than {} alone (run on a CPU, not tried on a GPU)"
 )
 
 
