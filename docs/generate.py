@@ -47,6 +47,7 @@ KIND_TITLES = {
     Kind.MASK: "Masks",
     Kind.FACTORIZE: "Low rank",
     Kind.TUNE: "Tuning",
+    Kind.ADAPT: "Adapters",
 }
 SOURCE = "Source"  # of tokens: a table of its own, because several keys take it
 

@@ -7,7 +7,7 @@ here; it makes none.
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hubplugin.checkpoint.adapters import composed, peft_folder
 from hubplugin.compress.calibration import calibration_data, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.disk import digest, sha256
@@ -26,6 +27,7 @@ from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
+from hubplugin.manifest.publish import MAIN
 from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.reading.task_file import TaskFile
 from hubplugin.manifest.schema import EVALUATED, Document
@@ -64,6 +66,14 @@ class Engines:
     generate: generation.Generate  # a few tokens, for the gate
     take_turn: rounds.TakeTurn  # for its speed
     serve_cache: kv_caches.Serve  # for data types of its KV cache
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a variant is."""
+
+    own: Path  # what is published
+    model: Path  # what is run: the same, or for an adapter both it and the variant that it is for
 
 
 @dataclass
@@ -230,10 +240,25 @@ class Job:
         caches = kv_caches.measure(subjects[1], evaluate.speed, text, engines.serve_cache)
         return speed.model_copy(update={"kv_caches": caches})
 
-    def candidate(self, variant: VariantPlan, folder: Path, **known: Any) -> gate.Candidate:
+    def together(self, variant: VariantPlan, folder: Path) -> AbstractContextManager[Path]:
+        """A variant's folder as a model that can be run: of an adapter with the variant that it is for."""
+        if variant.adapter is None:
+            return nullcontext(folder)
+        return composed.composed(folder.parent / variant.adapter.parent.name, folder)
+
+    def name_parent(self, variant: VariantPlan, folder: Path) -> None:
+        """Let an adapter name the variant that it is for as the manifest publishes it, else by its folder."""
+        if variant.adapter:
+            manifest, parent = self.document.manifest, variant.adapter.parent.name
+            branch = manifest.branch_of(parent)
+            base = manifest.repo_of(parent) if manifest.publish else parent
+            peft_folder.stands_beside(folder, base, None if branch == MAIN else branch)
+
+    def candidate(self, variant: VariantPlan, folders: Folders, **known: Any) -> gate.Candidate:
         """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""
         return gate.Candidate(
-            folder=folder,
+            folder=folders.own,
+            model=folders.model,
             base=self.snapshot.path,
             not_pulled=self.snapshot.not_pulled,
             plan=variant,

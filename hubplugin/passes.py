@@ -8,14 +8,17 @@ from pathlib import Path
 
 from hubplugin import memory, provenance, report
 from hubplugin.checkpoint import model_folder
-from hubplugin.compress import stages
+from hubplugin.checkpoint.adapters import peft_folder
+from hubplugin.compress import adapter_pass, stages
+from hubplugin.compress.blocks import block_record
 from hubplugin.job import RECOVERY, Job
-from hubplugin.manifest.methods import recovery_of, tuning_of
+from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
+from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.manifest.steps.training import Training
-from hubplugin.plan.variant_plan import VariantPlan
-from hubplugin.recovery import recover
+from hubplugin.plan.variant_plan import AdapterPlan, VariantPlan
+from hubplugin.recovery import adapter_training, recover
 from hubplugin.report_assembly import Weights
-from hubplugin.variant_folder import PRUNED, QUANTIZED, RECOVERED, TUNED
+from hubplugin.variant_folder import ADAPTED, PRUNED, QUANTIZED, RECOVERED, TUNED
 
 # what the first of several passes leaves: its results, the folder of the model as it is so far, and how it was trained
 Begun = tuple[stages.PassResult, Path, report.Recovery | None]
@@ -32,7 +35,12 @@ def begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
 
 
 def compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> Weights:
-    """Weights, config.json and tokenizer in `out`: what passes over the blocks make, and tuning makes of that."""
+    """Weights, config.json and tokenizer in `out`: what passes over the blocks make, and tuning makes of that.
+
+    Of an adapter, what PEFT saves.
+    """
+    if variant.adapter:
+        return _adapt(job, variant, variant.adapter, out)
     step = tuning_of(variant.steps)
     weights, dense = _passes(job, variant, out, out / QUANTIZED if step else out, begun)
     if step is None:
@@ -40,6 +48,27 @@ def compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> 
     tuning = _train(job, variant, step, out / QUANTIZED, out / TUNED, dense)
     model_folder.copy(model_folder.listing(out / TUNED), out / TUNED, out)
     return replace(weights, samples=stages.stored_samples(out, variant), peak=memory.peak(), tuning=tuning)
+
+
+def _adapt(job: Job, variant: VariantPlan, plan: AdapterPlan, out: Path) -> Weights:
+    """An adapter in `out`, in closed form or trained, for the variant whose folder stands beside it."""
+    step, parent = adapting_of(variant.steps), out.parent / plan.parent.name
+    folders = job.snapshot.path, parent
+    if isinstance(step, Lora):
+        batch = job.tokens(RECOVERY, step.data) if step.data else job.calibration
+        tuning = adapter_training.run(folders, plan, batch.ids, step, out / ADAPTED)
+        if step.data:
+            tuning = tuning.model_copy(update={"data": batch.description})
+        model_folder.copy((peft_folder.CONFIG, peft_folder.WEIGHTS), out / ADAPTED, out)
+        adapter = peft_folder.Adapter(out)
+        products = {linear.name: adapter.product(linear.name) for linear in plan.parent.linears}
+        samples = {name: block_record.sample(made) for name, made in products.items() if made is not None}
+        return Weights([], samples, memory.peak(), tuning=tuning)
+    fingerprint = provenance.of_blocks(job, variant)
+    result, tensors = adapter_pass.run(folders, variant, job.calibration.ids, out, fingerprint)
+    linears = [linear.name for linear in plan.parent.linears]
+    peft_folder.write(out, tensors, peft_folder.config(plan.parent.name, None, plan.rank, plan.rank, linears))
+    return Weights(result.results, result.samples, result.peak)
 
 
 def _passes(job: Job, variant: VariantPlan, work: Path, out: Path, begun: Begun | None) -> tuple[Weights, Path]:

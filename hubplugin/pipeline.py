@@ -5,6 +5,7 @@ Knows the order of stages, each of which leaves its result in a folder, so that 
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,9 +25,10 @@ from hubplugin.compress.gptqmodel import backend
 from hubplugin.evaluation import engine_choice, gate, generation
 from hubplugin.evaluation.speed.kv_caches import Serve
 from hubplugin.evaluation.speed.rounds import TakeTurn
-from hubplugin.job import Clock, Engines, Job
+from hubplugin.job import Clock, Engines, Folders, Job
 from hubplugin.manifest.methods import factorization_of
 from hubplugin.manifest.schema import Document
+from hubplugin.plan.adapters import drafting
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
@@ -57,7 +59,9 @@ def run(
     reports = []
     try:
         for draft in job.plan.drafts:
-            made = kept[draft.name]
+            made, draft = kept[draft.name], _on_parent(draft, out)
+            if made and renewal.of_other_parent(made, out):
+                made = None
             reports.append(_renew(job, draft, out, made, engines) if made else make(job, draft, out, engines))
     except (KeyboardInterrupt, SystemExit):
         say_what_is_kept(job.plan, out)
@@ -91,11 +95,21 @@ def judge(
     job, engines = Job(document, planned), Engines(generate, take_turn, serve_cache)
     made = [renewal.refuse_others(job, draft, out / draft.name) for draft in job.plan.drafts]
     reports = [
-        _renew(job, draft, out, kept, engines, thorough) for draft, kept in zip(job.plan.drafts, made, strict=True)
+        _renew(job, _on_parent(draft, out), out, kept, engines, thorough)
+        for draft, kept in zip(job.plan.drafts, made, strict=True)
     ]
     reports = siblings.relate(reports, out)
     report.refuse_failed(reports)
     return reports
+
+
+def _on_parent(draft: DraftPlan, out: Path) -> DraftPlan:
+    """The draft of an adapter on the variant that it is for as that was settled, which is finished; any other as it
+    is."""
+    if draft.parent is None:
+        return draft
+    made = report.read(out / draft.parent.name)
+    return drafting.on(draft, decisions.settle(draft.parent, made.shaping, made.allocation, made.ranking))
 
 
 def _kept(job: Job, draft: DraftPlan, folder: Path) -> Report | None:
@@ -128,7 +142,7 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     staging = variant_folder.begin(out / f".{draft.name}.part")
     clock = Clock(dict(job.clock.seconds))
     memory.reset_peak()
-    shaping = allocation = evaluation = None
+    shaping = allocation = None
     if draft.space:
         with clock.stage("shape"):
             shaping = decisions.shape(job, draft, staging)
@@ -141,19 +155,9 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     known = report_assembly.known(job, variant)
     with clock.stage("compress and export"):
         weights = passes.compress(job, variant, staging, begun)
-    if job.reference:
-        with clock.stage("evaluation"):
-            evaluation = job.measure(variant, staging)
-    with clock.stage("tasks") if provenance.of_tasks(job).digests else nullcontext():
-        tasks = renewal.answered(job, variant, staging)
-    with clock.stage("speed") if provenance.of_speed(job).digests else nullcontext():
-        speed = renewal.timed(job, variant, staging, engines)
-    measured, prompts = {"evaluation": evaluation, "tasks": tasks, "speed": speed}, _prompts(job)
-    with clock.stage("gate"):
-        candidate = job.candidate(
-            variant, staging, samples=weights.samples, generate=engines.generate, prompts=prompts, **measured
-        )
-        lines = gate.check(candidate)
+    job.name_parent(variant, staging)
+    with job.together(variant, staging) as model:
+        measured = _measured(job, variant, Folders(staging, model), weights, engines, clock)
     variant_folder.drop_work(staging)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     findings = Findings(
@@ -161,20 +165,37 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
         shaping=shaping,
         allocation=allocation,
         ranking=ranking,
-        evaluation=evaluation,
-        tasks=tasks,
-        speed=speed,
-        gate=lines,
-        prompts=tuple(tuple(prompt) for prompt in prompts),
         seconds=clock.seconds,
         made_from=made_from,
         measured_from=measured_from,
+        **measured,
     )
-    made = report_assembly.assemble(known, variant, staging, findings)
+    made = report_assembly.assemble(job, known, variant, staging, findings)
     writing.write(made, staging)
     variant_folder.finish(staging, out / variant.name)
-    renewal.announce(lines)
+    renewal.announce(made.gate)
     return made
+
+
+def _measured(
+    job: Job, variant: VariantPlan, folders: Folders, weights: report_assembly.Weights, engines: Engines, clock: Clock
+) -> dict[str, Any]:
+    """What is measured and judged of a finished folder, by the fields of `Findings`."""
+    evaluation = None
+    if job.reference:
+        with clock.stage("evaluation"):
+            evaluation = job.measure(variant, folders.model)
+    with clock.stage("tasks") if provenance.of_tasks(job).digests else nullcontext():
+        tasks = renewal.answered(job, variant, folders.model)
+    with clock.stage("speed") if provenance.of_speed(job).digests else nullcontext():
+        speed = renewal.timed(job, variant, folders.model, engines)
+    measured, prompts = {"evaluation": evaluation, "tasks": tasks, "speed": speed}, _prompts(job)
+    with clock.stage("gate"):
+        candidate = job.candidate(
+            variant, folders, samples=weights.samples, generate=engines.generate, prompts=prompts, **measured
+        )
+        lines = gate.check(candidate)
+    return {**measured, "gate": lines, "prompts": tuple(tuple(prompt) for prompt in prompts)}
 
 
 def _begin_and_rank(

@@ -11,8 +11,9 @@ import hubplugin
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import digest
 from hubplugin.job import Job
-from hubplugin.manifest.methods import recovery_of, tuning_of
+from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
 from hubplugin.manifest.schema import Step
+from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.report import Report
@@ -33,6 +34,10 @@ def of_weights(job: Job, draft: DraftPlan) -> Fingerprint:
         digests["recovery data"] = job.source_digest(step.data)
     if (tune := tuning_of(steps)) and tune.data:
         digests["tuning data"] = job.source_digest(tune.data)
+    if isinstance(adapting := adapting_of(steps), Lora) and adapting.data:
+        digests["training data"] = job.source_digest(adapting.data)
+    if draft.parent:
+        digests["variant that it is for"] = digest(json.dumps(dict(of_weights(job, draft.parent).digests)))
     return Fingerprint(digests)
 
 
@@ -82,10 +87,11 @@ def of_tasks(job: Job) -> Fingerprint:
 
 def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:
     """Of blocks in the making: steps as measurements settled them, and the token sequences themselves."""
+    steps = (*variant.adapter.parent.steps, *variant.steps) if variant.adapter else variant.steps
     return Fingerprint(
         {
             "base": job.base_fingerprint,
-            "steps": _steps(variant.steps),
+            "steps": _steps(steps),
             "calibration tokens": job.calibration.description.sha256,
             RELEASE: hubplugin.__version__,
         }

@@ -6,12 +6,12 @@ Measures only what the manifest asks for otherwise than before. Compresses nothi
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubplugin import provenance, report_assembly, variant_folder, writing
+from hubplugin import provenance, report, report_assembly, variant_folder, writing
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
 from hubplugin.evaluation import gate
-from hubplugin.job import Engines, Job
+from hubplugin.job import Engines, Folders, Job
 from hubplugin.manifest.metrics import Thresholds
 from hubplugin.plan.draft import DraftPlan
 from hubplugin.plan.variant_plan import VariantPlan
@@ -31,7 +31,9 @@ def renew(
 
     What passed its gate is not checked again, but for the thresholds; `thorough` checks everything again.
     """
-    judged = _judge(job, variant, folder, made, engines, thorough)
+    with job.together(variant, folder) as model:
+        judged = _judge(job, variant, Folders(folder, model), made, engines, thorough)
+    job.name_parent(variant, folder)
     write_atomically(folder / MANIFEST, job.document.text)
     renewed = report_assembly.renew(made, job, variant, folder, judged)
     if renewed == made and writing.written(renewed, folder):
@@ -52,18 +54,26 @@ def refuse_others(job: Job, draft: DraftPlan, folder: Path) -> Report:
     return made
 
 
-def _judge(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: Engines, thorough: bool) -> Judged:
+def of_other_parent(made: Report, out: Path) -> bool:
+    """Whether an adapter was made for other weights than now stand in the folder of the variant that it is for."""
+    if made.adapter is None:
+        return False
+    files = report.read(out / made.adapter.variant).files
+    return any(files.get(name) != digest for name, digest in made.adapter.weights.items())
+
+
+def _judge(job: Job, variant: VariantPlan, folders: Folders, made: Report, engines: Engines, thorough: bool) -> Judged:
     numbers = provenance.of_numbers(job)
     stale = numbers.changed(Fingerprint(made.measured_from))
-    evaluation = job.measure(variant, folder) if stale else made.evaluation
-    speed = _speed(job, variant, folder, made, engines)
-    tasks = _tasks(job, variant, folder, made)
+    evaluation = job.measure(variant, folders.model) if stale else made.evaluation
+    speed = _speed(job, variant, folders.model, made, engines)
+    tasks = _tasks(job, variant, folders.model, made)
     lines = _at_thresholds(made.gate, evaluation, tasks, speed, job.document.manifest.gate.of(variant.name))
     if thorough or any(not line.passed for line in lines if line.name not in MEASURED):
         prompts = [list(prompt) for prompt in made.prompts]
         candidate = job.candidate(
             variant,
-            folder,
+            folders,
             samples={},
             evaluation=evaluation,
             tasks=tasks,

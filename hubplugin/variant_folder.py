@@ -13,8 +13,15 @@ from hubplugin.report import Report
 
 MANIFEST, CARD = "manifest.yaml", "README.md"
 # folders of earlier passes, inside the one in the making
-PRUNED, RECOVERED, QUANTIZED, TUNED = ".pruned", ".recovered", ".quantized", ".tuned"
-WORK = (resume.BLOCKS, PRUNED, RECOVERED, QUANTIZED, TUNED)  # what an interrupted run leaves and the next one takes up
+PRUNED, RECOVERED, QUANTIZED, TUNED, ADAPTED = ".pruned", ".recovered", ".quantized", ".tuned", ".adapted"
+WORK = (
+    resume.BLOCKS,
+    PRUNED,
+    RECOVERED,
+    QUANTIZED,
+    TUNED,
+    ADAPTED,
+)  # what an interrupted run leaves and the next one takes up
 
 
 def finished(folder: Path) -> Report | None:
@@ -34,6 +41,8 @@ def standing(out: Path, name: str, blocks: int) -> str:
     making = out / f".{name}.part"
     if (making / TUNED / resume.TRAINING).is_dir():
         return f"{name} quantized, its training begun"
+    if (making / ADAPTED / resume.TRAINING).is_dir():
+        return f"{name} in training"
     if count := resume.count(making / QUANTIZED):
         return f"{name} {count} of {blocks} blocks"
     if (making / RECOVERED / resume.TRAINING).is_dir():

@@ -105,6 +105,7 @@ def start(
     on_progress: Progress | None = None,
     deadline: float = DEADLINE,
     unwanted: threading.Event | None = None,
+    asked: str | None = None,
 ) -> Engine:
     """Start vLLM for a folder (or a repo id, which vLLM then downloads) and return when /health says 200.
 
@@ -116,6 +117,7 @@ def start(
     log            where vLLM's output goes; None: a temporary file, removed after a stop in good order
     deadline       seconds
     unwanted       set by another thread: the start is given up, which is an error too
+    asked          the model name that requests carry where that is not `name`: an adapter's, which `extra` brings
 
     An API key is taken from VLLM_API_KEY and a Hub token from HF_TOKEN, both in the environment only.
     Raises ServeError with the first cause found in the log where vLLM does not get ready.
@@ -135,7 +137,7 @@ def start(
     progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
     if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
-    return launch(
+    running = launch(
         [sys.executable, "-m", MODULE],
         arguments=words,
         fork_server=forking.current() if device == "cpu" else None,
@@ -148,6 +150,8 @@ def start(
         progress=progress,
         deadline=deadline,
     )
+    running.name = asked or name
+    return running
 
 
 def launch(

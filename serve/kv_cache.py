@@ -38,9 +38,12 @@ def serve(
     load: Load,
     vocabulary: int,
     progress: Progress,
+    options: tuple[str, ...] = (),
+    asked: str | None = None,
 ) -> Served:
     """Start vLLM for a folder, score texts of token ids, answer a load, stop it. What is longer than LONGEST tokens, or
-    than the model's context less one, is cut. Raises ServeError where it does not start or answer."""
+    than the model's context less one, is cut. `options` are vLLM's, and `asked` the model that is asked, as for
+    `engine.start`. Raises ServeError where it does not start or answer."""
     config = vllm_settings.read_config(folder) or {}
     needed = load.prompt_tokens + load.output_tokens
     own = vllm_settings.context(config)
@@ -50,7 +53,7 @@ def serve(
     given = vllm_settings.measured_kv_cache(config, length, load.concurrency)
     extra = ["--no-enable-prefix-caching", "--max-num-seqs", str(load.concurrency)]
     extra += ["--kv-cache-memory-bytes", str(given), "--kv-cache-dtype", dtype]
-    with engine.start(folder, name=name, max_model_len=length, extra=tuple(extra)) as running:
+    with engine.start(folder, name=name, max_model_len=length, extra=(*extra, *options), asked=asked) as running:
         stored_as, tokens = _settings(running)
         progress(f"KV cache {dtype}: {given / tokens:.0f} bytes a token")
         scored = prompt_scores.ask(running, [text[:longest] for text in texts])

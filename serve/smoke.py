@@ -25,12 +25,20 @@ class Smoke:
     logprobs: list[list[float]]  # natural logarithm, of each generated token
 
 
-def generate(folder: Path, prompts: list[list[int]], tokens: int, timeout: float = 600.0) -> Smoke:
+def generate(
+    folder: Path,
+    prompts: list[list[int]],
+    tokens: int,
+    timeout: float = 600.0,
+    options: tuple[str, ...] = (),
+    asked: str | None = None,
+) -> Smoke:
     """Serve `folder` with vLLM, have it generate at most `tokens` tokens greedily after each prompt, stop it.
 
     Takes half a minute for a small model on a CPU, seconds where `forking` keeps a fork server. Nothing is left
-    running, whatever happens. Raises ServeError with vLLM's own cause where it cannot load the folder, is not ready
-    after `timeout` seconds, or does not answer after as many again.
+    running, whatever happens. `options` are vLLM's, and `asked` the model that is asked, as for `engine.start`. Raises
+    ServeError with vLLM's own cause where it cannot load the folder, is not ready after `timeout` seconds, or does not
+    answer after as many again.
     """
     config = vllm_settings.read_config(folder)
     device = vllm_settings.find_device()
@@ -49,8 +57,9 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, timeout: float
             name=str(folder),
             socket=Path(place) / "vllm",
             max_model_len=length,
-            extra=tuple(extra),
+            extra=(*extra, *options),
             deadline=timeout,
+            asked=asked,
         )
         with running:
             return _ask(running, prompts, tokens, timeout)

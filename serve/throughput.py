@@ -72,10 +72,22 @@ class Turn:
         return sum(each.others * each.seconds for each in self.answered) / sum(each.seconds for each in self.answered)
 
 
-def turn(folder: Path, name: str, loads: Sequence[Load], vocabulary: int, seed: int, progress: Progress) -> Turn:
-    """Start vLLM for a folder, answer every load, stop it. Raises ServeError where it does not start or answer."""
+def turn(
+    folder: Path,
+    name: str,
+    loads: Sequence[Load],
+    vocabulary: int,
+    seed: int,
+    progress: Progress,
+    options: tuple[str, ...] = (),
+    asked: str | None = None,
+) -> Turn:
+    """Start vLLM for a folder, answer every load, stop it. Raises ServeError where it does not start or answer.
+
+    `options` are vLLM's, and `asked` the model that is asked, as for `engine.start`.
+    """
     begun = time.monotonic()
-    with serving(folder, loads, name) as running:
+    with serving(folder, loads, name, options, asked) as running:
         ready, answered = time.monotonic() - begun, []
         progress(f"ready in {ready:.1f} s")
         for load in loads:
@@ -85,7 +97,13 @@ def turn(folder: Path, name: str, loads: Sequence[Load], vocabulary: int, seed: 
 
 
 @contextlib.contextmanager
-def serving(folder: Path, loads: Sequence[Load], name: str = "model") -> Iterator[Engine]:
+def serving(
+    folder: Path,
+    loads: Sequence[Load],
+    name: str = "model",
+    options: tuple[str, ...] = (),
+    asked: str | None = None,
+) -> Iterator[Engine]:
     """vLLM as `hubplugin serve` starts it, but with room for the largest load and no memory of earlier prompts."""
     length = max(load.prompt_tokens + load.output_tokens for load in loads)
     most = max(load.concurrency for load in loads)
@@ -93,7 +111,8 @@ def serving(folder: Path, loads: Sequence[Load], name: str = "model") -> Iterato
     extra = ["--no-enable-prefix-caching", "--max-num-seqs", str(most)]
     if vllm_settings.find_device() == "cpu":  # room for all of them at full length
         extra += ["--kv-cache-memory-bytes", str(vllm_settings.reserved_kv_cache(config, length, most))]
-    with engine.start(folder, name=name, max_model_len=length, extra=tuple(extra)) as running:
+    given = (*extra, *options)
+    with engine.start(folder, name=name, max_model_len=length, extra=given, asked=asked) as running:
         yield running
 
 

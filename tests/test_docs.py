@@ -19,7 +19,18 @@ from hubplugin.manifest import base, methods, schema, source
 from hubplugin.manifest.reading import loading, sections
 from hubplugin.manifest.reading.hints import first_sentence, hint
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema
-from hubplugin.manifest.steps import codebook, gptq, lowrank, masks, prune, quantization, recover, training, tune
+from hubplugin.manifest.steps import (
+    adapter,
+    codebook,
+    gptq,
+    lowrank,
+    masks,
+    prune,
+    quantization,
+    recover,
+    training,
+    tune,
+)
 from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]
@@ -28,11 +39,37 @@ MODELINE = "# yaml-language-server: $schema=schema.json"
 KEYS = ("tokens", "sequence_length")
 
 
+# modules with settings
+ROOMS = (adapter, codebook, gptq, lowrank, masks, prune, quantization, recover, schema, source, training, tune)
+# base classes of steps
+SHARED = (
+    quantization.Quantization,
+    gptq.GridQuantization,
+    masks.Masking,
+    training.Distilling,
+    training.Training,
+    adapter.Adapting,
+)
+
+
 def settings_classes() -> list[type[base.Settings]]:
     """All settings classes of the room, the shared base classes left out."""
     found = {
         value
-        for module in (codebook, gptq, lowrank, masks, prune, quantization, recover, schema, source, training, tune)
+        for module in (
+            adapter,
+            codebook,
+            gptq,
+            lowrank,
+            masks,
+            prune,
+            quantization,
+            recover,
+            schema,
+            source,
+            training,
+            tune,
+        )
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base.Settings)
     }
@@ -98,10 +135,7 @@ def test_every_module_is_in_the_map_under_its_room() -> None:
 def test_every_setting_has_a_description_and_examples_that_are_valid() -> None:
     for section in settings_classes():
         for name, field in section.model_fields.items():
-            if (
-                section in (quantization.Quantization, gptq.GridQuantization, masks.Masking, training.Training)
-                and name == "method"
-            ):
+            if section in SHARED and name == "method":
                 continue  # their subclasses say which
             assert field.description and field.examples, f"{section.__name__}.{name}"
             assert first_sentence(field.description) and "\n" not in hint(field) and len(hint(field)) < 200
@@ -189,6 +223,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "wanda": {"sparsity": 0.5},
     "sparsegpt": {"sparsity": 0.5},
     "lowrank": {"ratio": 0.2},
+    "eora": {"of": "Int4"},
+    "lora": {"of": "Int4"},
 }
 
 

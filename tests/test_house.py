@@ -115,6 +115,8 @@ def test_every_method_has_maths_tests_and_a_manifest() -> None:
         ("wanda", "## Masks", "test_masks.py"),
         ("sparsegpt", "## Masks", "test_masks.py"),
         ("lowrank", "## Low rank", "test_lowrank.py"),
+        ("eora", "## Adapters", "test_adapters.py"),
+        ("lora", "## Adapters", "test_adapters.py"),
     ):
         assert title in maths and f"method: {method}" in manifests and (ROOT / "tests" / tests).is_file()
 

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from hubplugin.checkpoint import formats
+from hubplugin.checkpoint.adapters import composed, peft_folder
+from hubplugin.checkpoint.adapters.peft_folder import Adapter
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.checkpoint.format_names import (
     CODEBOOK,
@@ -27,6 +29,8 @@ from hubplugin.errors import CheckpointError
 class DenseView:
     """A model folder as if it were dense: quantized linears are dequantized on the way out, factors multiplied.
 
+    Of a folder that adapters/composed.py has made, with the adapter's products added to the linears.
+
     A `WeightSource`. Reads what formats.py lists, from any tool: AutoGPTQ's format with zeros of its first or second
     version and any g_idx, compressed-tensors' packed, int8 and FP4 weights, our codebooks and factors. Raises
     CheckpointError for weights stored in another way.
@@ -37,6 +41,7 @@ class DenseView:
         self.config = {} if reader else read_json(self.folder / "config.json", str(folder))
         self._reader = reader or Reader(folder)
         self._quantization = self.config.get("quantization_config") or {} if quantization is None else quantization
+        self._adapter = Adapter(inside) if reader is None and (inside := composed.inside(self.folder)) else None
         self._bits, self._zero_offset = _bits_and_zero_offset(self._quantization, str(folder))
 
     @property
@@ -56,7 +61,12 @@ class DenseView:
         return linear != name and (formats.is_quantized(headers, linear) or is_factored(headers, linear))
 
     def get(self, name: str) -> Tensor:
-        """A dense tensor; float32 where it was dequantized or multiplied, else as stored."""
+        """A dense tensor; float32 where it was dequantized, multiplied or added to, else as stored."""
+        if not name.endswith(".weight") or self._adapter is None:
+            return self._stored(name)
+        return peft_folder.added(self._stored(name), self._adapter.product(name.removesuffix(".weight")))
+
+    def _stored(self, name: str) -> Tensor:
         if not self._is_encoded(name):
             return self._reader.get(name)
         return formats.dense(self._reader, name.removesuffix(".weight"), self._bits, self._zero_offset)

@@ -27,6 +27,14 @@ PACKED = "weight_packed"  # the tensor of compressed-tensors' that holds packed 
 STACKS = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
 STACKS |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 
+# PEFT's: W + scale * B A of [outputs, rank] and [rank, inputs]
+LORA_A, LORA_B = "lora_A.weight", "lora_B.weight"
+
+
+def lora(linear: str, part: str) -> str:
+    """The name of a linear's LORA_A or LORA_B in an adapter's file."""
+    return f"base_model.model.{linear}.{part}"
+
 
 def is_factor(name: str) -> bool:
     """Whether a tensor of this name is a factor, or belongs to the codes of one."""

@@ -37,7 +37,8 @@ PLOTS = ("size-by-component.png", "loss-by-layer.png", "variants.png")  # of a c
 SCORES = ".eval_results"  # of registered benchmarks; written by evaluation/cards/benchmarks.py
 SCORES_FILE = f"{SCORES}/hubplugin.yaml"
 SIGNATURE = "model.sig"  # as the tools of OpenSSF model-signing name it
-PUSHED = (*PULLED, "quantize_config.json", report.FILE_NAME, "manifest.yaml", *PLOTS, SCORES_FILE, SIGNATURE)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of a LoRA adapter, as PEFT names them
+PUSHED = (*PULLED, "quantize_config.json", *ADAPTER, report.FILE_NAME, "manifest.yaml", *PLOTS, SCORES_FILE, SIGNATURE)
 WRITTEN_ANEW = ("config.json", "README.md", *WEIGHTS)  # a variant has its own
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -77,6 +78,9 @@ def copy(names: Iterable[str], source: Path, target: Path) -> None:
 def check_names(names: Iterable[str], where: str) -> None:
     """Raise HubError where the list of files alone says that the model cannot be used."""
     names = set(names)
+    if "config.json" not in names and names >= set(ADAPTER):
+        fix = "name the model that it stands beside; `hubplugin serve MODEL --lora` serves both"
+        raise HubError(where, "is a LoRA adapter, no model", fix)
     if "config.json" not in names:
         raise HubError(where, "has no config.json", "name a repo or folder of a transformers model")
     if SINGLE not in names and INDEX not in names:

@@ -18,7 +18,7 @@ from hubplugin.cluster.task import Request
 from hubplugin.errors import one_line
 from hubplugin.manifest.reading.narrowing import narrowed
 from hubplugin.manifest.schema import Document
-from hubplugin.plan.draft import Plan
+from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.progress import progress, quiet
 
 RETRIES = 3  # of a task whose node or process is lost
@@ -37,19 +37,24 @@ class Asked:
     out: Path
 
     def requests(self) -> list[Request]:
-        """One for each variant."""
+        """One for each variant; adapters are made in the task of the variant that they are for."""
         path = str(Path(self.document.path).resolve())  # nodes have another working directory
         document, out = self.document.model_copy(update={"path": path}), self.out.resolve()
         return [
             Request(
                 name=f"{self.name}/{draft.name}" if self.name else draft.name,
-                document=narrowed(document, [draft.name]),
-                planned=replace(self.planned, drafts=(draft,)),
+                document=narrowed(document, [each.name for each in self._with_adapters(draft)]),
+                planned=replace(self.planned, drafts=self._with_adapters(draft)),
                 out=out,
                 quiet=quiet(),
             )
             for draft in self.planned.drafts
+            if draft.parent is None
         ]
+
+    def _with_adapters(self, draft: DraftPlan) -> tuple[DraftPlan, ...]:
+        """A variant's draft and those of the adapters that are for it."""
+        return (draft, *(each for each in self.planned.drafts if each.parent and each.parent.name == draft.name))
 
 
 @dataclass

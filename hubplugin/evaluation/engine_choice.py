@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from hubplugin import memory
+from hubplugin.checkpoint.adapters import composed
 from hubplugin.errors import ServeError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
 from hubplugin.evaluation.speed.kv_caches import Start
@@ -19,8 +20,10 @@ from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.plan.vllm_support import Verdict
 from hubplugin.progress import progress
 from serve import forking, kv_cache, smoke, throughput, vllm_settings
+from serve.endpoint.companions import adapters
 
 FORK_SERVER = 10**9  # bytes that a process with vLLM imported takes beside what is forked from it
+ADAPTER = "adapter"  # the name that an adapter is asked by
 FEWEST = 4  # requests at a concurrency; else one for each place
 
 
@@ -32,7 +35,8 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequ
     target, why = this_machine.why_not(verdicts)
     if why:
         return _by_transformers(folder, prompts, tokens, f"vLLM on {target}: {why}")
-    answer = smoke.generate(folder, prompts, tokens)
+    options, asked = _adapter(folder)
+    answer = smoke.generate(folder, prompts, tokens, options=options, asked=asked)
     return Generated(f"vLLM on {target}", answer.token_ids, answer.logprobs)
 
 
@@ -62,7 +66,8 @@ def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
     Raises ServeError where the vLLM at hand does not load the folder: no other engine's speed stands in for its.
     """
     name, target, loads = subject.name, _target(subject), _loads(settings)
-    turn = throughput.turn(subject.folder, name, loads, subject.vocabulary, number, _progress(name))
+    given = subject.folder, name, loads, subject.vocabulary, number, _progress(name)
+    turn = throughput.turn(*given, *_adapter(subject.folder))
     answered = (
         Answered(each.load.concurrency, each.load.requests, each.first_token, each.per_token, each.tokens_per_second)
         for each in turn.answered
@@ -76,9 +81,18 @@ def serve_cache(subject: Subject, settings: Speed, dtype: str, sequences: Sequen
     concurrency, and stop it. Raises ServeError where the vLLM at hand does not have it."""
     name, load = subject.name, _loads(settings)[-1]
     _target(subject)
-    served = kv_cache.serve(subject.folder, name, dtype, sequences, load, subject.vocabulary, _progress(name))
+    given = subject.folder, name, dtype, sequences, load, subject.vocabulary, _progress(name)
+    served = kv_cache.serve(*given, *_adapter(subject.folder))
     rate, others = served.answered.tokens_per_second, served.answered.others
     return Start(served.stored_as, served.bytes_per_token, served.texts, rate, others)
+
+
+def _adapter(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    """vLLM's options for the adapter in a folder, and the name that asks for it; nothing of any other folder."""
+    inside = composed.inside(folder)
+    if inside is None:
+        return (), None
+    return adapters.options([adapters.Adapter(ADAPTER, inside.resolve())], str(folder)), ADAPTER
 
 
 def _target(subject: Subject) -> str:

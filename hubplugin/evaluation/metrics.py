@@ -167,6 +167,15 @@ SIZES: tuple[Metric[Sizes], ...] = (
         column=Column("MB", lambda value: f"{value / 1e6:.1f}"),
     ),
     Metric(
+        "adapter_bytes",
+        label="of these, the adapter",
+        unit="bytes",
+        better="lower",
+        value=recorded("adapter_bytes"),
+        relative=True,
+        card=CardRow("of these, the adapter", numbers.in_bytes),
+    ),
+    Metric(
         "disk_ratio",
         label="disk ratio",
         unit="",

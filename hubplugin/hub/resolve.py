@@ -3,8 +3,8 @@
 Knows manifests, reports and the Hub. Knows no engine.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hubplugin.manifest.reading import loading
 from hubplugin.manifest.reading.yaml_file import ENDINGS
 from hubplugin.manifest.serving import Serving
 from hubplugin.progress import progress
+from serve.endpoint.companions.adapters import CONFIG, Adapter
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Found:
     facts: dict[str, Any] = field(default_factory=dict)  # of its report: base, sizes and quality by the metrics' keys
     variant: str | None = None  # of a manifest
     serving: Serving = field(default_factory=Serving)  # of a manifest
+    adapters: tuple[Adapter, ...] = ()  # the manifest's that are for it
 
 
 def find(target: str, variants: Sequence[str] = (), out: Path | None = None) -> list[Found]:
@@ -39,6 +41,9 @@ def find(target: str, variants: Sequence[str] = (), out: Path | None = None) -> 
     if variants:
         raise ServeError(f"--variant {variants[0]}", f"{target} is no manifest", "give a manifest, or leave it out")
     if path.is_dir():
+        if not (path / "config.json").is_file() and (path / CONFIG).is_file():
+            fix = f"serve the model that it stands beside, with --lora {target}"
+            raise ServeError(target, "is a LoRA adapter, no model", fix)
         if not (path / "config.json").is_file():
             raise ServeError(target, "holds no config.json", "give the folder of a model")
         cached = cached_snapshot(path.resolve())
@@ -67,18 +72,32 @@ def _of_manifest(path: Path, variants: Sequence[str], out: Path) -> list[Found]:
         if name not in declared:
             raise ServeError(f"{path}: --variant {name}", "no such variant", f"use one of {', '.join(declared)}")
     if variants:
-        return [_variant(out, name, report.read(out / name), serving) for name in variants]
+        made = {name: report.read(out / name) for name in variants}
+        parents = {own.adapter.variant: report.read(out / own.adapter.variant) for own in made.values() if own.adapter}
+        return _adapted(out, {**parents, **made}, serving)
     model = document.manifest.model
     base = snapshots.pull(model, document.folder)
-    found = [Found(base.path, base.repo if base.on_hub else model, serving=serving)]
+    found, reports = [Found(base.path, base.repo if base.on_hub else model, serving=serving)], {}
     for name in declared:
         try:
-            own = report.read(out / name)
+            reports[name] = report.read(out / name)
         except CheckpointError:
             progress(f"{name} | not made yet, so not served; `hubplugin run` makes it")
             continue
-        found.append(_variant(out, name, own, serving))
-    return found
+    return [*found, *_adapted(out, reports, serving)]
+
+
+def _adapted(out: Path, reports: Mapping[str, report.Report], serving: Serving) -> list[Found]:
+    """The variants of these reports, each with the adapters among them that are for it."""
+    beside: dict[str, list[Adapter]] = {}
+    for name, own in reports.items():
+        if own.adapter:
+            beside.setdefault(own.adapter.variant, []).append(Adapter(own.model_name, out / name))
+    return [
+        replace(_variant(out, name, own, serving), adapters=tuple(beside.get(name, ())))
+        for name, own in reports.items()
+        if not own.adapter
+    ]
 
 
 def _variant(out: Path, name: str, own: report.Report, serving: Serving) -> Found:

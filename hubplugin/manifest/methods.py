@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest.base import StepSettings
+from hubplugin.manifest.steps.adapter import Adapting, Eora, Lora
 from hubplugin.manifest.steps.codebook import Codebook
 from hubplugin.manifest.steps.gptq import Gptq, GridQuantization
 from hubplugin.manifest.steps.lowrank import LowRank
@@ -21,7 +22,7 @@ from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.manifest.steps.recover import Recover
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.training import Distilling
 from hubplugin.manifest.steps.tune import Tune
 
 GROUP = "hubplugin.methods"  # of entry points
@@ -36,6 +37,7 @@ class Kind(Enum):
     MASK = "mask"  # sets single weights to zero: shape and dtype stay
     FACTORIZE = "factorize"  # stores two factors in place of a weight
     TUNE = "tune"  # trains what stands beside codes towards the base: scales, norms, biases
+    ADAPT = "adapt"  # makes an adapter for another variant, whose weights stay as they are
 
 
 # what a settings class of each kind derives from, one of these: the pipeline reads their fields and no others. Codes
@@ -47,6 +49,7 @@ BASES: dict[Kind, tuple[type[StepSettings], ...]] = {
     Kind.MASK: (Masking,),
     Kind.FACTORIZE: (LowRank,),
     Kind.TUNE: (Tune,),
+    Kind.ADAPT: (Adapting,),
 }
 
 
@@ -99,6 +102,7 @@ class Method:
 DENSE = "vLLM runs this at dense speed and size"
 # vLLM has no kernel for free codebooks: hubplugin's plugin for it makes dense weights of them while it loads
 STORAGE = "free codebooks save storage and transfer alone: served, this runs at the base's dense speed and size"
+ADAPTER_CHECK = "hubplugin.plan.adapters.checks:check"  # the rank against every linear
 MASK_CHECK = "hubplugin.plan.checks.masks:check"  # `ignore`, `pattern` and `sparsity` against every linear
 
 OURS = (
@@ -138,6 +142,16 @@ OURS = (
         cost=Cost(sweeps=40, peaks=((4, 1), (3, 6))),
         note=STORAGE,
     ),
+    # an eigendecomposition of each linear's error, products around it
+    Method(
+        Eora,
+        Kind.ADAPT,
+        "EoRA",
+        "hubplugin.methods.eora",
+        check=ADAPTER_CHECK,
+        cost=Cost(cubic=10, sweeps=8, peaks=((5, 5),)),
+    ),
+    Method(Lora, Kind.ADAPT, "LoRA", "hubplugin.recovery.adapter_training", check=ADAPTER_CHECK),
 )
 
 
@@ -228,6 +242,11 @@ def tuning_of(steps: Iterable[StepSettings]) -> Tune | None:
     return cast(Tune | None, step_of(steps, Kind.TUNE))
 
 
-def trainings_of(steps: Iterable[StepSettings]) -> list[Training]:
+def adapting_of(steps: Iterable[StepSettings]) -> Adapting | None:
+    """The step that makes an adapter for another variant."""
+    return cast(Adapting | None, step_of(steps, Kind.ADAPT))
+
+
+def trainings_of(steps: Iterable[StepSettings]) -> list[Distilling]:
     """All steps that train."""
-    return [step for step in steps if isinstance(step, Training)]
+    return [step for step in steps if isinstance(step, Distilling)]

@@ -30,7 +30,7 @@ from hubplugin.manifest.publish import MAIN, Publish, fill
 from hubplugin.manifest.serving import Serving
 from hubplugin.manifest.source import LENGTH, Source
 from hubplugin.manifest.speed import Asked
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.training import Distilling
 from hubplugin.manifest.tasks import Asked as AskedTasks
 
 EVALUATED = "evaluate.perplexity"  # where the sources of evaluation tokens stand
@@ -183,7 +183,7 @@ class Manifest(Settings):
             found += [(f"{EVALUATED}{at}", one) for at, one in zip(places, self.evaluate.sources, strict=True)]
         for name, steps in self.variants.items():
             for index, step in enumerate(steps):
-                if isinstance(step, Training) and step.data is not None:
+                if isinstance(step, Distilling) and step.data is not None:
                     found.append((f"variants.{name}[{index}].data", step.data))
         return found
 

@@ -46,25 +46,30 @@ def compress(
     `prepare`'s for the same second moments and damping, if it is known already. Computes in float32, or float64 where
     the weight is float64. Raises ValueError for a rank that is none.
     """
-    if not 1 <= rank <= min(weight.shape):
-        raise ValueError(f"a matrix of {list(weight.shape)} has no factors of rank {rank}")
     work = weight if weight.dtype == torch.float64 else weight.float()
     prepared = prepared or prepare(hessian.to(work.dtype), settings)
-    alive, whitened = _whitened(work, prepared)
-    b, a = _balanced(*_cut_off(alive, whitened, prepared, rank))
-    rounded = a.to(stored)
-    if stored.itemsize < 4:
-        b = _fitted(whitened, rounded.to(work.dtype) @ _root(prepared))
-    factors = Factors(b.to(stored), rounded)
-    dense = factors.dense()
+    made = factors(work, prepared, rank, stored)
+    dense = made.dense()
     return Compressed(
         weight=dense,
-        encoding=factors,
+        encoding=made,
         loss=linear_algebra.relative_loss(work, dense.to(work.dtype), prepared.alive),
         damp=prepared.factor.damp,
         fallback=prepared.factor.fallback,
         dead_inputs=int(prepared.dead.sum()),
     )
+
+
+def factors(weight: Tensor, prepared: Prepared, rank: int, stored: torch.dtype) -> Factors:
+    """B and A of a weight [outputs, inputs], in the dtype to compute in, as `compress` describes them."""
+    if not 1 <= rank <= min(weight.shape):
+        raise ValueError(f"a matrix of {list(weight.shape)} has no factors of rank {rank}")
+    alive, whitened = _whitened(weight, prepared)
+    b, a = _balanced(*_cut_off(alive, whitened, prepared, rank))
+    rounded = a.to(stored)
+    if stored.itemsize < 4:
+        b = _fitted(whitened, rounded.to(weight.dtype) @ _root(prepared))
+    return Factors(b.to(stored), rounded)
 
 
 def fitted(weight: Tensor, a: Tensor, prepared: Prepared) -> Tensor:

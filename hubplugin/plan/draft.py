@@ -19,7 +19,7 @@ from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Shape, Space
 from hubplugin.plan.choices.ranks import RankSpace
 from hubplugin.plan.schemes import Factors, Scheme
-from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.plan.variant_plan import AdapterPlan, VariantPlan
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class DraftPlan:
     budget: Budget | None  # of bytes, which are spent by measured losses; None: the manifest says it all
     shape: Shape  # of `estimate`
     estimate: VariantPlan  # what is shown before anything is measured; exact where nothing is open
+    parent: "DraftPlan | None" = None  # of an adapter: the variant that it is for
 
     @property
     def name(self) -> str:
@@ -109,7 +110,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         **_plain(plan, "drafts", "family"),
         "variants": [
             {
-                **_plain(variant, "family", "passes"),
+                **_plain(variant, "family", "passes", "adapter"),
+                "adapter": _adapter(variant.adapter) if variant.adapter else None,
                 "steps": [step.model_dump(mode="json") for step in variant.steps],
                 "compression_ratio": plan.bytes / variant.bytes,
             }
@@ -118,7 +120,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plain(record: Plan | VariantPlan, *without: str) -> dict[str, Any]:
+def _adapter(adapter: AdapterPlan) -> dict[str, Any]:
+    return {"of": adapter.parent.name, **_plain(adapter, "parent"), "bytes": adapter.bytes}
+
+
+def _plain(record: Plan | VariantPlan | AdapterPlan, *without: str) -> dict[str, Any]:
     """A dataclass's fields but some, records inside them as mappings."""
 
     def plain(value: Any) -> Any:

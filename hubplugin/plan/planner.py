@@ -4,7 +4,7 @@ Every cross-check between the manifest and the model is made here, before any wo
 opens no file and knows no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import lcm
 from typing import Any
 
@@ -15,6 +15,8 @@ from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures import architecture, families, pruned_config
 from hubplugin.plan import base as base_model
 from hubplugin.plan import sizes
+from hubplugin.plan.adapters import checks as adapters
+from hubplugin.plan.adapters import drafting
 from hubplugin.plan.assembly import Open, Recipe, assemble, head_plan, resolve_schemes
 from hubplugin.plan.base import Base
 from hubplugin.plan.checks import lowrank, pruning, quantization, sources, this_machine, tuning
@@ -46,8 +48,7 @@ def make(
     sources.check_sources(document, base.dims)
     if manifest.publish is not None:
         sources.check_repos(document)
-    recipes = [Recipe(document, name, steps, base) for name, steps in manifest.variants.items()]
-    drafts = tuple(_draft(recipe) for recipe in recipes)
+    drafts = _drafts([Recipe(document, name, steps, base) for name, steps in manifest.variants.items()])
     estimates = [draft.estimate for draft in drafts]
     return Plan(
         model=manifest.model,
@@ -62,6 +63,15 @@ def make(
         drafts=drafts,
         notes=(*document.notes, *sources.notes(document), *this_machine.notes(document, estimates)),
     )
+
+
+def _drafts(recipes: Sequence[Recipe]) -> tuple[DraftPlan, ...]:
+    """The drafts of all variants, those of adapters by the drafts of the variants they are for."""
+    drafts: dict[str, DraftPlan] = {}
+    for recipe in recipes:
+        adapting = adapters.check_steps(recipe.document.manifest, recipe.name, recipe.where)
+        drafts[recipe.name] = drafting.draft(recipe, drafts[adapting.of]) if adapting else _draft(recipe)
+    return tuple(drafts.values())
 
 
 def _draft(recipe: Recipe) -> DraftPlan:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from hubplugin.manifest.methods import factorization_of, grid_of, mask_of
+from hubplugin.manifest.methods import adapting_of, factorization_of, grid_of, mask_of
 from hubplugin.plan import loaders, schemes, vllm_support
+from hubplugin.plan.adapters import checks as adapters
 from hubplugin.plan.checks import lowrank, masks
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
@@ -39,6 +40,8 @@ def render(plan: Plan, free: int | None = None) -> str:
         parts[1].append(f"(base: {spare / 1e6:.1f} MB are stored that no variant needs, such as a tied head)")
     most = max(variant.memory.device for variant in plan.variants)
     parts[2].append(f"on a GPU, compressing would take {most / 1e9:.1f} GB of its memory at most (not measured)")
+    if adapted := _adapted(plan):
+        parts.append(["adapters, whose files hold", *adapted])
     if short := _short(plan, free):
         parts.append(["memory is short here", *short])
     if refusals := _refusals(plan):
@@ -61,7 +64,7 @@ def _base_row(plan: Plan) -> tuple[str, ...]:
 
 def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
     variant = draft.estimate
-    planned = schemes.distinct(linear.scheme for linear in variant.quantized)
+    planned = schemes.distinct(linear.scheme for linear in variant.quantized) if not variant.adapter else []
     guess = " (a guess, measured by run)" if draft.space else ""
     weights = [shape(variant) + guess] if variant.prune else []
     if draft.budget:  # which of them is known once losses are measured
@@ -73,6 +76,8 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         weights.append(masks.label(mask))
     if factoring := factorization_of(variant.steps):
         weights.append(f"{lowrank.label(factoring, variant.linears)} (a guess, measured by run)")
+    if adapting := adapting_of(variant.steps):
+        weights.append(adapters.label(adapting))
     if planned and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
@@ -89,6 +94,16 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         _duration(variant.seconds),
         *("yes" if verdict.loads else "no" for verdict in variant.verdicts),
     )
+
+
+def _adapted(plan: Plan) -> list[str]:
+    """One line for each adapter: what it alone weighs, beside the variant that it is for."""
+    return [
+        f"  {variant.name}: {variant.adapter.bytes / 1e6:.1f} MB, {_millions(variant.adapter.parameters)} parameters, "
+        f"beside the {variant.adapter.parent.bytes / 1e6:.1f} MB of {variant.adapter.parent.name}"
+        for variant in plan.variants
+        if variant.adapter
+    ]
 
 
 SHORT = {

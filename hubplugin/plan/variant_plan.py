@@ -24,6 +24,25 @@ from hubplugin.plan.vllm_support import Verdict
 
 
 @dataclass(frozen=True)
+class AdapterPlan:
+    """What an adapter adds to the variant that it is for."""
+
+    parent: "VariantPlan"
+    rank: int
+    tensors: dict[str, Header]  # every tensor its folder will hold, as PEFT names them
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all factors."""
+        return sum(header.count for header in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of all its tensors; the file adds its header."""
+        return sum(header.bytes for header in self.tensors.values())
+
+
+@dataclass(frozen=True)
 class VariantPlan:
     """One variant, completely determined."""
 
@@ -48,6 +67,9 @@ class VariantPlan:
     notes: tuple[str, ...] = ()  # what these numbers alone would not tell a user
     # the passes over all blocks that make it, each with steps of its own; empty: one pass, which this plan describes
     passes: tuple["VariantPlan", ...] = ()
+    adapter: AdapterPlan | None = (
+        None  # its folder holds this alone; all else above is of the variant it is for, or of both
+    )
 
     @property
     def prune(self) -> Prune | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.training import Distilling
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
 from hubplugin.recovery.optimizers import Pace, fast_products, schedule
@@ -101,7 +101,7 @@ class Distillation:
     """A student in training. `kl_before` is its held-out KL before."""
 
     def __init__(
-        self, student: Trainable, base: nn.Module, tokens: Split, step: Training, kl_before: float, pace: Pace
+        self, student: Trainable, base: nn.Module, tokens: Split, step: Distilling, kl_before: float, pace: Pace
     ) -> None:
         self._student, self._base, self._step, self._limit = student, base, step, pace.limit
         self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]

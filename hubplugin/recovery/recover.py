@@ -20,7 +20,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
-from hubplugin.disk import digest, sha256
+from hubplugin.disk import digest
 from hubplugin.limits import BLOCK_TOKENS
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.manifest.steps.training import Training
@@ -33,7 +33,7 @@ from hubplugin.recovery.grid_weights import GridWeights
 from hubplugin.recovery.optimizers import Pace
 from hubplugin.recovery.splitting import Split, split
 from hubplugin.recovery.trainable import Adapters, AllWeights, Trainable
-from hubplugin.recovery.training_setup import TrainingSetup, device_for
+from hubplugin.recovery.training_setup import TrainingSetup, device_for, folder_digest
 from hubplugin.report import RecoveredBlock, Recovery
 
 FINISHED = "done"  # the checkpoint of a folder that is complete; its notes are the record
@@ -247,21 +247,14 @@ def _fingerprint(
     """What a training is made from; another of any of these ends in other weights. `folders`: student, base, dense."""
     student, base, dense = folders
     digests = {
-        "base": _digest(base),
-        "student": _digest(student),
-        **({"dense": _digest(dense)} if dense else {}),
+        "base": folder_digest(base),
+        "student": folder_digest(student),
+        **({"dense": folder_digest(dense)} if dense else {}),
         "tokens": sha256_of_ids(tokens),
         "steps": digest(json.dumps([step.model_dump(mode="json", exclude={"data"}), teacher_blocks])),
         "release of hubplugin": hubplugin.__version__,
     }
     return Fingerprint(digests)
-
-
-def _digest(folder: Path) -> str:
-    """One digest of a folder's weights and config."""
-    names = ("config.json", *model_folder.WEIGHTS)
-    files = sorted(path for path in folder.iterdir() if model_folder.allowed(path.name, names))
-    return digest("".join(f"{path.name} {sha256(path)}\n" for path in files))
 
 
 def _depth(folder: Path) -> int:

@@ -69,6 +69,9 @@ class AllWeights:
         return {name: tensor.to(self.trained[name]) for name, tensor in stored.items()}
 
 
+ALPHA = 2  # times the rank: what an adapter's product is multiplied by
+
+
 class Adapters:
     """LoRA adapters at all linears of a model's blocks; `values` merges them, and ends the training."""
 
@@ -79,7 +82,7 @@ class Adapters:
         linears = [
             name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.endswith(suffixes)
         ]
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linears)
+        config = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, lora_dropout=0.0, target_modules=linears)
         with torch.random.fork_rng():
             torch.manual_seed(0)  # of the adapters' first values
             self.module = cast(nn.Module, peft.get_peft_model(cast(Any, model.requires_grad_(False)), config))
@@ -101,3 +104,11 @@ class Adapters:
     def dense(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As they are."""
         return {name: tensor.float() for name, tensor in stored.items()}
+
+
+class OwnAdapters(Adapters):
+    """The same, whose `values` are the adapters alone, by PEFT's names; the model stays as it is."""
+
+    def values(self) -> dict[str, Tensor]:
+        """A and B of every linear."""
+        return {name.replace(".default.", "."): weight.detach() for name, weight in self.trained.items()}

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.dense_view import ReplacedWeights
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
+from hubplugin.disk import digest, sha256
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import device_with
@@ -46,8 +48,11 @@ class TrainingSetup:
 
     def held_out_kl(self, replaced: Mapping[str, Tensor]) -> float:
         """Mean KL(base || student) in nats per held-out token, of the student with some weights replaced."""
+        return self.kl_of(self.model(self.student, replaced))
+
+    def kl_of(self, student: Model) -> float:
+        """The same of any model."""
         base, base_hidden = self._reference
-        student = self.model(self.student, replaced)
         student_hidden = student.hidden_states(self.tokens.held_out).flatten(0, 1)
         pairs = logits_pairs(base, base_hidden, student, student_hidden)
         return sum(float(divergence(*pair).sum()) for pair in pairs) / self.tokens.held_out.numel()
@@ -61,6 +66,13 @@ class TrainingSetup:
         """Weights as they will be stored: rounded, on the CPU."""
         dtypes = self.dtypes
         return {name: weight.to("cpu", dtypes[name]) for name, weight in weights.items()}
+
+
+def folder_digest(folder: Path) -> str:
+    """One digest of a folder's weights and config."""
+    names = ("config.json", *model_folder.WEIGHTS)
+    files = sorted(path for path in folder.iterdir() if model_folder.allowed(path.name, names))
+    return digest("".join(f"{path.name} {sha256(path)}\n" for path in files))
 
 
 def device_for(student: Path, base: Path) -> str:

@@ -226,7 +226,7 @@ def _known(
         what = f"is not loopback, and nothing here makes {gateway} ask for a key"
         raise ServeError(f"--host {settings.host}", what, "say --open, and see to it there")
     if any(one.adapters for one in offers) and gateway is not Gateway.LLAMA_SWAP:
-        fix = "leave it out, or merge the adapter into the model"
+        fix = "leave it out (of a manifest, name models with --variant), or merge the adapter into the model"
         raise ServeError("--lora", f"{gateway} routes by the names of models, and would not find an adapter", fix)
     device = vllm_settings.find_device()
     offer.check(offers, device)
@@ -255,6 +255,7 @@ def _offers(
             each.facts,
             length or each.serving.max_model_len,
             (*each.serving.options, *behind),
+            adapters=each.adapters,
         )
         for each in found
     ]
@@ -268,6 +269,8 @@ def _drafted(offers: list["Offer"], draft: str, tokens: int, targets: list[str],
 
     manifest = targets[0].endswith(ENDINGS)
     (found,) = resolve.find(targets[0], (draft,), out) if manifest else resolve.find(draft)
+    if found.adapters:
+        raise ServeError(f"--draft {draft}", "is a LoRA adapter, no model", "name a variant with weights of its own")
     drafter = Draft(found.name, found.folder.resolve(), tokens, found.facts.get("acceptance_rate"))
     if drafter.folder == offers[0].folder.resolve():
         raise ServeError(f"--draft {draft}", "is the model that it would draft for", "name one of its variants")

@@ -11,7 +11,18 @@ import hubplugin
 from hubplugin.errors import CheckpointError, HubPluginError, one_line
 from hubplugin.report import Report
 from hubplugin.verification import outcome, texts
-from hubplugin.verification.checks import base, card, files, linears, quality, signature, sizes, speed, tensors
+from hubplugin.verification.checks import (
+    adapters,
+    base,
+    card,
+    files,
+    linears,
+    quality,
+    signature,
+    sizes,
+    speed,
+    tensors,
+)
 from hubplugin.verification.outcome import Finding, Line, Outcome, Verification, failed, unchecked
 from hubplugin.verification.subject import Subject, open_subject
 
@@ -26,26 +37,27 @@ class Check:
     look: Callable[[Subject], Iterator[Finding]]
     option: str = ""  # of the command line, without which it is not run: it takes long
     claimed: Callable[[Report], bool] = lambda report: True  # whether a report says anything that it looks at
+    adapters: bool = False  # whether it is asked of an adapter, whose folder is no model's
 
 
 QUALITY, SPEED = "quality", "speed"
 # what files from elsewhere may raise where they hold another kind of value than a check expects
 FOREIGN = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 CHECKS = (
-    Check("files as measured", files.as_reported),
-    Check("signature", signature.is_there),
-    Check("files as signed", signature.files_as_signed),
-    Check("signature's key", signature.made_with_key),
-    Check("manifest", files.manifest),
+    Check("files as measured", files.as_reported, adapters=True),
+    Check("signature", signature.is_there, adapters=True),
+    Check("files as signed", signature.files_as_signed, adapters=True),
+    Check("signature's key", signature.made_with_key, adapters=True),
+    Check("manifest", files.manifest, adapters=True),
     Check("tokenizer", files.tokenizer),
-    Check("pickles", files.pickles),
-    Check("card", files.card),
-    Check("report", files.report_of_card),
-    Check("scores of benchmarks", files.scores),
+    Check("pickles", files.pickles, adapters=True),
+    Check("card", files.card, adapters=True),
+    Check("report", files.report_of_card, adapters=True),
+    Check("scores of benchmarks", files.scores, adapters=True),
     Check("card names", files.repository_card_claims),
-    Check("front matter", card.metadata),
+    Check("front matter", card.metadata, adapters=True),
     Check("front matter", sizes.in_card),
-    Check("card's lines", card.text),
+    Check("card's lines", card.text, adapters=True),
     Check("known tensors", linears.known),
     Check("shapes", tensors.as_implied),
     Check("shape of the variant", sizes.shape),
@@ -60,12 +72,15 @@ CHECKS = (
     Check("finite weights", tensors.finite),
     Check("output head", tensors.head),
     Check("sizes", sizes.of_variant),
+    Check("adapter", adapters.tensors, adapters=True),
+    Check("sizes of the adapter", adapters.sizes, adapters=True),
+    Check("weights that it is for", adapters.parent, adapters=True),
     Check("sizes of the base", sizes.of_base),
     Check("zeros as asked", sizes.zeros_as_asked),
     Check("base", base.identity),
-    Check("licence of the base", base.licence),
+    Check("licence of the base", base.licence, adapters=True),
     Check("values of the base", base.values),
-    Check("quality", quality.measured_again, option=QUALITY),
+    Check("quality", quality.measured_again, option=QUALITY, adapters=True),
     Check("speed", speed.measured_again, option=SPEED, claimed=lambda report: report.speed is not None),
 )
 
@@ -101,6 +116,8 @@ def verify(
 
 def _looked(check: Check, subject: Subject, options: Collection[str], told: set[str]) -> Iterator[Finding]:
     """What a check finds; where it cannot look, why. Weights that cannot be read fail once, and are then named."""
+    if subject.report and subject.report.adapter and not check.adapters:
+        return
     if check.option and check.option not in options:
         if subject.report and check.claimed(subject.report):
             yield unchecked(f"measured only with --{check.option}")

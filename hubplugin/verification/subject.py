@@ -5,6 +5,7 @@ Each is read when a check first asks for it, so that what cannot be read fails t
 
 import json
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from hubplugin import disk, report
 from hubplugin.checkpoint import model_folder
+from hubplugin.checkpoint.adapters import composed
 from hubplugin.checkpoint.model_folder import INDEX, SINGLE, allowed, read_json
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import CheckpointError, FamilyError, HubError, PlanError
@@ -130,6 +132,25 @@ class Subject:
     def base_folder(self) -> Path:
         """The same with its weights, on this disk. Raises HubError where nobody says where it is."""
         return snapshots.pull(self._base_name(), Path.cwd()).path
+
+    @cached_property
+    def parent_folder(self) -> Path:
+        """Of an adapter: the folder of the variant that it is for, beside its own or pulled. Raises HubError where
+        there is none."""
+        assert self.report is not None and self.report.adapter is not None
+        said = self.report.adapter
+        if (beside := self.folder.parent / said.variant).is_dir():
+            return beside
+        if said.repo is None:
+            what = f"is a folder that does not stand beside {self.files.name}"
+            raise HubError(f"variant {said.variant}", what, "verify the adapter where `hubplugin run` has made it")
+        return snapshots.pull(f"{said.repo}@{said.branch}" if said.branch else said.repo, Path.cwd()).path
+
+    def together(self) -> AbstractContextManager[Path]:
+        """A folder with all weights that its numbers are of: of an adapter, with the variant that it is for."""
+        if self.report is None or self.report.adapter is None:
+            return nullcontext(self.folder)
+        return composed.composed(self.parent_folder, self.folder)
 
     def _base_name(self) -> str:
         if self.base_name:

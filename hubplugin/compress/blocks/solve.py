@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.encodings import Coded, Columns
+from hubplugin.manifest.steps.adapter import Eora
 from hubplugin.manifest.steps.masks import Masking
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.quantization import Quantization
-from hubplugin.methods import linear_algebra, obs, qep
+from hubplugin.methods import eora, linear_algebra, obs, qep
 from hubplugin.methods.base import Compressed, solver_of
 from hubplugin.methods.linear_algebra import Prepared
 from hubplugin.methods.qep import TargetCorrection
@@ -135,6 +136,24 @@ def solve_mask(weight: Tensor, statistics: GroupStatistics, step: Masking, prepa
     compressed = solver_of(step).compress(weight, statistics.second_moments, step, prepared)
     result = step_result(step.method, compressed, cold=statistics.cold)
     return GroupResult(compressed.weight, (result,))
+
+
+def correct(
+    wanted: Sequence[Tensor], held: Sequence[Tensor], statistics: GroupStatistics, step: Eora, stored: torch.dtype
+) -> list[tuple[Compressed, StepResult]]:
+    """Factors that bring the weights a variant holds nearer to those of the base, linear by linear, each float32
+    [outputs, inputs] and all reading one input; targets are corrected where a correction is known."""
+    applied, target = None, torch.cat(tuple(wanted))
+    prepared: Prepared = eora.prepare(statistics.matched, step)
+    if statistics.corrections:
+        target, applied = qep.corrected(target, prepared, *statistics.corrections)
+        if statistics.matched is not statistics.second_moments:
+            prepared = eora.prepare(statistics.second_moments, step)
+    solved = []
+    for part, before in zip(target.split([len(weight) for weight in wanted]), held, strict=True):
+        made = eora.compress(part, statistics.second_moments, step, prepared, compressed=before, stored=stored)
+        solved.append((made, step_result(step.method, made, applied)))
+    return solved
 
 
 def step_result(

@@ -37,7 +37,7 @@ PRUNED = {
 def render(report: Report) -> str:
     """The README.md of a variant: YAML front matter and Markdown."""
     quantization, mask = step_of(report, Kind.QUANTIZE), step_of(report, Kind.MASK)
-    factoring = step_of(report, Kind.FACTORIZE)
+    factoring, adapting = step_of(report, Kind.FACTORIZE), step_of(report, Kind.ADAPT)
     stored = steps.stored(report)
     return _template().render(
         report=report,
@@ -50,6 +50,7 @@ def render(report: Report) -> str:
         tuned=step_of(report, Kind.TUNE) is not None,
         trainings=[pair for pair in (("Recovery", report.recovery), ("Tuning", report.tuning)) if pair[1]],
         mask=method_of(mask) if mask else None,
+        adapter=method_of(adapting) if adapting else None,
         factoring=factoring,
         ranks=_ranks(report),
         quantization=quantization,

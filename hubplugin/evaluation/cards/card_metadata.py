@@ -10,7 +10,7 @@ from hubplugin import licences
 from hubplugin.evaluation.cards.steps import conversational, method_of, needs_plugin, step_of
 from hubplugin.evaluation.metrics import QUALITY
 from hubplugin.manifest.methods import Kind
-from hubplugin.report import Evaluation, Report
+from hubplugin.report import AdapterOf, Evaluation, Report
 from hubplugin.task_record import TaskResult
 
 
@@ -38,13 +38,16 @@ def metadata(report: Report) -> dict[str, Any]:
     """The front matter as a mapping, in the order in which it is written."""
     base = report.base
     data: dict[str, Any] = {}
-    if base.on_hub:  # a local folder's name would be taken for a repo
+    if report.adapter:
+        if report.adapter.repo:
+            data |= {"base_model": report.adapter.repo, "base_model_relation": "adapter"}
+    elif base.on_hub:  # a local folder's name would be taken for a repo
         data["base_model"] = base.repo
         relation = RELATIONS.get(method_of(report.steps[-1]).kind)
         if relation:
             data["base_model_relation"] = relation
     data |= inherited(base)
-    library = "vllm" if needs_plugin(report) else "transformers"  # which of them can load it
+    library = "peft" if report.adapter else "vllm" if needs_plugin(report) else "transformers"  # what can load it
     data |= {"library_name": library, "pipeline_tag": "text-generation", "tags": _tags(report)}
     if report.calibration.dataset:
         data["datasets"] = [report.calibration.dataset]
@@ -86,6 +89,8 @@ def _tags(report: Report) -> list[str]:
         bits = quantization["bits"]
         number = quantization.get("values", f"int{bits}")  # of a codebook: what kind of values it has
         tags += [quantization["method"], "quantized", f"{bits}-bit", "nvfp4" if number == "e2m1" else number]
+    if adapting := step_of(report, Kind.ADAPT):
+        tags += dict.fromkeys(("lora", adapting["method"]))
     if step_of(report, Kind.PRUNE):
         tags.append("pruned")
     if step_of(report, Kind.FACTORIZE):
@@ -121,6 +126,12 @@ def _task_result(result: TaskResult) -> dict[str, Any]:
     }
 
 
+def _adapter(adapter: AdapterOf) -> dict[str, Any]:
+    """What an adapter alone is; `bytes` beside it are of both together."""
+    named = {"of": adapter.repo or adapter.variant, "rank": adapter.rank, "bytes": adapter.bytes}
+    return named | ({"branch": adapter.branch} if adapter.branch else {})
+
+
 def _compression(report: Report) -> dict[str, Any]:
     """What was done and what it saved."""
     quantization = step_of(report, Kind.QUANTIZE) or {}
@@ -134,6 +145,7 @@ def _compression(report: Report) -> dict[str, Any]:
             "bytes": report.sizes_base.safetensors_bytes,
         },
         "bytes": report.sizes.safetensors_bytes,
+        **({"adapter": _adapter(report.adapter)} if report.adapter else {}),
         "ratio_disk": round(report.disk_ratio, 4),
         "bits_per_weight": {
             "linear": round(report.sizes.linear_bits_per_weight, 4),

@@ -57,8 +57,8 @@ def chosen(report: Report) -> list[Scheme]:
 
 
 def stored(report: Report) -> Stored:
-    """How the linears are stored, as far as loaders must know."""
-    step = step_of(report, Kind.QUANTIZE)
+    """How the linears are stored, as far as loaders must know; of an adapter, those of the variant that it is for."""
+    step = _quantization(report)
     if step is None:
         return Stored(frozenset((None,)), factors=factored(report))
     settings = [step | {key: value for key, value in own.items() if value is not None} for own in _overrides(step)]
@@ -67,6 +67,11 @@ def stored(report: Report) -> Stored:
     row = FAMILIES.get(report.base.model_type)
     experts = row is not None and row.experts is not None
     return Stored(frozenset(found), bool(step.get("lm_head")), experts, factored(report))
+
+
+def _quantization(report: Report) -> Step | None:
+    steps = report.adapter.steps if report.adapter else report.steps
+    return next((step for step in steps if method_of(step).kind is Kind.QUANTIZE), None)
 
 
 def _overrides(step: Step) -> list[dict[str, Any]]:

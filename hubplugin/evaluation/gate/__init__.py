@@ -21,6 +21,7 @@ from hubplugin.evaluation.gate.weights import (
     as_masked,
     as_planned,
     finite,
+    parent_passed,
     ties,
 )
 from hubplugin.report import GateLine
@@ -45,6 +46,7 @@ __all__ = [
     "judge",
     "judge_speed",
     "judge_tasks",
+    "parent_passed",
     "quality",
     "speed",
     "tasks",
@@ -71,13 +73,31 @@ LINES: tuple[Callable[[Candidate], GateLine | None], ...] = (
 )
 
 
+# of an adapter: what the variant that it is for was asked already is not asked again
+ADAPTER_LINES: tuple[Callable[[Candidate], GateLine | None], ...] = (
+    finite,
+    as_planned,
+    as_compressed,
+    parent_passed,
+    quality,
+    tasks,
+    speed,
+    generation,
+)
+
+
+def lines_of(candidate: Candidate) -> tuple[Callable[[Candidate], GateLine | None], ...]:
+    """The lines that are asked of a candidate."""
+    return ADAPTER_LINES if candidate.plan.adapter else LINES
+
+
 def check(candidate: Candidate) -> tuple[GateLine, ...]:
     """All lines that concern the candidate, whether they passed or not."""
-    return tuple(line for check_line in LINES if (line := check_line(candidate)) is not None)
+    return tuple(line for check_line in lines_of(candidate) if (line := check_line(candidate)) is not None)
 
 
 def check_again(candidate: Candidate, before: Sequence[GateLine]) -> tuple[GateLine, ...]:
     """All lines of a folder whose weights stay. That they are the compressed ones is known from when they were made."""
     kept = tuple(line for line in before if line.name == AS_COMPRESSED)
-    checks = (check_line for check_line in LINES if check_line is not as_compressed)
+    checks = (check_line for check_line in lines_of(candidate) if check_line is not as_compressed)
     return kept + tuple(line for check_line in checks if (line := check_line(candidate)) is not None)

@@ -27,4 +27,10 @@ class Candidate:
     prompts: list[list[int]]  # token ids that an engine continues
     tasks: Tasks | None = None  # None: the manifest asks for none
     speed: Speed | None = None  # the same
+    model: Path | None = None  # what is run, where that is not `folder`: an adapter with the variant that it is for
     not_pulled: tuple[str, ...] = ()  # files of the base's repo that are not in its folder
+
+    @property
+    def run(self) -> Path:
+        """The folder that engines and our own forward pass load."""
+        return self.model or self.folder

@@ -18,7 +18,7 @@ NOISE_TOLERANCE = 3  # times what half precision alone does to our own forward, 
 
 def generation(candidate: Candidate) -> GateLine:
     """An engine loads the folder, generates, and gives its tokens the probabilities our own forward gives them."""
-    name, folder, family, prompts = "generation", candidate.folder, candidate.plan.family, candidate.prompts
+    name, folder, family, prompts = "generation", candidate.run, candidate.plan.family, candidate.prompts
     try:
         generated = candidate.generate(folder, prompts, NEW_TOKENS, candidate.plan.verdicts)
     except ServeError as error:

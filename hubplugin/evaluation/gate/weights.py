@@ -3,12 +3,15 @@
 Knows folders, plans and values of tensors. Knows no tokenizer and no engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hubplugin import disk, report
 from hubplugin.checkpoint import model_folder
+from hubplugin.checkpoint.adapters import peft_folder
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.format_names import is_factor
 from hubplugin.checkpoint.model_folder import Place, read_json
@@ -33,7 +36,7 @@ def finite(candidate: Candidate) -> GateLine:
     """No NaN, no infinity, no scale of zero."""
     name = "finite weights"
     try:
-        reader = Reader(candidate.folder)
+        reader = _reader(candidate)
         for tensor in reader.headers:
             values = reader.get(tensor)
             if tensor.endswith((".scales", ".weight_scale")) and not bool(values.float().all()):
@@ -45,23 +48,60 @@ def finite(candidate: Candidate) -> GateLine:
 
 def as_planned(candidate: Candidate) -> GateLine:
     """Exactly the tensors, shapes and dtypes that the plan promised."""
-    stored, planned = Reader(candidate.folder).headers, candidate.plan.tensors
+    plan = candidate.plan
+    stored, planned = _reader(candidate).headers, plan.adapter.tensors if plan.adapter else plan.tensors
     wrong = [name for name in stored.keys() & planned.keys() if stored[name] != planned[name]]
     wrong += sorted(stored.keys() ^ planned.keys())
     detail = f"{len(stored)} tensors" if not wrong else f"{len(wrong)} differ, first {wrong[0]}"
     return GateLine(name="shapes and dtypes as planned", passed=not wrong, detail=detail)
 
 
+def _reader(candidate: Candidate) -> Reader:
+    """What the folder itself holds."""
+    return peft_folder.Adapter(candidate.folder).reader if candidate.plan.adapter else Reader(candidate.folder)
+
+
 def as_compressed(candidate: Candidate) -> GateLine:
-    """Dequantized or multiplied from the files, weights are bit for bit what the compressor computed with."""
-    view, samples = DenseView(candidate.folder), candidate.samples
-    largest = 0.0
+    """Dequantized or multiplied from the files, weights are bit for bit what the compressor computed with.
+
+    Of an adapter, what its factors add to them.
+    """
+    samples, largest = candidate.samples, 0.0
+    get = _products(candidate.folder) if candidate.plan.adapter else _weights(candidate.folder)
     for name, rows in samples.items():
-        stored = view.get(f"{name}.weight")[: len(rows)].float()
+        stored = get(name)[: len(rows)].float()
         largest = max(largest, float((stored - rows).abs().max()))
     passed = largest == 0.0 and bool(samples)
     detail = f"largest difference {largest:g} over {len(samples)} linears"
     return GateLine(name=AS_COMPRESSED, passed=passed, detail=detail)
+
+
+def _weights(folder: Path) -> Callable[[str], Tensor]:
+    view = DenseView(folder)
+    return lambda name: view.get(f"{name}.weight")
+
+
+def _products(folder: Path) -> Callable[[str], Tensor]:
+    adapter = peft_folder.Adapter(folder)
+
+    def product(name: str) -> Tensor:
+        found = adapter.product(name)
+        return torch.full((1, 1), torch.inf) if found is None else found
+
+    return product
+
+
+def parent_passed(candidate: Candidate) -> GateLine:
+    """The variant that an adapter is for has passed its own gate, and its files are those that did."""
+    assert candidate.plan.adapter is not None
+    name = candidate.plan.adapter.parent.name
+    folder = candidate.folder.parent / name
+    made = report.read(folder)
+    changed = disk.changed_files(folder, made.files)
+    failed = [line.name for line in made.gate if not line.passed]
+    detail = f"{name}: {changed[0]} is not the file that was measured" if changed else f"{name} passed its own gate"
+    detail = f"{name} failed its own gate: {failed[0]}" if failed else detail
+    return GateLine(name="variant that it is for", passed=not changed and made.passed, detail=detail)
 
 
 def as_masked(candidate: Candidate) -> GateLine | None:

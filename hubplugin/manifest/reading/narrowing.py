@@ -10,13 +10,15 @@ from typing import Any
 
 from hubplugin.errors import ManifestError
 from hubplugin.manifest import model_name
+from hubplugin.manifest.methods import adapting_of
 from hubplugin.manifest.schema import Document
 
 
 def narrowed(document: Document, only: Sequence[str] = (), revision: str | None = None) -> Document:
     """The document with the variants that are named (none: all), and its base at a revision (None: as it is written).
 
-    Raises ManifestError for a name that no variant has, and for a revision of a local folder.
+    With an adapter comes the variant that it is for. Raises ManifestError for a name that no variant has, and for a
+    revision of a local folder.
     """
     manifest = document.manifest
     changes: dict[str, Any] = {}
@@ -26,7 +28,9 @@ def narrowed(document: Document, only: Sequence[str] = (), revision: str | None 
             what = "no variant of this manifest has this name"
             raise ManifestError(f"{document.path}: {name}", what, f"did you mean `{near[0]}`?")
     if only:
-        changes["variants"] = {name: steps for name, steps in manifest.variants.items() if name in only}
+        steps = [adapting_of(manifest.variants[name]) for name in only]
+        kept = {*only, *(step.of for step in steps if step)}
+        changes["variants"] = {name: steps for name, steps in manifest.variants.items() if name in kept}
     if revision is not None:
         if (document.folder / Path(manifest.model).expanduser()).is_dir() and not model_name.cached_snapshot(
             manifest.model

@@ -7,16 +7,9 @@ from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.source import Source
 
 
-class Training(StepSettings):
-    """The settings of a step that trains: block by block, then all of the model on the base's predictions."""
+class Distilling(StepSettings):
+    """The settings of a step that trains a whole model on the base's predictions."""
 
-    blocks: Whole = Field(
-        default=2,
-        ge=0,
-        le=100,
-        description="A number of epochs of each block on the base's hidden states, of at most 65536 tokens. 0: none.",
-        examples=[2],
-    )
     distill: Real = Field(
         default=1,
         ge=0,
@@ -42,6 +35,18 @@ class Training(StepSettings):
         description="A source of training tokens. Left out: the calibration tokens. More text is worth more than more "
         "epochs.",
         examples=[{"files": ["texts/a.txt"], "samples": 1024, "sequence_length": 512}],
+    )
+
+
+class Training(Distilling):
+    """The settings of a step that trains: block by block, then all of the model on the base's predictions."""
+
+    blocks: Whole = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="A number of epochs of each block on the base's hidden states, of at most 65536 tokens. 0: none.",
+        examples=[2],
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from serve import cpu_features
 
 STUDENT_COPIES, TEACHER_COPIES = 4, 1  # in float32: weights, gradients, what the optimizer keeps; and the base
 TUNED_COPIES = 0.5  # the same where scales are trained: codes, scales and their moments, embeddings
+ADAPTED_COPIES = 1.1  # the same where an adapter is trained: weights that stay, and a few that do not
 WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from hubplugin import limits
 from hubplugin.manifest.methods import (
+    adapting_of,
     factorization_of,
     grid_of,
     mask_of,
@@ -14,7 +15,8 @@ from hubplugin.manifest.methods import (
 )
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.source import Source
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.adapter import Eora, Lora
+from hubplugin.manifest.steps.training import Distilling, Training
 from hubplugin.manifest.steps.tune import Tune
 from hubplugin.plan import sizes
 from hubplugin.plan.base import Base
@@ -29,7 +31,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
     quantizing, grid, prune, mask = quantization_of(steps), grid_of(steps), pruning_of(steps), mask_of(steps)
-    lowrank = factorization_of(steps)
+    factoring = factorization_of(steps) or _closed_form(steps)
     stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
     return estimates.Work(
         samples=source.samples,
@@ -41,7 +43,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         skips=prune is not None and prune.measures,
         descends=grid.passes if grid else 0,
         masks=row_of(mask).cost if mask else None,
-        factors=row_of(lowrank).cost if lowrank else None,
+        factors=row_of(factoring).cost if factoring else None,
         head=grid is not None and grid.lm_head,
         number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
         device_number=2 if stored == "BF16" else estimates.FP32,
@@ -52,18 +54,26 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
     )
 
 
-def _training(step: Training, calibration: Source, parameters: int) -> estimates.Training:
+def _closed_form(steps: Sequence[Step]) -> Eora | None:
+    """The step that makes an adapter from second moments."""
+    step = adapting_of(steps)
+    return step if isinstance(step, Eora) else None
+
+
+def _training(step: Distilling, calibration: Source, parameters: int) -> estimates.Training:
     """What a step that trains a model of so many weights must hold and do."""
     source = step.data or calibration
     tokens = source.samples * source.sequence_length
     held = min(tokens, limits.BLOCK_TOKENS)
     copies = estimates.TUNED_COPIES if isinstance(step, Tune) else estimates.STUDENT_COPIES
-    return estimates.Training(parameters, copies, held, step.blocks * held, int(step.distill * tokens))
+    copies = estimates.ADAPTED_COPIES if isinstance(step, Lora) else copies
+    blocks = step.blocks if isinstance(step, Training) else 0
+    return estimates.Training(parameters, copies, held, blocks * held, int(step.distill * tokens))
 
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    fitted, prune = (quantization_of(steps), factorization_of(steps)), pruning_of(steps)
+    fitted, prune = (quantization_of(steps), factorization_of(steps), _closed_form(steps)), pruning_of(steps)
     aims = max(step.qep_tokens if step and step.qep else 0 for step in fitted)
     if prune and (prune.refit or aims):
         return tokens

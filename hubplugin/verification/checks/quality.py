@@ -59,8 +59,10 @@ def _on_text(subject: Subject, base: Path, evaluate: Evaluate, said: Evaluation,
     dtype = getattr(torch, evaluate.dtype)
     reference = quality_metrics.reference(base, family, tokens.ids, tokens.description, dtype)
     against_base = said.variant.mean_kl is not None
-    of_variant = families.match(subject.config, subject.files.name)
-    yield from _same(said, quality_metrics.measure(subject.folder, of_variant, reference, against_base))
+    with subject.together() as folder:
+        of_variant = families.match(configs.read_config(folder, subject.files.name), subject.files.name)
+        measured = quality_metrics.measure(folder, of_variant, reference, against_base)
+    yield from _same(said, measured)
 
 
 def _why_other(source: Source) -> str:

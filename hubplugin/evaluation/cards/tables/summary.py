@@ -14,7 +14,8 @@ def rows(report: Report) -> list[Markdown]:
 def _size(report: Report) -> str:
     before, after = (numbers.in_bytes(sizes.safetensors_bytes) for sizes in (report.sizes_base, report.sizes))
     bits = f"{report.sizes.model_bits_per_weight:.2f} bits per weight over the whole model"
-    return f"{report.disk_ratio:.2f} times smaller: {after} instead of {before}, {bits}"
+    of_both = f" ({numbers.in_bytes(report.adapter.bytes)} of them the adapter)" if report.adapter else ""
+    return f"{report.disk_ratio:.2f} times smaller: {after}{of_both} instead of {before}, {bits}"
 
 
 def _quality(report: Report) -> str:

@@ -1,0 +1,96 @@
+"""Training of a LoRA adapter beside a finished variant, towards the base: two folders in, an adapter's tensors out.
+
+It begins as the variant itself (B is 0). A killed run, started again, goes on where it was and ends in the same bytes.
+Knows folders and one step. The training itself is distillation.py's.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from torch import Tensor
+
+import hubplugin
+from hubplugin.checkpoint.adapters import composed, peft_folder
+from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
+from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
+from hubplugin.compress.calibration.calibration_data import sha256_of_ids
+from hubplugin.disk import digest
+from hubplugin.manifest.steps.adapter import Lora
+from hubplugin.plan.variant_plan import AdapterPlan
+from hubplugin.progress import progress
+from hubplugin.recovery.distillation import Distillation
+from hubplugin.recovery.optimizers import Pace
+from hubplugin.recovery.recover import LORA_RATE, TUNE_STEP_TOKENS
+from hubplugin.recovery.splitting import split
+from hubplugin.recovery.trainable import ALPHA, OwnAdapters
+from hubplugin.recovery.training_setup import TrainingSetup, device_for, folder_digest
+from hubplugin.report import Recovery
+
+FINISHED = "done"  # the checkpoint of an adapter that is complete; its notes are the record
+
+
+def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lora, out: Path) -> Recovery:
+    """Train an adapter and write it to `out` as PEFT does.
+
+    `folders` are those of the base and of the variant that it is for; `tokens` are ids [sequences, tokens], of which
+    one sequence in eight is held out. What a killed run needs stands under resume.TRAINING in `out`. Raises
+    CompressError where there are too few sequences, and where `out` was begun with something else.
+    """
+    base, parent = folders
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = TrainingCheckpoints(out, _fingerprint(folders, tokens, step))
+    if FINISHED in checkpoints:
+        return Recovery.model_validate(checkpoints.notes(FINISHED))
+    setup = TrainingSetup(parent, base, split(tokens), Reader(parent).headers, device_for(parent, base))
+    before = setup.held_out_kl({})
+    progress(f"{step.method} | held-out KL {before:.5f} without the adapter")
+    model = setup.model(parent)
+    student = OwnAdapters(model.load_all(), step.rank, model.family)
+    limit = math.inf if step.minutes is None else 60 * step.minutes
+    pace = Pace(step.learning_rate or LORA_RATE, TUNE_STEP_TOKENS, limit)
+    teacher = setup.model(base).load_all()
+    distilled = Distillation(student, teacher, setup.tokens, step, before, pace).run(checkpoints)
+    tensors = {
+        name: weight.to("cpu", TORCH_DTYPES[plan.tensors[name].dtype]) for name, weight in distilled.weights.items()
+    }
+    linears = [linear.name for linear in plan.parent.linears]
+    peft_folder.write(out, tensors, peft_folder.config(plan.parent.name, None, step.rank, ALPHA * step.rank, linears))
+    after = _held_out_kl(setup, out)
+    progress(f"{step.method} | held-out KL {after:.5f} after distillation, as stored")
+    record = Recovery(
+        trained=f"a LoRA adapter of rank {step.rank} at the blocks' linears, beside the weights of {plan.parent.name}",
+        tokens=len(distilled.seen) * setup.tokens.train.shape[1],
+        held_out_tokens=setup.tokens.held_out.numel(),
+        steps=distilled.steps,
+        best_step=distilled.best_step,
+        stopped=distilled.stopped,
+        seconds={"distillation": round(distilled.seconds, 2)},
+        blocks=(),
+        kl_before=before,
+        kl_blocks=None,
+        kl_after=after,
+    )
+    checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
+    checkpoints.remove_all_but(FINISHED)
+    return record
+
+
+def _held_out_kl(setup: TrainingSetup, adapter: Path) -> float:
+    """Of the variant with the adapter, as it is stored."""
+    with composed.composed(setup.student, adapter) as both:
+        return setup.kl_of(setup.model(both))
+
+
+def _fingerprint(folders: tuple[Path, Path], tokens: Tensor, step: Lora) -> Fingerprint:
+    """What the adapter is made from; another of any of these ends in another adapter."""
+    base, parent = folders
+    return Fingerprint(
+        {
+            "base": folder_digest(base),
+            "variant that it is for": folder_digest(parent),
+            "tokens": sha256_of_ids(tokens),
+            "steps": digest(json.dumps(step.model_dump(mode="json", exclude={"data"}))),
+            "release of hubplugin": hubplugin.__version__,
+        }
+    )
