@@ -6,7 +6,7 @@ here; it makes none.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from hubplugin.compress.calibration import calibration_data, vocabulary
+from hubplugin.compress.calibration import calibration_data, prompts, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
+from hubplugin.compress.calibration.prompts import Prompts
 from hubplugin.disk import digest, sha256
 from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
@@ -26,10 +27,12 @@ from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
+from hubplugin.manifest.methods import distillation_of
 from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.reading.task_file import TaskFile
-from hubplugin.manifest.schema import EVALUATED, Document
+from hubplugin.manifest.schema import EVALUATED, Document, Step
 from hubplugin.manifest.source import Source
+from hubplugin.manifest.steps.distill import Distill
 from hubplugin.model.architectures import configs, tied_head
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan import planner, vllm_support
@@ -73,8 +76,11 @@ class Job:
     document: Document
     planned: Plan  # from what is known without a weight
     clock: Clock = field(default_factory=Clock)
-    _read: dict[tuple[Source, bool], TokenSequences] = field(default_factory=dict)  # by source, and whether shuffled
+    # by source, whether shuffled, and the folder of another model than the base that samples itself
+    _read: dict[tuple[Source, bool, Path | None], TokenSequences] = field(default_factory=dict)
     _digests: dict[Source, str] = field(default_factory=dict)
+    _prompts: dict[tuple[Source, int], Prompts] = field(default_factory=dict)
+    _named: dict[str, Snapshot] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Make everything that compressing a variant needs.
@@ -82,23 +88,51 @@ class Job:
         Data is read before the base is sampled, so that data which cannot be used is refused before any work. What
         recovery samples is left to recovery.
         """
+        asked = self._asked()
         for place, source in sorted(self.document.manifest.sources(), key=lambda pair: pair[1].self_):
             use = EVALUATION if place.startswith(EVALUATED) else CALIBRATION if place == "calibrate" else RECOVERY
-            if use != RECOVERY or not source.self_:
+            if use == RECOVERY and source.self_:
+                continue
+            if place in asked:
+                self.prompts(asked[place])
+            else:
                 self.tokens(use, source)
         _ = self.references
         if self.document.manifest.evaluate and self.document.manifest.evaluate.tasks:
             _ = self.base_answers  # a task that cannot be asked is known before any work
 
-    def tokens(self, use: str, source: Source) -> TokenSequences:
-        """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text."""
-        key = (source, use != EVALUATION)
+    def tokens(self, use: str, source: Source, sampled: Path | None = None) -> TokenSequences:
+        """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text.
+
+        `sampled` is the folder of the model that samples itself, where that is not the base.
+        """
+        key = (source, use != EVALUATION, sampled)
         if key not in self._read:
-            given = self.tokenizer, self.document.folder, self.snapshot.path
+            given = self.tokenizer, self.document.folder, sampled or self.snapshot.path
             with self.clock.stage(f"{use} data"):
                 progress(f"{use}: {source.describe()}")
                 self._read[key] = calibration_data.tokens(source, *given, shuffle=key[1])
         return self._read[key]
+
+    def _asked(self) -> dict[str, Distill]:
+        """Steps whose data are prompts for a teacher, by the place of these."""
+        steps = (
+            (f"variants.{name}[{index}].data", step)
+            for name, variant in self.document.manifest.variants.items()
+            for index, step in enumerate(variant)
+        )
+        return {place: step for place, step in steps if isinstance(step, Distill) and step.answers}
+
+    def prompts(self, step: Distill) -> Prompts:
+        """What the teacher of a distill step is asked, read once."""
+        assert step.answers is not None
+        key = (step.data or self.document.manifest.calibrate, step.answers.prompt_tokens)
+        if key not in self._prompts:
+            given = self.tokenizer, self.document.folder, self.snapshot.path
+            with self.clock.stage("prompts"):
+                progress(f"prompts: {key[0].describe()}")
+                self._prompts[key] = prompts.read(key[0], *given, key[1])
+        return self._prompts[key]
 
     def source_digest(self, source: Source) -> str:
         """A digest of a source's settings and, of files, their contents as this run has first seen them.
@@ -128,6 +162,30 @@ class Job:
         with self.clock.stage("pull"):
             return snapshots.pull(self.document.manifest.model, self.document.folder, self.planned.revision)
 
+    def named(self, model: str) -> Snapshot:
+        """A model that a distill step names, on this disk, at the commit that was planned."""
+        if model not in self._named:
+            with self.clock.stage("pull"):
+                revision = self.planned.named[model].revision
+                self._named[model] = snapshots.pull(model, self.document.folder, revision)
+        return self._named[model]
+
+    def start(self, steps: Sequence[Step]) -> Snapshot:
+        """The model that a variant's weights start from: the base, or the student of its distill step."""
+        step = distillation_of(steps)
+        return self.named(step.student) if step and step.student else self.snapshot
+
+    def teacher(self, step: Distill) -> Snapshot:
+        """The model that a distill step learns from, where it is no endpoint."""
+        return self.named(step.teacher) if step.teacher else self.snapshot
+
+    def named_fingerprint(self, model: str) -> str:
+        """A text that changes when a model does that a distill step names."""
+        revision = self.planned.named[model].revision
+        if revision:
+            return f"{model_name.repo(model)}@{revision}"
+        return snapshots.contents_digest(self.named(model).path)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer. Says once which of its tokens the base's embedding has no row for."""
@@ -146,7 +204,7 @@ class Job:
         config = configs.read_config(self.snapshot.path, document.manifest.model)
         if tied_head.is_tied(config) == tied_head.is_tied(planned.config):
             return planned
-        return planner.make(document, config, planned.tensors, revision=planned.revision)
+        return planner.make(document, config, planned.tensors, revision=planned.revision, named=planned.named)
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -216,7 +274,7 @@ class Job:
         evaluate = self.document.manifest.evaluate
         if evaluate is None or evaluate.speed is None:
             return None
-        base = self.plan.drafts[0].recipe.base
+        base = self.plan.base
         loads = vllm_support.verdicts(base.model_type, base.dims, ())
         work = [operations.of(one.family, one.dims, one.config, one.tensors) for one in (base, variant)]
         subjects = (
@@ -232,10 +290,11 @@ class Job:
 
     def candidate(self, variant: VariantPlan, folder: Path, **known: Any) -> gate.Candidate:
         """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""
+        start = self.start(variant.steps)
         return gate.Candidate(
             folder=folder,
-            base=self.snapshot.path,
-            not_pulled=self.snapshot.not_pulled,
+            base=start.path,
+            not_pulled=start.not_pulled,
             plan=variant,
             thresholds=self.document.manifest.gate.of(variant.name),
             **known,

@@ -14,6 +14,7 @@ from hubplugin.report import Report
 MANIFEST, CARD = "manifest.yaml", "README.md"
 # folders of earlier passes, inside the one in the making
 PRUNED, RECOVERED, QUANTIZED, TUNED = ".pruned", ".recovered", ".quantized", ".tuned"
+ANSWERS = ".answers"  # beside all variants: what teachers have answered, kept for later runs
 WORK = (resume.BLOCKS, PRUNED, RECOVERED, QUANTIZED, TUNED)  # what an interrupted run leaves and the next one takes up
 
 

@@ -21,7 +21,7 @@ from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
-from hubplugin.recovery import block_training, distillation, recover, splitting, trainable, training_setup
+from hubplugin.recovery import block_training, distillation, recover, splitting, student_folder, trainable, training_setup
 from hubplugin.recovery.optimizers import Pace
 from hubplugin.report import Recovery
 
@@ -253,7 +253,8 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
     adapters = trainable.Adapters(student.load_all(), 4, student.family)
-    training = distillation.Distillation(adapters, base.load_all(), tokens, settings, math.inf, Pace(recover.LORA_RATE))
+    lesson = distillation.Predictions(base.load_all(), tokens, settings.top_k)
+    training = distillation.Distillation(adapters, lesson, settings, math.inf, Pace(recover.LORA_RATE))
     done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)
@@ -297,7 +298,7 @@ STEPS = {"all weights": step(distill=12), "adapters": step(distill=12, lora=4)}
         (distillation.Distillation, "_learn", 0),
         (distillation.Distillation, "_learn", 4),
         (distillation.Distillation, "_judge", 5),
-        (recover, "_write", 0),
+        (student_folder, "write", 0),
     ],
 )
 def test_a_stopped_recovery_goes_on_to_the_same_bytes(

@@ -30,7 +30,7 @@ from hubplugin.methods.gptq.grid import storable
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.recovery import block_training, distillation, grid_weights, optimizers, recover, splitting
+from hubplugin.recovery import block_training, distillation, grid_weights, optimizers, recover, splitting, student_folder
 from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
 from hubplugin.recovery.grid_weights import GridWeights
 from hubplugin.recovery.trainable import as_function
@@ -362,7 +362,7 @@ WHOLE = step(distill=0.75, rounding=True, learning_rate=0.003)  # 113 sequences 
         (distillation.Distillation, "_learn", 0),
         (distillation.Distillation, "_learn", 4),
         (distillation.Distillation, "_judge", 5),
-        (recover, "_write", 0),
+        (student_folder, "write", 0),
     ],
 )
 def test_a_stopped_tuning_goes_on_to_the_same_bytes(

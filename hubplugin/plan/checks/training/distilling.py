@@ -1,0 +1,126 @@
+"""What a distill step cannot do with its student, its teacher, or the steps before it: each contradiction a PlanError.
+
+Knows settings of steps and sizes of the models that they name; no weights, no tokenizer and no training.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from hubplugin.errors import PlanError
+from hubplugin.manifest.methods import distillation_of, pruning_of, quantization_of
+from hubplugin.manifest.schema import Document, Step
+from hubplugin.manifest.steps.distill import Distill
+from hubplugin.model.architectures import families
+from hubplugin.model.architectures.architecture import Dimensions
+from hubplugin.plan import base as base_model
+from hubplugin.plan.base import Base, Named
+from hubplugin.plan.checks import sources
+
+LEAST = 2  # sequences or prompts: one to learn from, one to hold out
+
+
+def start(
+    document: Document, steps: Sequence[Step], base: Base, named: Mapping[str, Named], where: str
+) -> tuple[Base, Base | None]:
+    """The model that a variant's weights start from, and the teacher of its distill step; None: the base, or none here.
+
+    Raises PlanError, and FamilyError for an unknown architecture, where they and the step do not go together.
+    """
+    step = distillation_of(steps)
+    if step is None:
+        return base, None
+    place = f"{where}[{list(steps).index(step)}]"
+    student = _read(step.student, named, base)
+    teacher = _read(step.teacher, named, base)
+    _check_roles(step, steps, place)
+    _check_sizes(step, student, teacher, base, place)
+    _check_text(step, document, (student.dims, teacher.dims), place)
+    quantizing = quantization_of(steps)
+    if quantizing and quantizing.budget:
+        raise PlanError(
+            f"{place}.method",
+            "a budget of bits is spent by measurements on the base, and codes would be made of what was trained",
+            "remove budget from the step that quantizes, and give it bits",
+        )
+    return student, teacher if step.teacher else None
+
+
+def _read(model: str | None, named: Mapping[str, Named], base: Base) -> Base:
+    """The facts of a model that a step names; of the base where it names none."""
+    if model is None:
+        return base
+    where, facts = f"{model}/config.json", named[model]
+    sources.check_base(facts.config, where)
+    return base_model.read(model, families.match(dict(facts.config), where), facts.config, facts.tensors)
+
+
+def _check_roles(step: Distill, steps: Sequence[Step], place: str) -> None:
+    """Who learns from whom."""
+    pruned = pruning_of(steps) is not None
+    if step.student and pruned:
+        raise PlanError(
+            f"{place}.student",
+            "the prune step before it makes the student",
+            "remove student, or make a variant of each; to prune another model, write it as model",
+        )
+    remote = step.answers is not None and step.answers.endpoint is not None
+    if not (step.student or step.teacher or pruned or remote):
+        raise PlanError(
+            f"{place}.method",
+            "the base would learn from itself",
+            "name a student or another teacher, or put it after a prune step",
+        )
+    if step.student and step.student == step.teacher:
+        raise PlanError(f"{place}.teacher", "student and teacher are the same model", "leave teacher out: the base is it")
+
+
+def _check_sizes(step: Distill, student: Base, teacher: Base, base: Base, place: str) -> None:
+    """Vocabularies and, where hidden states are compared, widths and depths."""
+    rows = student.dims.vocab
+    if rows != base.dims.vocab:
+        raise PlanError(
+            f"{place}.student",
+            f"its embedding has {rows} rows, the base's {base.dims.vocab}: their predictions cannot be compared",
+            "use a student of the base's own vocabulary",
+        )
+    if step.reads_predictions and teacher.dims.vocab != rows:
+        raise PlanError(
+            f"{place}.teacher",
+            f"its embedding has {teacher.dims.vocab} rows, the student's {rows}: predictions cannot be compared",
+            "learn from its answers, with answers: {}",
+        )
+    if not step.blocks:
+        return
+    for what, ours, theirs in (
+        ("a hidden size of", student.dims.hidden, teacher.dims.hidden),
+        ("a number of layers of", student.dims.layers, teacher.dims.layers),
+        ("the family", student.family.native, teacher.family.native),
+    ):
+        if ours != theirs:
+            raise PlanError(
+                f"{place}.blocks",
+                f"the student has {what} {ours}, the teacher {theirs}: hidden states cannot be compared",
+                "leave blocks out: predictions alone are learnt from",
+            )
+
+
+def _check_text(step: Distill, document: Document, models: Sequence[Dimensions], place: str) -> None:
+    """The text against the contexts of both models, and prompts against its sequences."""
+    source = step.data or document.manifest.calibrate
+    at = f"{place}.data" if step.data else f"{document.path}: calibrate"
+    if source.samples < LEAST:
+        raise PlanError(
+            at, f"{source.samples} sequence to learn from leaves none to hold out", f"use samples: {LEAST} or more"
+        )
+    context = min((dims.context for dims in models if dims.context is not None), default=None)
+    if context is not None and source.sequence_length > context:
+        raise PlanError(
+            f"{at}.{source.length_key}",
+            f"{source.sequence_length} tokens are longer than a context of {context} of student or teacher",
+            f"use {source.length_key}: {context} or fewer",
+        )
+    if step.answers and step.answers.prompt_tokens >= source.sequence_length:
+        raise PlanError(
+            f"{place}.answers.prompt_tokens",
+            f"prompts of {step.answers.prompt_tokens} tokens leave nothing of sequences of {source.sequence_length}",
+            "use fewer, or a larger sequence_length of the data",
+        )
