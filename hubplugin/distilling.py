@@ -39,16 +39,16 @@ def _origin(snapshot: Snapshot) -> report.Base:
     return report_assembly.origin(snapshot, read_json(snapshot.path / "config.json", snapshot.repo))
 
 
-def _from_predictions(
-    job: Job, variant: VariantPlan, step: Distill, student: Path, work: Path
-) -> report.Distillation:
+def _from_predictions(job: Job, variant: VariantPlan, step: Distill, student: Path, work: Path) -> report.Distillation:
     """White box: the teacher is run beside the student."""
     teacher = job.teacher(step).path
     text = _text(job, step, teacher)
     pruned = not variant.trains_first and step.teacher is None
     ends = stages.stands_for(variant, job.plan.config["num_hidden_layers"]) if pruned else None
     made = recover.run(student, teacher, work / RECOVERED, text.ids, step, ends)
-    shared = {name: getattr(made, name) for name in report.Distillation.model_fields.keys() & report.Recovery.model_fields}
+    shared = {
+        name: getattr(made, name) for name in report.Distillation.model_fields.keys() & report.Recovery.model_fields
+    }
     held_out = {"before": made.kl_before, "after_blocks": made.kl_blocks, "after": made.kl_after}
     known = {"measured": "KL", "teacher": None, "student": None, "data": text.description if step.data else None}
     return report.Distillation(**{**shared, **held_out, **known})

@@ -88,7 +88,7 @@ class Job:
         Data is read before the base is sampled, so that data which cannot be used is refused before any work. What
         recovery samples is left to recovery.
         """
-        asked = self._asked()
+        asked = self.document.manifest.asked()
         for place, source in sorted(self.document.manifest.sources(), key=lambda pair: pair[1].self_):
             use = EVALUATION if place.startswith(EVALUATED) else CALIBRATION if place == "calibrate" else RECOVERY
             if use == RECOVERY and source.self_:
@@ -113,15 +113,6 @@ class Job:
                 progress(f"{use}: {source.describe()}")
                 self._read[key] = calibration_data.tokens(source, *given, shuffle=key[1])
         return self._read[key]
-
-    def _asked(self) -> dict[str, Distill]:
-        """Steps whose data are prompts for a teacher, by the place of these."""
-        steps = (
-            (f"variants.{name}[{index}].data", step)
-            for name, variant in self.document.manifest.variants.items()
-            for index, step in enumerate(variant)
-        )
-        return {place: step for place, step in steps if isinstance(step, Distill) and step.answers}
 
     def prompts(self, step: Distill) -> Prompts:
         """What the teacher of a distill step is asked, read once."""

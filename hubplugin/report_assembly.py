@@ -26,8 +26,8 @@ from hubplugin.hub.snapshots import Snapshot
 from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
 from hubplugin.manifest.publish import MAIN
-from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures import families
+from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.costs import components, operations
 from hubplugin.plan.schemes import LinearPlan

@@ -21,7 +21,15 @@ from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
 from hubplugin.manifest.steps.recover import Recover
 from hubplugin.model.block_runner import Model
-from hubplugin.recovery import block_training, distillation, recover, splitting, student_folder, trainable, training_setup
+from hubplugin.recovery import (
+    block_training,
+    distillation,
+    recover,
+    splitting,
+    student_folder,
+    trainable,
+    training_setup,
+)
 from hubplugin.recovery.optimizers import Pace
 from hubplugin.report import Recovery
 

@@ -30,7 +30,15 @@ from hubplugin.methods.gptq.grid import storable
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.recovery import block_training, distillation, grid_weights, optimizers, recover, splitting, student_folder
+from hubplugin.recovery import (
+    block_training,
+    distillation,
+    grid_weights,
+    optimizers,
+    recover,
+    splitting,
+    student_folder,
+)
 from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
 from hubplugin.recovery.grid_weights import GridWeights
 from hubplugin.recovery.trainable import as_function

@@ -57,9 +57,7 @@ class Documents:
     Conversations are rendered by `template`, left out by the tokenizer's own.
     """
 
-    def __init__(
-        self, rows: Iterable[Row], source: Source, tokenizer: Any, template: "Template | None" = None
-    ) -> None:
+    def __init__(self, rows: Iterable[Row], source: Source, tokenizer: Any, template: "Template | None" = None) -> None:
         self.source, self.where = source, source.describe()
         self.read = self.skipped = 0
         self._rows, self._column = rows, source.column

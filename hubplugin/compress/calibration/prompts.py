@@ -70,17 +70,15 @@ def read(source: Source, tokenizer: Any, folder: Path, base: Path, prompt_tokens
     if not source.self_:
         rows = calibration_data.rows(source, folder, shuffle=True)
         documents = Documents(rows.rows, source, tokenizer, _Questions(drop_nulls=source.dataset is not None))
-        if (first := next(iter(documents), None)) is not None and first.rendered:
-            return _conversations(source, itertools.chain([first.text], _rest(documents)), documents)
+        waiting = iter(documents)
+        if (first := next(waiting, None)) is not None and first.rendered:
+            texts = (document.text for document in itertools.chain([first], waiting) if document.rendered)
+            return _conversations(source, texts, documents)
     batch = calibration_data.tokens(source, tokenizer, folder, base)
     beginnings = batch.ids[:, :prompt_tokens].tolist()
     texts = dict.fromkeys(tokenizer.decode(ids, skip_special_tokens=True) for ids in beginnings)
     found = tuple(Prompt(text=text) for text in texts if text.strip())
     return Prompts(found, f"the first {prompt_tokens} tokens of {batch.description.source}", batch.description)
-
-
-def _rest(documents: Documents) -> Iterable[str]:
-    return (document.text for document in documents if document.rendered)
 
 
 def _conversations(source: Source, found: Iterable[str], documents: Documents) -> Prompts:
@@ -104,5 +102,3 @@ def _different(texts: Iterable[str]) -> Iterable[str]:
         if text not in seen:
             seen.add(text)
             yield text
-
-

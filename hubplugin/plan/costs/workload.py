@@ -16,7 +16,9 @@ from hubplugin.plan.costs import estimates
 from serve import cpu_features
 
 
-def of(document: Document, base: Base, steps: Sequence[Step], units: int, teacher: Base | None = None) -> estimates.Work:
+def of(
+    document: Document, base: Base, steps: Sequence[Step], units: int, teacher: Base | None = None
+) -> estimates.Work:
     """The work of these steps on a base.
 
     `units` are the changes of single blocks that are run through the model before anything is decided. `teacher` is

@@ -45,7 +45,9 @@ class CrossEntropy:
 
     def _parts(self, rows: AnswerRows) -> list[AnswerRows]:
         """Rows whose logits are worked on together."""
-        return [rows.pick(places) for places in torch.arange(len(rows.ids)).split(rows_at_once(rows.ids, self._vocabulary))]
+        return [
+            rows.pick(places) for places in torch.arange(len(rows.ids)).split(rows_at_once(rows.ids, self._vocabulary))
+        ]
 
 
 def summed(logits: Tensor, rows: AnswerRows) -> Tensor:

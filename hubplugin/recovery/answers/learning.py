@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+from torch.nn import functional
 
 import hubplugin
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
@@ -26,7 +27,6 @@ from hubplugin.recovery.recover import FINISHED, Task, describe
 from hubplugin.recovery.splitting import Split
 from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import Distillation
-from torch.nn import functional
 
 
 def run(student: Path, out: Path, rows: AnswerRows, step: Distill) -> Distillation:

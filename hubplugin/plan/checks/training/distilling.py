@@ -31,7 +31,7 @@ def start(
     place = f"{where}[{list(steps).index(step)}]"
     student = _read(step.student, named, base)
     teacher = _read(step.teacher, named, base)
-    _check_roles(step, steps, place)
+    _check_roles(step, steps, document.manifest.model, place)
     _check_sizes(step, student, teacher, base, place)
     _check_text(step, document, (student.dims, teacher.dims), place)
     quantizing = quantization_of(steps)
@@ -53,7 +53,7 @@ def _read(model: str | None, named: Mapping[str, Named], base: Base) -> Base:
     return base_model.read(model, families.match(dict(facts.config), where), facts.config, facts.tensors)
 
 
-def _check_roles(step: Distill, steps: Sequence[Step], place: str) -> None:
+def _check_roles(step: Distill, steps: Sequence[Step], model: str, place: str) -> None:
     """Who learns from whom."""
     pruned = pruning_of(steps) is not None
     if step.student and pruned:
@@ -63,14 +63,12 @@ def _check_roles(step: Distill, steps: Sequence[Step], place: str) -> None:
             "remove student, or make a variant of each; to prune another model, write it as model",
         )
     remote = step.answers is not None and step.answers.endpoint is not None
-    if not (step.student or step.teacher or pruned or remote):
+    if not pruned and not remote and (step.student or model) == (step.teacher or model):
         raise PlanError(
             f"{place}.method",
-            "the base would learn from itself",
+            f"{step.student or 'the base'} would learn from itself",
             "name a student or another teacher, or put it after a prune step",
         )
-    if step.student and step.student == step.teacher:
-        raise PlanError(f"{place}.teacher", "student and teacher are the same model", "leave teacher out: the base is it")
 
 
 def _check_sizes(step: Distill, student: Base, teacher: Base, base: Base, place: str) -> None:
