@@ -25,8 +25,10 @@ Begun = tuple[stages.PassResult, Path, Trained | None]
 
 
 def begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
-    """The first of several passes over the blocks, and recovery or distillation where the steps ask for it; or these alone,
-    of a student that no pass makes."""
+    """The first of several passes over the blocks, and recovery or distillation where the steps ask for it.
+
+    A student that no pass makes is trained alone.
+    """
     start, step = job.start(variant.steps).path, recovery_of(variant.steps)
     if variant.trains_first:
         first, student = stages.PassResult([], {}, memory.peak()), start

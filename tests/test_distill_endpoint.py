@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible endpoint: a real server on this machine, its key, its faults, and killed runs."""
+"""A teacher behind an OpenAI-compatible endpoint: a real server, its key, its faults, and killed runs."""
 
 import json
 import multiprocessing

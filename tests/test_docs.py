@@ -19,7 +19,7 @@ from hubplugin.manifest import base, methods, schema, source
 from hubplugin.manifest.reading import loading, sections
 from hubplugin.manifest.reading.hints import first_sentence, hint
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema
-from hubplugin.manifest.steps import codebook, gptq, lowrank, masks, prune, recover, training, tune
+from hubplugin.manifest.steps import codebook, distill, gptq, lowrank, masks, prune, recover, training, tune
 from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def settings_classes() -> list[type[base.Settings]]:
     """All settings classes of the room, the shared base classes left out."""
     found = {
         value
-        for module in (codebook, gptq, lowrank, masks, prune, recover, schema, source, training, tune)
+        for module in (codebook, distill, gptq, lowrank, masks, prune, recover, schema, source, training, tune)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base.Settings)
     }

@@ -37,8 +37,8 @@ def make(
 ) -> Plan:
     """Draft every variant from the base's parsed config.json and its safetensors headers, by tensor name.
 
-    `named` are the models that distill steps name, by these names. Pure: no file, no network. Raises FamilyError for an unknown architecture, and PlanError for everything
-    else that the manifest and this model cannot do together.
+    `named` are the models that distill steps name, by these names. Pure: no file, no network. Raises FamilyError for
+    an unknown architecture, and PlanError for everything else that the manifest and this model cannot do together.
     """
     manifest = document.manifest
     where = f"{manifest.model}/config.json"

@@ -45,8 +45,8 @@ class VariantPlan:
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...] = ()  # what these numbers alone would not tell a user
-    # the passes over all blocks that make it, each with steps of its own; empty: one pass, which this plan describes, or
-    # none where all is trained
+    # the passes over all blocks that make it, each with steps of its own; empty: one pass, which this plan describes,
+    # or none, of a student that is only trained
     passes: tuple["VariantPlan", ...] = ()
 
     @property

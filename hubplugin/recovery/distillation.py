@@ -1,8 +1,8 @@
-"""Distillation: a student trained end to end on a lesson: the base's predictions, by forward KL over its top-k and a rest.
+"""Distillation: a student trained end to end on the base's predictions: forward KL over the base's top-k and a rest.
 
 Weights are in float32, products in bfloat16 where they are fast. What has the lowest held-out loss is kept
-(docs/maths.md, Recovery). The other lesson are a teacher's answers (answers/cross_entropy.py). Knows two models, and what
-is trained of one by `Trainable`. Knows no folder.
+(docs/maths.md, Recovery). Predictions are one `Lesson`, answers another (answers/cross_entropy.py). Knows two models,
+and what is trained of one by `Trainable`. Knows no folder.
 """
 
 import math

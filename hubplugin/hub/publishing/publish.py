@@ -138,8 +138,8 @@ def preflight(document: Document, base: Known, others: Sequence[Known] = ()) -> 
 
     That is the base's licence, gate and privacy, the metadata that cards take from it, the repos as they stand, the
     collection, and the rights of the token. Returns notes: what cards say in other words than the base's, and what
-    could not be asked for want of a token or a network. `base` is a peek or a snapshot, and so are `others`: students and
-    teachers, whose licences hold too.
+    could not be asked for want of a token or a network. `base` is a peek or a snapshot, and so are `others`, students
+    and teachers, whose licences hold too.
     """
     publish = document.manifest.publish
     if publish is None:

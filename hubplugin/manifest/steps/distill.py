@@ -103,8 +103,8 @@ class Distill(Recover):
         default=0,
         ge=0,
         le=100,
-        description="A number of epochs of each block on the teacher's hidden states, of at most 65536 tokens. Only for "
-        "a student with the teacher's hidden size.",
+        description="A number of epochs of each block on the teacher's hidden states, of at most 65536 tokens. Only "
+        "for a student with the teacher's hidden size.",
         examples=[2],
     )
     distill: Real = Field(

@@ -1,4 +1,4 @@
-"""Asks a teacher all prompts of a distillation, those alone that no answer is kept for. Knows teachers and the cache."""
+"""Asks a teacher the prompts of a distillation that no answer is kept for. Knows teachers and the cache."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,8 @@ def ask(
 ) -> list[Answer]:
     """An answer to every prompt, in order; `file` holds those that were given before, and gets the new ones.
 
-    `identity` changes when the teacher does. `teacher` opens it, where there is anything to ask. Raises CalibrationError
-    and ServeError as teachers do; what has arrived until then is kept.
+    `identity` changes when the teacher does. `teacher` opens it, where there is anything to ask. Raises
+    CalibrationError and ServeError as teachers do; what has arrived until then is kept.
     """
     kept = AnswerCache(file)
     how = (identity, settings.max_tokens, settings.temperature, settings.seed)

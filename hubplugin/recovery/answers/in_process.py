@@ -105,7 +105,8 @@ def continuations(
 ) -> list[list[int]]:
     """What follows prompts [rows, tokens] of one length: tokens up to the first of `ends`, that one too.
 
-    `draws` [rows, most tokens] in [0, 1) choose from the cumulated probabilities; at temperature 0 the likeliest is taken.
+    `draws` [rows, most tokens] in [0, 1) choose from the cumulated probabilities; at temperature 0 the likeliest is
+    taken.
     """
     device = next(model.parameters()).device
     cache = buffered_cache(model.config, prompts.shape[1] + draws.shape[1])

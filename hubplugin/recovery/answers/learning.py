@@ -1,7 +1,7 @@
 """A student's folder trained on a teacher's answers: rows in; the folder with better weights out.
 
-Kept is what held-out answers say is better, measured on weights as they are stored. A killed run, started again, goes on
-where it was and ends in the same bytes. Knows folders and the one training loop. Knows no teacher.
+Kept is what held-out answers say is better, measured on weights as they are stored. A killed run, started again, goes
+on where it was and ends in the same bytes. Knows folders and the one training loop. Knows no teacher.
 """
 
 import json

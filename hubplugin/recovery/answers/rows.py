@@ -47,9 +47,11 @@ def rows(
 ) -> AnswerRows:
     """Every prompt and answer as one sequence of at most `length` tokens.
 
-    A conversation is rendered by the student's chat template up to where the assistant speaks. An answer that its teacher
-    ended gets the token that ends a text or a turn, EOS. Raises CalibrationError where the student has no chat template
-    for conversations, for tokens without a row of the `embedding`, and where fewer than LEAST answers are left.
+    A conversation is rendered by the student's chat template up to where the assistant speaks. An answer that its
+    teacher ended gets the token that ends a text or a turn, EOS.
+
+    Raises CalibrationError where the student has no chat template for conversations, for tokens without a row of the
+    `embedding`, and where fewer than LEAST answers are left.
     """
     template, eos = ChatTemplate(tokenizer, "data"), tokenizer.eos_token_id
     found: list[tuple[list[int], int]] = []

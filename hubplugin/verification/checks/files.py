@@ -74,8 +74,8 @@ def _template(subject: Subject) -> str:
 
 
 def _template_of_base(subject: Subject) -> str:
-    """The same of the base; empty also where the base cannot be read, which another check says, and for a student, whose
-    files are its own."""
+    """The same of the base; empty also where the base cannot be read, which another check says, and for a student,
+    whose files are its own."""
     if subject.report and subject.report.distillation and subject.report.distillation.student:
         return ""
     try:
