@@ -11,6 +11,9 @@ from hubplugin.manifest.base import Real, Settings, Text, Whole
 from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.steps.recover import Recover
 
+# a manifest from elsewhere names an endpoint too: it must not be able to send it HF_TOKEN or any other secret
+KEY = r"TEACHER_[A-Z0-9_]+"
+
 
 class Answers(Settings):
     """What a teacher is asked to answer: the rows of `data` as prompts, or the beginnings of its texts."""
@@ -25,7 +28,8 @@ class Answers(Settings):
     )
     key: Text | None = Field(
         default=None,
-        description="The name of the environment variable that holds the endpoint's API key. Left out: none is sent.",
+        description="The name of the environment variable that holds the endpoint's API key, which begins with "
+        "TEACHER_. Left out: none is sent.",
         examples=["TEACHER_API_KEY"],
     )
     max_tokens: Whole = Field(
@@ -69,9 +73,9 @@ class Answers(Settings):
             return self
         if self.model is None:
             raise _fault("an endpoint needs the name of a model", "write `model:` as its list of models has it")
-        if self.key is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key):
-            what = "is no name of an environment variable; a key itself must not stand in a manifest"
-            raise _fault(what, "write the variable's name, such as TEACHER_API_KEY", "key")
+        if self.key is not None and not re.fullmatch(KEY, self.key):
+            what = "is no variable that is set for teachers alone; a key itself must not stand in a manifest"
+            raise _fault(what, "write the name of a variable that begins with TEACHER_, such as TEACHER_API_KEY", "key")
         if self.key and self.endpoint.startswith("http:") and not _is_this_machine(urlsplit(self.endpoint).hostname):
             raise _fault("would be sent without encryption", "use an https endpoint", "key")
         return self
