@@ -3,6 +3,7 @@
 Knows the job and the rooms that train; no mathematics.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.recovery import recover
 from hubplugin.recovery.answers import asking, learning, rows
+from hubplugin.recovery.answers.asking import Teacher
 from hubplugin.recovery.answers.endpoint import Endpoint
 from hubplugin.recovery.answers.in_process import InProcess
 from hubplugin.variant_folder import ANSWERS, RECOVERED
@@ -70,9 +72,10 @@ def _from_answers(job: Job, variant: VariantPlan, step: Distill, student: Path, 
     settings, source = step.answers, step.data or job.document.manifest.calibrate
     assert settings is not None
     prompts = job.prompts(step)
+    teacher: Callable[[], Teacher]
     if settings.endpoint:
         endpoint = Endpoint(settings)
-        name, identity, teacher = endpoint.name, endpoint.identity, lambda: endpoint
+        name, identity, teacher = endpoint.name, endpoint.identity, partial(Endpoint, settings)
     else:
         snapshot = job.teacher(step)
         name, identity = snapshot.repo, job.named_fingerprint(step.teacher) if step.teacher else job.base_fingerprint

@@ -64,13 +64,15 @@ def _passes(job: Job, variant: VariantPlan, work: Path, out: Path, begun: Begun 
         result = stages.run_pass(base, variant, tokens, out, fingerprint)
         return Weights(result.results, result.samples, result.peak), base
     first, source, trained = begun or begin(job, variant, work)
-    how = {"distillation" if isinstance(trained, report.Distillation) else "recovery": trained}
+    distillation = trained if isinstance(trained, report.Distillation) else None
+    recovery = trained if isinstance(trained, report.Recovery) else None
     if later := variant.passes[0 if variant.trains_first else 1 :]:
         second = stages.run_pass(source, later[0], tokens, out, fingerprint)
         results, peak = [*first.results, *second.results], max(first.peak, second.peak)
-        return Weights(results, second.samples, peak, **how), source
+        return Weights(results, second.samples, peak, recovery, distillation=distillation), source
     model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
-    return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), **how), source
+    samples = stages.stored_samples(out, variant)
+    return Weights(first.results, samples, memory.peak(), recovery, distillation=distillation), source
 
 
 def _train(

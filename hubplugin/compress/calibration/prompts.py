@@ -72,8 +72,8 @@ def read(source: Source, tokenizer: Any, folder: Path, base: Path, prompt_tokens
         documents = Documents(rows.rows, source, tokenizer, _Questions(drop_nulls=source.dataset is not None))
         waiting = iter(documents)
         if (first := next(waiting, None)) is not None and first.rendered:
-            texts = (document.text for document in itertools.chain([first], waiting) if document.rendered)
-            return _conversations(source, texts, documents)
+            talks = (document.text for document in itertools.chain([first], waiting) if document.rendered)
+            return _conversations(source, talks, documents)
     batch = calibration_data.tokens(source, tokenizer, folder, base)
     beginnings = batch.ids[:, :prompt_tokens].tolist()
     texts = dict.fromkeys(tokenizer.decode(ids, skip_special_tokens=True) for ids in beginnings)
