@@ -169,7 +169,7 @@ def test_answers_are_kept_for_later_runs_and_asked_again_by_none(place: Path, mo
         raise AssertionError("asked again")
 
     monkeypatch.setattr(in_process, "continuations", refuse)
-    run(place, epochs=3)
+    run(place, epochs=30)
     after = read(place, "Black")
     assert after.distillation and before.distillation and after.distillation.steps > before.distillation.steps
     assert after.distillation.answers == before.distillation.answers
@@ -178,10 +178,10 @@ def test_answers_are_kept_for_later_runs_and_asked_again_by_none(place: Path, mo
 
 
 def test_another_student_is_made_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(place, epochs=3)
+    run(place, epochs=30)
     assert capsys.readouterr().err.count("already made from this manifest") == len(VARIANTS)
     pico.write(place / "student", seed=4)
-    run(place, epochs=3)
+    run(place, epochs=30)
     said = capsys.readouterr().err
     for name in ("White-Int4", "Black"):
         assert f"{name}: was made from another student, is made again" in said

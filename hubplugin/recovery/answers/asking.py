@@ -17,7 +17,9 @@ SAID_EVERY = 10.0  # seconds
 class Teacher(Protocol):
     """Who answers."""
 
-    name: str  # in words
+    @property
+    def name(self) -> str:
+        """In words."""
 
     def answers(self, prompts: Sequence[Prompt], wanted: Sequence[int]) -> Iterator[tuple[int, Answer]]:
         """Answers to those of the prompts that are `wanted`, by their places, in any order. Others may come along."""
