@@ -69,6 +69,11 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     "pruned after": ([distill(student="small"), PRUNE], "take away what was just trained", "put it first"),
     "one text": ([distill(student="small", data={**SHORT, "samples": 1})], "leaves none to hold out", "2 or more"),
     "no room": ([distill(student="small", answers={"prompt_tokens": 64})], "leave nothing of sequences", "use fewer"),
+    "tuned by blocks": (
+        [distill(student="small"), {"method": "gptq", "group_size": 32}, {"method": "tune"}],
+        "a hidden size of 64, the base 96",
+        "set blocks: 0",
+    ),
     "a budget": (
         [distill(student="small"), {"method": "gptq", "budget": {"bits_per_weight": 4.5}, "group_size": 32}],
         "spent by measurements on the base",

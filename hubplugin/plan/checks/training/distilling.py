@@ -6,7 +6,7 @@ Knows settings of steps and sizes of the models that they name; no weights, no t
 from collections.abc import Mapping, Sequence
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.methods import distillation_of, pruning_of, quantization_of
+from hubplugin.manifest.methods import distillation_of, pruning_of, quantization_of, tuning_of
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.steps.distill import Distill
 from hubplugin.model.architectures import families
@@ -34,6 +34,7 @@ def start(
     _check_roles(step, steps, document.manifest.model, place)
     _check_sizes(step, student, teacher, base, place)
     _check_text(step, document, (student.dims, teacher.dims), place)
+    _check_tuning(steps, student, base, where)
     quantizing = quantization_of(steps)
     if quantizing and quantizing.budget:
         raise PlanError(
@@ -86,19 +87,35 @@ def _check_sizes(step: Distill, student: Base, teacher: Base, base: Base, place:
             f"its embedding has {teacher.dims.vocab} rows, the student's {rows}: predictions cannot be compared",
             "learn from its answers, with answers: {}",
         )
-    if not step.blocks:
-        return
+    if step.blocks and (differing := _other_states(student, teacher)):
+        raise PlanError(
+            f"{place}.blocks",
+            f"the student has {differing[0]}, the teacher {differing[1]}: hidden states cannot be compared",
+            "leave blocks out: predictions alone are learnt from",
+        )
+
+
+def _other_states(one: Base, other: Base) -> tuple[str, str] | None:
+    """Why two models' hidden states cannot be compared: what each of them has; None where they can."""
     for what, ours, theirs in (
-        ("a hidden size of", student.dims.hidden, teacher.dims.hidden),
-        ("a number of layers of", student.dims.layers, teacher.dims.layers),
-        ("the family", student.family.native, teacher.family.native),
+        ("a hidden size of", one.dims.hidden, other.dims.hidden),
+        ("a number of layers of", one.dims.layers, other.dims.layers),
+        ("the family", one.family.native, other.family.native),
     ):
         if ours != theirs:
-            raise PlanError(
-                f"{place}.blocks",
-                f"the student has {what} {ours}, the teacher {theirs}: hidden states cannot be compared",
-                "leave blocks out: predictions alone are learnt from",
-            )
+            return f"{what} {ours}", str(theirs)
+    return None
+
+
+def _check_tuning(steps: Sequence[Step], student: Base, base: Base, where: str) -> None:
+    """A tune step behind it trains towards the base, block by block where both have the same hidden states."""
+    tune = tuning_of(steps)
+    if tune and tune.blocks and (differing := _other_states(student, base)):
+        raise PlanError(
+            f"{where}[{list(steps).index(tune)}].blocks",
+            f"the student has {differing[0]}, the base {differing[1]}: hidden states cannot be compared",
+            "set blocks: 0, so that it is tuned on the base's predictions alone",
+        )
 
 
 def _check_text(step: Distill, document: Document, models: Sequence[Dimensions], place: str) -> None:
