@@ -27,6 +27,11 @@ variants:
   White-Int4:
     - {{method: distill, student: {place}/student, epochs: {epochs}}}
     - {{method: gptq, bits: 4, group_size: 32}}
+  Low: [{{method: distill, student: {place}/student, lora: 4}}, {{method: lowrank, ratio: 0.2}}]
+  Tuned:
+    - {{method: distill, student: {place}/student}}
+    - {{method: gptq, bits: 4, group_size: 32}}
+    - {{method: tune, blocks: 0}}
   Taller: [{{method: distill, teacher: {place}/other, data: {{self: true, samples: 8, sequence_length: 48, seed: 7}}}}]
   Pruned: [{{method: prune, ffn: 0.25}}, {{method: distill, blocks: 1}}]
   Black:
@@ -38,7 +43,8 @@ variants:
 evaluate: {{perplexity: {{self: true, samples: 4, sequence_length: 48, seed: 1}}, kl: true}}
 gate: {{mean_kl: 99, top1_agreement: 0, perplexity_ratio: 9999}}
 """
-VARIANTS = ("White-Int4", "Taller", "Pruned", "Black")
+LEARNT = ("White-Int4", "Taller", "Pruned", "Black")
+VARIANTS = (*LEARNT, "Low", "Tuned")
 
 
 def run(folder: Path, epochs: int = 2) -> None:
@@ -80,7 +86,8 @@ def test_every_variant_passes_its_gate_and_is_verified(name: str, place: Path) -
     base = place / "teacher"
     checked = verify(str(place / "out" / name), str(base))
     assert checked.holds, [line for line in checked.lines if line.outcome == "failed"]
-    AutoModelForCausalLM.from_pretrained(place / "out" / name) if name != "White-Int4" else None
+    if name in ("Taller", "Pruned", "Black"):  # dense, as transformers loads any
+        AutoModelForCausalLM.from_pretrained(place / "out" / name)
 
 
 def test_a_student_keeps_its_own_shape_and_files(place: Path) -> None:
@@ -94,7 +101,7 @@ def test_a_student_keeps_its_own_shape_and_files(place: Path) -> None:
 
 
 def test_the_report_says_who_learnt_what_from_whom(place: Path) -> None:
-    white, taller, pruned, black = (read(place, name).distillation for name in VARIANTS)
+    white, taller, pruned, black = (read(place, name).distillation for name in LEARNT)
     assert white and taller and pruned and black
     assert (white.teacher and white.teacher.repo) == "teacher" and white.measured == "KL" and white.answers is None
     assert (taller.teacher and taller.teacher.repo) == "other" and taller.student is None
@@ -183,6 +190,6 @@ def test_another_student_is_made_again(place: Path, capsys: pytest.CaptureFixtur
     pico.write(place / "student", seed=4)
     run(place, epochs=30)
     said = capsys.readouterr().err
-    for name in ("White-Int4", "Black"):
+    for name in ("White-Int4", "Black", "Low", "Tuned"):
         assert f"{name}: was made from another student, is made again" in said
     assert said.count("already made from this manifest") == 2

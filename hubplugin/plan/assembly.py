@@ -176,7 +176,8 @@ def _passes(
     if not groups or (len(groups) == 1 and recovery_of(variant.steps) is None):
         return ()
     first, *later = groups
-    plans = [assemble(replace(recipe, steps=first), shape)]
+    own = factors if factorization_of(first) else None  # of a student, whose first pass is not of its base
+    plans = [assemble(replace(recipe, steps=first), shape, factors=own)]
     for steps in later:
         before = plans[-1]
         read = base_model.read(recipe.name, before.family, before.config, before.tensors)
