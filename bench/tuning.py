@@ -22,7 +22,7 @@ from hubplugin.evaluation import quality_metrics
 from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.source import Source
-from hubplugin.manifest.steps.tune import Tune
+from hubplugin.manifest.steps.training.tune import Tune
 from hubplugin.model.architectures import families
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan import planner

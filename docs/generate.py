@@ -247,7 +247,9 @@ def _cell(text: str) -> str:
 def report_schema() -> Schema:
     """The JSON Schema of report.json. What a key is stands in the comment beside its field, or above it."""
     found = Report.model_json_schema(mode="validation", schema_generator=InOrder)
-    comments = _comments(ROOT / "hubplugin" / "report.py")
+    comments: dict[str, str] = {}
+    for path in (ROOT / "hubplugin" / "report.py", *sorted((ROOT / "hubplugin").glob("*_record*.py"))):
+        comments |= _comments(path)
     for name, definition in {**found["$defs"], "Report": found}.items():
         for key, field in definition["properties"].items():
             if text := comments.get(f"{name}.{key}"):

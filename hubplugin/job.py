@@ -6,8 +6,8 @@ here; it makes none.
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from hubplugin.checkpoint.adapters import composed, peft_folder
-from hubplugin.compress.calibration import calibration_data, vocabulary
+from hubplugin.compress.calibration import calibration_data, prompts, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
+from hubplugin.compress.calibration.prompts import Prompts
 from hubplugin.disk import digest, sha256
 from hubplugin.evaluation import gate, generation, quality_metrics
 from hubplugin.evaluation.quality_metrics import Reference
@@ -27,11 +27,12 @@ from hubplugin.evaluation.tasks.harness import Answers
 from hubplugin.hub import snapshots
 from hubplugin.hub.snapshots import Snapshot
 from hubplugin.manifest import model_name
-from hubplugin.manifest.publish import MAIN
+from hubplugin.manifest.methods import distillation_of
 from hubplugin.manifest.reading import task_file
 from hubplugin.manifest.reading.task_file import TaskFile
-from hubplugin.manifest.schema import EVALUATED, Document
+from hubplugin.manifest.schema import EVALUATED, Document, Step
 from hubplugin.manifest.source import Source
+from hubplugin.manifest.steps.training.distill import Distill
 from hubplugin.model.architectures import configs, tied_head
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan import planner, vllm_support
@@ -83,8 +84,11 @@ class Job:
     document: Document
     planned: Plan  # from what is known without a weight
     clock: Clock = field(default_factory=Clock)
-    _read: dict[tuple[Source, bool], TokenSequences] = field(default_factory=dict)  # by source, and whether shuffled
+    # by source, whether shuffled, and the folder of another model than the base that samples itself
+    _read: dict[tuple[Source, bool, Path | None], TokenSequences] = field(default_factory=dict)
     _digests: dict[Source, str] = field(default_factory=dict)
+    _prompts: dict[tuple[Source, int], Prompts] = field(default_factory=dict)
+    _named: dict[str, Snapshot] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Make everything that compressing a variant needs.
@@ -92,23 +96,42 @@ class Job:
         Data is read before the base is sampled, so that data which cannot be used is refused before any work. What
         recovery samples is left to recovery.
         """
+        asked = self.document.manifest.asked()
         for place, source in sorted(self.document.manifest.sources(), key=lambda pair: pair[1].self_):
             use = EVALUATION if place.startswith(EVALUATED) else CALIBRATION if place == "calibrate" else RECOVERY
-            if use != RECOVERY or not source.self_:
+            if use == RECOVERY and source.self_:
+                continue
+            if place in asked:
+                self.prompts(asked[place])
+            else:
                 self.tokens(use, source)
         _ = self.references
         if self.document.manifest.evaluate and self.document.manifest.evaluate.tasks:
             _ = self.base_answers  # a task that cannot be asked is known before any work
 
-    def tokens(self, use: str, source: Source) -> TokenSequences:
-        """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text."""
-        key = (source, use != EVALUATION)
+    def tokens(self, use: str, source: Source, sampled: Path | None = None) -> TokenSequences:
+        """The token sequences of a source for one use, made once; those of an evaluation keep the order of the text.
+
+        `sampled` is the folder of the model that samples itself, where that is not the base.
+        """
+        key = (source, use != EVALUATION, sampled)
         if key not in self._read:
-            given = self.tokenizer, self.document.folder, self.snapshot.path
+            given = self.tokenizer, self.document.folder, sampled or self.snapshot.path
             with self.clock.stage(f"{use} data"):
                 progress(f"{use}: {source.describe()}")
                 self._read[key] = calibration_data.tokens(source, *given, shuffle=key[1])
         return self._read[key]
+
+    def prompts(self, step: Distill) -> Prompts:
+        """What the teacher of a distill step is asked, read once."""
+        assert step.answers is not None
+        key = (step.data or self.document.manifest.calibrate, step.answers.prompt_tokens)
+        if key not in self._prompts:
+            given = self.tokenizer, self.document.folder, self.snapshot.path
+            with self.clock.stage("prompts"):
+                progress(f"prompts: {key[0].describe()}")
+                self._prompts[key] = prompts.read(key[0], *given, key[1])
+        return self._prompts[key]
 
     def source_digest(self, source: Source) -> str:
         """A digest of a source's settings and, of files, their contents as this run has first seen them.
@@ -138,6 +161,29 @@ class Job:
         with self.clock.stage("pull"):
             return snapshots.pull(self.document.manifest.model, self.document.folder, self.planned.revision)
 
+    def named(self, model: str) -> Snapshot:
+        """A model that a distill step names, on this disk, at the commit that was planned."""
+        if model not in self._named:
+            with self.clock.stage("pull"):
+                self._named[model] = snapshots.pull(model, self.document.folder, self.planned.named[model].revision)
+        return self._named[model]
+
+    def start(self, steps: Sequence[Step]) -> Snapshot:
+        """The model that a variant's weights start from: the base, or the student of its distill step."""
+        step = distillation_of(steps)
+        return self.named(step.student) if step and step.student else self.snapshot
+
+    def teacher(self, step: Distill) -> Snapshot:
+        """The model that a distill step learns from, where it is no endpoint."""
+        return self.named(step.teacher) if step.teacher else self.snapshot
+
+    def named_fingerprint(self, model: str) -> str:
+        """A text that changes when a model does that a distill step names."""
+        revision = self.planned.named[model].revision
+        if revision:
+            return f"{model_name.repo(model)}@{revision}"
+        return snapshots.contents_digest(self.named(model).path)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer. Says once which of its tokens the base's embedding has no row for."""
@@ -156,7 +202,7 @@ class Job:
         config = configs.read_config(self.snapshot.path, document.manifest.model)
         if tied_head.is_tied(config) == tied_head.is_tied(planned.config):
             return planned
-        return planner.make(document, config, planned.tensors, revision=planned.revision)
+        return planner.make(document, config, planned.tensors, revision=planned.revision, named=planned.named)
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -226,7 +272,7 @@ class Job:
         evaluate = self.document.manifest.evaluate
         if evaluate is None or evaluate.speed is None:
             return None
-        base = self.plan.drafts[0].recipe.base
+        base = self.plan.base
         loads = vllm_support.verdicts(base.model_type, base.dims, ())
         work = [operations.of(one.family, one.dims, one.config, one.tensors) for one in (base, variant)]
         subjects = (
@@ -240,27 +286,14 @@ class Job:
         caches = kv_caches.measure(subjects[1], evaluate.speed, text, engines.serve_cache)
         return speed.model_copy(update={"kv_caches": caches})
 
-    def together(self, variant: VariantPlan, folder: Path) -> AbstractContextManager[Path]:
-        """A variant's folder as a model that can be run: of an adapter with the variant that it is for."""
-        if variant.adapter is None:
-            return nullcontext(folder)
-        return composed.composed(folder.parent / variant.adapter.parent.name, folder)
-
-    def name_parent(self, variant: VariantPlan, folder: Path) -> None:
-        """Let an adapter name the variant that it is for as the manifest publishes it, else by its folder."""
-        if variant.adapter:
-            manifest, parent = self.document.manifest, variant.adapter.parent.name
-            branch = manifest.branch_of(parent)
-            base = manifest.repo_of(parent) if manifest.publish else parent
-            peft_folder.stands_beside(folder, base, None if branch == MAIN else branch)
-
     def candidate(self, variant: VariantPlan, folders: Folders, **known: Any) -> gate.Candidate:
         """A variant's folder for the gate; `known` are the candidate's fields that neither job nor plan has."""
+        start = self.start(variant.steps)
         return gate.Candidate(
             folder=folders.own,
             model=folders.model,
-            base=self.snapshot.path,
-            not_pulled=self.snapshot.not_pulled,
+            base=start.path,
+            not_pulled=start.not_pulled,
             plan=variant,
             thresholds=self.document.manifest.gate.of(variant.name),
             **known,

@@ -1,4 +1,5 @@
-"""What makes the weights of a variant: passes over the blocks, recovery between them, tuning after them.
+"""What makes the weights of a variant: passes over the blocks, recovery or distillation before them or between them,
+tuning after them.
 
 Each leaves a folder under the variant's own, so that a killed run goes on. Knows the order of passes; no mathematics.
 """
@@ -6,7 +7,7 @@ Each leaves a folder under the variant's own, so that a killed run goes on. Know
 from dataclasses import replace
 from pathlib import Path
 
-from hubplugin import memory, provenance, report
+from hubplugin import distilling, memory, provenance, report
 from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.adapters import peft_folder
 from hubplugin.compress import adapter_pass, stages
@@ -14,24 +15,35 @@ from hubplugin.compress.blocks import block_record
 from hubplugin.job import RECOVERY, Job
 from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
 from hubplugin.manifest.steps.adapter import Lora
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.training.base import Training
+from hubplugin.manifest.steps.training.distill import Distill
 from hubplugin.plan.variant_plan import AdapterPlan, VariantPlan
 from hubplugin.recovery import adapter_training, recover
 from hubplugin.report_assembly import Weights
 from hubplugin.variant_folder import ADAPTED, PRUNED, QUANTIZED, RECOVERED, TUNED
 
+Trained = report.Recovery | report.Distillation
 # what the first of several passes leaves: its results, the folder of the model as it is so far, and how it was trained
-Begun = tuple[stages.PassResult, Path, report.Recovery | None]
+Begun = tuple[stages.PassResult, Path, Trained | None]
 
 
 def begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
-    """The first of several passes over the blocks, and recovery where the steps ask for it."""
-    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
-    first = stages.run_pass(base, variant.passes[0], tokens, out / PRUNED, fingerprint)
-    step = recovery_of(variant.steps)
+    """The first of several passes over the blocks, and recovery or distillation where the steps ask for it.
+
+    A student that no pass makes is trained alone.
+    """
+    start, step = job.start(variant.steps).path, recovery_of(variant.steps)
+    if variant.trains_first:
+        first, student = stages.PassResult([], {}, memory.peak()), start
+    else:
+        tokens, fingerprint = job.calibration.ids, provenance.of_blocks(job, variant)
+        student = out / PRUNED
+        first = stages.run_pass(start, variant.passes[0], tokens, student, fingerprint)
     if step is None:
-        return first, out / PRUNED, None
-    return first, out / RECOVERED, _train(job, variant, step, out / PRUNED, out / RECOVERED)
+        return first, student, None
+    if isinstance(step, Distill):
+        return first, out / RECOVERED, distilling.run(job, variant, step, student, out)
+    return first, out / RECOVERED, _train(job, variant, step, student, out / RECOVERED)
 
 
 def compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> Weights:
@@ -77,16 +89,19 @@ def _passes(job: Job, variant: VariantPlan, work: Path, out: Path, begun: Begun 
     Also the folder that the last pass read. Those of earlier passes are in `work`.
     """
     base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
-    if not variant.passes:
+    if not variant.passes and not variant.trains_first:
         result = stages.run_pass(base, variant, tokens, out, fingerprint)
         return Weights(result.results, result.samples, result.peak), base
-    first, source, recovery = begun or begin(job, variant, work)
-    if later := variant.passes[1:]:
+    first, source, trained = begun or begin(job, variant, work)
+    distillation = trained if isinstance(trained, report.Distillation) else None
+    recovery = trained if isinstance(trained, report.Recovery) else None
+    if later := variant.passes[0 if variant.trains_first else 1 :]:
         second = stages.run_pass(source, later[0], tokens, out, fingerprint)
         results, peak = [*first.results, *second.results], max(first.peak, second.peak)
-        return Weights(results, second.samples, peak, recovery), source
+        return Weights(results, second.samples, peak, recovery, distillation=distillation), source
     model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed
-    return Weights(first.results, stages.stored_samples(out, variant), memory.peak(), recovery), source
+    samples = stages.stored_samples(out, variant)
+    return Weights(first.results, samples, memory.peak(), recovery, distillation=distillation), source
 
 
 def _train(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hubplugin import (
+    adapter_parent,
     decisions,
     memory,
     passes,
@@ -155,8 +156,8 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     known = report_assembly.known(job, variant)
     with clock.stage("compress and export"):
         weights = passes.compress(job, variant, staging, begun)
-    job.name_parent(variant, staging)
-    with job.together(variant, staging) as model:
+    adapter_parent.name(job.document.manifest, variant, staging)
+    with adapter_parent.together(variant, staging) as model:
         measured = _measured(job, variant, Folders(staging, model), weights, engines, clock)
     variant_folder.drop_work(staging)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")

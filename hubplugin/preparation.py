@@ -62,7 +62,7 @@ def planned(asked: "Document") -> "Plan":
     What publishing would refuse, and what transformers would refuse to build, is said before any work.
     """
     with interrupt.held():
-        from hubplugin.hub import client, snapshots
+        from hubplugin.hub import client, named_models, snapshots
         from hubplugin.hub.publishing import publish as publishing
         from hubplugin.model.construction import verdicts
         from hubplugin.plan import planner
@@ -70,8 +70,11 @@ def planned(asked: "Document") -> "Plan":
 
     tasks.check_tasks(asked)
     peek = snapshots.peek(asked.manifest.model, asked.folder)
-    made = planner.make(asked, peek.config, peek.tensors, revision=peek.sha)
-    notes = publishing.preflight(asked, peek)  # like all that needs no torch, before it is loaded
+    others = named_models.look_at(asked)
+    named = named_models.facts(others)
+    made = planner.make(asked, peek.config, peek.tensors, revision=peek.sha, named=named)
+    # like all that needs no torch, before it is loaded
+    notes = publishing.preflight(asked, peek, [other.peek for other in others.values()])
     let_idle_threads_sleep()
     config = f"{asked.manifest.model}: config.json"
     verdicts.check(made.config, made.family, config, client.assets_folder("built"))

@@ -11,7 +11,7 @@ import hubplugin
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import digest
 from hubplugin.job import Job
-from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
+from hubplugin.manifest.methods import adapting_of, distillation_of, recovery_of, tuning_of
 from hubplugin.manifest.schema import Step
 from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.plan.draft import DraftPlan
@@ -29,6 +29,7 @@ def of_weights(job: Job, draft: DraftPlan) -> Fingerprint:
         "steps": _steps(steps),
         "calibration data": job.source_digest(job.document.manifest.calibrate),
         RELEASE: hubplugin.__version__,
+        **_named(job, steps),
     }
     if (step := recovery_of(steps)) and step.data:
         digests["recovery data"] = job.source_digest(step.data)
@@ -94,8 +95,16 @@ def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:
             "steps": _steps(steps),
             "calibration tokens": job.calibration.description.sha256,
             RELEASE: hubplugin.__version__,
+            **_named(job, variant.steps),
         }
     )
+
+
+def _named(job: Job, steps: Sequence[Step]) -> dict[str, str]:
+    """Of the models that a distill step names; of one behind an endpoint, its name among the settings says it all."""
+    step = distillation_of(steps)
+    named = {"student": step.student, "teacher": step.teacher} if step else {}
+    return {role: job.named_fingerprint(model) for role, model in named.items() if model}
 
 
 def _steps(steps: Sequence[Step]) -> str:

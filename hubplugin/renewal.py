@@ -6,7 +6,7 @@ Measures only what the manifest asks for otherwise than before. Compresses nothi
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubplugin import provenance, report, report_assembly, variant_folder, writing
+from hubplugin import adapter_parent, provenance, report, report_assembly, variant_folder, writing
 from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
@@ -31,9 +31,9 @@ def renew(
 
     What passed its gate is not checked again, but for the thresholds; `thorough` checks everything again.
     """
-    with job.together(variant, folder) as model:
+    with adapter_parent.together(variant, folder) as model:
         judged = _judge(job, variant, Folders(folder, model), made, engines, thorough)
-    job.name_parent(variant, folder)
+    adapter_parent.name(job.document.manifest, variant, folder)
     write_atomically(folder / MANIFEST, job.document.text)
     renewed = report_assembly.renew(made, job, variant, folder, judged)
     if renewed == made and writing.written(renewed, folder):

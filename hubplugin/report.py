@@ -20,42 +20,18 @@ from hubplugin.choice_records import Removal as Removal
 from hubplugin.choice_records import Shaping as Shaping
 from hubplugin.disk import write_atomically
 from hubplugin.errors import CheckpointError, GateError
+from hubplugin.origin_record import Base as Base
+from hubplugin.origin_record import Tokens as Tokens
 from hubplugin.record import Record
 from hubplugin.speed_record import Speed
 from hubplugin.task_record import Tasks
+from hubplugin.training_record import Answers as Answers
+from hubplugin.training_record import Distillation as Distillation
+from hubplugin.training_record import RecoveredBlock as RecoveredBlock
+from hubplugin.training_record import Recovery as Recovery
 
 FILE_NAME = "report.json"
 SCHEMA_VERSION = 1  # docs/report.schema.json; another one where an older release could not read it
-
-
-class Base(Record):
-    """The model a variant was made from."""
-
-    repo: str  # Hub id, or the local folder's name
-    revision: str | None  # commit sha; None for a local folder
-    on_hub: bool
-    architecture: str
-    model_type: str
-    licence: str | None = None
-    licence_name: str | None = None
-    licence_link: str | None = None
-    languages: tuple[str, ...] = ()
-    gated: bool = False
-    private: bool | None = None  # its repo on the Hub; None: not known
-    root: str | None = None  # repo of the model that it was itself made from, all the way, as its own report says
-
-
-class Tokens(Record):
-    """A set of token sequences, described so that anyone can make it again."""
-
-    source: str
-    sequences: int
-    tokens_per_sequence: int
-    seed: int
-    sha256: str  # of the int32 token ids, row by row
-    dataset: str | None = None  # Hub id, for the card's metadata
-    revision: str | None = None  # commit of the dataset
-    skipped: int = 0  # rows that could not be used and were left out
 
 
 class LinearResult(Record):
@@ -69,32 +45,6 @@ class LinearResult(Record):
     dead_inputs: int | None = 0  # inputs that calibration never excited; None: not known
     correction: float | None = None  # ratio of the step towards the base's outputs that was taken (QEP); None: none
     seconds: float = 0.0
-
-
-class RecoveredBlock(Record):
-    """One block trained towards the base's hidden states, measured on held-out sequences as it is stored."""
-
-    index: int
-    loss_before: float  # |student - base|^2 / |base|^2 of the block's outputs, mean over tokens
-    loss_after: float
-
-
-class Recovery(Record):
-    """A pruned or quantized model trained towards its base. KL is KL(base || student) in nats per held-out token."""
-
-    trained: str  # what was trained, in words
-    tokens: int  # different ones that were trained on
-    held_out_tokens: int  # never trained on
-    steps: int  # of distillation; the kept weights are those after `best_step`
-    best_step: int
-    stopped: str  # why distillation ended, in words; empty where there was none
-    seconds: dict[str, float]  # by stage
-    blocks: tuple[RecoveredBlock, ...]
-    kl_before: float  # as pruned, or as quantized
-    kl_blocks: float | None  # after the blocks, as stored; None where none was trained
-    kl_after: float  # of what was written
-    data: Tokens | None = None  # what it was trained on, where that is not the calibration
-    moved_codes: float | None = None  # ratio of codes that were rounded otherwise; None: codes were fixed
 
 
 class Component(Record):
@@ -217,6 +167,7 @@ class Report(Record):
     adapter: AdapterOf | None = None  # of an adapter, whose sizes and numbers are those of both together
     recovery: Recovery | None = None  # of a recover step
     tuning: Recovery | None = None  # of a tune step, or of an adapter that was trained
+    distillation: Distillation | None = None  # of a distill step
     sizes_base: Sizes
     sizes: Sizes
     seconds: dict[str, float]  # by stage
@@ -241,6 +192,18 @@ class Report(Record):
     def passed(self) -> bool:
         """Whether the gate was run and every line of it held."""
         return bool(self.gate) and all(line.passed for line in self.gate)
+
+    @property
+    def origins(self) -> tuple[Base, ...]:
+        """The models that it was made from: its base, and the student and teacher of a distillation."""
+        made = self.distillation
+        others = [one for one in (made.student, made.teacher) if one is not None] if made else []
+        return tuple(dict.fromkeys((self.base, *others)))
+
+    @property
+    def start(self) -> Base:
+        """The model whose weights it started from: the student of a distillation, or its base."""
+        return (self.distillation and self.distillation.student) or self.base
 
     @property
     def disk_ratio(self) -> float:

@@ -24,9 +24,11 @@ from hubplugin.compress.gptqmodel import backend
 from hubplugin.disk import sha256
 from hubplugin.evaluation import zeros
 from hubplugin.evaluation.gate.left_behind import left_behind
+from hubplugin.hub.snapshots import Snapshot
 from hubplugin.job import Job
 from hubplugin.manifest.methods import mask_of
 from hubplugin.manifest.publish import MAIN
+from hubplugin.model.architectures import families
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan.costs import components, operations
@@ -50,6 +52,7 @@ class Weights:
     peak: int  # bytes of memory at most
     recovery: report.Recovery | None = None
     tuning: report.Recovery | None = None
+    distillation: report.Distillation | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Judged:
 
 def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
     """The fields that are known before any block is compressed: what they lack is said before the work, not after."""
-    base = _base(job)
+    base, start = _base(job), job.start(variant.steps)
     return {
         "hubplugin": hubplugin.__version__,
         "variant": variant.name,
@@ -93,7 +96,7 @@ def known(job: Job, variant: VariantPlan) -> dict[str, Any]:
         "widths": variant.widths,
         "calibration": job.calibration.description,
         "sizes_base": _sizes_base(job),
-        "left_behind": () if variant.adapter else left_behind(job.snapshot.path, job.snapshot.not_pulled),
+        "left_behind": () if variant.adapter else left_behind(start.path, start.not_pulled),
         "versions": versions(*backend.packages(variant), *(["peft"] if variant.adapter else [])),
         **_manifest(job, variant.name),
         **_planned(job, variant, base),
@@ -112,6 +115,7 @@ def assemble(job: Job, known: Mapping[str, Any], variant: VariantPlan, folder: P
         shaping=findings.shaping,
         recovery=weights.recovery,
         tuning=weights.tuning,
+        distillation=weights.distillation,
         adapter=_adapter(job, variant, folder),
         sizes=_with_adapter(variant.adapter, folder) if variant.adapter else _sizes(variant, folder),
         seconds=findings.seconds,
@@ -192,13 +196,17 @@ def _planned(job: Job, variant: VariantPlan, base: report.Base) -> dict[str, Any
 
 
 def _base(job: Job) -> report.Base:
-    snapshot = job.snapshot
+    return origin(job.snapshot, job.plan.config)
+
+
+def origin(snapshot: Snapshot, config: dict[str, Any]) -> report.Base:
+    """A model that a variant is made from, as reports name it."""
     return report.Base(
         repo=snapshot.repo,
         revision=snapshot.sha,
         on_hub=snapshot.on_hub,
-        architecture=job.plan.config["architectures"][0],
-        model_type=job.plan.model_type,
+        architecture=(config.get("architectures") or [families.match(config, snapshot.repo).native])[0],
+        model_type=config["model_type"],
         licence=snapshot.licence,
         licence_name=snapshot.licence_name,
         licence_link=snapshot.licence_link,
@@ -210,7 +218,7 @@ def _base(job: Job) -> report.Base:
 
 
 def _sizes_base(job: Job) -> report.Sizes:
-    base = job.plan.drafts[0].recipe.base
+    base = job.plan.base
     return report.Sizes(
         safetensors_bytes=safetensors_io.safetensors_bytes(job.snapshot.path),
         parameters=job.plan.parameters,

@@ -14,6 +14,7 @@ from hubplugin.report import Report
 MANIFEST, CARD = "manifest.yaml", "README.md"
 # folders of earlier passes, inside the one in the making
 PRUNED, RECOVERED, QUANTIZED, TUNED, ADAPTED = ".pruned", ".recovered", ".quantized", ".tuned", ".adapted"
+ANSWERS = ".answers"  # beside all variants: what teachers have answered, kept for later runs
 WORK = (
     resume.BLOCKS,
     PRUNED,
@@ -46,7 +47,7 @@ def standing(out: Path, name: str, blocks: int) -> str:
     if count := resume.count(making / QUANTIZED):
         return f"{name} {count} of {blocks} blocks"
     if (making / RECOVERED / resume.TRAINING).is_dir():
-        return f"{name} pruned, its training begun"
+        return f"{name} {'pruned, ' if (making / PRUNED).is_dir() else ''}its training begun"
     for folder, done in ((making, ""), (making / PRUNED, "pruned ")):
         if count := resume.count(folder):
             return f"{name} {done}{count} of {blocks} blocks"

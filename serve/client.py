@@ -91,6 +91,32 @@ def stream(
         yield call.last()
 
 
+def complete(
+    base_url: str,
+    model: str,
+    prompt: str,
+    *,
+    temperature: float,
+    max_tokens: int,
+    seed: int | None = None,
+    api_key: str | None = None,
+    timeout: float = TIMEOUT,
+) -> Piece:
+    """How a text goes on, in one piece, by the completions endpoint. Raises ServeError as `stream`."""
+    url = endpoint(base_url)
+    body = {"model": model, "prompt": prompt, "temperature": temperature, "max_tokens": max_tokens}
+    body |= {} if seed is None else {"seed": seed}
+    target, headers = server_address.address(base_url, "completions"), server_address.headers(api_key)
+    with _explained(url, timeout), _client(httpx.Client, url, timeout) as client:
+        answer = client.post(target, json=body, headers=headers)
+    check(answer, url, model)
+    try:
+        choice = answer.json()["choices"][0]
+        return Piece(text=str(choice["text"]), finish=str(choice["finish_reason"]), seed=seed)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ServeError(url, "does not answer as an OpenAI-compatible server", URL_AND_PORT) from error
+
+
 async def astream(
     base_url: str,
     model: str,

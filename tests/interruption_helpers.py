@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from hubplugin.recovery import block_training, distillation, recover
+from hubplugin.recovery import block_training, distillation, student_folder
 from hubplugin.report import Recovery
 
 KILLS = 6
@@ -24,7 +24,7 @@ STOPS = [
     (distillation.Distillation, "_learn", 0),
     (distillation.Distillation, "_learn", 4),
     (distillation.Distillation, "_judge", 5),
-    (recover, "_write", 0),
+    (student_folder, "write", 0),
 ]
 
 

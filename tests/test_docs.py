@@ -19,28 +19,18 @@ from hubplugin.manifest import base, methods, schema, source
 from hubplugin.manifest.reading import loading, sections
 from hubplugin.manifest.reading.hints import first_sentence, hint
 from hubplugin.manifest.reading.json_schema import definition_of, json_schema
-from hubplugin.manifest.steps import (
-    adapter,
-    codebook,
-    gptq,
-    lowrank,
-    masks,
-    prune,
-    quantization,
-    recover,
-    training,
-    tune,
-)
+from hubplugin.manifest.steps import adapter, codebook, gptq, lowrank, masks, prune, quantization
+from hubplugin.manifest.steps.training import base as training
+from hubplugin.manifest.steps.training import distill, recover, tune
 from hubplugin.plan import planner, table
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = sorted((ROOT / "manifests").glob("*.yaml"))
 MODELINE = "# yaml-language-server: $schema=schema.json"
 KEYS = ("tokens", "sequence_length")
-
-
-# modules with settings
-ROOMS = (adapter, codebook, gptq, lowrank, masks, prune, quantization, recover, schema, source, training, tune)
+# those with settings
+STEPS = (adapter, codebook, distill, gptq, lowrank, masks, prune, quantization, recover, training, tune)
+MODULES = (*STEPS, schema, source)
 # base classes of steps
 SHARED = (
     quantization.Quantization,
@@ -56,20 +46,7 @@ def settings_classes() -> list[type[base.Settings]]:
     """All settings classes of the room, the shared base classes left out."""
     found = {
         value
-        for module in (
-            adapter,
-            codebook,
-            gptq,
-            lowrank,
-            masks,
-            prune,
-            quantization,
-            recover,
-            schema,
-            source,
-            training,
-            tune,
-        )
+        for module in MODULES
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base.Settings)
     }

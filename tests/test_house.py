@@ -112,6 +112,7 @@ def test_every_method_has_maths_tests_and_a_manifest() -> None:
         ("prune", "## Pruning", "test_obs.py"),
         ("recover", "## Recovery", "test_recover.py"),
         ("tune", "## Tuning", "test_tune.py"),
+        ("distill", "## Distillation", "test_distill.py"),
         ("wanda", "## Masks", "test_masks.py"),
         ("sparsegpt", "## Masks", "test_masks.py"),
         ("lowrank", "## Low rank", "test_lowrank.py"),

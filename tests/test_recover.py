@@ -16,9 +16,16 @@ from transformers import AutoModelForCausalLM
 
 from hubplugin.checkpoint import resume
 from hubplugin.errors import CompressError
-from hubplugin.manifest.steps.recover import Recover
+from hubplugin.manifest.steps.training.recover import Recover
 from hubplugin.model.block_runner import Model
-from hubplugin.recovery import block_training, distillation, recover, splitting, trainable, training_setup
+from hubplugin.recovery import (
+    block_training,
+    distillation,
+    recover,
+    splitting,
+    trainable,
+    training_setup,
+)
 from hubplugin.recovery.optimizers import Pace
 from hubplugin.report import Recovery
 
@@ -245,7 +252,8 @@ def test_merged_adapters_answer_as_unmerged_ones_did(
     student, base = work.model(pruned), work.model(pico_folder)
     settings = step(lora=4, distill=9)
     adapters = trainable.Adapters(student.load_all(), 4, student.family)
-    training = distillation.Distillation(adapters, base.load_all(), tokens, settings, math.inf, Pace(recover.LORA_RATE))
+    lesson = distillation.Predictions(base.load_all(), tokens, settings.top_k)
+    training = distillation.Distillation(adapters, lesson, settings, math.inf, Pace(recover.LORA_RATE))
     done = training.run(resume.TrainingCheckpoints(tmp_path, resume.Fingerprint()))
     assert done.best_step == done.steps, "the last answers seen are those of what was kept"
     merged: Model = work.model(pruned, done.weights)

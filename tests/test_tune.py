@@ -22,14 +22,15 @@ from hubplugin.checkpoint.dense_view import DenseView, ReplacedWeights
 from hubplugin.checkpoint.encodings import Grid
 from hubplugin.errors import CheckpointError, CompressError, PlanError
 from hubplugin.evaluation.generation import Generated, generate_dequantized
-from hubplugin.manifest.steps.tune import Tune
+from hubplugin.manifest.steps.training.tune import Tune
 from hubplugin.methods.gptq.grid import storable
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
-from hubplugin.recovery import distillation, grid_weights, optimizers, recover, splitting
-from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
-from hubplugin.recovery.grid_weights import GridWeights
+from hubplugin.recovery import distillation, optimizers, recover, splitting
+from hubplugin.recovery.grids import grid_weights
+from hubplugin.recovery.grids.grid_linear import GridLinear, GridStart, InTraining
+from hubplugin.recovery.grids.grid_weights import GridWeights
 from hubplugin.recovery.trainable import as_function
 from hubplugin.report import Recovery
 

@@ -21,9 +21,10 @@ from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.manifest.steps.masks import Masking, SparseGpt, Wanda
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.quantization import Quantization
-from hubplugin.manifest.steps.recover import Recover
-from hubplugin.manifest.steps.training import Distilling
-from hubplugin.manifest.steps.tune import Tune
+from hubplugin.manifest.steps.training.base import Distilling
+from hubplugin.manifest.steps.training.distill import Distill
+from hubplugin.manifest.steps.training.recover import Recover
+from hubplugin.manifest.steps.training.tune import Tune
 
 GROUP = "hubplugin.methods"  # of entry points
 
@@ -32,7 +33,7 @@ class Kind(Enum):
     """What a step does to a model. At most one step of a kind makes sense in a variant."""
 
     PRUNE = "prune"  # removes channels, heads, layers: the shape changes
-    RECOVER = "recover"  # trains all weights back towards the base
+    RECOVER = "recover"  # trains all weights towards the base, or towards another teacher
     QUANTIZE = "quantize"  # stores codes in place of weights
     MASK = "mask"  # sets single weights to zero: shape and dtype stay
     FACTORIZE = "factorize"  # stores two factors in place of a weight
@@ -112,6 +113,7 @@ OURS = (
     # an inverse in place of a factor, updated as columns go, and the refit of what stays
     Method(Prune, Kind.PRUNE, "OBS", "hubplugin.methods.obs", cost=Cost(cubic=2, sweeps=2, peaks=((6, 4),))),
     Method(Recover, Kind.RECOVER, "distillation", "hubplugin.recovery.recover"),
+    Method(Distill, Kind.RECOVER, "distillation", "hubplugin.recovery.recover"),
     Method(Wanda, Kind.MASK, "Wanda", "hubplugin.methods.wanda", check=MASK_CHECK, note=DENSE),
     Method(
         SparseGpt,
@@ -131,7 +133,13 @@ OURS = (
         check="hubplugin.plan.checks.lowrank:check",
         cost=Cost(cubic=20, sweeps=8, peaks=((5, 5),)),
     ),
-    Method(Tune, Kind.TUNE, "tuned scales", "hubplugin.recovery.recover", check="hubplugin.plan.checks.tuning:check"),
+    Method(
+        Tune,
+        Kind.TUNE,
+        "tuned scales",
+        "hubplugin.recovery.recover",
+        check="hubplugin.plan.checks.training.tuning:check",
+    ),
     Method(
         Codebook,
         Kind.QUANTIZE,
@@ -230,6 +238,12 @@ def mask_of(steps: Iterable[StepSettings]) -> Masking | None:
 def recovery_of(steps: Iterable[StepSettings]) -> Recover | None:
     """The step that trains."""
     return cast(Recover | None, step_of(steps, Kind.RECOVER))
+
+
+def distillation_of(steps: Iterable[StepSettings]) -> Distill | None:
+    """The step that trains towards a teacher, where it is `distill` and not `recover`."""
+    step = recovery_of(steps)
+    return step if isinstance(step, Distill) else None
 
 
 def factorization_of(steps: Iterable[StepSettings]) -> LowRank | None:

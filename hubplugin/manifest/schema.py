@@ -30,7 +30,8 @@ from hubplugin.manifest.publish import MAIN, Publish, fill
 from hubplugin.manifest.serving import Serving
 from hubplugin.manifest.source import LENGTH, Source
 from hubplugin.manifest.speed import Asked
-from hubplugin.manifest.steps.training import Distilling
+from hubplugin.manifest.steps.training.base import Distilling
+from hubplugin.manifest.steps.training.distill import Distill
 from hubplugin.manifest.tasks import Asked as AskedTasks
 
 EVALUATED = "evaluate.perplexity"  # where the sources of evaluation tokens stand
@@ -186,6 +187,15 @@ class Manifest(Settings):
                 if isinstance(step, Distilling) and step.data is not None:
                     found.append((f"variants.{name}[{index}].data", step.data))
         return found
+
+    def asked(self) -> dict[str, Distill]:
+        """The steps whose data are prompts for a teacher, by the place of these, such as `variants.Small[0].data`."""
+        steps = (
+            (f"variants.{name}[{index}].data", step)
+            for name, variant in self.variants.items()
+            for index, step in enumerate(variant)
+        )
+        return {place: step for place, step in steps if isinstance(step, Distill) and step.answers}
 
     def repo_of(self, variant: str) -> str:
         """The repo id a variant is published to. Raises ManifestError where nothing is published."""

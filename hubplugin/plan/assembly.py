@@ -45,7 +45,8 @@ class Recipe:
     document: Document
     name: str  # of the variant
     steps: tuple[Step, ...]
-    base: Base
+    base: Base  # that its weights start from: the manifest's, or the student of its distill step
+    teacher: Base | None = None  # of a distill step; None: the manifest's base, or none that is loaded here
 
     @property
     def where(self) -> str:
@@ -103,7 +104,7 @@ def assemble(
     still_open = still_open or Open()
     verdicts = _verdicts(config["model_type"], dims, planned, still_open.budget)
     _check_loads(verdicts, recipe)
-    work = workload.of(recipe.document, base, recipe.steps, still_open.probes)
+    work = workload.of(recipe.document, base, recipe.steps, still_open.probes, recipe.teacher)
     shapes, sampled = architecture.linear_shapes(base.family, base.dims), _sampled_bytes(recipe)
     may_differ = still_open.space is not None and still_open.space.per_layer
     variant = VariantPlan(
@@ -179,10 +180,12 @@ def _passes(
     recipe: Recipe, shape: Shape, variant: VariantPlan, factors: Mapping[str, Factors] | None
 ) -> tuple[VariantPlan, ...]:
     """A plan for each pass over the blocks, where one pass is not all: of the base, then of what the first has made."""
-    first, *later = step_order.passes(variant.steps)
-    if not later and recovery_of(variant.steps) is None:
+    groups = step_order.passes(variant.steps)
+    if not groups or (len(groups) == 1 and recovery_of(variant.steps) is None):
         return ()
-    plans = [assemble(replace(recipe, steps=first), shape)]
+    first, *later = groups
+    own = factors if factorization_of(first) else None  # of a student, whose first pass is not of its base
+    plans = [assemble(replace(recipe, steps=first), shape, factors=own)]
     for steps in later:
         before = plans[-1]
         read = base_model.read(recipe.name, before.family, before.config, before.tensors)

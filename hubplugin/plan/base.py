@@ -45,6 +45,15 @@ class Base:
         return self.parameters - self.linear_parameters
 
 
+@dataclass(frozen=True)
+class Named:
+    """A model that a step names beside the manifest's base, as it was found."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Header]
+    revision: str | None  # commit; None for a folder
+
+
 def read(model: str, family: Family, config: Mapping[str, Any], tensors: Mapping[str, Header]) -> Base:
     """The facts of a model folder, checked against one another. Raises PlanError where config and headers differ."""
     dims = architecture.dimensions(config, family, f"{model}/config.json")

@@ -13,6 +13,7 @@ from hubplugin.manifest.methods import factorization_of
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
 from hubplugin.plan.assembly import Recipe, assemble
+from hubplugin.plan.base import Base, Named
 from hubplugin.plan.checks import lowrank
 from hubplugin.plan.choices import ranks
 from hubplugin.plan.choices.mixed_precision import Budget
@@ -88,6 +89,8 @@ class Plan:
     parameters: int
     linear_parameters: int
     bytes: int  # as stored
+    base: Base
+    named: dict[str, Named]  # models that distill steps name beside it
     drafts: tuple[DraftPlan, ...]
     notes: tuple[str, ...] = ()  # about the manifest
 
@@ -99,15 +102,15 @@ class Plan:
     @property
     def linear_bits_per_weight(self) -> float:
         """Bits of the base's own linears, as stored: 16 for a model in bf16."""
-        linears = self.variants[0].linears
-        stored = sum(self.tensors[f"{linear.name}.weight"].bytes for linear in linears)
+        names = sizes.names(self.base.family, self.base.dims)
+        stored = sum(self.tensors[f"{name}.weight"].bytes for name in names)
         return 8 * stored / self.linear_parameters
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain lists, mappings, numbers and strings."""
     return {
-        **_plain(plan, "drafts", "family"),
+        **_plain(plan, "drafts", "family", "base", "named"),
         "variants": [
             {
                 **_plain(variant, "family", "passes", "adapter"),

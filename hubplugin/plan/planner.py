@@ -18,9 +18,10 @@ from hubplugin.plan import sizes
 from hubplugin.plan.adapters import checks as adapters
 from hubplugin.plan.adapters import drafting
 from hubplugin.plan.assembly import Open, Recipe, assemble, head_plan, resolve_schemes
-from hubplugin.plan.base import Base
-from hubplugin.plan.checks import lowrank, pruning, quantization, sources, this_machine, tuning
+from hubplugin.plan.base import Base, Named
+from hubplugin.plan.checks import lowrank, pruning, quantization, sources, this_machine
 from hubplugin.plan.checks import steps as step_order
+from hubplugin.plan.checks.training import distilling, tuning
 from hubplugin.plan.choices import mixed_precision, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Space
@@ -34,11 +35,12 @@ def make(
     tensors: Mapping[str, Header],
     *,
     revision: str | None = None,
+    named: Mapping[str, Named] | None = None,
 ) -> Plan:
     """Draft every variant from the base's parsed config.json and its safetensors headers, by tensor name.
 
-    Pure: no file, no network. Raises FamilyError for an unknown architecture, and PlanError for everything
-    else that the manifest and this model cannot do together.
+    `named` are the models that distill steps name, by these names. Pure: no file, no network. Raises FamilyError for
+    an unknown architecture, and PlanError for everything else that the manifest and this model cannot do together.
     """
     manifest = document.manifest
     where = f"{manifest.model}/config.json"
@@ -48,7 +50,7 @@ def make(
     sources.check_sources(document, base.dims)
     if manifest.publish is not None:
         sources.check_repos(document)
-    drafts = _drafts([Recipe(document, name, steps, base) for name, steps in manifest.variants.items()])
+    drafts = _drafts([_recipe(document, name, base, named or {}) for name in manifest.variants])
     estimates = [draft.estimate for draft in drafts]
     return Plan(
         model=manifest.model,
@@ -60,6 +62,8 @@ def make(
         parameters=base.parameters,
         linear_parameters=base.linear_parameters,
         bytes=base.bytes,
+        base=base,
+        named=dict(named or {}),
         drafts=drafts,
         notes=(*document.notes, *sources.notes(document), *this_machine.notes(document, estimates)),
     )
@@ -74,10 +78,17 @@ def _drafts(recipes: Sequence[Recipe]) -> tuple[DraftPlan, ...]:
     return tuple(drafts.values())
 
 
+def _recipe(document: Document, name: str, base: Base, named: Mapping[str, Named]) -> Recipe:
+    """What a variant is made of: of the base, or of a student that its distill step names."""
+    steps, where = document.manifest.variants[name], f"{document.path}: variants.{name}"
+    step_order.check_order(steps, where)
+    student, teacher = distilling.start(document, steps, base, named, where)
+    return Recipe(document, name, steps, student, teacher)
+
+
 def _draft(recipe: Recipe) -> DraftPlan:
     """What one variant's steps leave to measurements, and an estimate of what they will decide."""
     base, where = recipe.base, recipe.where
-    step_order.check_order(recipe.steps, where)
     tuning.check_variant(recipe.steps, recipe.document.manifest, where)
     lowrank.check_codes(recipe.steps, where)
     prune, grid = pruning_of(recipe.steps), grid_of(recipe.steps)

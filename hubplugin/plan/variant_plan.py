@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from hubplugin.checkpoint.headers import Header
-from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of
+from hubplugin.manifest.methods import factorization_of, mask_of, pruning_of, quantization_of, recovery_of
 from hubplugin.manifest.schema import Step
 from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.manifest.steps.lowrank import LowRank
@@ -65,7 +65,8 @@ class VariantPlan:
     seconds: float  # of compressing it on a CPU; rough
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...] = ()  # what these numbers alone would not tell a user
-    # the passes over all blocks that make it, each with steps of its own; empty: one pass, which this plan describes
+    # the passes over all blocks that make it, each with steps of its own; empty: one pass, which this plan describes,
+    # or none, of a student that is only trained
     passes: tuple["VariantPlan", ...] = ()
     adapter: AdapterPlan | None = (
         None  # its folder holds this alone; all else above is of the variant it is for, or of both
@@ -75,6 +76,11 @@ class VariantPlan:
     def prune(self) -> Prune | None:
         """The pruning step."""
         return pruning_of(self.steps)
+
+    @property
+    def trains_first(self) -> bool:
+        """Whether a student is trained before any pass over its blocks, which then reads what was trained."""
+        return recovery_of(self.steps) is not None and self.prune is None
 
     @property
     def peak_memory(self) -> int:

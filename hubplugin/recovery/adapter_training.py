@@ -19,12 +19,13 @@ from hubplugin.disk import digest
 from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.plan.variant_plan import AdapterPlan
 from hubplugin.progress import progress
-from hubplugin.recovery.distillation import Distillation
+from hubplugin.recovery.distillation import Distillation, Predictions
 from hubplugin.recovery.optimizers import Pace
 from hubplugin.recovery.recover import LORA_RATE, TUNE_STEP_TOKENS
 from hubplugin.recovery.splitting import split
+from hubplugin.recovery.student_folder import digest_of
 from hubplugin.recovery.trainable import ALPHA, OwnAdapters
-from hubplugin.recovery.training_setup import TrainingSetup, device_for, folder_digest
+from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import Recovery
 
 FINISHED = "done"  # the checkpoint of an adapter that is complete; its notes are the record
@@ -49,8 +50,8 @@ def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lor
     student = OwnAdapters(model.load_all(), step.rank, model.family)
     limit = math.inf if step.minutes is None else 60 * step.minutes
     pace = Pace(step.learning_rate or LORA_RATE, TUNE_STEP_TOKENS, limit)
-    teacher = setup.model(base).load_all()
-    distilled = Distillation(student, teacher, setup.tokens, step, before, pace).run(checkpoints)
+    lesson = Predictions(setup.model(base).load_all(), setup.tokens, step.top_k)
+    distilled = Distillation(student, lesson, step, before, pace).run(checkpoints)
     tensors = {
         name: weight.to("cpu", TORCH_DTYPES[plan.tensors[name].dtype]) for name, weight in distilled.weights.items()
     }
@@ -87,8 +88,8 @@ def _fingerprint(folders: tuple[Path, Path], tokens: Tensor, step: Lora) -> Fing
     base, parent = folders
     return Fingerprint(
         {
-            "base": folder_digest(base),
-            "variant that it is for": folder_digest(parent),
+            "base": digest_of(base),
+            "variant that it is for": digest_of(parent),
             "tokens": sha256_of_ids(tokens),
             "steps": digest(json.dumps(step.model_dump(mode="json", exclude={"data"}))),
             "release of hubplugin": hubplugin.__version__,

@@ -1,20 +1,21 @@
 """Distillation: a student trained end to end on the base's predictions: forward KL over the base's top-k and a rest.
 
-Weights are in float32, products in bfloat16 where they are fast. What has the lowest held-out KL is kept
-(docs/maths.md, Recovery). Knows two models, and what is trained of one by `Trainable`. Knows no folder.
+Weights are in float32, products in bfloat16 where they are fast. What has the lowest held-out loss is kept
+(docs/maths.md, Recovery). Predictions are one `Lesson`, answers another (answers/cross_entropy.py). Knows two models,
+and what is trained of one by `Trainable`. Knows no folder.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
-from hubplugin.manifest.steps.training import Distilling
+from hubplugin.manifest.steps.training.base import Distilling
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
 from hubplugin.recovery.optimizers import Pace, fast_products, schedule
@@ -63,10 +64,11 @@ def shortlist_divergence(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor
     return cast(Tensor, _Divergence.apply(logits, ids, logs, rest))
 
 
-Answers = Callable[..., Any]  # a model of transformers', or one with other weights in place of its own
+Predictor = Callable[..., Any]  # a model of transformers', or one with other weights in place of its own
 
 
-def _logits(model: Answers, ids: Tensor) -> Tensor:
+def logits_of(model: Predictor, ids: Tensor) -> Tensor:
+    """Logits [..., vocabulary] of token ids [sequences, tokens], in float32."""
     return cast(Tensor, model(input_ids=ids, use_cache=False).logits).float()
 
 
@@ -76,12 +78,12 @@ def rows_at_once(tokens: Tensor, vocabulary: int) -> int:
 
 
 @torch.no_grad()
-def held_out(student: Answers, base: nn.Module, tokens: Tensor, vocabulary: int) -> float:
+def held_out(student: Predictor, base: nn.Module, tokens: Tensor, vocabulary: int) -> float:
     """Mean KL(base || student) in nats per token over the whole vocabulary, in float32, of ids [sequences, tokens]."""
     total = 0.0
     device = next(base.parameters()).device
     for ids in tokens.long().to(device).split(rows_at_once(tokens, vocabulary)):
-        total += float(divergence(_logits(base, ids), _logits(student, ids)).sum())
+        total += float(divergence(logits_of(base, ids), logits_of(student, ids)).sum())
     return total / tokens.numel()
 
 
@@ -95,25 +97,65 @@ class Distilled:
     stopped: str  # why it ended, in words
     seconds: float
     seen: frozenset[int]  # the sequences that it learnt from
+    curve: tuple[tuple[int, float], ...]  # held-out loss in nats per token, after so many steps
+
+
+class Lesson(Protocol):
+    """What a student learns, and how well it is judged to know it."""
+
+    measure: str  # what `held_out` is, in words
+    train: Tensor  # token ids [sequences, tokens] to learn from
+
+    def learn(self, student: Predictor, picked: Sequence[int]) -> float:
+        """Gradients of the mean loss per token of some of the sequences; returns that loss."""
+
+    def held_out(self, student: Predictor) -> float:
+        """The mean loss in nats per token of sequences that are never learnt from, in float32."""
+
+
+class Predictions:
+    """The lesson of a base's predictions of every token, of which it lists the `top_k` likeliest."""
+
+    measure = "held-out KL"
+
+    def __init__(self, base: nn.Module, tokens: Split, top_k: int) -> None:
+        self._base, self._top_k = base, top_k
+        self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self._device = next(base.parameters()).device
+        self.train, self._held_out = tokens
+
+    def learn(self, student: Predictor, picked: Sequence[int]) -> float:
+        """As `Lesson`."""
+        loss, rows = 0.0, self.train[list(picked)].long().to(self._device)
+        for ids in rows.split(rows_at_once(rows, self._vocabulary)):
+            with torch.no_grad(), fast_products(self._device.type):
+                base = shortlist(logits_of(self._base, ids), self._top_k)
+            with fast_products(self._device.type):
+                logits = logits_of(student, ids)
+            part = shortlist_divergence(logits, *base).sum() / rows.numel()
+            part.backward()
+            loss += float(part.detach())
+        return loss
+
+    def held_out(self, student: Predictor) -> float:
+        """As `Lesson`."""
+        return held_out(student, self._base, self._held_out, self._vocabulary)
 
 
 class Distillation:
-    """A student in training. `kl_before` is its held-out KL before."""
+    """A student in training. `before` is its held-out loss before."""
 
-    def __init__(
-        self, student: Trainable, base: nn.Module, tokens: Split, step: Distilling, kl_before: float, pace: Pace
-    ) -> None:
-        self._student, self._base, self._step, self._limit = student, base, step, pace.limit
-        self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-        self._device = next(base.parameters()).device
-        self._train, self._held_out = tokens
-        self._weights = student.trained
-        self._rows = max(1, pace.step_tokens // self._train.shape[1])
-        self._total = max(1, int(step.distill * len(self._train)) // self._rows)
+    def __init__(self, student: Trainable, lesson: Lesson, step: Distilling, before: float, pace: Pace) -> None:
+        self._student, self._lesson, self._step, self._limit = student, lesson, step, pace.limit
+        self._count, self._weights = len(lesson.train), student.trained
+        self._device = next(iter(self._weights.values())).device
+        self._rows = max(1, pace.step_tokens // lesson.train.shape[1])
+        self._total = max(1, int(step.distill * self._count) // self._rows)
         self._optimizer = student.optimizers(pace.rate, self._total)
         self._every = max(1, self._total // EVALUATIONS)
         self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": kl_before, "last": 0, "seconds": 0.0}
+        self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": before, "last": 0}
+        self._notes |= {"seconds": 0.0, "curve": []}
         self._stopped = ""
 
     def run(self, checkpoints: TrainingCheckpoints) -> Distilled:
@@ -142,47 +184,38 @@ class Distillation:
             stopped=self._stopped or "all steps were made",
             seconds=before + time.monotonic() - begun,
             seen=frozenset(self._order(0, self._notes["step"] * self._rows)),
+            curve=tuple((int(step), float(loss)) for step, loss in self._notes["curve"]),
         )
 
     def _learn(self, step: int) -> float:
         """One step of all optimizers; the loss per token."""
-        loss = 0.0
-        rows = self._step_tokens(step)
-        for ids in rows.split(rows_at_once(rows, self._vocabulary)):
-            with torch.no_grad(), fast_products(self._device.type):
-                base = shortlist(_logits(self._base, ids), self._step.top_k)
-            with fast_products(self._device.type):
-                logits = _logits(as_function(self._student, self._student.weights()), ids)
-            part = shortlist_divergence(logits, *base).sum() / rows.numel()
-            part.backward()
-            loss += float(part.detach())
+        loss = self._lesson.learn(self._predict, list(self._order(step * self._rows, (step + 1) * self._rows)))
         torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
         self._optimizer.step(schedule(step, self._total))
         return loss
 
-    def _step_tokens(self, step: int) -> Tensor:
-        """The sequences of a step [sequences, tokens]."""
-        picked = list(self._order(step * self._rows, (step + 1) * self._rows))
-        return self._train[picked].long().to(self._device)
+    def _predict(self, **inputs: Any) -> Any:
+        """The student as it is now; weights follow anew from what is trained, each time with a graph of their own."""
+        return as_function(self._student, self._student.weights())(**inputs)
 
     def _order(self, start: int, stop: int) -> Iterator[int]:
         """Sequences in the order of training; every epoch is shuffled by its own number."""
-        count = len(self._train)
+        count = self._count
         for epoch in range(start // count, -(-stop // count)):
             order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).tolist()
             yield from order[max(0, start - epoch * count) : stop - epoch * count]
 
     def _judge(self, loss: float) -> None:
-        """Measure held-out KL: keep the best weights, see whether to stop and how many steps the time allows."""
+        """Measure the held-out loss: keep the best weights, see whether to stop and how many steps the time allows."""
         notes, step = self._notes, self._notes["step"]
         with torch.no_grad():
-            student = as_function(self._student, self._student.weights())
-            kl = held_out(student, self._base, self._held_out, self._vocabulary)
-        if kl < notes["best"]:
-            notes |= {"best": kl, "best_step": step}
+            held = self._lesson.held_out(self._predict)
+        notes["curve"].append((step, held))
+        if held < notes["best"]:
+            notes |= {"best": held, "best_step": step}
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         elif step - notes["best_step"] >= PATIENCE * self._every and self._total / 2 <= step < self._total:
-            self._stopped = f"no better held-out KL in {PATIENCE} measurements"
+            self._stopped = f"no better {self._lesson.measure} in {PATIENCE} measurements"
         if self._limit < math.inf and step < self._total:
             left = self._limit - notes["seconds"]
             self._total = min(self._total, step + max(0, int(left / notes["seconds"] * step)))
@@ -190,7 +223,7 @@ class Distillation:
                 self._stopped = "its time was over"
         eta = notes["seconds"] / step * (self._total - step)
         progress(
-            f"{self._step.method} | step {step}/{self._total} | loss {loss:.5f} | held-out KL {kl:.5f}, "
+            f"{self._step.method} | step {step}/{self._total} | loss {loss:.5f} | {self._lesson.measure} {held:.5f}, "
             f"best {notes['best']:.5f} | {notes['seconds']:.0f}s | eta {eta:.0f}s"
         )
 

@@ -15,29 +15,29 @@ from pathlib import Path
 from torch import Tensor
 
 import hubplugin
-from hubplugin.checkpoint import model_folder, safetensors_io
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
 from hubplugin.disk import digest
 from hubplugin.limits import BLOCK_TOKENS
-from hubplugin.manifest.steps.recover import Recover
-from hubplugin.manifest.steps.training import Training
-from hubplugin.manifest.steps.tune import Tune
+from hubplugin.manifest.steps.training.base import Training
+from hubplugin.manifest.steps.training.recover import Recover
+from hubplugin.manifest.steps.training.tune import Tune
 from hubplugin.model.architectures import configs
 from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
-from hubplugin.recovery import block_training, distillation, grid_weights
-from hubplugin.recovery.grid_weights import GridWeights
+from hubplugin.recovery import block_training, distillation, student_folder
+from hubplugin.recovery.grids import grid_weights
+from hubplugin.recovery.grids.grid_weights import GridWeights
 from hubplugin.recovery.optimizers import Pace
 from hubplugin.recovery.splitting import Split, split
+from hubplugin.recovery.student_folder import digest_of
 from hubplugin.recovery.trainable import Adapters, AllWeights, Trainable
-from hubplugin.recovery.training_setup import TrainingSetup, device_for, folder_digest
+from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import RecoveredBlock, Recovery
 
 FINISHED = "done"  # the checkpoint of a folder that is complete; its notes are the record
-QUANTIZE_CONFIG = "quantize_config.json"  # beside AutoGPTQ's format
 BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
 # peak learning rates: of matrices by Muon, block by block and together; of adapters by AdamW; of what stands beside
 # codes by AdamW, as a ratio of its size, block by block and together
@@ -72,15 +72,15 @@ def run(
     if FINISHED in checkpoints:
         return Recovery.model_validate(checkpoints.notes(FINISHED))
     setup = TrainingSetup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
-    record, weights = _train(setup, _Task(setup, step, rounded), teachers, checkpoints)
-    _write(setup, weights, out)
+    record, weights = _train(setup, Task(setup, step, rounded), teachers, checkpoints)
+    student_folder.write(setup.student, setup.headers, weights, out)
     checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
     checkpoints.remove_all_but(FINISHED)
     return record
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """What a step trains of a student, and how fast."""
 
     setup: TrainingSetup
@@ -143,7 +143,7 @@ class _TrainedBlocks:
 
 
 def _train(
-    setup: TrainingSetup, task: _Task, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
+    setup: TrainingSetup, task: Task, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints
 ) -> tuple[Recovery, Mapping[str, Tensor]]:
     """Both stages; the record, and the tensors that are better than the student's, as they will be stored."""
     step = task.step
@@ -161,7 +161,7 @@ def _train(
     trained_on = set(range(_block_sequences(setup.tokens) if step.blocks else 0))
     trained_on |= distilled.seen if distilled else set()
     record = Recovery(
-        trained=_describe(step),
+        trained=describe(step),
         tokens=len(trained_on) * setup.tokens.train.shape[1],
         held_out_tokens=setup.tokens.held_out.numel(),
         steps=distilled.steps if distilled else 0,
@@ -172,13 +172,14 @@ def _train(
         kl_before=given.held_out_kl,
         kl_blocks=blocks.weights.held_out_kl if blocks else None,
         kl_after=best.held_out_kl,
+        curve=distilled.curve if distilled else (),
         moved_codes=grid_weights.moved_codes(setup.student, best.replaced) if task.dense else None,
     )
     return record, best.replaced
 
 
 def _train_blocks(
-    setup: TrainingSetup, task: _Task, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
+    setup: TrainingSetup, task: Task, teacher_blocks: tuple[int, ...], checkpoints: TrainingCheckpoints, limit: float
 ) -> _TrainedBlocks:
     """The first stage, on as many of the sequences as may be held in memory."""
     (train, held_out), student = setup.tokens, setup.model(setup.student)
@@ -205,13 +206,14 @@ def _train_blocks(
 
 
 def _distill(
-    setup: TrainingSetup, task: _Task, start: _Weights, checkpoints: TrainingCheckpoints, limit: float
+    setup: TrainingSetup, task: Task, start: _Weights, checkpoints: TrainingCheckpoints, limit: float
 ) -> tuple[distillation.Distilled, _Weights]:
     """The second stage, from the best weights of the first. `limit` in seconds."""
     student = task.of_model(setup.model(setup.student, start.replaced), start.replaced)
     base, step = setup.model(setup.base).load_all(), task.step
     pace = Pace(task.rate, task.step_tokens, limit)
-    training = distillation.Distillation(student, base, setup.tokens, step, start.held_out_kl, pace)
+    lesson = distillation.Predictions(base, setup.tokens, step.top_k)
+    training = distillation.Distillation(student, lesson, step, start.held_out_kl, pace)
     distilled = training.run(checkpoints)
     trained = {**start.replaced, **setup.as_stored(distilled.weights)}
     weights = _Weights(trained, setup.held_out_kl(trained))
@@ -224,32 +226,15 @@ def _block_sequences(tokens: Split) -> int:
     return min(len(tokens.train), max(1, BLOCK_TOKENS // tokens.train.shape[1]))
 
 
-def _write(setup: TrainingSetup, replaced: Mapping[str, Tensor], out: Path) -> None:
-    """The student's folder with some tensors replaced; none: the student's own files."""
-    present = model_folder.listing(setup.student)
-    files = [*model_folder.companions(setup.student), "config.json"]
-    files += [name for name in present if name == QUANTIZE_CONFIG]
-    if replaced:
-        reader = Reader(setup.student)
-
-        def get(name: str) -> Tensor:
-            return replaced[name] if name in replaced else reader.get(name)
-
-        safetensors_io.write(out, setup.headers, get)
-    else:
-        files += [name for name in present if model_folder.allowed(name, model_folder.WEIGHTS)]
-    model_folder.copy(files, setup.student, out)
-
-
 def _fingerprint(
     folders: tuple[Path, Path, Path | None], tokens: Tensor, step: Training, teacher_blocks: tuple[int, ...]
 ) -> Fingerprint:
     """What a training is made from; another of any of these ends in other weights. `folders`: student, base, dense."""
     student, base, dense = folders
     digests = {
-        "base": folder_digest(base),
-        "student": folder_digest(student),
-        **({"dense": folder_digest(dense)} if dense else {}),
+        "base": digest_of(base),
+        "student": digest_of(student),
+        **({"dense": digest_of(dense)} if dense else {}),
         "tokens": sha256_of_ids(tokens),
         "steps": digest(json.dumps([step.model_dump(mode="json", exclude={"data"}), teacher_blocks])),
         "release of hubplugin": hubplugin.__version__,
@@ -261,7 +246,7 @@ def _depth(folder: Path) -> int:
     return int(configs.read_config(folder, str(folder))["num_hidden_layers"])
 
 
-def _describe(step: Training) -> str:
+def describe(step: Training) -> str:
     """What is trained, in words."""
     if isinstance(step, Tune):
         codes = " and the rounding of codes" if step.rounding else ""

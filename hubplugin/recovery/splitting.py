@@ -22,7 +22,14 @@ def split(tokens: Tensor) -> Split:
     if len(tokens) < 2:
         fix = "give at least 2 samples; hundreds are better"
         raise CompressError("recover", "one sequence leaves none to hold out", fix)
-    every = min(HELD_OUT, len(tokens))
-    held_out = (torch.arange(len(tokens)) + 1) % every == 0
-    held_out &= held_out.cumsum(0) <= max(1, HELD_OUT_TOKENS // tokens.shape[1])
-    return Split(tokens[~held_out], tokens[held_out])
+    held = held_out(torch.full((len(tokens),), tokens.shape[1]))
+    return Split(tokens[~held], tokens[held])
+
+
+def held_out(lengths: Tensor) -> Tensor:
+    """Which of some sequences are held out, bool [sequences], by their numbers of tokens [sequences]: every eighth."""
+    chosen = (torch.arange(len(lengths)) + 1) % min(HELD_OUT, len(lengths)) == 0
+    enough = (lengths * chosen).cumsum(0) > HELD_OUT_TOKENS
+    first = int(chosen.nonzero()[0])
+    enough[: first + 1] = False  # one at least
+    return chosen & ~enough

@@ -11,11 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.dense_view import ReplacedWeights
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
-from hubplugin.disk import digest, sha256
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import device_with
@@ -66,13 +64,6 @@ class TrainingSetup:
         """Weights as they will be stored: rounded, on the CPU."""
         dtypes = self.dtypes
         return {name: weight.to("cpu", dtypes[name]) for name, weight in weights.items()}
-
-
-def folder_digest(folder: Path) -> str:
-    """One digest of a folder's weights and config."""
-    names = ("config.json", *model_folder.WEIGHTS)
-    files = sorted(path for path in folder.iterdir() if model_folder.allowed(path.name, names))
-    return digest("".join(f"{path.name} {sha256(path)}\n" for path in files))
 
 
 def device_for(student: Path, base: Path) -> str:

@@ -35,7 +35,7 @@ class TokenSequences:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Rows of a dataset or of files, in order of reading, and the commit they are from."""
 
     rows: Iterable[Row]
@@ -63,14 +63,14 @@ def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, s
     else:
         if tokenizer is None:
             raise CalibrationError(source.describe(), "the model has no tokenizer", "add its tokenizer files")
-        rows = _dataset(source, shuffle) if source.dataset else _files(source, folder)
-        documents = Documents(rows.rows, source, tokenizer)
+        read = rows(source, folder, shuffle)
+        documents = Documents(read.rows, source, tokenizer)
         encode = _Encoder(tokenizer, vocabulary.rows_of(base) if base else None)
         if shuffle:
             ids, note = _shuffled(documents, source, encode)
         else:
             ids, note = _in_order(documents, source, encode), "; in order, joined by blank lines"
-        revision, skipped, note = rows.revision, documents.skipped, note + documents.note
+        revision, skipped, note = read.revision, documents.skipped, note + documents.note
     description = report.Tokens(
         source=source.describe() + note,
         sequences=ids.shape[0],
@@ -82,6 +82,11 @@ def tokens(source: Source, tokenizer: Any, folder: Path, base: Path | None, *, s
         skipped=skipped,
     )
     return TokenSequences(ids.contiguous(), description)
+
+
+def rows(source: Source, folder: Path, shuffle: bool) -> Rows:
+    """The rows of a dataset, shuffled if so asked for, or of files below `folder`. Raises CalibrationError."""
+    return _dataset(source, shuffle) if source.dataset else _files(source, folder)
 
 
 def sha256_of_ids(ids: Tensor) -> str:
@@ -186,7 +191,7 @@ def _cut(ids: list[int], source: Source, documents: Documents) -> Tensor:
 # -- from sources to rows
 
 
-def _dataset(source: Source, shuffle: bool) -> _Rows:
+def _dataset(source: Source, shuffle: bool) -> Rows:
     """Stream a dataset: rows are read on demand, at most one shuffle buffer ahead."""
     import datasets
 
@@ -201,8 +206,8 @@ def _dataset(source: Source, shuffle: bool) -> _Rows:
     commit = str(builder.hash or "")
     # datasets does not say where a shuffled row was before
     order = f", as shuffled by seed {source.seed}" if shuffle else ""
-    rows = (Row(row, f"{where}, row {number}{order}") for number, row in enumerate(_guarded(values, where), start=1))
-    return _Rows(rows, commit if re.fullmatch("[0-9a-f]{40}", commit) else source.revision)
+    found = (Row(row, f"{where}, row {number}{order}") for number, row in enumerate(_guarded(values, where), start=1))
+    return Rows(found, commit if re.fullmatch("[0-9a-f]{40}", commit) else source.revision)
 
 
 def _guarded(rows: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
@@ -227,9 +232,9 @@ def _unreadable(error: Exception, where: str) -> NoReturn:
     raise CalibrationError(where, f"cannot be read: {one_line(error)}", fix) from error
 
 
-def _files(source: Source, folder: Path) -> _Rows:
+def _files(source: Source, folder: Path) -> Rows:
     """Rows of local files: a text file is one row, a .jsonl file has one per line."""
-    rows: list[Row] = []
+    found: list[Row] = []
     for name in source.files or ():
         path = folder / name
         if path.suffix not in (".txt", ".md", ".jsonl"):
@@ -238,16 +243,16 @@ def _files(source: Source, folder: Path) -> _Rows:
             # a file's lines end with LF, CR LF or CR; str.splitlines would also break a JSON text at U+2028
             with path.open(encoding="utf-8-sig") as file:
                 if path.suffix == ".jsonl":
-                    rows.extend(_json_rows(file, path))
+                    found.extend(_json_rows(file, path))
                 else:
-                    rows.append(Row({source.column or "text": file.read()}, str(path), plain=True))
+                    found.append(Row({source.column or "text": file.read()}, str(path), plain=True))
         except (OSError, UnicodeDecodeError) as error:
             raise CalibrationError(str(path), one_line(error), "give UTF-8 files, relative to the manifest") from error
-    return _Rows(rows)
+    return Rows(found)
 
 
 def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
-    rows = 0
+    count = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -257,5 +262,5 @@ def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
             raise CalibrationError(f"{path}:{number}", f"is not JSON: {one_line(error)}", "mend the line") from error
         if not isinstance(values, dict):
             raise CalibrationError(f"{path}:{number}", "is no JSON object", 'write {"text": ...} on each line')
-        rows += 1
-        yield Row(values, f"{path}:{number}, row {rows}")
+        count += 1
+        yield Row(values, f"{path}:{number}, row {count}")

@@ -41,6 +41,18 @@ class ChatTemplate:
         except REFUSALS as error:
             raise ValueError(f"does not fit the chat template: {one_line(error)}") from error
 
+    def question(self, messages: list[dict[str, str]]) -> str:
+        """The text of turns up to where the assistant speaks. Raises CalibrationError where there is no template, or it
+        does not take them."""
+        try:
+            template = self._template(None)
+            read = conversations.read_turns(messages, parts=takes_parts(template), drop_nulls=False)
+            given = {"tokenize": False, "add_generation_prompt": True, "strftime_now": NOW.strftime}
+            return str(self.tokenizer.apply_chat_template(guarded(read), **given))
+        except REFUSALS as error:
+            what = f"a question does not fit the chat template: {one_line(error)}"
+            raise CalibrationError(self.where, what, "use other conversations, or plain text") from error
+
     def _template(self, schemas: list[dict[str, Any]] | None) -> str:
         """The template for conversations with or without tools; a tokenizer may have one for each."""
         if not getattr(self.tokenizer, "chat_template", None):

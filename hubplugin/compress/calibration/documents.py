@@ -6,7 +6,7 @@ Knows columns. Knows no file format and no network; what a tokenizer makes of th
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hubplugin.compress.calibration import conversations
 from hubplugin.compress.calibration.chat_template import ChatTemplate
@@ -44,14 +44,24 @@ class _UnusableError(Exception):
         self.what, self.fix, self.column = what, fix, column
 
 
-class Documents:
-    """The documents of a source's rows, read once; counts the rows, and those of them that were left out."""
+class Template(Protocol):
+    """What makes a text of a conversation."""
 
-    def __init__(self, rows: Iterable[Row], source: Source, tokenizer: Any) -> None:
+    def render(self, turns: list[Any], tools: Any) -> str:
+        """The text. Raises ValueError with the reason where a conversation is not usable."""
+
+
+class Documents:
+    """The documents of a source's rows, read once; counts the rows, and those of them that were left out.
+
+    Conversations are rendered by `template`, left out by the tokenizer's own.
+    """
+
+    def __init__(self, rows: Iterable[Row], source: Source, tokenizer: Any, template: "Template | None" = None) -> None:
         self.source, self.where = source, source.describe()
         self.read = self.skipped = 0
         self._rows, self._column = rows, source.column
-        self._template = ChatTemplate(tokenizer, self.where, drop_nulls=source.dataset is not None)
+        self._template = template or ChatTemplate(tokenizer, self.where, drop_nulls=source.dataset is not None)
 
     def __iter__(self) -> Iterator[Document]:
         for row in self._rows:

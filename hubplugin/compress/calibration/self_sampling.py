@@ -78,7 +78,7 @@ def _bos(tokenizer: Any, model: Model) -> int | None:
 @torch.inference_mode()
 def _sample_rows(model: Any, first: Tensor, uniform: Tensor) -> Tensor:
     """int32 [rows, tokens] on the CPU, from each row's first token and uniform draws [rows, tokens]."""
-    cache = _buffered_cache(model.config, uniform.shape[1])
+    cache = buffered_cache(model.config, uniform.shape[1])
     ids = torch.empty(uniform.shape, dtype=torch.long, device=uniform.device)
     ids[:, 0] = first
     for position in range(uniform.shape[1] - 1):
@@ -90,7 +90,7 @@ def _sample_rows(model: Any, first: Tensor, uniform: Tensor) -> Tensor:
     return ids.to("cpu", torch.int32)
 
 
-def _buffered_cache(config: Any, capacity: int) -> Any:
+def buffered_cache(config: Any, capacity: int) -> Any:
     """transformers' growing cache, whose full-attention layers write into one preallocated buffer.
 
     The original concatenates, and so copies all keys and values at every step: with transformers 5.19 8 to 13 % of the

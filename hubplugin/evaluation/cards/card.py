@@ -20,7 +20,7 @@ from hubplugin.evaluation.cards.tables import components, speed, summary, tasks
 from hubplugin.evaluation.metrics import QUALITY, SIZES, Metric, Record
 from hubplugin.manifest.methods import METHODS, Kind
 from hubplugin.plan import loaders
-from hubplugin.report import Evaluation, LinearResult, Report, Sibling
+from hubplugin.report import Base, Evaluation, LinearResult, Report, Sibling
 
 TEMPLATE = "card.md.jinja"
 LARGEST_LOSSES = 5  # linears listed with their loss
@@ -47,6 +47,7 @@ def render(report: Report) -> str:
         sibling_rows=[_sibling_row(other) for other in report.siblings],
         pruned=_pruned(report) if step_of(report, Kind.PRUNE) else None,
         recovered=step_of(report, Kind.RECOVER) is not None,
+        distilled=steps.distilled_from(report),
         tuned=step_of(report, Kind.TUNE) is not None,
         trainings=[pair for pair in (("Recovery", report.recovery), ("Tuning", report.tuning)) if pair[1]],
         mask=method_of(mask) if mask else None,
@@ -72,11 +73,26 @@ def render(report: Report) -> str:
         grids=_grids(report),
         largest_losses=_largest_losses(report.linears),
         damping=_damping(report.linears),
-        notice=licences.notice(report.base.licence),
+        others=_origins(report)[1:],
+        origins=_origins(report),
+        notices=_notices(report),
         heterogeneous=steps.heterogeneous(report),
         solvers={linear.method for linear in report.linears},
         papers=[(method, PAPERS[method]) for method in dict.fromkeys(step["method"] for step in report.steps)],
     )
+
+
+def _origins(report: Report) -> list[tuple[str, Base]]:
+    """The models that it was made from, the base first, with what each of them was."""
+    start = report.start
+    roles = ("base" if one == report.base else "student" if one == start else "teacher" for one in report.origins)
+    return list(zip(roles, report.origins, strict=True))
+
+
+def _notices(report: Report) -> list[str]:
+    """What the licences of all models that it was made from want to have said, each once."""
+    said = (licences.notice(origin.licence) for origin in report.origins)
+    return list(dict.fromkeys(notice for notice in said if notice))
 
 
 def _size_row(metric: Metric[Any], report: Report) -> list[markdown.Markdown]:

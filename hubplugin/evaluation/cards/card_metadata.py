@@ -36,7 +36,7 @@ RELATIONS = {Kind.QUANTIZE: "quantized", Kind.TUNE: "quantized", Kind.RECOVER: "
 
 def metadata(report: Report) -> dict[str, Any]:
     """The front matter as a mapping, in the order in which it is written."""
-    base = report.base
+    base = report.start  # of a distillation the student: no weight is the teacher's
     data: dict[str, Any] = {}
     if report.adapter:
         if report.adapter.repo:
@@ -93,6 +93,8 @@ def _tags(report: Report) -> list[str]:
         tags += dict.fromkeys(("lora", adapting["method"]))
     if step_of(report, Kind.PRUNE):
         tags.append("pruned")
+    if report.distillation:
+        tags.append("distillation")
     if step_of(report, Kind.FACTORIZE):
         tags.append("low-rank")
     masks = [step["method"] for step in report.steps if method_of(step).kind is Kind.MASK]

@@ -24,6 +24,14 @@ def step_of(report: Report, kind: Kind) -> Step | None:
     return next((step for step in report.steps if method_of(step).kind is kind), None)
 
 
+def distilled_from(report: Report) -> str:
+    """Whom a distilled model has learnt from; empty for any other."""
+    made = report.distillation
+    if made is None:
+        return ""
+    return made.teacher.repo if made.teacher else made.answers.by if made.answers else ""
+
+
 def heterogeneous(report: Report) -> bool:
     """Whether blocks differ in their numbers of heads or FFN channels."""
     if report.shaping is None:

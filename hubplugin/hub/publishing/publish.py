@@ -4,7 +4,7 @@ Knows reports and the gate; a variant that failed its gate is never published. M
 requests to the Hub to push.py and targets.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -96,16 +96,17 @@ def _prepared(document: Document, out: Path, force: bool) -> tuple[list[Report],
     signer = signing.signer(document)
     reports = [_current_report(out / name, document) for name in manifest.variants]
     report.refuse_failed(reports)
-    for variant in reports:
-        check_base(variant.base, manifest.publish)
-    now = {base: bases.as_it_is_now(base) for base in {variant.base for variant in reports}}
+    origins = {origin for variant in reports for origin in variant.origins}
+    for origin in origins:
+        check_base(origin, manifest.publish)
+    now = {origin: bases.as_it_is_now(origin) for origin in origins}
     for base in now.values():
         check_base(base, manifest.publish)
     if manifest.publish.collection:
         targets.check_collection(manifest.publish.collection, _owner(document), private=manifest.publish.private)
     prepared = []
     for variant in reports:
-        gated = now[variant.base].gated
+        gated = any(now[origin].gated for origin in variant.origins)
         target = _target(document, variant.variant, gated)
         signing.sign(out / variant.variant, signer)
         ready = push.prepare(out / variant.variant, target, force=force)
@@ -132,17 +133,19 @@ def _target(document: Document, variant: str, base_gated: bool = False) -> Targe
     )
 
 
-def preflight(document: Document, base: Known) -> list[str]:
+def preflight(document: Document, base: Known, others: Sequence[Known] = ()) -> list[str]:
     """Before any work: raise HubError for what `publish` would refuse, as far as it is known without the variants.
 
     That is the base's licence, gate and privacy, the metadata that cards take from it, the repos as they stand, the
     collection, and the rights of the token. Returns notes: what cards say in other words than the base's, and what
-    could not be asked for want of a token or a network. `base` is a peek or a snapshot.
+    could not be asked for want of a token or a network. `base` is a peek or a snapshot, and so are `others`, students
+    and teachers, whose licences hold too.
     """
     publish = document.manifest.publish
     if publish is None:
         return []
-    check_base(base, publish)
+    for known in (base, *others):
+        check_base(known, publish)
     notes = [*hub_card.notes(base.licence, base.languages), *signing.notes(document)]
     if base.published and not base.on_hub:
         told = f"cards name no folder as base_model; where it is published, write model: {base.published}"

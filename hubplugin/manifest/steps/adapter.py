@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, StrictBool
 
 from hubplugin.manifest.base import Damp, Real, StepSettings, Text, Whole
-from hubplugin.manifest.steps.training import Distilling
+from hubplugin.manifest.steps.training.base import Distilling
 
 
 class Adapting(StepSettings):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hubplugin.errors import PlanError
 from hubplugin.manifest.methods import Kind, kind_of
 from hubplugin.manifest.schema import Step
+from hubplugin.manifest.steps.training.distill import Distill
 
 _UNDONE, _ALONE = ": each would undo the other's work", "keep one of them, or make a variant of each"
 # (kind of the earlier step, kind of the later one) -> why that cannot be, and what to do; all other pairs can
@@ -55,7 +56,7 @@ def check_order(steps: Sequence[Step], where: str) -> None:
             if (refusal := REFUSED.get((kind_of(other), kind))) is not None:
                 why, fix = refusal
                 raise PlanError(place, f"{step.method} stands after {other.method}{why}", fix)
-        if kind in NEEDED:
+        if kind in NEEDED and not isinstance(step, Distill):  # which may be given its student
             needed, why, fix = NEEDED[kind]
             if not any(kind_of(other) is needed for other in earlier):
                 raise PlanError(place, f"{step.method} {why}", fix)

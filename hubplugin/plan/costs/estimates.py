@@ -49,6 +49,9 @@ class Training:
     held: int  # tokens whose hidden states are held while blocks are trained
     blocks_tokens: int  # passed block by block ...
     distilled_tokens: int  # ... and all together, in all epochs
+    teacher: int  # weights of the model that is learnt from; 0: it is behind an endpoint
+    answers: bool = False  # the teacher is asked before, and not run beside the student
+    asked_tokens: int = 0  # that it generates then
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,11 @@ def memory(
 
 def _training(training: Training, dims: Dimensions) -> int:
     """Bytes of a training beside what is always kept: all weights at once, or a block and the activations before it."""
+    teacher = training.teacher * FP32 * TEACHER_COPIES
     if training.distilled_tokens:
-        return int(training.weights * FP32 * (training.copies + TEACHER_COPIES)) + LOGITS_BYTES
-    block = int(training.weights / dims.layers * FP32 * (training.copies + TEACHER_COPIES))
+        student = training.weights * FP32 * training.copies
+        return int(max(student, teacher) if training.answers else student + teacher) + LOGITS_BYTES
+    block = int((training.weights * FP32 * training.copies + teacher) / dims.layers)
     forward = MICRO_TOKENS * SAVED * max(dims.ffn, dims.hidden) * FP32
     table = dims.vocab * dims.hidden * FP32
     return 2 * training.held * dims.hidden * FP32 + block + max(forward, table + LOGITS_BYTES)
@@ -241,7 +246,11 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
             steps += stacked * WEIGHT_SECONDS * (1 + work.descends / 2) + inputs * COLUMN_SECONDS
         passed += 2 * reaching * stacked
     probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
-    # forward and backward of the student, and the base beside it: 6 and 2 operations per weight and token
-    operations = sum(8 * one.weights * (one.blocks_tokens + one.distilled_tokens) for one in work.trainings)
-    training = operations / work.cpu.training
+    training = sum(map(_operations, work.trainings)) / work.cpu.training
     return dims.layers * ((total + passed * (1 + twice + probes)) / work.cpu.flops + steps) + training
+
+
+def _operations(one: Training) -> float:
+    """Forward and backward of the student, and the teacher beside it or before: 6 and 2 per weight and token."""
+    student = 6 * one.weights * (one.blocks_tokens + one.distilled_tokens)
+    return student + 2 * one.teacher * (one.asked_tokens if one.answers else one.blocks_tokens + one.distilled_tokens)

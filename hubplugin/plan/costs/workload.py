@@ -1,6 +1,7 @@
 """What making a variant has to do, for the estimates of memory and time. Knows steps and sizes; refuses nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hubplugin import limits
 from hubplugin.manifest.methods import (
@@ -16,18 +17,22 @@ from hubplugin.manifest.methods import (
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.source import Source
 from hubplugin.manifest.steps.adapter import Eora, Lora
-from hubplugin.manifest.steps.training import Distilling, Training
-from hubplugin.manifest.steps.tune import Tune
+from hubplugin.manifest.steps.training.base import Distilling, Training
+from hubplugin.manifest.steps.training.distill import Distill
+from hubplugin.manifest.steps.training.tune import Tune
 from hubplugin.plan import sizes
 from hubplugin.plan.base import Base
 from hubplugin.plan.costs import estimates
 from serve import cpu_features
 
 
-def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> estimates.Work:
+def of(
+    document: Document, base: Base, steps: Sequence[Step], units: int, teacher: Base | None = None
+) -> estimates.Work:
     """The work of these steps on a base.
 
-    `units` are the changes of single blocks that are run through the model before anything is decided.
+    `units` are the changes of single blocks that are run through the model before anything is decided. `teacher` is
+    that of a distill step, where it is another model than the base.
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
     quantizing, grid, prune, mask = quantization_of(steps), grid_of(steps), pruning_of(steps), mask_of(steps)
@@ -48,7 +53,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], units: int) -> est
         number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
         device_number=2 if stored == "BF16" else estimates.FP32,
         cpu=estimates.this_cpu(),
-        trainings=tuple(_training(step, source, base.parameters) for step in trainings_of(steps)),
+        trainings=tuple(_training(step, source, base, teacher) for step in trainings_of(steps)),
         # whose hidden states the base's evaluation keeps for its variants
         evaluated=sum(one.samples * one.sequence_length for one in evaluate.sources) if evaluate else 0,
     )
@@ -60,15 +65,20 @@ def _closed_form(steps: Sequence[Step]) -> Eora | None:
     return step if isinstance(step, Eora) else None
 
 
-def _training(step: Distilling, calibration: Source, parameters: int) -> estimates.Training:
-    """What a step that trains a model of so many weights must hold and do."""
+def _training(step: Distilling, calibration: Source, base: Base, teacher: Base | None) -> estimates.Training:
+    """What a step that trains a model of the base's size must hold and do."""
     source = step.data or calibration
     tokens = source.samples * source.sequence_length
     held = min(tokens, limits.BLOCK_TOKENS)
     copies = estimates.TUNED_COPIES if isinstance(step, Tune) else estimates.STUDENT_COPIES
     copies = estimates.ADAPTED_COPIES if isinstance(step, Lora) else copies
     blocks = step.blocks if isinstance(step, Training) else 0
-    return estimates.Training(parameters, copies, held, blocks * held, int(step.distill * tokens))
+    beside, answers = (teacher or base).parameters, step.answers if isinstance(step, Distill) else None
+    work = estimates.Training(base.parameters, copies, held, blocks * held, int(step.distill * tokens), beside)
+    if answers is None:
+        return work
+    asked = 0 if answers.endpoint else source.samples * min(answers.max_tokens, source.sequence_length)
+    return replace(work, teacher=0 if answers.endpoint else beside, answers=True, asked_tokens=asked)
 
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:

@@ -74,7 +74,10 @@ def _template(subject: Subject) -> str:
 
 
 def _template_of_base(subject: Subject) -> str:
-    """The same of the base; empty also where the base cannot be read, which another check says."""
+    """The same of the base; empty also where the base cannot be read, which another check says, and for a student,
+    whose files are its own."""
+    if subject.report and subject.report.distillation and subject.report.distillation.student:
+        return ""
     try:
         base = subject.base
         found = [name for name in (TEMPLATE, IN_JSON) if name in base.names]

@@ -14,7 +14,7 @@ from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.dense_view import DenseView, ReplacedWeights
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.recovery.grid_linear import GridLinear, GridStart, InTraining
+from hubplugin.recovery.grids.grid_linear import GridLinear, GridStart, InTraining
 from hubplugin.recovery.optimizers import Optimizers, adam, with_rounding
 
 SCALES = ("scales", "weight_scale")  # the last parts of stored scales' names

@@ -7,7 +7,7 @@ from pydantic import Field, StrictBool, model_validator
 from hubplugin.manifest.base import Real
 from hubplugin.manifest.base import fault as _fault
 from hubplugin.manifest.source import Source
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.training.base import Training
 
 
 class Tune(Training):

@@ -9,7 +9,7 @@ from hubplugin.checkpoint.format_names import GPTQ, INT_QUANTIZED, PACK_QUANTIZE
 from hubplugin.errors import PlanError
 from hubplugin.manifest.methods import Kind, grid_of, pruning_of, step_of, tuning_of
 from hubplugin.manifest.schema import Manifest, Step
-from hubplugin.manifest.steps.tune import Tune
+from hubplugin.manifest.steps.training.tune import Tune
 from hubplugin.plan.schemes import LinearPlan
 
 GRIDS = (GPTQ, PACK_QUANTIZED, INT_QUANTIZED)  # layouts of scale * (code - zero)

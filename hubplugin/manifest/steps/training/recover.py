@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from hubplugin.manifest.base import Real, Whole
 from hubplugin.manifest.base import fault as _fault
-from hubplugin.manifest.steps.training import Training
+from hubplugin.manifest.steps.training.base import Training
 
 
 class Recover(Training):
