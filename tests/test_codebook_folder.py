@@ -157,6 +157,8 @@ def test_what_loads_it_is_said_for_each_kind_of_machine() -> None:
     assert by_target["cuda tp=1"].note == "compute capability 7.5 or newer"
     assert e2m1.linear_bits_per_weight == pytest.approx(4.5, abs=0.01)
     text = table.render(plan)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert rows["Free"][-4:] == ["plugin"] * 4 and rows["E2M1"][-4:] == ["no", "yes", "no", "no"], "stock vLLM refuses Free"
     assert "codebook4 row" in text and "fp4 g16" in text and STORAGE in text
 
 
@@ -263,6 +265,8 @@ def test_card_and_configuration_say_what_a_free_codebook_is(name: str, out: Path
     bits = {"Row-4": 4, "Row-3": 3, "Groups-2": 2}[name]
     assert (config["quant_method"], config["bits"]) == ("hubplugin_codebook", bits)
     card = (folder / "README.md").read_text()
+    assert "| codebooks |" in card and "| scales |" not in card, "centroids are no scales"
+    assert "\n- free\n" not in card, "a tag that would be read as a price"
     assert STORAGE in card and vllm_support.CODEBOOK_PLUGIN in card and "format of hubplugin's own" in card
     assert "vLLM with hubplugin beside it loads it" in card and "## Load in Python" not in card
     assert "library_name: vllm" in card and "with its linears" in card.replace("and its", "with its")

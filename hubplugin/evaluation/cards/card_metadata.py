@@ -33,6 +33,9 @@ LANGUAGE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # last step trained, it did happen.
 RELATIONS = {Kind.QUANTIZE: "quantized", Kind.TUNE: "quantized", Kind.RECOVER: "finetune"}
 
+# the tag that says what numbers codes stand for, by a codebook's `values`; all others are integers
+NUMBERS: dict[str | None, list[str]] = {"free": [], "e2m1": ["nvfp4"]}
+
 
 def metadata(report: Report) -> dict[str, Any]:
     """The front matter as a mapping, in the order in which it is written."""
@@ -84,8 +87,8 @@ def _tags(report: Report) -> list[str]:
     tags = ["hubplugin", "vllm"]
     if quantization:
         bits = quantization["bits"]
-        number = quantization.get("values", f"int{bits}")  # of a codebook: what kind of values it has
-        tags += [quantization["method"], "quantized", f"{bits}-bit", "nvfp4" if number == "e2m1" else number]
+        tags += [quantization["method"], "quantized", f"{bits}-bit"]
+        tags += NUMBERS.get(quantization.get("values"), [f"int{bits}"])
     if step_of(report, Kind.PRUNE):
         tags.append("pruned")
     if step_of(report, Kind.FACTORIZE):
@@ -102,8 +105,7 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     values = [(metric.model_index, metric.value(evaluation.variant, evaluation.base)) for metric in QUALITY]
     return {
         "task": {"type": "text-generation"},
-        # `type` is a Hub id where there is one; the Hub demands some word
-        "dataset": {"name": evaluation.tokens.source, "type": evaluation.tokens.dataset or "local"},
+        "dataset": _dataset(evaluation.tokens.source, evaluation.tokens.dataset or "local"),
         "metrics": [
             {"type": entry.type, "name": entry.name, "value": value, "verified": False}
             for entry, value in values
@@ -112,11 +114,20 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _dataset(name: str, kind: str) -> dict[str, str]:
+    """A result's dataset: its type is a Hub id where there is one, as the Hub demands some word.
+
+    `config` keeps results apart: huggingface_hub writes those that agree in type, config and split as one, under the
+    first one's name (findings/huggingface_hub_merges_results.sh).
+    """
+    return {"name": name, "type": kind, "config": name}
+
+
 def _task_result(result: TaskResult) -> dict[str, Any]:
     """A task's score as a model-index entry."""
     return {
         "task": {"type": "text-generation"},
-        "dataset": {"name": result.name, "type": "local" if result.sha256 else result.name},
+        "dataset": _dataset(result.name, "local" if result.sha256 else result.name),
         "metrics": [{"type": result.metric, "name": result.metric, "value": result.variant.value, "verified": False}],
     }
 
