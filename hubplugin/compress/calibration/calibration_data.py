@@ -242,7 +242,8 @@ def _files(source: Source, folder: Path) -> _Rows:
                 else:
                     rows.append(Row({source.column or "text": file.read()}, str(path), plain=True))
         except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(str(path), one_line(error), "give UTF-8 files, relative to the manifest") from error
+            cause = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+            raise CalibrationError(str(path), cause, "give UTF-8 files, relative to the manifest") from error
     return _Rows(rows)
 
 
