@@ -281,6 +281,7 @@ def test_card_and_configuration_of_e2m1_are_compressed_tensors(out: Path) -> Non
     card = (out / "E2M1" / "README.md").read_text()
     assert STORAGE not in card and "| cpu | no: no CPU kernel for FP4 weights |" in card
     assert "compressed-tensors' format" in card and "nvfp4" in card
+    assert "quantized to 4 bits by codebooks of FP4's 16 values (NVFP4)." in card
 
 
 def test_what_vllm_stacks_shares_its_global_scale(out: Path) -> None:
