@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import shutil
 import time
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import verify_helpers
 from plan_helpers import config_json, document, headers
 from prune_helpers import decided, make, model_of
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_resume import contents
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -235,6 +238,30 @@ def test_a_run_ends_in_a_folder_that_gate_and_verify_accept(name: str, out: Path
     assert not [line for line in found.lines if line.outcome is Outcome.FAILED]
     passed = {line.check for line in found.lines if line.outcome is Outcome.PASSED}
     assert {"codes as configured", "codes as in the steps", "sizes", "finite weights", "shapes"} <= passed
+
+
+def half_of_the_scales_zero(scales: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(scales[::2]), scales[1::2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "spoil", "said"),
+    [
+        ("E2M1", "weight_scale", half_of_the_scales_zero, "scales are zero"),
+        ("E2M1", "weight_scale", lambda scales: torch.full_like(scales.float(), torch.nan).to(scales.dtype), "NaN"),
+        ("E2M1", "weight_global_scale", torch.zeros_like, "1 of 1 scales are zero"),
+        ("Row-4", "codebook_centroids", torch.zeros_like, "all of its weights are zero"),
+    ],
+)
+def test_verify_finds_codes_that_mean_nothing(
+    name: str, part: str, spoil: Callable[[torch.Tensor], torch.Tensor], said: str, out: Path, tmp_path: Path
+) -> None:
+    spoilt = shutil.copytree(out / name, tmp_path / name)
+    tensors = load_file(spoilt / "model.safetensors")
+    place = next(tensor for tensor in tensors if tensor.endswith(f".{part}"))
+    save_file(tensors | {place: spoil(tensors[place])}, spoilt / "model.safetensors", {"format": "pt"})
+    lines = [str(line) for line in verify(str(spoilt)).lines if line.check == "finite weights"]
+    assert lines and "FAILED" in lines[0] and said in lines[0] and place in lines[0]
 
 
 @pytest.mark.parametrize("name", [*FREE, "E2M1"])

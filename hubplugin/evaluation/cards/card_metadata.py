@@ -54,6 +54,7 @@ def metadata(report: Report) -> dict[str, Any]:
     results = [*map(_results, report.evaluation.on_all_texts if report.evaluation else ())]
     results += map(_task_result, report.tasks.results if report.tasks else ())
     if results:
+        _keep_apart([result["dataset"] for result in results])
         data["model-index"] = [{"name": report.model_name, "results": results}]
     data["compression"] = _compression(report)
     return data
@@ -105,7 +106,8 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     values = [(metric.model_index, metric.value(evaluation.variant, evaluation.base)) for metric in QUALITY]
     return {
         "task": {"type": "text-generation"},
-        "dataset": _dataset(evaluation.tokens.source, evaluation.tokens.dataset or "local"),
+        # `type` is a Hub id where there is one; the Hub demands some word
+        "dataset": {"name": evaluation.tokens.source, "type": evaluation.tokens.dataset or "local"},
         "metrics": [
             {"type": entry.type, "name": entry.name, "value": value, "verified": False}
             for entry, value in values
@@ -114,20 +116,22 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _dataset(name: str, kind: str) -> dict[str, str]:
-    """A result's dataset: its type is a Hub id where there is one, as the Hub demands some word.
+def _keep_apart(datasets: list[dict[str, str]]) -> None:
+    """Give a `config` to datasets whose type others have too.
 
-    `config` keeps results apart: huggingface_hub writes those that agree in type, config and split as one, under the
-    first one's name (findings/huggingface_hub_merges_results.sh).
+    huggingface_hub writes results that agree in type, config and split as one, under the first one's name
+    (findings/huggingface_hub_merges_results.sh).
     """
-    return {"name": name, "type": kind, "config": name}
+    for dataset in datasets:
+        if sum(dataset["type"] == other["type"] for other in datasets) > 1:
+            dataset["config"] = dataset["name"]
 
 
 def _task_result(result: TaskResult) -> dict[str, Any]:
     """A task's score as a model-index entry."""
     return {
         "task": {"type": "text-generation"},
-        "dataset": _dataset(result.name, "local" if result.sha256 else result.name),
+        "dataset": {"name": result.name, "type": "local" if result.sha256 else result.name},
         "metrics": [{"type": result.metric, "name": result.metric, "value": result.variant.value, "verified": False}],
     }
 
