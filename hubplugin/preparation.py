@@ -59,8 +59,8 @@ def acting_for(token: "Token") -> AbstractContextManager[None]:
 def planned(asked: "Document", *, reads_text: bool = False) -> "Plan":
     """The plan, from config.json, card and safetensors headers alone, remote or local.
 
-    What publishing would refuse, and what transformers would refuse to build, is said before any work; with `reads_text`,
-    which files of text are missing too: what is made already needs them no more.
+    What publishing would refuse, and what transformers would refuse to build, is said before any work; with
+    `reads_text`, which files of text are missing too: what is made already needs them no more.
     """
     with interrupt.held():
         from hubplugin.hub import client, snapshots

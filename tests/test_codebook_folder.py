@@ -161,7 +161,9 @@ def test_what_loads_it_is_said_for_each_kind_of_machine() -> None:
     assert e2m1.linear_bits_per_weight == pytest.approx(4.5, abs=0.01)
     text = table.render(plan)
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
-    assert rows["Free"][-4:] == ["plugin"] * 4 and rows["E2M1"][-4:] == ["no", "yes", "no", "no"], "stock vLLM refuses Free"
+    assert rows["Free"][-4:] == ["plugin"] * 4 and rows["E2M1"][-4:] == ["no", "yes", "no", "no"], (
+        "stock vLLM refuses Free"
+    )
     assert "codebook4 row" in text and "fp4 g16" in text and STORAGE in text
 
 
