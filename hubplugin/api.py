@@ -45,7 +45,7 @@ def plan(manifest: Manifest, *, token: "Token" = None) -> "Plan":
     """
     asked = document(manifest)
     with acting_for(token):
-        return preparation.planned(asked)
+        return preparation.planned(asked, reads_text=True)
 
 
 def run(
@@ -86,7 +86,8 @@ def run(
 
     asked = narrowed(document(manifest), (only,) if isinstance(only, str) else tuple(only), revision)
     with acting_for(token):
-        planned = preparation.planned(asked)  # whatever the manifest gets wrong is said before the pipeline is loaded
+        # whatever the manifest gets wrong is said before the pipeline is loaded
+        planned = preparation.planned(asked, reads_text=True)
         with interrupt.held():
             from hubplugin import pipeline
             from hubplugin.evaluation import engine_choice

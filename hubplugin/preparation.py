@@ -56,18 +56,21 @@ def acting_for(token: "Token") -> AbstractContextManager[None]:
     return client.acting_for(token)
 
 
-def planned(asked: "Document") -> "Plan":
+def planned(asked: "Document", *, reads_text: bool = False) -> "Plan":
     """The plan, from config.json, card and safetensors headers alone, remote or local.
 
-    What publishing would refuse, and what transformers would refuse to build, is said before any work.
+    What publishing would refuse, and what transformers would refuse to build, is said before any work; with
+    `reads_text`, which files of text are missing too: what is made already needs them no more.
     """
     with interrupt.held():
         from hubplugin.hub import client, named_models, snapshots
         from hubplugin.hub.publishing import publish as publishing
         from hubplugin.model.construction import verdicts
         from hubplugin.plan import planner
-        from hubplugin.plan.checks import tasks
+        from hubplugin.plan.checks import sources, tasks
 
+    if reads_text:
+        sources.check_files(asked)
     tasks.check_tasks(asked)
     peek = snapshots.peek(asked.manifest.model, asked.folder)
     others = named_models.look_at(asked)

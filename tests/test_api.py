@@ -171,3 +171,14 @@ def test_without_out_the_variants_of_a_mapping_go_to_a_folder_of_the_models_name
 
 def test_all_names_are_there() -> None:
     assert all(getattr(hubplugin, name) for name in hubplugin.__all__)
+
+
+@pytest.mark.parametrize("verb", [hubplugin.plan, hubplugin.run])
+def test_text_that_is_not_there_is_refused_before_any_work(verb: Any, pico_folder: Path, tmp_path: Path) -> None:
+    steps = [{"method": "gptq", "bits": 4, "group_size": 32}, {"method": "tune", "data": {"files": ["gone.txt"]}}]
+    mapping = {**MANIFEST, "model": str(pico_folder), "publish": None, "variants": {"V": steps}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(mapping, sort_keys=False))
+    with pytest.raises(errors.PlanError) as caught:
+        verb(tmp_path / "m.yaml")
+    assert caught.value.where.endswith("m.yaml: variants.V[1].data.files")
+    assert "gone.txt" in caught.value.what and not (tmp_path / "out").exists()

@@ -307,3 +307,29 @@ def test_what_is_behind_the_front_matter() -> None:
     assert front_matter.behind("---\na: 1\n---\n# Title\n\n---\nrest\n") == "# Title\n\n---\nrest\n"
     assert front_matter.behind("# No head\n\n---\nrest\n") == "# No head\n\n---\nrest\n"
     assert front_matter.behind("---\nnever closed\n") == "---\nnever closed\n"
+
+
+def test_results_on_two_texts_stay_apart_where_a_client_writes_the_card_again() -> None:
+    """huggingface_hub groups results by type, configuration and split of a dataset, under the first one's name."""
+    made = report()
+    assert made.evaluation is not None
+    other = made.evaluation.model_copy(
+        update={"tokens": made.evaluation.tokens.model_copy(update={"source": "files speeches.txt", "dataset": None})}
+    )
+    third = other.model_copy(update={"tokens": other.tokens.model_copy(update={"source": "files letters.txt"})})
+    evaluation = made.evaluation.model_copy(update={"further": (other, third)})
+    read = ModelCard(card.render(made.model_copy(update={"evaluation": evaluation})))
+    names = [result.dataset_name for result in read.data.eval_results]
+    assert len(set(names)) == 3
+    assert [result.dataset_name for result in ModelCard(str(read)).data.eval_results] == names
+
+
+def test_a_step_is_written_as_in_the_manifest_and_only_what_was_given() -> None:
+    data = {"dataset": None, "files": ["a.txt"], "self_": False, "samples": 24, "column": None}
+    own = {"dataset": None, "files": None, "self_": True, "seed": 2}
+    first, second = {"method": "gptq", "bits": 3, "ignore": []}, {"method": "tune", "data": data, "rounding": False}
+    text = card.render(report(steps=(first, second)))
+    assert "- Step 1: `gptq` with `bits` `3`\n" in text
+    assert "`tune` with `data` `{files: [a.txt], self: false, samples: 24}`, `rounding` `False`\n" in text
+    text = card.render(report(steps=(first, {**second, "data": own})))
+    assert "`data` `{self: true, seed: 2}`" in text

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import shutil
 import time
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from interruption_helpers import contents
 from plan_helpers import config_json, document, headers
 from prune_helpers import decided, make, model_of
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -157,6 +160,10 @@ def test_what_loads_it_is_said_for_each_kind_of_machine() -> None:
     assert by_target["cuda tp=1"].note == "compute capability 7.5 or newer"
     assert e2m1.linear_bits_per_weight == pytest.approx(4.5, abs=0.01)
     text = table.render(plan)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert rows["Free"][-4:] == ["plugin"] * 4 and rows["E2M1"][-4:] == ["no", "yes", "no", "no"], (
+        "stock vLLM refuses Free"
+    )
     assert "codebook4 row" in text and "fp4 g16" in text and STORAGE in text
 
 
@@ -235,6 +242,30 @@ def test_a_run_ends_in_a_folder_that_gate_and_verify_accept(name: str, out: Path
     assert {"codes as configured", "codes as in the steps", "sizes", "finite weights", "shapes"} <= passed
 
 
+def half_of_the_scales_zero(scales: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(scales[::2]), scales[1::2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "spoil", "said"),
+    [
+        ("E2M1", "weight_scale", half_of_the_scales_zero, "scales are zero"),
+        ("E2M1", "weight_scale", lambda scales: torch.full_like(scales.float(), torch.nan).to(scales.dtype), "NaN"),
+        ("E2M1", "weight_global_scale", torch.zeros_like, "1 of 1 scales are zero"),
+        ("Row-4", "codebook_centroids", torch.zeros_like, "all of its weights are zero"),
+    ],
+)
+def test_verify_finds_codes_that_mean_nothing(
+    name: str, part: str, spoil: Callable[[torch.Tensor], torch.Tensor], said: str, out: Path, tmp_path: Path
+) -> None:
+    spoilt = shutil.copytree(out / name, tmp_path / name)
+    tensors = load_file(spoilt / "model.safetensors")
+    place = next(tensor for tensor in tensors if tensor.endswith(f".{part}"))
+    save_file(tensors | {place: spoil(tensors[place])}, spoilt / "model.safetensors", {"format": "pt"})
+    lines = [str(line) for line in verify(str(spoilt)).lines if line.check == "finite weights"]
+    assert lines and "FAILED" in lines[0] and said in lines[0] and place in lines[0]
+
+
 @pytest.mark.parametrize("name", [*FREE, "E2M1"])
 def test_logits_are_those_of_transformers_with_the_dequantized_weights(name: str, base: Path, out: Path) -> None:
     view = DenseView(out / name)
@@ -263,6 +294,8 @@ def test_card_and_configuration_say_what_a_free_codebook_is(name: str, out: Path
     bits = {"Row-4": 4, "Row-3": 3, "Groups-2": 2}[name]
     assert (config["quant_method"], config["bits"]) == ("hubplugin_codebook", bits)
     card = (folder / "README.md").read_text()
+    assert "| codebooks |" in card and "| scales |" not in card, "centroids are no scales"
+    assert "\n- free\n" not in card, "a tag that would be read as a price"
     assert STORAGE in card and vllm_support.CODEBOOK_PLUGIN in card and "format of hubplugin's own" in card
     assert "vLLM with hubplugin beside it loads it" in card and "## Load in Python" not in card
     assert "library_name: vllm" in card and "with its linears" in card.replace("and its", "with its")
@@ -277,6 +310,7 @@ def test_card_and_configuration_of_e2m1_are_compressed_tensors(out: Path) -> Non
     card = (out / "E2M1" / "README.md").read_text()
     assert STORAGE not in card and "| cpu | no: no CPU kernel for FP4 weights |" in card
     assert "compressed-tensors' format" in card and "nvfp4" in card
+    assert "quantized to 4 bits by codebooks of FP4's 16 values (NVFP4)." in card
 
 
 def test_what_vllm_stacks_shares_its_global_scale(out: Path) -> None:

@@ -373,6 +373,7 @@ def test_merged_factors_weigh_what_the_base_does_and_the_plan_says_so() -> None:
     assert variant.bytes == made.bytes and variant.parameters == made.parameters
     assert not variant.factored and any(linear.factors for linear in variant.linears)
     assert variant.notes == (checks.MERGED,)
+    assert not variant.needs_plugin and table.render(made).splitlines()[4].endswith("yes   yes   yes    no")
 
 
 def test_factors_hold_for_pruned_widths() -> None:
@@ -616,7 +617,9 @@ def test_the_card_names_ranks_and_who_loads_it() -> None:
     changes: dict[str, Any] = {"widths": {}, "ranking": ranking, "notes": (checks.PLUGIN,)}
     made = card_helpers.report(steps=(step.model_dump(mode="json"),), **changes)
     text, data = card.render(made), card.metadata(made)
-    assert "3 linears have ranks of 32 to 64, 1 stayed dense" in text and "1 stacks share their first factor" in text
+    assert "3 linears have ranks of 32 to 64, 1 stayed dense" in text and "1 stack shares its first factor" in text
+    assert "`layout" not in text.split("## Size")[0], "an escaped backtick shows"
+    assert "\n\n\n" not in text.split("## Serve")[0] and "first factor\n- Calibration" in text
     assert data["library_name"] == "vllm" and "low-rank" in data["tags"] and "base_model_relation" not in data
     assert "from transformers import" not in text and step.paper in text
     merged = step.model_copy(update={"layout": "merged"}).model_dump(mode="json")

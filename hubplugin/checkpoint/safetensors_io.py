@@ -90,9 +90,9 @@ class Reader:
 
 def _is_finite(tensor: Tensor) -> bool:
     # one infinity or NaN makes the sum one too, so values are checked one by one only where the sum is not finite. In
-    # pieces, because a sum in float32 begins with a copy in float32
+    # pieces, because a sum in float32 begins with a copy in float32; torch has no isfinite of float8
     return all(
-        bool(torch.isfinite(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece).all())
+        bool(torch.isfinite(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece.float()).all())
         for piece in tensor.reshape(-1).split(FINITE_CHECK)
     )
 

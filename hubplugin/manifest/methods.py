@@ -102,7 +102,7 @@ class Method:
 # vLLM removed its sparse kernels and refuses a sparsity_config: zeros are numbers like any other to it
 DENSE = "vLLM runs this at dense speed and size"
 # vLLM has no kernel for free codebooks: hubplugin's plugin for it makes dense weights of them while it loads
-STORAGE = "free codebooks save storage and transfer alone: served, this runs at the base's dense speed and size"
+STORAGE = "Free codebooks save storage and transfer alone: served, this runs at the base's dense speed and size"
 ADAPTER_CHECK = "hubplugin.plan.adapters.checks:check"  # the rank against every linear
 MASK_CHECK = "hubplugin.plan.checks.masks:check"  # `ignore`, `pattern` and `sparsity` against every linear
 

@@ -20,7 +20,7 @@ ZEROS = (
     "mismatched sizes): transformers 5.22 and older can, and so can vLLM"
 )
 THREE_BITS = (
-    "codes of 3 bits need compressed-tensors 0.18 or newer in transformers (0.17 packed them otherwise), and "
+    "Codes of 3 bits need compressed-tensors 0.18 or newer in transformers (0.17 packed them otherwise), and "
     "llama.cpp's converter fails on them; vLLM reads them"
 )
 

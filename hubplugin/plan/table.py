@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hubplugin.manifest.methods import adapting_of, factorization_of, grid_of, mask_of
+from hubplugin.manifest.methods import Kind, adapting_of, factorization_of, grid_of, mask_of, step_of
 from hubplugin.plan import loaders, schemes, vllm_support
 from hubplugin.plan.adapters import checks as adapters
 from hubplugin.plan.checks import lowrank, masks
@@ -17,8 +17,11 @@ _LEGEND = (
     "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
     "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
     "over all parameters; memory and time: of compressing on a CPU, within some 15 % and a factor of about two;",
-    "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it",
+    "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it; plugin: vLLM with hubplugin installed beside it does",
 )
+
+
+TRAINED = {Kind.RECOVER: "recovered", Kind.TUNE: "tuned"}
 
 
 def render(plan: Plan, free: int | None = None) -> str:
@@ -80,6 +83,7 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         weights.append(adapters.label(adapting))
     if planned and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
+    weights += [TRAINED[kind] for kind in TRAINED if step_of(variant.steps, kind)]
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
     return (
         variant.name,
@@ -92,7 +96,7 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         f"{variant.model_bits_per_weight:.2f}",
         f"{variant.peak_memory / 1e9:.1f} GB",
         _duration(variant.seconds),
-        *("yes" if verdict.loads else "no" for verdict in variant.verdicts),
+        *(("plugin" if variant.needs_plugin else "yes") if verdict.loads else "no" for verdict in variant.verdicts),
     )
 
 
@@ -198,7 +202,7 @@ def _needs(plan: Plan) -> list[str]:
         for verdict in variant.verdicts:
             if verdict.note:
                 needs.setdefault((f"on {verdict.target.split()[0]}", verdict.note), {})[variant.name] = None
-        if variant.quantized and vllm_support.PLUGIN not in variant.notes:
+        if variant.quantized and not variant.needs_plugin:
             loader = loaders.loader(schemes.stored(variant.linears, variant.head))
             if loader:
                 packages = ", ".join(loader.requirements)

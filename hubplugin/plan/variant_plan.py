@@ -17,7 +17,7 @@ from hubplugin.manifest.steps.prune import Prune
 from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
-from hubplugin.plan import schemes
+from hubplugin.plan import schemes, vllm_support
 from hubplugin.plan.costs import estimates
 from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.vllm_support import Verdict
@@ -96,6 +96,12 @@ class VariantPlan:
     def factored(self) -> tuple[LinearPlan, ...]:
         """All linears that are stored as two factors."""
         return tuple(linear for linear in self.linears if linear.factors and linear.factors.stored)
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Whether vLLM loads it with hubplugin's plugin alone, and nothing else does."""
+        uneven = vllm_support.PLUGIN in self.notes
+        return uneven or bool(self.factored) or schemes.stored(self.linears, self.head).needs_plugin
 
     def linear(self, name: str) -> LinearPlan:
         """The plan of one linear, by its full module path. Raises KeyError for a name that is none."""

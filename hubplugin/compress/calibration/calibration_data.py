@@ -247,7 +247,8 @@ def _files(source: Source, folder: Path) -> Rows:
                 else:
                     found.append(Row({source.column or "text": file.read()}, str(path), plain=True))
         except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(str(path), one_line(error), "give UTF-8 files, relative to the manifest") from error
+            cause = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+            raise CalibrationError(str(path), cause, "give UTF-8 files, relative to the manifest") from error
     return Rows(found)
 
 

@@ -198,5 +198,6 @@ def _template() -> Template:
         percent=numbers.percent,
         picture=lambda plot: markdown.picture(plot.name, plot.caption),
         flops=numbers.flops,
+        settings=steps.settings_of,
     )
     return environment.get_template(TEMPLATE)

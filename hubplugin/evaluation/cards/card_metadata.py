@@ -33,6 +33,9 @@ LANGUAGE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # last step trained, it did happen.
 RELATIONS = {Kind.QUANTIZE: "quantized", Kind.TUNE: "quantized", Kind.RECOVER: "finetune"}
 
+# the tag that says what numbers codes stand for, by a codebook's `values`; all others are integers
+NUMBERS: dict[str | None, list[str]] = {"free": [], "e2m1": ["nvfp4"]}
+
 
 def metadata(report: Report) -> dict[str, Any]:
     """The front matter as a mapping, in the order in which it is written."""
@@ -54,6 +57,7 @@ def metadata(report: Report) -> dict[str, Any]:
     results = [*map(_results, report.evaluation.on_all_texts if report.evaluation else ())]
     results += map(_task_result, report.tasks.results if report.tasks else ())
     if results:
+        _keep_apart([result["dataset"] for result in results])
         data["model-index"] = [{"name": report.model_name, "results": results}]
     data["compression"] = _compression(report)
     return data
@@ -87,8 +91,8 @@ def _tags(report: Report) -> list[str]:
     tags = ["hubplugin", "vllm"]
     if quantization:
         bits = quantization["bits"]
-        number = quantization.get("values", f"int{bits}")  # of a codebook: what kind of values it has
-        tags += [quantization["method"], "quantized", f"{bits}-bit", "nvfp4" if number == "e2m1" else number]
+        tags += [quantization["method"], "quantized", f"{bits}-bit"]
+        tags += NUMBERS.get(quantization.get("values"), [f"int{bits}"])
     if adapting := step_of(report, Kind.ADAPT):
         tags += dict.fromkeys(("lora", adapting["method"]))
     if step_of(report, Kind.PRUNE):
@@ -117,6 +121,17 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
             if entry is not None and value is not None
         ],
     }
+
+
+def _keep_apart(datasets: list[dict[str, str]]) -> None:
+    """Give a `config` to datasets whose type others have too.
+
+    huggingface_hub writes results that agree in type, config and split as one, under the first one's name
+    (findings/huggingface_hub_merges_results.sh).
+    """
+    for dataset in datasets:
+        if sum(dataset["type"] == other["type"] for other in datasets) > 1:
+            dataset["config"] = dataset["name"]
 
 
 def _task_result(result: TaskResult) -> dict[str, Any]:

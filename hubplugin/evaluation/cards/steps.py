@@ -3,7 +3,10 @@
 Its steps are plain dictionaries; METHODS has their rows. Knows reports, methods and schemes; no Markdown.
 """
 
+import json
 from typing import Any
+
+import yaml
 
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ, INT_QUANTIZED, PACK_QUANTIZED
 from hubplugin.manifest.methods import METHODS, Kind, Method
@@ -17,6 +20,24 @@ Step = dict[str, Any]
 def method_of(step: Step) -> Method:
     """The row of a step."""
     return METHODS[step["method"]]
+
+
+def settings_of(step: Step) -> dict[str, str]:
+    """The settings of a step that say something, as a manifest writes them; its method is left out."""
+    return {key: _written(value) for key, value in _given(step).items() if key != "method"}
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that are None or empty, at every depth, under the manifest's own keys."""
+    inner = {key: _given(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key.rstrip("_"): value for key, value in inner.items() if value not in (None, {}, (), [])}
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, dict | list | tuple):
+        return str(value)
+    plain = json.loads(json.dumps(value))  # tuples as lists
+    return str(yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=float("inf"))).strip()
 
 
 def step_of(report: Report, kind: Kind) -> Step | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from hubplugin.evaluation.cards import numbers
+from hubplugin.evaluation.cards import numbers, steps
 from hubplugin.evaluation.pages import figures
 from hubplugin.evaluation.pages.figures import Number
 from hubplugin.report import LinearResult, Report
@@ -123,8 +123,7 @@ def _linear(old: LinearResult, new: LinearResult) -> Iterable[Difference]:
 
 def step(settings: dict[str, Any]) -> str:
     """A step as one line, its method first."""
-    others = {key: value for key, value in settings.items() if key != "method" and value not in (None, {}, (), [])}
-    said = ", ".join(f"{key}: {value}" for key, value in others.items())
+    said = ", ".join(f"{key}: {value}" for key, value in steps.settings_of(settings).items())
     return f"{settings.get('method', '?')}{f' with {said}' if said else ''}"
 
 

@@ -18,9 +18,9 @@ PLUGIN = (
     "vLLM serves it with hubplugin installed beside it: some linears are two factors, and a plugin of ours multiplies "
     "by both (no remote code; run on a CPU, not tried on a GPU). Stock vLLM refuses it. Do not load it with "
     "transformers, which only warns of an unknown quantization type and fills these linears with random numbers: "
-    "`layout: merged` writes the product of the factors, which both load"
+    "layout: merged in the manifest writes the product of the factors, which both load"
 )
-MERGED = "factors are stored as their product: quality is that of factors, size and speed are the base's"
+MERGED = "Factors are stored as their product: quality is that of factors, size and speed are the base's"
 
 
 def label(step: LowRank, linears: Sequence[LinearPlan]) -> str:

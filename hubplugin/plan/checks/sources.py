@@ -62,6 +62,18 @@ def check_sources(document: Document, dims: Dimensions) -> None:
             )
 
 
+def check_files(document: Document) -> None:
+    """Every text file that a source names is there, before any work. Raises PlanError; reads none of them."""
+    for place, source in document.manifest.sources():
+        for name in source.files or ():
+            if not (document.folder / name).is_file():
+                raise PlanError(
+                    f"{document.path}: {place}.files",
+                    f"there is no file {name} in {document.folder}",
+                    "give files relative to the manifest, or whole paths",
+                )
+
+
 def notes(document: Document) -> tuple[str, ...]:
     """What a plan says of the evaluation on this machine."""
     evaluate = document.manifest.evaluate

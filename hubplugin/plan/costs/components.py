@@ -1,4 +1,4 @@
-"""Weights, bytes and operations of a model by component: embeddings, attention, FFN, norms, scales.
+"""Weights, bytes and operations of a model by component: embeddings, attention, FFN, norms, scales, codebooks.
 
 Arithmetic on headers and shapes; reads no weights.
 """
@@ -13,7 +13,8 @@ from hubplugin.plan.schemes import LinearPlan
 from hubplugin.plan.sizes import PACKED_PARTS
 from hubplugin.report import Component
 
-EMBEDDINGS, ATTENTION_PART, FFN, NORMS, SCALES = "embeddings and head", "attention", "FFN", "norms", "scales"
+EMBEDDINGS, ATTENTION_PART, FFN, NORMS = "embeddings and head", "attention", "FFN", "norms"
+SCALES, CODEBOOKS = "scales", "codebooks"
 CODES = ("qweight", "weight_packed", "codebook_codes")  # of the packed parts; all others say what codes mean
 
 
@@ -29,16 +30,21 @@ def of(
     for name, header in tensors.items():
         module, _, part = name.rpartition(".")
         packed = part in PACKED_PARTS
-        place = SCALES if packed and part not in CODES else _place(family, module)
+        place = _meaning(part) if packed and part not in CODES else _place(family, module)
         count = header.count if not packed else weights[module] if part in CODES else 0
         parameters[place] = parameters.get(place, 0) + count
         stored[place] = stored.get(place, 0) + header.bytes
     flops = {EMBEDDINGS: operations.head, ATTENTION_PART: operations.attention, FFN: operations.ffn}
     return tuple(
         Component(name=place, parameters=parameters[place], bytes=stored[place], flops_per_token=flops.get(place, 0))
-        for place in (EMBEDDINGS, ATTENTION_PART, FFN, NORMS, SCALES)
+        for place in (EMBEDDINGS, ATTENTION_PART, FFN, NORMS, SCALES, CODEBOOKS)
         if place in stored
     )
+
+
+def _meaning(part: str) -> str:
+    """The component of what says what codes mean."""
+    return CODEBOOKS if part.startswith("codebook_") else SCALES
 
 
 def _place(family: Family, module: str) -> str:

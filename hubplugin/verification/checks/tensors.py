@@ -17,7 +17,8 @@ from hubplugin.verification.outcome import Finding, compared, failed, passed, un
 from hubplugin.verification.stored_linears import StoredLinear
 from hubplugin.verification.subject import CONFIG, Subject
 
-SCALES = (".scales", ".weight_scale")
+SCALES = (".scales", ".weight_scale", ".weight_global_scale")
+FLOAT8 = "F8_E4M3"  # of NVFP4's scales
 VERSIONS = {1: "gptq", 0: "gptq_v2"}  # AutoGPTQ's checkpoint_format, by what zero points are stored less
 MOST = 8  # findings of one kind that are named one by one
 
@@ -26,16 +27,16 @@ def finite(subject: Subject) -> Iterator[Finding]:
     """No NaN and no infinity, no scale of zero, no matrix of nothing but zeros."""
     reader, faults = subject.reader, []
     for name, header in reader.headers.items():
-        if header.dtype not in FLOATS:
+        if header.dtype not in FLOATS and not (header.dtype == FLOAT8 and name.endswith(SCALES)):
             continue
         try:
-            values = reader.get(name)
+            values = reader.get(name).float()
         except CheckpointError as error:
             faults.append((name, error.what))
             continue
         if name.endswith(SCALES) and not bool(values.all()):
             faults.append((name, f"{int((values == 0).sum())} of {values.numel()} scales are zero: dead weights"))
-        elif values.dim() == 2 and not bool(values.any()):
+        elif values.dim() > 1 and not bool(values.any()):
             faults.append((name, "all of its weights are zero"))
     for name, what in faults[:MOST]:
         yield failed(what, name)
