@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from hubplugin import preparation
 from hubplugin.errors import HubError, PlanError
 from hubplugin.manifest.steps.training.distill import Answers, Distill
+from hubplugin.plan import table
 from hubplugin.plan.checks.training import tokenizers
 from hubplugin.plan.draft import Plan, as_json
 
@@ -174,3 +175,17 @@ def test_vocabularies_by_hand() -> None:
         assert what in refusal.value.what
     with pytest.raises(PlanError, match="holds no vocabulary"):
         tokenizers.read("[]", "m", "here")
+
+
+def test_the_table_says_that_a_variant_is_distilled(place: Path) -> None:
+    said = table.render(plan(place, PRUNE, distill(epochs=1)))
+    assert "distilled" in said and "recovered" not in said
+
+
+@pytest.mark.parametrize("method", ["eora", "lora"])
+def test_an_adapter_brings_nothing_nearer_to_a_teacher(place: Path, method: str) -> None:
+    steps = [distill(student=str(place / "small")), {"method": "gptq", "bits": 4, "group_size": 32}]
+    variants = {"V": steps, "A": [{"method": method, "of": "V", "rank": 4}]}
+    with pytest.raises(PlanError, match="V learnt from a teacher") as caught:
+        plan(place, variants=variants)
+    assert "without distill" in caught.value.fix

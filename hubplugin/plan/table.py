@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hubplugin.manifest.methods import Kind, adapting_of, factorization_of, grid_of, mask_of, step_of
+from hubplugin.manifest.methods import adapting_of, factorization_of, grid_of, mask_of
 from hubplugin.plan import loaders, schemes, vllm_support
 from hubplugin.plan.adapters import checks as adapters
 from hubplugin.plan.checks import lowrank, masks
@@ -21,7 +21,7 @@ _LEGEND = (
 )
 
 
-TRAINED = {Kind.RECOVER: "recovered", Kind.TUNE: "tuned"}
+TRAINED = {"recover": "recovered", "distill": "distilled", "tune": "tuned"}
 
 
 def render(plan: Plan, free: int | None = None) -> str:
@@ -83,7 +83,7 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         weights.append(adapters.label(adapting))
     if planned and (dense := sum(linear.scheme is None for linear in variant.linears)):
         weights.append(f"{dense} dense")
-    weights += [TRAINED[kind] for kind in TRAINED if step_of(variant.steps, kind)]
+    weights += [TRAINED[step.method] for step in variant.steps if step.method in TRAINED]
     of_base = variant.linear_bits_per_weight * variant.linear_parameters / plan.linear_parameters
     return (
         variant.name,

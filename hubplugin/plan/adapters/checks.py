@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.methods import Kind, adapting_of, kind_of, pruning_of, row_of
+from hubplugin.manifest.methods import Kind, adapting_of, distillation_of, kind_of, pruning_of, row_of
 from hubplugin.manifest.schema import Manifest, Step
 from hubplugin.manifest.steps.adapter import Adapting, Eora, Lora
 from hubplugin.model.architectures.families import PER_LAYER
@@ -70,12 +70,15 @@ def check_parent(step: Adapting, parent: VariantPlan, where: str) -> None:
         raise PlanError(where, f"layers of {parent.name} differ in width, and there is no LoRA for that in vLLM", OTHER)
     stored = schemes.stored(parent.linears, parent.head)
     if stored.needs_plugin or parent.factored:
-        kind = "codebooks" if stored.needs_plugin else "factors"
+        kind = "factors" if parent.factored else "codebooks"
         what = f"vLLM serves the {kind} of {parent.name} by hubplugin's plugin, whose linears take no adapter"
         raise PlanError(where, what, OTHER)
     if any(not scheme.weight_only for scheme in stored.quantized):
         what = f"{parent.name} rounds the inputs of its linears to int8, and an adapter is given them unrounded"
         raise PlanError(where, what, "name a variant without activation_bits")
+    if distillation_of(parent.steps):
+        what = f"{parent.name} learnt from a teacher, and {step.method} brings a variant nearer to the base"
+        raise PlanError(where, what, "name a variant without distill")
     if isinstance(step, Eora) and pruning_of(parent.steps):
         what = f"{parent.name} is pruned: its weights have no error against the base's, they have other shapes"
         raise PlanError(where, what, "use method: lora, which is trained on the base's predictions")
