@@ -137,21 +137,19 @@ def start(
     progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
     if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
-    running = launch(
+    return launch(
         [sys.executable, "-m", MODULE],
         arguments=words,
         fork_server=forking.current() if device == "cpu" else None,
         url=url,
         socket=socket,
         unwanted=unwanted,
-        name=name,
+        name=asked or name,
         environment=vllm_settings.environment(device, local=config is not None, deadline=deadline),
         log=log,
         progress=progress,
         deadline=deadline,
     )
-    running.name = asked or name
-    return running
 
 
 def launch(

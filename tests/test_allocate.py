@@ -7,6 +7,7 @@ from typing import Any
 import pico
 import pytest
 import torch
+from moments_helpers import counted_inputs
 
 from hubplugin import pipeline, report
 from hubplugin.checkpoint import resume
@@ -60,16 +61,14 @@ def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp
     tokens = pico.tokens(8, 64)
     found = bit_allocation.measure(model, tokens, budget.units, step)
     whole = pico.model().float()
-    inputs: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for number, unit in enumerate(budget.units):
             linears = [whole.get_submodule(one.name) for one in unit.linears]
-            watch = linears[0].register_forward_pre_hook(lambda _, seen: inputs.update(x=seen[0].flatten(0, 1)))
+            x = counted_inputs(whole, unit.linears[0].name, tokens)
             expected = whole(tokens.long()).logits.double().log_softmax(-1)
-            watch.remove()
             weight, scheme = torch.cat([one.weight for one in linears]), unit.options[found.probed[number]]
             own = {"bits": scheme.bits, "group_size": scheme.group_size}
-            made = gptq.compress(weight, inputs["x"].T @ inputs["x"], step.model_copy(update=own))
+            made = gptq.compress(weight, x.T @ x, step.model_copy(update=own))
             before = [one.weight.clone() for one in linears]
             for one, part in zip(linears, made.weight.split([len(one) for one in before]), strict=True):
                 one.weight.copy_(part)

@@ -117,7 +117,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no base": (lambda p: shutil.rmtree(p / "base"), "base", ""),
     "empty calibration text": (lambda p: (p / "text.txt").write_text(""), "text.txt", ""),
     "short calibration text": (lambda p: (p / "text.txt").write_text("short"), "text.txt", "tokens"),
-    "missing calibration text": (lambda p: (p / "text.txt").unlink(), "text.txt", ""),
+    "missing calibration text": (lambda p: (p / "text.txt").unlink(), "calibrate.files", "text.txt"),
 }
 
 

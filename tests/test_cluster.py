@@ -37,8 +37,10 @@ def node(cpus: int = 8, gpus: int = 0, memory: int = 16 * GB, name: str = "n") -
 
 
 @pytest.fixture
-def variants(pico_folder: Path) -> tuple[VariantPlan, ...]:
+def variants(pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[VariantPlan, ...]:
     """Four variants, each of which takes 2 GB, or 1 GB with activations on disk."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a text")
     planned = hubplugin.plan({**BASE, "model": str(pico_folder)}).variants
     memory = Memory(peak=2 * GB, spilled=GB, disk=0, device=0)
     return tuple(replace(each, memory=memory) for each in planned)
@@ -257,6 +259,7 @@ def test_no_token_is_sent_and_what_is_sent_says_the_same_on_arrival(
     monkeypatch.setenv("HF_TOKEN", secret)
     monkeypatch.chdir(tmp_path)
     mapping = {**BASE, "model": str(pico_folder)}
+    (tmp_path / "text.txt").write_text("a text")
     planned = replace(api.plan(mapping), revision="0" * 40)
     requests = fan_out.Asked("m", api.document(mapping), planned, Path("out")).requests()
     assert [each.name for each in requests] == ["m/V2", "m/V3", "m/V4", "m/V8"]

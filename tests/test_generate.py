@@ -16,7 +16,7 @@ def verdicts(on_cpu: str) -> list[Verdict]:
 def test_vllm_generates_where_it_loads_the_format(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def answer(folder: Path, prompts: list[list[int]], tokens: int) -> smoke.Smoke:
+    def answer(folder: Path, prompts: list[list[int]], tokens: int, **of_adapters: object) -> smoke.Smoke:
         asked.append((folder, prompts, tokens))
         return smoke.Smoke(["x"], [[7]], [[-0.5]])
 

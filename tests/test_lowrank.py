@@ -11,6 +11,7 @@ import pico
 import pytest
 import torch
 from lowrank_helpers import FACTOR, MIXED, make, settled
+from moments_helpers import counted_inputs
 from plan_helpers import GPTQ, PRUNE, RECOVER, config_json, document, headers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -504,15 +505,12 @@ def test_what_is_measured_is_the_model_with_one_group_cut(exact: Path) -> None:
     tokens = pico.tokens(8, 48)
     found = rank_search.measure(model, tokens, space, step)
     whole = AutoModelForCausalLM.from_pretrained(exact, dtype=torch.float32)
-    inputs: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         expected = whole(tokens.long()).logits.double().log_softmax(-1)
         for number, one in enumerate(space.groups):
             linears = [whole.get_submodule(linear.name) for linear in one.linears]
-            watch = linears[0].register_forward_pre_hook(lambda _, seen: inputs.update(x=seen[0].flatten(0, 1)))
-            whole(tokens.long())
-            watch.remove()
-            weight, h = torch.cat([linear.weight for linear in linears]), inputs["x"].T @ inputs["x"]
+            x = counted_inputs(whole, one.linears[0].name, tokens)
+            weight, h = torch.cat([linear.weight for linear in linears]), x.T @ x
             damped, before = linear_algebra.damped(h, step.damp), [linear.weight.clone() for linear in linears]
             for rank, (loss, kl) in zip(one.probes, found.sensitivities[number].points, strict=True):
                 made = lowrank.compress(weight, h, step, rank=rank).weight

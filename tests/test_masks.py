@@ -8,6 +8,7 @@ import pico
 import pytest
 import torch
 from gate_helpers import candidate
+from moments_helpers import counted_inputs
 from plan_helpers import GPTQ, PRUNE, config_json, document, headers
 from transformers import AutoModelForCausalLM
 
@@ -435,11 +436,9 @@ def test_a_linear_is_masked_under_what_the_masked_ones_before_it_make(pico_folde
     original = last.weight.detach().clone()
     for name, weight in block.weights.items():
         model.get_submodule(name).weight.data = weight
-    seen: list[torch.Tensor] = []
-    last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().flatten(0, 1)))
-    model(pico.tokens())
-    step = Wanda.model_validate(HALF)
-    again = wanda.compress(original, seen[0].T @ seen[0], step).weight
+    last.weight.data = original
+    seen = counted_inputs(model, "model.layers.0.mlp.down_proj", pico.tokens())
+    again = wanda.compress(original, seen.T @ seen, Wanda.model_validate(HALF)).weight
     differing = (again != block.weights[f"{block.prefix}.mlp.down_proj"]).double().mean()
     assert float(differing) < 0.002, "but for ties that rounding decides"
 

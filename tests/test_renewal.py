@@ -182,7 +182,7 @@ def test_numbers_are_measured_anew_where_their_text_changed_and_only_then(home, 
 def test_a_stricter_gate_fails_and_a_looser_one_passes_without_a_block(home, make, passes):
     make()
     with pytest.raises(GateError, match="Int4: quality"):
-        make(("perplexity_ratio: 3", "perplexity_ratio: 1.01"), engine=nothing)
+        make(("perplexity_ratio: 3", "mean_kl: 0.000001"), engine=nothing)
     assert not report.read(home / "out" / "Int4").passed
     assert all(made.passed for made in make(engine=nothing))
     assert passes == ["Int4", "Int8"]
