@@ -73,7 +73,7 @@ def check_stopped(
 
 
 def check_killed(run: Callable[..., Any], given: tuple[Path, ...], folder: Path) -> None:
-    """`run` of a module, with what is given and an output folder, killed at any moments and run again, writes the same
+    """`run`, which is a function of a module, with what is given and an output folder, killed at any moments and run again, writes the same
     bytes."""
     begun = time.monotonic()
     run(*given, folder / "whole")

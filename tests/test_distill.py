@@ -2,11 +2,6 @@
 
 import json
 import math
-import multiprocessing
-import random
-import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +9,7 @@ import pico
 import pytest
 import torch
 from calibration_helpers import source
+from interruption_helpers import check_killed, contents, stopped
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -31,9 +27,7 @@ from hubplugin.recovery.answers.cross_entropy import CrossEntropy, summed
 from hubplugin.recovery.answers.rows import AnswerRows
 from hubplugin.recovery.splitting import Split
 from hubplugin.recovery.training_setup import TrainingSetup
-from hubplugin.report import Distillation
 
-KILLS = 4
 END = 256  # pico's EOS
 
 
@@ -47,10 +41,6 @@ def taught(count: int = 33, prompt: int = 8, longest: int = 40) -> AnswerRows:
     asked = [Prompt(text=text[place : place + prompt]) for place in range(count)]
     given = [Answer(text[place + prompt : place + prompt + 9 + place % 24], True) for place in range(count)]
     return answer_rows.rows(asked, given, pico.tokenizer(), pico.VOCABULARY, longest)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 # -- the loss
@@ -291,10 +281,6 @@ def test_what_does_not_help_is_not_written(pico_folder: Path, tmp_path: Path, mo
     assert (tmp_path / "out" / weights).read_bytes() == (pico_folder / weights).read_bytes()
 
 
-class _Stop(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("settings", [{}, {"lora": 4}], ids=["all weights", "adapters"])
 @pytest.mark.parametrize(
     ("place", "name", "calls"),
@@ -307,52 +293,22 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     rows = taught()
     whole = learning.run(pico_folder, tmp_path / "whole", rows, step(**settings))
     assert whole.steps >= 6
-    original, made = getattr(place, name), []
-
-    def counted(*given: Any, **named: Any) -> Any:
-        if len(made) == calls:
-            raise _Stop
-        made.append(None)
-        return original(*given, **named)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(place, name, counted)
-        with pytest.raises(_Stop):
-            learning.run(pico_folder, tmp_path / "out", rows, step(**settings))
-        other = AnswerRows(rows.ids, rows.answer.roll(1, 0))
-        with pytest.raises(CompressError, match="another answers"):
-            learning.run(pico_folder, tmp_path / "out", other, step(**settings))
+    with stopped(calls, place, name, monkeypatch):
+        learning.run(pico_folder, tmp_path / "out", rows, step(**settings))
+    other = AnswerRows(rows.ids, rows.answer.roll(1, 0))
+    with pytest.raises(CompressError, match="another answers"):
+        learning.run(pico_folder, tmp_path / "out", other, step(**settings))
     again = learning.run(pico_folder, tmp_path / "out", rows, step(**settings))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert again.model_copy(update={"seconds": whole.seconds}) == whole
     assert learning.run(pico_folder, tmp_path / "out", rows, step(**settings)) == again, "a finished folder is kept"
 
 
-def _learn(ready: Any, student: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    ready.set()
+def learn(student: Path, out: Path) -> None:
     learning.run(student, out, taught(), step())
 
 
 @pytest.mark.slow
 def test_kills_at_any_moment_end_in_the_same_bytes(pico_folder: Path, tmp_path: Path) -> None:
-    begun = time.monotonic()
-    whole: Distillation = learning.run(pico_folder, tmp_path / "whole", taught(), step())
-    took = time.monotonic() - begun
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["hubplugin.recovery.answers.learning"])
-    chance, kills = random.Random(5), 0
-    while kills < KILLS:
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        for _ in range(2):
-            ready = processes.Event()
-            worker = processes.Process(target=_learn, args=(ready, pico_folder, tmp_path / "out"))
-            worker.start()
-            assert ready.wait(60)
-            time.sleep(chance.uniform(0, took))
-            worker.kill()
-            worker.join()
-            kills += worker.exitcode == -signal.SIGKILL
-        again = learning.run(pico_folder, tmp_path / "out", taught(), step())
-        assert contents(tmp_path / "out") == contents(tmp_path / "whole") and again.curve == whole.curve
+    check_killed(learn, (pico_folder,), tmp_path)
     assert [path.name for path in (tmp_path / "out" / resume.TRAINING).glob("*.safetensors")] == ["done.safetensors"]
