@@ -73,8 +73,10 @@ def check_stopped(
 
 
 def check_killed(run: Callable[..., Any], given: tuple[Path, ...], folder: Path) -> None:
-    """`run`, which is a function of a module, with what is given and an output folder, killed at any moments and run again, writes the same
-    bytes."""
+    """`run`, a function of a module, killed at any moments and run again, writes the same bytes.
+
+    It is called with what is given and an output folder.
+    """
     begun = time.monotonic()
     run(*given, folder / "whole")
     took = time.monotonic() - begun
