@@ -6,6 +6,9 @@ Each leaves a folder under the variant's own, so that a killed run goes on. Know
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from hubplugin import distilling, memory, provenance, report
 from hubplugin.checkpoint import model_folder
@@ -15,7 +18,7 @@ from hubplugin.compress.blocks import block_record
 from hubplugin.job import RECOVERY, Job
 from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
 from hubplugin.manifest.steps.adapter import Lora
-from hubplugin.manifest.steps.training.base import Training
+from hubplugin.manifest.steps.training.base import Distilling, Training
 from hubplugin.manifest.steps.training.distill import Distill
 from hubplugin.plan.variant_plan import AdapterPlan, VariantPlan
 from hubplugin.recovery import adapter_training, recover
@@ -67,10 +70,8 @@ def _adapt(job: Job, variant: VariantPlan, plan: AdapterPlan, out: Path) -> Weig
     step, parent = adapting_of(variant.steps), out.parent / plan.parent.name
     folders = job.snapshot.path, parent
     if isinstance(step, Lora):
-        batch = job.tokens(RECOVERY, step.data) if step.data else job.calibration
-        tuning = adapter_training.run(folders, plan, batch.ids, step, out / ADAPTED)
-        if step.data:
-            tuning = tuning.model_copy(update={"data": batch.description})
+        text, described = _text(job, step)
+        tuning = adapter_training.run(folders, plan, text, step, out / ADAPTED).model_copy(update=described)
         model_folder.copy((peft_folder.CONFIG, peft_folder.WEIGHTS), out / ADAPTED, out)
         adapter = peft_folder.Adapter(out)
         products = {linear.name: adapter.product(linear.name) for linear in plan.parent.linears}
@@ -109,8 +110,13 @@ def _train(
 ) -> report.Recovery:
     """Train a folder towards the base, on text of its own where the step names some."""
     base, ends = job.snapshot.path, stages.stands_for(variant, job.plan.config["num_hidden_layers"])
+    text, described = _text(job, step)
+    return recover.run(student, base, out, text, step, ends, dense).model_copy(update=described)
+
+
+def _text(job: Job, step: Distilling) -> tuple[Tensor, dict[str, Any]]:
+    """Token ids to train on, and what the record says of them where they are the step's own."""
     if step.data is None:
-        return recover.run(student, base, out, job.calibration.ids, step, ends, dense)
+        return job.calibration.ids, {}
     batch = job.tokens(RECOVERY, step.data)
-    recovery = recover.run(student, base, out, batch.ids, step, ends, dense)
-    return recovery.model_copy(update={"data": batch.description})
+    return batch.ids, {"data": batch.description}

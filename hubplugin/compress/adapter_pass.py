@@ -27,14 +27,10 @@ from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.blockwise import Calibration
 from hubplugin.manifest.methods import adapting_of
 from hubplugin.manifest.steps.adapter import Eora
-from hubplugin.model.activations import Batch, BlockActivations, copied
-from hubplugin.model.architectures import configs, families
+from hubplugin.model.activations import Batch, BlockActivations
 from hubplugin.model.architectures.families import InputGroup
 from hubplugin.model.block_runner import Model
-from hubplugin.model.devices import computing_dtype
 from hubplugin.model.layer_inputs import BlockStatistics
-from hubplugin.model.prefetch import Prefetch
-from hubplugin.plan.costs import workload
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress, track
 from hubplugin.report import LinearResult
@@ -77,7 +73,7 @@ def run(
     if len(done) < count:
         stored = TORCH_DTYPES[next(iter(adapter.tensors.values())).dtype]
         device = stages.device_for(variant)
-        settings = _Pass(_model(base, device, stored), DenseView(parent), variant, step, stored)
+        settings = _Pass(stages.model_of(base, stored, device), DenseView(parent), variant, step, stored)
         with stages.spilling(variant, out) if device == "cpu" else nullcontext() as spill:
             _run_blocks(settings, Calibration(tokens, spill), done)
     every = range(count)
@@ -85,16 +81,6 @@ def run(
     samples = {name: rows for index in every for name, rows in done.samples(index).items()}
     tensors = {name: tensor for index in every for name, tensor in _tensors(done, index).items()}
     return stages.PassResult(results, samples, memory.peak()), tensors
-
-
-def _model(base: Path, device: str, stored: torch.dtype) -> Model:
-    config = configs.read_config(base, str(base))
-    row, dtype = families.match(config, str(base)), computing_dtype(stored, device)
-    source = DenseView(base)
-    if device == "cpu":
-        return Model(source, config, row, dtype, device)
-    prefixes = [row.block.format(i=index) for index in range(config["num_hidden_layers"])]
-    return Model(Prefetch(source, prefixes, device, dtype), config, row, dtype, device)
 
 
 def _tensors(done: FinishedBlocks, index: int) -> dict[str, Tensor]:
@@ -118,10 +104,8 @@ def _run_blocks(settings: _Pass, calibration: Calibration, done: FinishedBlocks)
 
 def _blocks(settings: _Pass, calibration: Calibration, done: FinishedBlocks) -> Iterator[tuple[int, CorrectedBlock]]:
     """Block after block; those that are finished are passed through and not handed out again."""
-    model, tokens, spill = settings.model, calibration.tokens, calibration.spill
-    compressed, base = model.embed(tokens, blockwise.activations_folder(spill, "compressed")), None
-    if corrected := workload.corrected_tokens(settings.plan.steps, tokens.numel()):
-        base = copied(blockwise.spaced(compressed, corrected), blockwise.activations_folder(spill, "base"))
+    model = settings.model
+    compressed, base = blockwise.embedded(model, calibration, settings.plan.steps)
     finished = len(done)
     for index in range(settings.plan.dims.layers):
         modules, weights = _load(settings, index)

@@ -18,7 +18,6 @@ from hubplugin import memory
 from hubplugin.checkpoint import model_folder, resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
-from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.compress import export
 from hubplugin.compress.blocks import block_record, blockwise
 from hubplugin.compress.gptqmodel import backend
@@ -67,20 +66,14 @@ def run_pass(
     raises CompressError where that was made from something else.
     """
     out.mkdir(exist_ok=True)
-    config = configs.read_config(base, str(base))
-    source: WeightSource = DenseView(base)
-    row = families.match(config, str(base))
+    row = families.match(configs.read_config(base, str(base)), str(base))
     if backend.step_of(variant):
         done = backend.compress(base, out, tokens, variant, row)
         return PassResult(done.results, done.samples, done.peak)
     first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
     stored = TORCH_DTYPES[model_folder.headers(base)[first].dtype]
     device = device_for(variant)
-    dtype = computing_dtype(stored, device)
-    if device != "cpu":
-        prefixes = [row.block.format(i=index) for index in range(config["num_hidden_layers"])]
-        source = Prefetch(source, prefixes, device, dtype)
-    model = Model(source, config, row, dtype, device)
+    model = model_of(base, stored, device)
     target = export.Folder(out, base, variant, row, fingerprint)
     if target.finished:
         of = f"{target.finished:02d}/{variant.dims.layers}"
@@ -91,6 +84,16 @@ def run_pass(
     results, samples = target.results(), target.samples()
     target.finish(keep_blocks=True)  # until evaluation and gate are through, too
     return PassResult(results, samples, memory.peak())
+
+
+def model_of(folder: Path, stored: torch.dtype, device: str) -> Model:
+    """A folder's model, block by block; on a GPU the next block is read ahead. `stored` is the dtype of its weights."""
+    config, dtype = configs.read_config(folder, str(folder)), computing_dtype(stored, device)
+    row, source = families.match(config, str(folder)), DenseView(folder)
+    if device == "cpu":
+        return Model(source, config, row, dtype, device)
+    prefixes = [row.block.format(i=index) for index in range(config["num_hidden_layers"])]
+    return Model(Prefetch(source, prefixes, device, dtype), config, row, dtype, device)
 
 
 def device_for(variant: VariantPlan) -> str:

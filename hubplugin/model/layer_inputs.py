@@ -109,7 +109,7 @@ class BlockStatistics:
         """
         base = self.activations.base
         assert base is not None
-        projects = input_group.linears[0] in [sublayer.output_projection for sublayer in self._family.sublayers]
+        projects = _projects(self._family, input_group.linears[0])
         matched, rest, prepared = SecondMoments(), SecondMoments(), PreparedInputs()
         fit, check = (TargetCorrection(weight, projects, means) for _ in range(2))
         places = {batch.first: place for place, batch in enumerate(base)}
@@ -180,11 +180,16 @@ def token_scale(
     other linears, and in families whose sublayers' outputs are not added as they are.
     """
     linear = input_group.linears[0]
-    if not family.residual or linear not in [sublayer.output_projection for sublayer in family.sublayers]:
+    if not family.residual or not _projects(family, linear):
         return None
     stream = staged_block.residual(batch, family.sublayers, linear) + projected(block, linear, inputs)
     energy = stream.square_().mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
     return torch.exp2(energy.log2_().mul_(-0.5).round_())
+
+
+def _projects(family: Family, linear: str) -> bool:
+    """Whether a linear's outputs are its sublayer's."""
+    return family.sublayer_of(linear).output_projection == linear
 
 
 def projected(block: nn.Module, linear: str, inputs: Tensor) -> Tensor:

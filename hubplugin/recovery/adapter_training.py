@@ -5,7 +5,6 @@ Knows folders and one step. The training itself is distillation.py's.
 """
 
 import json
-import math
 from pathlib import Path
 
 from torch import Tensor
@@ -48,8 +47,7 @@ def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lor
     progress(f"{step.method} | held-out KL {before:.5f} without the adapter")
     model = setup.model(parent)
     student = OwnAdapters(model.load_all(), step.rank, model.family)
-    limit = math.inf if step.minutes is None else 60 * step.minutes
-    pace = Pace(step.learning_rate or LORA_RATE, TUNE_STEP_TOKENS, limit)
+    pace = Pace(step.learning_rate or LORA_RATE, TUNE_STEP_TOKENS, step.limit)
     lesson = Predictions(setup.model(base).load_all(), setup.tokens, step.top_k)
     distilled = Distillation(student, lesson, step, before, pace).run(checkpoints)
     tensors = {

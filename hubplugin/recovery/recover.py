@@ -6,7 +6,6 @@ where it was and ends in the same bytes. Knows folders and stages. Knows no trai
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -149,14 +148,13 @@ def _train(
     step = task.step
     given = best = _Weights({}, setup.held_out_kl({}))
     progress(f"{step.method} | held-out KL {given.held_out_kl:.5f} as it came")
-    limit = math.inf if step.minutes is None else 60 * step.minutes
     seconds: dict[str, float] = {}
     blocks = distilled = None
     if step.blocks:
-        blocks = _train_blocks(setup, task, teacher_blocks, checkpoints, BLOCKS_RATIO * limit)
+        blocks = _train_blocks(setup, task, teacher_blocks, checkpoints, BLOCKS_RATIO * step.limit)
         best, seconds["blocks"] = best.or_better(blocks.weights), blocks.seconds
     if step.distill:
-        distilled, weights = _distill(setup, task, best, checkpoints, limit - seconds.get("blocks", 0.0))
+        distilled, weights = _distill(setup, task, best, checkpoints, step.limit - seconds.get("blocks", 0.0))
         best, seconds["distillation"] = best.or_better(weights), distilled.seconds
     trained_on = set(range(_block_sequences(setup.tokens) if step.blocks else 0))
     trained_on |= distilled.seen if distilled else set()

@@ -6,7 +6,7 @@ A block's flow is straight: statistics of an input group -> `solve` -> new weigh
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from hubplugin.compress.blocks.block_record import AppliedGroup, Block, Quantize
 from hubplugin.compress.blocks.block_task import BlockTask
 from hubplugin.compress.blocks.solve_factors import FactorSteps
 from hubplugin.manifest.methods import factorization_of, mask_of
+from hubplugin.manifest.schema import Step
 from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.methods.base import solver_of
 from hubplugin.model import staged_block
@@ -61,10 +62,7 @@ def blocks(
 
     Blocks that `finished` has are passed through as they are and not handed out again.
     """
-    tokens, spill = calibration.tokens, calibration.spill
-    compressed, base = model.embed(tokens, activations_folder(spill, "compressed")), None
-    if corrected := workload.corrected_tokens(plan.steps, tokens.numel()):
-        base = copied(spaced(compressed, corrected), activations_folder(spill, "base"))
+    compressed, base = embedded(model, calibration, plan.steps)
     count = finished.finished if finished else 0
     for number, index in enumerate(plan.sources):
         started = time.monotonic()
@@ -72,7 +70,7 @@ def blocks(
             skip(model, base, range(index))
         task = BlockTask(model, plan, number, stored)
         modules = task.load(with_base=base is not None)
-        activations = BlockActivations(compressed, base, _base_after_pruned(task, modules, base, spill))
+        activations = BlockActivations(compressed, base, _base_after_pruned(task, modules, base, calibration.spill))
         block = None
         if finished and number < count:
             modules.load(finished.dense(number))
@@ -89,6 +87,15 @@ def blocks(
         del block
     if plan.head and count <= len(plan.sources):
         yield _output_head(model, compressed, plan, plan.head)
+
+
+def embedded(model: Model, calibration: Calibration, steps: Sequence[Step]) -> tuple[list[Batch], list[Batch] | None]:
+    """What the first block is given: all tokens, and those that pass through the base too; None: there are none."""
+    tokens, spill = calibration.tokens, calibration.spill
+    compressed = model.embed(tokens, activations_folder(spill, "compressed"))
+    corrected = workload.corrected_tokens(steps, tokens.numel())
+    base = copied(spaced(compressed, corrected), activations_folder(spill, "base")) if corrected else None
+    return compressed, base
 
 
 def spaced(batches: list[Batch], most: int) -> list[Batch]:

@@ -4,7 +4,7 @@ Pure functions from weights and statistics of their inputs to new weights (docs/
 no model, no plan and no file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,16 +99,28 @@ def solve_group(weight: Tensor, statistics: GroupStatistics, steps: GroupSteps) 
 
 def quantize(weight: Tensor, statistics: GroupStatistics, step: Quantization) -> GroupResult:
     """Quantize weight [outputs, inputs], its target corrected where a correction is known."""
-    solver, applied, prepared = solver_of(step), None, None
-    if statistics.corrections:
-        prepared = solver.prepare(statistics.matched, step)
-        weight, applied = qep.corrected(weight, prepared, *statistics.corrections)
-        if statistics.matched is not statistics.second_moments:
-            prepared = None
-    compressed = solver.compress(weight, statistics.second_moments, step, prepared)
+    solver = solver_of(step)
+    target, prepared, applied = aimed(weight, statistics, lambda moments: solver.prepare(moments, step))
+    compressed = solver.compress(target, statistics.second_moments, step, prepared)
     assert isinstance(compressed.encoding, Coded)
     result = step_result(step.method, compressed, applied, statistics.cold)
     return GroupResult(compressed.weight, (result,), compressed.encoding)
+
+
+def aimed(
+    weight: Tensor, statistics: GroupStatistics, prepare: Callable[[Tensor], Prepared]
+) -> tuple[Tensor, Prepared, float | None]:
+    """What stands in place of weight [outputs, inputs] as the target, corrected where a correction is known.
+
+    Also what `prepare` makes of the second moments of all tokens, and the share of the correction; None: there is none.
+    """
+    prepared = prepare(statistics.matched)
+    if not statistics.corrections:
+        return weight, prepared, None
+    target, applied = qep.corrected(weight, prepared, *statistics.corrections)
+    if statistics.matched is not statistics.second_moments:
+        prepared = prepare(statistics.second_moments)
+    return target, prepared, applied
 
 
 def _refit(weight: Tensor, before: Tensor, statistics: GroupStatistics, steps: GroupSteps) -> GroupResult:
@@ -143,12 +155,7 @@ def correct(
 ) -> list[tuple[Compressed, StepResult]]:
     """Factors that bring the weights a variant holds nearer to those of the base, linear by linear, each float32
     [outputs, inputs] and all reading one input; targets are corrected where a correction is known."""
-    applied, target = None, torch.cat(tuple(wanted))
-    prepared: Prepared = eora.prepare(statistics.matched, step)
-    if statistics.corrections:
-        target, applied = qep.corrected(target, prepared, *statistics.corrections)
-        if statistics.matched is not statistics.second_moments:
-            prepared = eora.prepare(statistics.second_moments, step)
+    target, prepared, applied = aimed(torch.cat(tuple(wanted)), statistics, lambda moments: eora.prepare(moments, step))
     solved = []
     for part, before in zip(target.split([len(weight) for weight in wanted]), held, strict=True):
         made = eora.compress(part, statistics.second_moments, step, prepared, compressed=before, stored=stored)

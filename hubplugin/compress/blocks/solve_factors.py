@@ -49,12 +49,10 @@ def factor(
     Also whether they have a common A: results then stand in the first and are those of the stack. Targets are corrected
     where a correction is known, also those of linears that stay whole.
     """
-    solver, applied, target = solver_of(steps.lowrank), None, torch.cat(tuple(weights))
-    whitening: Prepared = solver.prepare(statistics.matched, steps.lowrank)
-    if statistics.corrections:
-        target, applied = qep.corrected(target, whitening, *statistics.corrections)
-        if statistics.matched is not statistics.second_moments:
-            whitening = solver.prepare(statistics.second_moments, steps.lowrank)
+    solver, step = solver_of(steps.lowrank), steps.lowrank
+    target, whitening, applied = solve.aimed(
+        torch.cat(tuple(weights)), statistics, lambda moments: solver.prepare(moments, step)
+    )
     columns = None
     if steps.quantization:
         columns = solver_of(steps.quantization).prepare(statistics.second_moments, steps.quantization)

@@ -5,7 +5,6 @@ on where it was and ends in the same bytes. Knows folders and the one training l
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,8 +56,7 @@ def _train(
     progress(f"{step.method} | held-out cross-entropy {before:.5f} as it came")
     task, model = Task(setup, step, None), setup.model(setup.student)
     lesson = CrossEntropy(train, held_out, model.vocabulary, setup.device)
-    limit = math.inf if step.minutes is None else 60 * step.minutes
-    pace = Pace(task.rate, task.step_tokens, limit)
+    pace = Pace(task.rate, task.step_tokens, step.limit)
     done = distillation.Distillation(task.of_model(model, {}), lesson, step, before, pace).run(checkpoints)
     weights = setup.as_stored(done.weights)
     after = stored_loss(setup, held_out, weights)

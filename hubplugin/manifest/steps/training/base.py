@@ -1,5 +1,7 @@
 """What the steps that train towards the base share: how long, on which text, with what loss. Knows no model."""
 
+import math
+
 from pydantic import Field, model_validator
 
 from hubplugin.manifest.base import Real, StepSettings, Whole
@@ -36,6 +38,11 @@ class Distilling(StepSettings):
         "epochs.",
         examples=[{"files": ["texts/a.txt"], "samples": 1024, "sequence_length": 512}],
     )
+
+    @property
+    def limit(self) -> float:
+        """The most seconds of wall time; infinite where none are set."""
+        return math.inf if self.minutes is None else 60 * self.minutes
 
 
 class Training(Distilling):
