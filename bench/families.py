@@ -65,6 +65,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="Only print how many times smaller variants would be.")
     parser.add_argument("--only", nargs="+", help="Names of variants, made in this order.")
     parser.add_argument("--model", help="In place of the manifest's; a folder or a name on the Hub.")
+    parser.add_argument("--note", default="", help="What the page says of the model, in a sentence.")
     parser.add_argument("--calibration", type=Path, help="A text file in place of the manifest's dataset.")
     parser.add_argument("--held-out", type=Path, help="The same for the evaluation.")
     parser.add_argument("--samples", type=int, help="Sequences of the calibration.")
@@ -134,7 +135,7 @@ def run(job: Job, variants: Mapping[str, Any], options: argparse.Namespace) -> N
     """Make what the result file lacks, and write it after each variant; `variants` are all that the manifest has."""
     job.prepare()
     file = options.out or RESULTS / f"{job.base_name}.json"
-    found = result.begin(file, head(job), variants)
+    found = result.begin(file, {**head(job), "note": options.note}, variants)
     engines = Engines(
         transformers_alone if options.no_speed else engine_choice.generate,
         engine_choice.take_turn,

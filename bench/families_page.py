@@ -88,6 +88,7 @@ def _about(record: Mapping[str, Any]) -> list[str]:
         f"{base['parameters'] / 1e6:.1f} million weights, of which {inside:.0%} are in the linears of the blocks; "
         f"{base['bytes'] / 1e6:.0f} MB in bfloat16. Calibrated on {calibration}; measured on {held_out}, where the "
         f"base has a perplexity of {base['perplexity']:.2f} ± {base['perplexity_stderr']:.2f}.\n",
+        *([f"{record['note']}\n"] if record.get("note") else []),
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
         f"{record['threads']} thread{'s' * (record['threads'] > 1)}. Other processes used more than {BUSY:.0%} of it "
         f"in {busy} of {len(shares)} runs: seconds with a * are of such a run: an order of magnitude at best.\n",

@@ -114,19 +114,18 @@ class BlockStatistics:
         fit, check = (TargetCorrection(weight, projects, means) for _ in range(2))
         places = {batch.first: place for place, batch in enumerate(base)}
         captured = self.model.capture_inputs(self.index, self.activations.compressed, input_group)
-        base_captured, earlier = self.model.capture_inputs(self.index, base, input_group, self.base_block), 0
+        base_captured, earlier = self._base_inputs(base, input_group), 0
         for batch, inputs in zip(self.activations.compressed, captured, strict=True):
             if batch.first not in places:
-                scale = self._scale(input_group, batch, inputs)
+                scale = token_scale(self._family, self.base_block, input_group, batch, inputs)
                 rest.add(prepared.take(_scaled(inputs, scale)))
                 continue
-            place, base_inputs, residual_error = places[batch.first], next(base_captured), None
+            place, base_inputs, residual_error, scale = places[batch.first], next(base_captured), None, None
             if self._family.residual and projects:
-                residual_error = self._residual_error(input_group, batch, place, base_inputs)
-            scale = self._scale(input_group, base[place], base_inputs)
+                residual_error = self._residual_error(input_group, batch, place)
+                scale = _inverse_size(self._base_stream(input_group, place))
+                residual_error, base_inputs = _scaled(residual_error, scale), _scaled(base_inputs, scale)
             matched.add(prepared.take(_scaled(inputs, scale)))
-            base_inputs = _scaled(base_inputs, scale)
-            residual_error = None if residual_error is None else _scaled(residual_error, scale)
             sequences, tokens = inputs.shape[:2]
             for first, last, held_out in runs(earlier, sequences):
                 error = None if residual_error is None else residual_error[first:last]
@@ -138,11 +137,18 @@ class BlockStatistics:
             return GroupStatistics(moments, moments, (fit, check))
         return GroupStatistics(rest.matrix(self._where(input_group)).add_(moments), moments, (fit, check))
 
-    def _scale(self, input_group: InputGroup, batch: Batch, inputs: Tensor) -> Tensor | None:
-        """What the tokens of an output projection count, as a factor of x; see `token_scale`."""
-        return token_scale(self._family, self.base_block, input_group, batch, inputs)
+    def _base_inputs(self, base: list[Batch], input_group: InputGroup) -> Iterator[Tensor]:
+        """The base's inputs of a group [sequences, tokens, inputs], batch by batch. Its linears stay as they are."""
+        return self.model.capture_inputs(self.index, base, input_group, self.base_block, through=True)
 
-    def _residual_error(self, input_group: InputGroup, batch: Batch, place: int, base_inputs: Tensor) -> Tensor:
+    def _base_stream(self, input_group: InputGroup, place: int) -> Tensor:
+        """The base's residual stream [sequences, tokens, hidden] behind an output projection captured last."""
+        base, linear = self.activations.base, input_group.linears[0]
+        assert base is not None
+        outputs = base[place].get(self._family.sublayer_of(linear).output_key)
+        return staged_block.residual(base[place], self._family.sublayers, linear).float() + outputs
+
+    def _residual_error(self, input_group: InputGroup, batch: Batch, place: int) -> Tensor:
         """Base minus compressed [sequences, tokens, hidden] of the stream that an output projection is added to.
 
         `place` is the batch's among those of the base. Where sublayers or blocks that were pruned follow before the
@@ -154,8 +160,8 @@ class BlockStatistics:
         residual = staged_block.residual(batch, self._family.sublayers, linear)
         if base_after_pruned is None or linear != self.last_projection:
             return staged_block.residual(base[place], self._family.sublayers, linear) - residual
-        base_outputs = projected(self.base_block, linear, base_inputs)
-        return base_after_pruned[place].hidden.float() - base_outputs - residual
+        outputs = base[place].get(self._family.sublayer_of(linear).output_key)
+        return base_after_pruned[place].hidden.float() - outputs - residual
 
 
 def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
@@ -182,8 +188,12 @@ def token_scale(
     linear = input_group.linears[0]
     if not family.residual or not _projects(family, linear):
         return None
-    stream = staged_block.residual(batch, family.sublayers, linear) + projected(block, linear, inputs)
-    energy = stream.square_().mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+    return _inverse_size(staged_block.residual(batch, family.sublayers, linear) + projected(block, linear, inputs))
+
+
+def _inverse_size(stream: Tensor) -> Tensor:
+    """The powers of two [sequences, tokens, 1] next to 1 / rms of tokens [sequences, tokens, hidden] in float32."""
+    energy = stream.square().mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
     return torch.exp2(energy.log2_().mul_(-0.5).round_())
 
 

@@ -28,10 +28,13 @@ class StagedBlock:
     family: Family
 
     @torch.inference_mode()
-    def capture_inputs(self, batches: list[Batch], input_group: InputGroup) -> Iterator[Tensor]:
+    def capture_inputs(
+        self, batches: list[Batch], input_group: InputGroup, through: bool = False
+    ) -> Iterator[Tensor]:
         """The inputs [sequences, tokens, inputs] of an input group's linears, batch by batch, as the block is now.
 
-        Of an expert's linears [tokens, inputs], of the tokens that the router sends there.
+        Of an expert's linears [tokens, inputs], of the tokens that the router sends there. Of an output projection
+        the batch keeps its inputs or, where the linear will not change (`through`), its outputs.
         """
         if input_group.expert is not None:
             yield from self._routed_inputs(batches, input_group)
@@ -43,7 +46,10 @@ class StagedBlock:
             batch.drop(sublayer.input_key)
             (inputs,) = self._run_until(linear, batch, earlier)
             if input_group.linears[0] == sublayer.output_projection:
-                batch.put(sublayer.input_key, inputs)
+                if through:
+                    batch.put(sublayer.output_key, linear(inputs))
+                else:
+                    batch.put(sublayer.input_key, inputs)
             yield inputs
 
     @torch.inference_mode()
