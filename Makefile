@@ -34,7 +34,8 @@ browser:
 
 # side by side with other quantizers (docs/bench.md): everything that is not in bench/results yet, which takes hours;
 # or a part of it: make bench MODELS="docs 75m" TOKENS=8192 ENGINES="ours gptqmodel" GROUP_SIZES=32 SEEDS="0 1" ROUNDS=1
-# FORCE=1 runs again what is there; CALIBRATION=a.txt HELD_OUT=b.txt take the docs model's tokens from text files
+# FORCE=1 runs again what is there; CALIBRATION=a.txt HELD_OUT=b.txt take a trained model's tokens from text files, as a
+# real one's always are: MODELS=smollm2-moved TOKENS=32768 GROUP_SIZES=64 CALIBRATION=a.txt HELD_OUT=b.txt
 bench: bench-env
 	$(BIN)/python bench/run.py $(if $(MODELS),--models $(MODELS)) $(if $(TOKENS),--tokens $(TOKENS)) \
 	  $(if $(ENGINES),--engines $(ENGINES)) $(if $(BITS),--bits $(BITS)) $(if $(GROUP_SIZES),--group-sizes $(GROUP_SIZES)) \
@@ -54,10 +55,11 @@ bench-page: env
 	$(BIN)/python bench/page.py
 
 # structured pruning beside references of other methods (docs/pruning.md): what is not in bench/results/pruning yet, or
-# a part of it: make bench-pruning METHODS="ours flap" RATIOS="0.2 0.3"; FORCE, CALIBRATION and HELD_OUT as above
+# a part of it: make bench-pruning METHODS="ours flap" RATIOS="0.2 0.3"; FORCE, CALIBRATION and HELD_OUT as above, and with
+# these MODEL=smollm2-moved
 bench-pruning: export OMP_WAIT_POLICY := PASSIVE
 bench-pruning: env
-	$(BIN)/python bench/pruning.py $(if $(METHODS),--methods $(METHODS)) $(if $(RATIOS),--ratios $(RATIOS)) \
+	$(BIN)/python bench/pruning.py $(if $(MODEL),--model $(MODEL)) $(if $(METHODS),--methods $(METHODS)) $(if $(RATIOS),--ratios $(RATIOS)) \
 	  $(if $(FORCE),--force) $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(HELD_OUT),--held-out $(HELD_OUT))
 	$(BIN)/python bench/pruning_page.py
 

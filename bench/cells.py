@@ -26,7 +26,9 @@ ENGINES = (
 ONCE = ("gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light")
 ROUNDS = 3
 LONG = 10**13  # weights times tokens from which on one round is all a cell gets
-SIZES = {"docs": 9, "75m": 75, "350m": 340, "75m-3-layers": 19, "75m-6-layers": 38, "75m-24-layers": 151}  # millions
+# millions of weights in the blocks' linears, by model; of the others only speed means anything
+TRAINED = {"smollm2-moved": 106, "smollm2": 106, "docs": 9}
+SIZES = {**TRAINED, "75m": 75, "350m": 340, "75m-3-layers": 19, "75m-6-layers": 38, "75m-24-layers": 151}
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Cell:
 
 
 def _cell(model: str, tokens: int, engines: Sequence[str], text: bool, bits: int, group: int, seed: int) -> Cell:
-    data = "text" if text and model == "docs" else "self" if model == "docs" else "random"
-    kept = tuple(engine for engine in engines if engine not in ONCE or model in ("docs", "tiny"))
+    data = "random" if model not in TRAINED else "text" if text or model != "docs" else "self"
+    kept = tuple(engine for engine in engines if engine not in ONCE or model in (*TRAINED, "tiny"))
     return Cell(model, tokens, bits, group, seed, data, kept)
 
 

@@ -1,9 +1,12 @@
 """What the benchmark compresses: base folders and token ids, made here from seeds so that anyone gets the same.
 
     python bench/models.py 75m bench/.work
+    python bench/models.py smollm2-moved bench/.work --sequences 64 --text texts/a.txt
 
-`docs` is the trained model that ships with hubplugin; the others are Llama shapes with random weights, which cost what
-trained ones of that shape cost and whose quality means nothing. All share the docs model's tokenizer.
+Trained models are `docs`, which ships with hubplugin, and `smollm2`, a real one out of packages of the index
+(bench/smollm2.py), as it is or moved off the 4-bit grid on which it was published. The others are Llama shapes with
+random weights, which cost what trained ones of that shape cost and whose quality means nothing; they have the docs
+model's tokenizer.
 """
 
 import argparse
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import smollm2
 import torch
 
 from hubplugin import report
@@ -26,6 +30,7 @@ from hubplugin.manifest.source import Source
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 
 SEQUENCE = 512  # tokens
+REAL = ("smollm2", "smollm2-moved")
 HELD_OUT = 1000  # the seed of held-out data; calibration seeds are small numbers
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -62,7 +67,10 @@ def base(name: str, work: Path) -> Path:
     if not folder.exists():
         part = folder.with_name(f".{name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        (_streamed if name == "900m" else _random)(SHAPES[name], part)
+        if name in REAL:
+            smollm2.make(part, moved=name.endswith("-moved"))
+        else:
+            (_streamed if name == "900m" else _random)(SHAPES[name], part)
         os.replace(part, folder)
     return folder
 
@@ -120,18 +128,21 @@ def _config(shape: Shape) -> Any:
 def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None) -> Path:
     """Token ids of a model as .npy, int32 [sequences, 512]; what they are stands in a .json of the same name.
 
-    From a text file where one is given; else the docs model's own samples, or for random weights random ids.
+    From a text file where one is given; else the docs model's own samples, or for random weights random ids. Raises
+    SystemExit where a real model comes without a text.
     """
+    if name in REAL and not texts:
+        raise SystemExit(f"tokens for {name} are taken from a text file: give one for calibration and one held out")
     own = "self" if name == "docs" else "random"
     kind = f"text-{hashlib.sha256(texts.read_bytes()).hexdigest()[:8]}" if texts else own
-    path = work / "tokens" / f"{'docs' if name == 'docs' else 'any'}.{kind}.{sequences}.seed{seed}.npy"
+    vocabulary = name.removesuffix("-moved") if name in ("docs", *REAL) else "any"
+    path = work / "tokens" / f"{vocabulary}.{kind}.{sequences}.seed{seed}.npy"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        vocabulary = len(read_tokenizer(DOCS))
-        ids = torch.randint(vocabulary, (sequences, SEQUENCE), generator=generator, dtype=torch.int32)
+        ids = torch.randint(len(read_tokenizer(DOCS)), (sequences, SEQUENCE), generator=generator, dtype=torch.int32)
         made = report.Tokens(
             source="random token ids", sequences=sequences, tokens_per_sequence=SEQUENCE, seed=seed, sha256=_sha256(ids)
         )
@@ -139,9 +150,9 @@ def tokens(name: str, work: Path, sequences: int, seed: int, texts: Path | None)
         where = {"files": (texts.name,)} if texts else {"self": True}
         source = Source(samples=sequences, sequence_length=SEQUENCE, seed=seed, **where)
         folder = texts.parent if texts else Path()
-        tokenizer = read_tokenizer(DOCS)
+        model = base(name, work) if name in REAL else DOCS
         # held-out text is read in order; calibration windows are chosen by the seed
-        batch = calibration_data.tokens(source, tokenizer, folder, DOCS, shuffle=seed != HELD_OUT)
+        batch = calibration_data.tokens(source, read_tokenizer(model), folder, model, shuffle=seed != HELD_OUT)
         ids, made = batch.ids, batch.description
     path.with_suffix(".json").write_text(made.model_dump_json(indent=1), encoding="utf-8")
     part = path.with_name(f".{path.name}")
@@ -157,7 +168,7 @@ def _sha256(ids: torch.Tensor) -> str:
 def main() -> None:
     """Make one model and, where asked, tokens for it; print the paths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["docs", *SHAPES])
+    parser.add_argument("model", choices=["docs", *REAL, *SHAPES])
     parser.add_argument("work", type=Path)
     parser.add_argument("--sequences", type=int)
     parser.add_argument("--seed", type=int, default=0)

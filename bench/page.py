@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cells import ENGINES, LAYERS, RESULTS, SIZES
+from cells import ENGINES, LAYERS, RESULTS, SIZES, TRAINED
 
 PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
 NAMES = {
@@ -29,6 +29,8 @@ NAMES = {
 }
 OURS = ("ours", "ours-fast", "ours-plain")
 SHAPES = {
+    "smollm2-moved": "SmolLM2-135M-Instruct, moved off the 4-bit grid on which its weights were published",
+    "smollm2": "SmolLM2-135M-Instruct, its weights on the 4-bit grid on which they were published",
     "docs": "docs: the trained 12M model that ships with hubplugin",
     "75m": "75m: random weights, hidden 768, FFN 2048, 12 layers, 12 heads, 4 KV heads",
     "350m": "350m: random weights, hidden 1024, FFN 3584, 24 layers, 16 heads, 8 KV heads",
@@ -244,14 +246,19 @@ def _line(points: list[tuple[int, float]], unit: str) -> str:
 
 def quality(found: list[dict[str, Any]]) -> list[str]:
     """Perplexity and KL over seeds, per data, bits and groups; for models whose quality means something."""
+    parts = [part for model in TRAINED for part in _quality_of(model, found)]
+    return ["## Quality\n", *parts] if parts else []
+
+
+def _quality_of(model: str, found: list[dict[str, Any]]) -> list[str]:
     parts = []
-    judged = [cell for cell in found if cell["cell"]["model"] == "docs" and "evaluation" in cell]
+    judged = [cell for cell in found if cell["cell"]["model"] == model and "evaluation" in cell]
     settings = sorted({_setting(cell) for cell in judged}, key=lambda row: (row[0], row[1], -row[2], row[3]))
     for setting in settings:
         cells = [cell for cell in judged if _setting(cell) == setting]
         base, held = cells[0]["evaluation"]["base"], cells[0]["evaluation"]["held_out"]
         seeds = ", ".join(str(cell["cell"]["seed"]) for cell in sorted(cells, key=lambda cell: cell["cell"]["seed"]))
-        parts.append(f"### docs, {label(cells[0])}\n")
+        parts.append(f"### {model}, {label(cells[0])}\n")
         parts.append(
             f"Calibrated on {cells[0]['calibration']['source']}, seeds {seeds}. Measured on {held['source']}, "
             f"{held['sequences']} x {held['tokens_per_sequence']} tokens, where the base has a perplexity of "
@@ -259,7 +266,7 @@ def quality(found: list[dict[str, Any]]) -> list[str]:
         )
         head = "engine | seeds | perplexity | mean KL | hubplugin / it, same seed | p99 KL | top-1 same"
         parts.append(table(head, [_scores(cells, engine) for engine in engines(cells)]))
-    return ["## Quality\n", *parts] if parts else []
+    return parts
 
 
 def _setting(cell: dict[str, Any]) -> tuple[str, int, int, int]:

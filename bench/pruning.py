@@ -2,8 +2,10 @@
 
     python bench/pruning.py                             # everything that is not there yet, on the docs model
     python bench/pruning.py --methods flap ours --ratios 0.2 --force
+    python bench/pruning.py --model smollm2-moved --calibration a.txt --held-out b.txt
 
-Results lie in bench/results/pruning, or pruning_text where tokens come from text files; one file per method and ratio.
+Results lie in bench/results/pruning, or pruning_text where the docs model's tokens come from text files, or
+pruning_real; one file per method and ratio.
 A result counts as there while what it was made from is unchanged: token ids, steps, and the weights that rivals may
 keep. Every rival runs with all settings of its table; the one with the lowest perplexity on the first held-out
 sequences is its result, the others are told.
@@ -21,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import measure
+import models
 import numpy
 import pruning_ours
 import pruning_quality
 import torch
-from models import DOCS, HELD_OUT, SEQUENCE, tokens
+from models import HELD_OUT, SEQUENCE
 from pruning_ours import PRUNED, PRUNED_QUANTIZED, PRUNED_RECOVERED, QUANTIZED
-from pruning_page import RESULTS, TEXT, twin
+from pruning_page import REAL, RESULTS, TEXT, twin
 from pruning_rivals import RIVALS, parts
 from pruning_rivals.calibration import Calibration
 from safetensors import safe_open
@@ -188,25 +191,26 @@ def same_shapes(folder: Path) -> bool:
     return all(each == next(iter(layers.values())) for each in layers.values())
 
 
-def opened(calibration: Path | None, held_out: Path | None) -> Bench:
-    """The docs model with its tokens: from text files, or from the model's own samples."""
+def opened(calibration: Path | None, held_out: Path | None, model: str = "docs") -> Bench:
+    """A model with its tokens: from text files, or samples of the docs model's own."""
+    base = models.base(model, WORK.parent)
     paths = (
-        tokens("docs", WORK.parent, SEQUENCES, 0, calibration),
-        tokens("docs", WORK.parent, SEQUENCES, HELD_OUT, held_out),
+        models.tokens(model, WORK.parent, SEQUENCES, 0, calibration),
+        models.tokens(model, WORK.parent, SEQUENCES, HELD_OUT, held_out),
     )
     described = [
         report.Tokens.model_validate_json(each.with_suffix(".json").read_text(encoding="utf-8")) for each in paths
     ]
     ids = [torch.from_numpy(numpy.load(each)) for each in paths]
     kl_divergence.LOGITS = PIECE
-    row = families.match(configs.read_config(DOCS, str(DOCS)), str(DOCS))
+    row = families.match(configs.read_config(base, str(base)), str(base))
     where: dict[str, Any] = {"files": [str(calibration.resolve())]} if calibration else {"self": True}
     return Bench(
-        base=DOCS,
+        base=base,
         work=WORK,
-        results=TEXT if calibration else RESULTS,
+        results=REAL if model != "docs" else TEXT if calibration else RESULTS,
         family=row,
-        reference=quality_metrics.reference(DOCS, row, ids[1], described[1]),
+        reference=quality_metrics.reference(base, row, ids[1], described[1]),
         ids=ids[0],
         calibration=described[0],
         source={**where, "samples": SEQUENCES, "sequence_length": SEQUENCE, "seed": 0},
@@ -229,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
+    parser.add_argument("--model", choices=["docs", "smollm2-moved"], default="docs")
     parser.add_argument("--calibration", type=Path, help="a text file, instead of the model's own samples")
     parser.add_argument("--held-out", type=Path, help="a text file, for evaluation")
     parser.add_argument("--force", action="store_true", help="run again what is there")
@@ -236,7 +241,8 @@ def main() -> None:
     if (options.calibration is None) != (options.held_out is None):
         parser.error("give both --calibration and --held-out, or neither")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    run(opened(options.calibration, options.held_out), list(options.methods), list(options.ratios), options.force)
+    bench = opened(options.calibration, options.held_out, options.model)
+    run(bench, list(options.methods), list(options.ratios), options.force)
 
 
 if __name__ == "__main__":

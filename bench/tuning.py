@@ -15,17 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hubplugin.checkpoint import resume
-from hubplugin.compress import stages
+import quantized
+
 from hubplugin.compress.calibration import calibration_data
 from hubplugin.evaluation import quality_metrics
 from hubplugin.hub import snapshots
-from hubplugin.manifest.reading import loading
 from hubplugin.manifest.source import Source
 from hubplugin.manifest.steps.training.tune import Tune
 from hubplugin.model.architectures import families
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
-from hubplugin.plan import planner
 from hubplugin.recovery import recover
 
 STEPS: dict[str, dict[str, Any]] = {"tune": {}, "tune, rounding": {"rounding": True}}
@@ -81,7 +79,8 @@ def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
                 continue
             begun, folder = time.monotonic(), student
             if settings is None:
-                quantize(model, student, bits, options, calibration.ids)
+                grid = {"method": "gptq", "bits": bits, "group_size": options.group_size}
+                quantized.by(model, student, grid, calibration.ids)
                 record = None
             else:
                 folder = student.with_name(f"{student.name}-tuned")
@@ -104,21 +103,6 @@ def tokens(
     """Sequences of a text file."""
     source = Source(files=(file.name,), samples=samples, sequence_length=length, seed=seed)
     return calibration_data.tokens(source, read_tokenizer(model), file.resolve().parent, model, shuffle=shuffle)
-
-
-def quantize(model: Path, out: Path, bits: int, options: argparse.Namespace, ids: Any) -> None:
-    """A folder with the model by GPTQ, with default settings but its grid."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    step = {"method": "gptq", "bits": bits, "group_size": options.group_size}
-    source = {"self": True, "samples": len(ids), "sequence_length": options.length}
-    written = {"model": str(model), "calibrate": source, "variants": {"variant": [step]}}
-    document = out.with_suffix(".yaml")
-    document.write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
-    loaded = loading.load(document)
-    peek = snapshots.peek(loaded.manifest.model, loaded.folder)
-    variant = planner.make(loaded, peek.config, peek.tensors).variants[0]
-    stages.run_pass(model, variant, ids, out, resume.Fingerprint())
 
 
 def table(runs: list[dict[str, Any]]) -> str:

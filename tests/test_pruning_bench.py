@@ -223,6 +223,9 @@ def test_results_on_text_stand_in_one_table_the_best_at_the_largest_ratio_first(
     assert text.index(f"| FLAP | {flap} |") < text.index(f"| **hubplugin** | {ours} |")
     assert "| ShortGPT (whole layers) | nothing fits | - |" in text and "Int4" not in text
     assert "The same on text" not in pruning_page.render(FOUND, [], [])
+    assert "A real model" not in pruning_page.render(FOUND, [], [])
+    first = pruning_page.render(FOUND, [], [], FOUND).split("\n## ")[1]
+    assert first.startswith("A real model") and "smollm2-moved" in first
 
 
 def test_plots_are_the_same_every_time_and_show_every_method(tmp_path: Path) -> None:
@@ -240,7 +243,8 @@ def test_plots_are_the_same_every_time_and_show_every_method(tmp_path: Path) -> 
 
 def test_the_page_in_docs_is_what_the_results_say() -> None:
     found = pruning_page.results(pruning_page.RESULTS)
-    expected = pruning_page.render(found, *map(pruning_page.results, (pruning_page.TEXT, pruning_page.SPEED)))
+    rest = (pruning_page.TEXT, pruning_page.SPEED, pruning_page.REAL)
+    expected = pruning_page.render(found, *map(pruning_page.results, rest))
     assert pruning_page.PAGE.read_text(encoding="utf-8") == expected, "run `python bench/pruning_page.py`"
     assert {each["method"] for each in found} <= set(pruning_page.NAMES)
     assert {*RIVALS, *pruning.METHODS} <= set(pruning_page.NAMES)
