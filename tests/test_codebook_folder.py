@@ -93,7 +93,13 @@ def step(**keys: Any) -> dict[str, Any]:
         ({"bits": 2, "group_size": 16}, {}, "group_size", "take 4 bits per weight", "group_size: -1, or gptq"),
         ({"bits": 2, "group_size": 64}, {}, "group_size", "64 does not divide down_proj's 272 inputs", "use -1"),
         ({"values": "e2m1"}, {"intermediate_size": 264}, "values", "16 does not divide down_proj's 264", "use free"),
-        ({"ignore": ["q_proj"]}, {}, "", "they differ: q_proj dense, k_proj codebook4 row", "name all of q_proj"),
+        (
+            {"ignore": ["q_proj"]},
+            {},
+            "",
+            "they differ: q_proj dense, k_proj codebook4 row",
+            "let ignore name all of q_proj",
+        ),
         ({"ignore": ["nothing"]}, {}, "ignore", "'nothing' names no linear", "write a path's end"),
     ],
 )

@@ -40,7 +40,7 @@ def check(step: Codebook, linears: Sequence[LinearPlan], where: str) -> None:
             )
         if step.values == "free":
             _check_weight(step, linear, group, where)
-    quantization.fused(linears, where)
+    quantization.fused(linears, where, "ignore")
 
 
 def _check_weight(step: Codebook, linear: LinearPlan, group: int, where: str) -> None:

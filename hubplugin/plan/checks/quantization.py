@@ -137,8 +137,8 @@ def grids(step: GridQuantization, resolved: Mapping[str, Scheme | None], where: 
             )
 
 
-def fused(linears: Sequence[LinearPlan], where: str) -> None:
-    """Linears that vLLM stacks into one matrix have one scheme, or are all dense."""
+def fused(linears: Sequence[LinearPlan], where: str, lists: str = "ignore and overrides") -> None:
+    """Linears that vLLM stacks into one matrix have one scheme, or are all dense; `lists` may make them differ."""
     for members in vllm_support.fused(linears):
         if len({linear.scheme for linear in members}) > 1:
             differing = ", ".join(dict.fromkeys(f"{linear.short} {linear.scheme or 'dense'}" for linear in members))
@@ -148,7 +148,7 @@ def fused(linears: Sequence[LinearPlan], where: str) -> None:
             raise PlanError(
                 where,
                 f"vLLM stacks these linears of {parent} into one, and they differ: {differing}",
-                f"let ignore and overrides name all of {shorts}, or none",
+                f"let {lists} name all of {shorts}, or none",
             )
 
 
