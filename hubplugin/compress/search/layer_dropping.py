@@ -1,7 +1,7 @@
 """Layer dropping: layers and sublayers are removed one after another, each time the one that costs least KL.
 
-KL is that of the model without it and without those removed before, on a few sequences (docs/maths.md, Pruning). Knows
-blocks and sublayers. Knows no weights, no widths and no target.
+KL is that of the model without it and without those removed before; the beginnings of sequences tell which candidates
+need all of them (docs/maths.md, Pruning). Knows blocks and sublayers. Knows no weights, no widths and no target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,9 @@ from hubplugin.progress import progress
 from hubplugin.report import Removal
 
 LAYER = "layer"  # as in report.Removal; a sublayer is called by its own name
+BEGINNING = 4  # a quarter of each sequence, which all candidates see
+POOL = 10  # candidates that are tried again after a removal: those that added least when they were tried last
+FINALISTS = 3  # that see whole sequences
 
 Candidate = tuple[int, str]  # block; LAYER or a sublayer's name
 
@@ -33,12 +36,19 @@ def drop(model: Model, tokens: Tensor, space: Space, counts: Mapping[str, int]) 
     if not any(left.values()):
         return removals
     dropping = _Dropping(model, tokens, model.hidden_states(tokens), space)
+    added, before = dict[Candidate, float](), 0.0  # KL of beginnings: what each adds, and what it was
     while any(left.values()):
         candidates = dropping.candidates([name for name, count in left.items() if count], removals)
         if not candidates:
             raise PlanError("prune", "nothing more can go", "remove less")
-        kl = dropping.kl_without(candidates, removals)
-        (block, name), least = min(zip(candidates, kl, strict=True), key=lambda pair: pair[1])
+        if added:
+            candidates = sorted(candidates, key=lambda candidate: added[candidate])[:POOL]
+        beginnings = dropping.kl_without(candidates, removals, -(-tokens.shape[1] // BEGINNING))
+        finalists = sorted(beginnings, key=lambda candidate: beginnings[candidate])[:FINALISTS]
+        kl = dropping.kl_without(finalists, removals, tokens.shape[1])
+        (block, name), least = min(kl.items(), key=lambda one: one[1])
+        added |= {candidate: value - before for candidate, value in beginnings.items()}
+        before = beginnings[block, name]
         removals.append(Removal(block=block, what=name, kl=least))
         left[name] -= 1
         progress(f"shape | without {name} {block}: KL {least:.4f}")
@@ -77,13 +87,16 @@ class _Dropping:
         # DeciLM starts with attention, so the first block keeps its own
         return not (self.space.per_layer and block == 0 and self.space.family.sublayers[0] in sublayers)
 
-    def kl_without(self, candidates: Sequence[Candidate], removals: Sequence[Removal]) -> list[float]:
+    def kl_without(
+        self, candidates: Sequence[Candidate], removals: Sequence[Removal], length: int
+    ) -> dict[Candidate, float]:
         """KL in nats per token of the model without the removals and without each candidate alone.
 
-        One pass over the blocks: the activations of a candidate part from the others' at its block.
+        Of the first `length` tokens of each sequence. One pass over the blocks: the activations of a candidate part
+        from the others' at its block.
         """
         model = self.model
-        common, activations = model.embed(self.tokens), dict[Candidate, list[Batch]]()
+        common, activations = model.embed(self.tokens[:, :length]), dict[Candidate, list[Batch]]()
         for index in range(len(model)):
             model.block(index)
             removed = self._removed(index, removals)
@@ -97,4 +110,5 @@ class _Dropping:
             model.forward_block(index, common, block)
             model.free(index)
         hidden = [model.final_norm(activations[candidate]) for candidate in candidates]
-        return kl_divergence.divergences(model, self.base_hidden, hidden)
+        kl = kl_divergence.divergences(model, self.base_hidden[:, :length], hidden)
+        return dict(zip(candidates, kl, strict=True))
