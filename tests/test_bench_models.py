@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import ablation
 import cells
 import models
-import smollm2
+
+from hubplugin.demo import smollm2
 
 
 def test_weights_move_by_half_a_step_of_their_group_at_most() -> None:

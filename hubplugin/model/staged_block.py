@@ -28,9 +28,7 @@ class StagedBlock:
     family: Family
 
     @torch.inference_mode()
-    def capture_inputs(
-        self, batches: list[Batch], input_group: InputGroup, through: bool = False
-    ) -> Iterator[Tensor]:
+    def capture_inputs(self, batches: list[Batch], input_group: InputGroup, through: bool = False) -> Iterator[Tensor]:
         """The inputs [sequences, tokens, inputs] of an input group's linears, batch by batch, as the block is now.
 
         Of an expert's linears [tokens, inputs], of the tokens that the router sends there. Of an output projection

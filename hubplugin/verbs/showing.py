@@ -1,6 +1,7 @@
 """The verbs that serve a chat page, a page that compresses, a Hub, and all of it as a demo."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 from hubplugin import interrupt
 from hubplugin.api import OUT
 from hubplugin.verbs.application import LOOPBACK, Host, Port, app
+
+
+class DemoModel(StrEnum):
+    """What the demo can be of."""
+
+    docs = "docs"
+    smollm2 = "smollm2"
 
 
 @app.command("chat")
@@ -108,13 +116,19 @@ def _hub(
 @app.command("demo")
 def _demo(
     once: Annotated[bool, typer.Option("--once", help="End after the chat page has answered once.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of everything it writes.")] = OUT / "demo",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of everything it writes.", show_default="out/demo, or out/smollm2")
+    ] = None,
+    model: Annotated[
+        DemoModel, typer.Option(help="docs comes along; smollm2 is a real chat model out of the Python index.")
+    ] = DemoModel.docs,
 ) -> None:
-    """The whole way on this machine, with a model that comes along.
+    """The whole way on this machine, with a small model.
 
     Example: hubplugin demo --once
     """
     with interrupt.held():
         from hubplugin import demo
 
-    raise typer.Exit(demo.run(out, once=once))
+    place = out or OUT / ("demo" if model is DemoModel.docs else model.value)
+    raise typer.Exit(demo.run(place, demo.SHOWS[model.value], once=once))
