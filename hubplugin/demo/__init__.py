@@ -31,7 +31,9 @@ class Show:
     name: str  # its repo's on the embedded Hub
     manifest: Path
     served: str  # the variant that is served
-    dense: str  # the same on a CPU without AVX-512, where vLLM has no kernel for 4-bit weights
+    dense: (
+        str | None
+    )  # in its place on a CPU without AVX-512, where vLLM has no kernel for 4-bit weights; None: the base
     question: str
     folder: Callable[[Path], Path]  # where it lies, given the demo's folder
 
@@ -63,8 +65,8 @@ SHOWS = {
     "smollm2": Show(
         name=REAL,
         manifest=MANIFESTS / "demo-smollm2.yaml",
-        served="Pruned-8-Recovered-GPTQ-Int4",
-        dense="Pruned-8-Recovered",
+        served="Pruned-8-GPTQ-Int4",
+        dense=None,
         question="What is the capital of France?",
         folder=_from_the_index,
     ),
@@ -74,7 +76,7 @@ SHOWS = {
 def run(out: Path, show: Show, written: Path | None = None, *, once: bool) -> int:
     """Run the pipeline on a model, then serve until ctrl-C; with `once` end after the chat page has answered.
 
-    `written` is another manifest than the model's own, with the two variants that may be served.
+    `written` is another manifest than the model's own, with the variants that may be served.
     """
     written = written or show.manifest
     if not written.is_file():
@@ -95,9 +97,9 @@ def run(out: Path, show: Show, written: Path | None = None, *, once: bool) -> in
         _run_command(environment, "hubplugin", "run", manifest, "--out", str(out / "variants"))
         _print_step("One commit per variant, and a collection.")
         _run_command(environment, "hubplugin", "publish", manifest, "--out", str(out / "variants"))
-        packed = cpu_features.has(cpu_features.AVX512)
-        _print_step(f"The pruned{' and quantized' if packed else ''} variant, pulled back from the Hub, on vLLM.")
-        served = f"{base}-{show.served if packed else show.dense}"
+        variant = show.served if cpu_features.has(cpu_features.AVX512) else show.dense
+        served = f"{base}-{variant}" if variant else base
+        _print_step(f"{served}, pulled back from the Hub, on vLLM.")
         api = stack.enter_context(_server(environment, "hubplugin", "serve", served, "--port", _free_port()))
         page = stack.enter_context(_server(environment, "hubplugin", "chat", api, "--port", _free_port()))
         if once:
