@@ -31,9 +31,7 @@ class Show:
     name: str  # its repo's on the embedded Hub
     manifest: Path
     served: str  # the variant that is served
-    dense: (
-        str | None
-    )  # in its place on a CPU without AVX-512, where vLLM has no kernel for 4-bit weights; None: the base
+    dense: str | None  # in its place without AVX-512, where vLLM has no kernel for 4-bit weights; None: the base
     question: str
     folder: Callable[[Path], Path]  # where it lies, given the demo's folder
 
