@@ -10,7 +10,7 @@
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3.11 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 transformers==5.19.0 accelerate==1.15.0 torchao==0.18.0 numpy
+"$work/venv/bin/pip" install --quiet torch==2.13.0 transformers==5.19.0 accelerate==1.15.0 torchao==0.18.0 numpy==2.3.5
 cat > "$work/sizes.py" <<'PY'
 import os
 import sys

