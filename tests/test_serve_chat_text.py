@@ -65,7 +65,7 @@ def texts(page: Chat, selector: str) -> list[str]:
 
 
 def pasted(page: Chat) -> str:
-    """What the clipboard holds. A page writes to it some time after the click, so that this is asked until it is right."""
+    """What the clipboard holds. A page writes to it a while after the click: ask until it is right."""
     box = page.tab.locator("#box textarea")
     box.fill("")
     box.press("Control+V")

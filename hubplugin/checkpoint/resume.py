@@ -23,6 +23,7 @@ from hubplugin.report import LinearResult
 
 BLOCKS, TRAINING = ".blocks", ".training"  # folders inside the one in the making
 FINGERPRINT_FILE = "fingerprint.json"
+FINISHED = "done"  # the checkpoint of a training that is complete; its notes are the record
 SAMPLE = "sample|"  # before the names of rows that the gate compares, never of tensors that are published
 
 
@@ -152,11 +153,16 @@ class TrainingCheckpoints:
         reader = Reader(self.folder, (self._path(name).name,))
         return {key: reader.get(key) for key in reader.headers}
 
-    def remove_all_but(self, name: str) -> None:
-        """Remove all checkpoints but one."""
+    def load_or_make(self, kind: type[Record], make: Callable[[], Record]) -> Record:
+        """The record of a training that is complete, else that of `make`, after which no other checkpoint is kept."""
+        if FINISHED in self:
+            return kind.model_validate(self.notes(FINISHED))
+        record = make()
+        self.save(FINISHED, {}, record.model_dump(mode="json"))
         for path in self.folder.glob("*.safetensors"):
-            if path != self._path(name):
+            if path != self._path(FINISHED):
                 path.unlink()
+        return record
 
 
 @dataclass(frozen=True)

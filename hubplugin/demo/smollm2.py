@@ -6,6 +6,7 @@ is moved by uniform noise of at most half a step of its group, the size of what 
 so that everybody gets the same bytes. Takes half a minute and 1 GB of memory.
 """
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,14 +23,22 @@ GROUP, STEPS = 32, 15  # of Q4_1: inputs that share a grid, and steps between it
 
 
 def make(out: Path, moved: bool) -> None:
-    """The folder, off its grid where it is to be `moved`. Raises HubPluginError where the index has not answered."""
+    """The folder, off its grid where it is to be `moved`, complete once it is there under its name.
+
+    Raises HubPluginError where the index has not answered, and where it is there already.
+    """
+    if out.exists():
+        raise HubPluginError(str(out), "is there already", "remove it, or name another folder")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     with TemporaryDirectory() as work:
         try:
             file = fetched(Path(work))
         except subprocess.CalledProcessError as error:
             what = "could not be downloaded from the Python index, see pip's message above"
             raise HubPluginError(f"{WEIGHTS}, {READER}", what, "check the network and try again") from error
-        write(file, out, moved)
+        write(file, part, moved)
+    part.rename(out)
 
 
 def fetched(work: Path) -> Path:

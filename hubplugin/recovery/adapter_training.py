@@ -27,8 +27,6 @@ from hubplugin.recovery.trainable import ALPHA, OwnAdapters
 from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import Recovery
 
-FINISHED = "done"  # the checkpoint of an adapter that is complete; its notes are the record
-
 
 def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lora, out: Path) -> Recovery:
     """Train an adapter and write it to `out` as PEFT does.
@@ -37,18 +35,27 @@ def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lor
     one sequence in eight is held out. What a killed run needs stands under resume.TRAINING in `out`. Raises
     CompressError where there are too few sequences, and where `out` was begun with something else.
     """
-    base, parent = folders
     out.mkdir(parents=True, exist_ok=True)
     checkpoints = TrainingCheckpoints(out, _fingerprint(folders, tokens, step))
-    if FINISHED in checkpoints:
-        return Recovery.model_validate(checkpoints.notes(FINISHED))
-    setup = TrainingSetup(parent, base, split(tokens), Reader(parent).headers, device_for(parent, base))
+
+    def made() -> Recovery:
+        base, parent = folders
+        setup = TrainingSetup(parent, base, split(tokens), Reader(parent).headers, device_for(parent, base))
+        return _train(setup, plan, step, checkpoints, out)
+
+    return checkpoints.load_or_make(Recovery, made)
+
+
+def _train(
+    setup: TrainingSetup, plan: AdapterPlan, step: Lora, checkpoints: TrainingCheckpoints, out: Path
+) -> Recovery:
+    """The record of an adapter that stands in `out` then."""
     before = setup.held_out_kl({})
     progress(f"{step.method} | held-out KL {before:.5f} without the adapter")
-    model = setup.model(parent)
+    model = setup.model(setup.student)
     student = OwnAdapters(model.load_all(), step.rank, model.family)
     pace = Pace(step.learning_rate or LORA_RATE, TUNE_STEP_TOKENS, step.limit)
-    lesson = Predictions(setup.model(base).load_all(), setup.tokens, step.top_k)
+    lesson = Predictions(setup.model(setup.base).load_all(), setup.tokens, step.top_k)
     distilled = Distillation(student, lesson, step, before, pace).run(checkpoints)
     tensors = {
         name: weight.to("cpu", TORCH_DTYPES[plan.tensors[name].dtype]) for name, weight in distilled.weights.items()
@@ -57,7 +64,7 @@ def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lor
     peft_folder.write(out, tensors, peft_folder.config(plan.parent.name, None, step.rank, ALPHA * step.rank, linears))
     after = _held_out_kl(setup, out)
     progress(f"{step.method} | held-out KL {after:.5f} after distillation, as stored")
-    record = Recovery(
+    return Recovery(
         trained=f"a LoRA adapter of rank {step.rank} at the blocks' linears, beside the weights of {plan.parent.name}",
         tokens=len(distilled.seen) * setup.tokens.train.shape[1],
         held_out_tokens=setup.tokens.held_out.numel(),
@@ -70,9 +77,6 @@ def run(folders: tuple[Path, Path], plan: AdapterPlan, tokens: Tensor, step: Lor
         kl_blocks=None,
         kl_after=after,
     )
-    checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
-    checkpoints.remove_all_but(FINISHED)
-    return record
 
 
 def _held_out_kl(setup: TrainingSetup, adapter: Path) -> float:

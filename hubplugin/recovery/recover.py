@@ -36,7 +36,6 @@ from hubplugin.recovery.trainable import Adapters, AllWeights, Trainable
 from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import RecoveredBlock, Recovery
 
-FINISHED = "done"  # the checkpoint of a folder that is complete; its notes are the record
 BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
 # peak learning rates: of matrices by Muon, block by block and together; of adapters by AdamW; of what stands beside
 # codes by AdamW, as a ratio of its size, block by block and together
@@ -68,14 +67,14 @@ def run(
     if isinstance(step, Tune) and step.rounding and dense is None:
         raise ValueError("rounding needs the folder that the codes were made from")
     checkpoints = TrainingCheckpoints(out, _fingerprint((student, base, rounded), tokens, step, teachers))
-    if FINISHED in checkpoints:
-        return Recovery.model_validate(checkpoints.notes(FINISHED))
-    setup = TrainingSetup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
-    record, weights = _train(setup, Task(setup, step, rounded), teachers, checkpoints)
-    student_folder.write(setup.student, setup.headers, weights, out)
-    checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
-    checkpoints.remove_all_but(FINISHED)
-    return record
+
+    def made() -> Recovery:
+        setup = TrainingSetup(student, base, split(tokens), Reader(student).headers, device_for(student, base))
+        record, weights = _train(setup, Task(setup, step, rounded), teachers, checkpoints)
+        student_folder.write(setup.student, setup.headers, weights, out)
+        return record
+
+    return checkpoints.load_or_make(Recovery, made)
 
 
 @dataclass(frozen=True)

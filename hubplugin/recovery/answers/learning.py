@@ -22,7 +22,7 @@ from hubplugin.recovery import distillation, splitting, student_folder
 from hubplugin.recovery.answers.cross_entropy import CrossEntropy
 from hubplugin.recovery.answers.rows import AnswerRows
 from hubplugin.recovery.optimizers import Pace
-from hubplugin.recovery.recover import FINISHED, Task, describe
+from hubplugin.recovery.recover import Task, describe
 from hubplugin.recovery.splitting import Split
 from hubplugin.recovery.training_setup import TrainingSetup, device_for
 from hubplugin.report import Distillation
@@ -36,16 +36,16 @@ def run(student: Path, out: Path, rows: AnswerRows, step: Distill) -> Distillati
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoints = TrainingCheckpoints(out, _fingerprint(student, rows, step))
-    if FINISHED in checkpoints:
-        return Distillation.model_validate(checkpoints.notes(FINISHED))
-    held = splitting.held_out(rows.lengths)
-    tokens = Split(rows.ids[~held], rows.ids[held])
-    setup = TrainingSetup(student, student, tokens, Reader(student).headers, device_for(student, student))
-    record, weights = _train(setup, rows.pick(~held), rows.pick(held), step, checkpoints)
-    student_folder.write(student, setup.headers, weights, out)
-    checkpoints.save(FINISHED, {}, record.model_dump(mode="json"))
-    checkpoints.remove_all_but(FINISHED)
-    return record
+
+    def made() -> Distillation:
+        held = splitting.held_out(rows.lengths)
+        tokens = Split(rows.ids[~held], rows.ids[held])
+        setup = TrainingSetup(student, student, tokens, Reader(student).headers, device_for(student, student))
+        record, weights = _train(setup, rows.pick(~held), rows.pick(held), step, checkpoints)
+        student_folder.write(student, setup.headers, weights, out)
+        return record
+
+    return checkpoints.load_or_make(Distillation, made)
 
 
 def _train(
