@@ -4,8 +4,12 @@ Each decision stands in a file of the variant's folder, so that a killed run doe
 plans; makes no weights.
 """
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from hubplugin import provenance, report
 from hubplugin.checkpoint import resume
@@ -13,7 +17,9 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
 from hubplugin.compress.search import bit_allocation, pruning_search, rank_search
-from hubplugin.job import Job
+from hubplugin.compress.search.measurements import Dropped, Kept, Sensitivities, Widths
+from hubplugin.disk import digest
+from hubplugin.job import Clock, Job
 from hubplugin.manifest.methods import factorization_of, grid_of
 from hubplugin.model.architectures import configs, families
 from hubplugin.model.block_runner import Model
@@ -23,6 +29,9 @@ from hubplugin.plan.choices.pruning_space import Shape
 from hubplugin.plan.draft import DraftPlan, rank_space
 from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
+
+MEASURED = ".measured"  # beside the variants' folders
+Measured = TypeVar("Measured", bound=BaseModel)
 
 
 def settle(
@@ -43,7 +52,7 @@ def settle(
     return variant
 
 
-def shape(job: Job, draft: DraftPlan, folder: Path) -> report.Shaping:
+def shape(job: Job, draft: DraftPlan, folder: Path, clock: Clock) -> report.Shaping:
     """What is pruned, decided by measurements on the base."""
     assert draft.space is not None
     estimate, base = draft.estimate, draft.recipe.base
@@ -52,11 +61,26 @@ def shape(job: Job, draft: DraftPlan, folder: Path) -> report.Shaping:
     goal = pruning_search.Goal(draft.space, base.outside_linears, f"{draft.recipe.where}[0]")
     path, fingerprint = folder / resume.BLOCKS / pruning_search.FILE_NAME, provenance.of_blocks(job, estimate)
     decision = resume.Decision(path, fingerprint, report.Shaping)
+    searched = draft.space.measured_for()
+    removals = Kept(_measurement(job, folder, "removals", searched, Dropped))
+    widths = Kept(_measurement(job, folder, "widths", searched, Widths))
     with stages.spilling(estimate, folder) as spill:
-        return decision.load_or_make(partial(pruning_search.search, model, job.calibration.ids, goal, spill))
+        search = partial(pruning_search.search, model, job.calibration.ids, goal, spill, removals, widths)
+        shaping = decision.load_or_make(search)
+    clock.reuse("shape", removals.reused + widths.reused)
+    return shaping
 
 
-def allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
+def _measurement(
+    job: Job, folder: Path, name: str, searched: object, kind: type[Measured]
+) -> resume.Decision[Measured]:
+    """Where a measurement is that variants share: beside their folders, under a digest of all it depends on."""
+    fingerprint = provenance.of_measurement(job, searched)
+    place = digest(json.dumps(dict(fingerprint.digests), sort_keys=True))
+    return resume.Decision(folder.parent / MEASURED / f"{name}-{place[:16]}.json", fingerprint, kind)
+
+
+def allocate(job: Job, draft: DraftPlan, folder: Path, clock: Clock) -> report.Allocation:
     """The budget, spent by measurements on the base. In float32: what a single linear changes is small."""
     model = Model(DenseView(job.snapshot.path), job.plan.config, job.plan.family)
     estimate, budget, tokens = draft.estimate, draft.budget, job.calibration.ids
@@ -64,8 +88,15 @@ def allocate(job: Job, draft: DraftPlan, folder: Path) -> report.Allocation:
     assert step is not None and budget is not None
     path, fingerprint = folder / resume.BLOCKS / bit_allocation.FILE_NAME, provenance.of_blocks(job, estimate)
     decision = resume.Decision(path, fingerprint, report.Allocation)
+    settings = step.model_dump(
+        mode="json", exclude={"budget", "bits", "group_size", "symmetric"}
+    )  # options have theirs
+    searched = [settings, budget.measured_for()]
+    kept = Kept(_measurement(job, folder, "sensitivities", searched, Sensitivities))
     with stages.spilling(estimate, folder) as spill:
-        allocation = decision.load_or_make(partial(bit_allocation.allocate, model, tokens, budget, step, spill))
+        decide = partial(bit_allocation.allocate, model, tokens, budget, step, spill, kept)
+        allocation = decision.load_or_make(decide)
+    clock.reuse("allocation", kept.reused)
     progress(f"{draft.name} | {len(allocation.units)} units allocated, KL of {allocation.predicted_kl:.5f} predicted")
     return allocation
 

@@ -59,6 +59,11 @@ class Clock:
         yield
         self.seconds[name] = round(time.monotonic() - begun, 2)
 
+    def reuse(self, name: str, seconds: float) -> None:
+        """Note seconds that another variant spent on what a stage took from it."""
+        if seconds:
+            self.seconds[f"{name}, measured for another variant"] = round(seconds, 2)
+
 
 @dataclass(frozen=True)
 class Engines:

@@ -146,10 +146,10 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     shaping = allocation = None
     if draft.space:
         with clock.stage("shape"):
-            shaping = decisions.shape(job, draft, staging)
+            shaping = decisions.shape(job, draft, staging, clock)
     if draft.budget:
         with clock.stage("allocation"):
-            allocation = decisions.allocate(job, draft, staging)
+            allocation = decisions.allocate(job, draft, staging, clock)
     variant = decisions.settle(draft, shaping, allocation)
     begun, ranking = _begin_and_rank(job, draft, variant, staging, clock)
     variant = decisions.settle(draft, shaping, allocation, ranking) if ranking else variant

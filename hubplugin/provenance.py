@@ -100,6 +100,18 @@ def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:
     )
 
 
+def of_measurement(job: Job, searched: object) -> Fingerprint:
+    """Of what a search measures on the base before it chooses; `searched` is all of the step it depends on, as JSON."""
+    return Fingerprint(
+        {
+            "base": job.base_fingerprint,
+            "calibration tokens": job.calibration.description.sha256,
+            "search": digest(json.dumps(searched)),
+            RELEASE: hubplugin.__version__,
+        }
+    )
+
+
 def _named(job: Job, steps: Sequence[Step]) -> dict[str, str]:
     """Of the models that a distill step names; of one behind an endpoint, its name among the settings says it all."""
     step = distillation_of(steps)

@@ -282,7 +282,9 @@ def test_curves_go_through_the_divergence_of_what_was_tried(tmp_path: Path, monk
     assert space is not None
     seen, curves = [], width_curves._curves
     monkeypatch.setattr(width_curves, "_curves", lambda *given: seen.append(curves(*given)) or seen[-1])
-    attention, ffn = width_curves.measure(model_of(source), ids, ids, space)
+    found = width_curves.measure(model_of(source), ids, ids, space).blocks
+    attention = [{(heads, kv_heads): kl for heads, kv_heads, kl in one.heads} for one in found]
+    ffn = [dict(one.ffn) for one in found]
     whole = logits(loaded(source), ids).log_softmax(-1).double()
     for index, (heads, channels) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
         for (curve, tried), costs, place in (

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from hubplugin.evaluation import engine_choice
+from hubplugin.evaluation.generation import generate_dequantized, logprobs
+from hubplugin.model.architectures import families
 from hubplugin.plan.vllm_support import Verdict
 from serve import cpu_features, smoke, vllm_settings
 
@@ -62,3 +64,10 @@ def test_transformers_generates_where_no_vllm_is_installed_and_that_is_allowed(
     monkeypatch.setattr(engine_choice, "generate", lambda *given: asked.append(given))
     engine_choice.generate_anyhow(pico_folder, PROMPTS, 2, verdicts(""))
     assert asked == [(pico_folder, PROMPTS, 2, verdicts(""))]
+
+
+@pytest.mark.parametrize("prompt", [[5, 9, 7], [0, 9, 7, 0, 4], [256, 9, 7]])
+def test_ids_that_are_used_for_padding_are_read_like_any_other(pico_folder: Path, prompt: list[int]) -> None:
+    made = generate_dequantized(pico_folder, [prompt], 6)
+    own = logprobs(pico_folder, families.FAMILIES["llama"], [prompt], made.token_ids)
+    assert made.logprobs[0] == pytest.approx(own.tolist(), abs=1e-4)

@@ -167,7 +167,7 @@ class TrainingCheckpoints:
 
 @dataclass(frozen=True)
 class Decision(Generic[Record]):
-    """A record of the report that took measurements to make: one JSON file, which also holds its fingerprint.
+    """A record that took measurements to make: one JSON file, which also holds its fingerprint.
 
     A record of another fingerprint is made again and replaced: no weights are lost with it.
     """
@@ -176,14 +176,23 @@ class Decision(Generic[Record]):
     fingerprint: Fingerprint
     kind: type[Record]
 
-    def load_or_make(self, make: Callable[[], Record]) -> Record:
-        """The record from the file where it has this fingerprint, else a new one, which is written there."""
-        if self.path.is_file():
-            stored = json.loads(self.path.read_text("utf-8"))
-            if not self.fingerprint.changed(Fingerprint(stored["fingerprint"])):
-                return self.kind.model_validate(stored["record"])
-        record = make()
+    def load(self) -> Record | None:
+        """The record from the file, where there is one of this fingerprint."""
+        if not self.path.is_file():
+            return None
+        stored = json.loads(self.path.read_text("utf-8"))
+        if self.fingerprint.changed(Fingerprint(stored["fingerprint"])):
+            return None
+        return self.kind.model_validate(stored["record"])
+
+    def save(self, record: Record) -> Record:
+        """Write the record, in place of any other."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         stored = {"fingerprint": dict(self.fingerprint.digests), "record": record.model_dump(mode="json")}
         disk.write_atomically(self.path, json.dumps(stored, indent=1))
         return record
+
+    def load_or_make(self, make: Callable[[], Record]) -> Record:
+        """The record from the file, else a new one, which is written there."""
+        found = self.load()
+        return self.save(make()) if found is None else found

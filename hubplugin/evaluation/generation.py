@@ -82,8 +82,10 @@ def generate_dequantized(folder: Path, prompts: list[list[int]], tokens: int) ->
     model = loaded(folder)
     generated = Generated("transformers, from the dequantized folder", [], [])
     for prompt in prompts:
+        ids = torch.tensor([prompt])
         out = model.generate(
-            torch.tensor([prompt]),
+            ids,
+            attention_mask=torch.ones_like(ids),  # left out, ids that are the padding's would not be attended to
             max_new_tokens=tokens,
             do_sample=False,
             output_logits=True,

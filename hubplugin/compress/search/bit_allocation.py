@@ -5,8 +5,9 @@ unit alone quantized with one option, on a few sequences. KL of the other option
 loss; the knapsack of plan/choices chooses (docs/maths.md, Allocation). Knows blocks and GPTQ. Knows no file format.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
+from hubplugin.compress.search.measurements import Kept, Sensitivities, load_or_measure
 from hubplugin.limits import PROBE_TOKENS
 from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.methods import linear_algebra
@@ -32,32 +34,21 @@ FILE_NAME = "allocation.json"
 PROBE_BITS = 3  # the fewest that KL is measured with: what 2 bits do to a model is not in proportion to the loss
 
 
-@dataclass(frozen=True)
-class Sensitivities:
-    """What every option of every unit loses, and what one option of each does to the model."""
-
-    losses: list[list[float]]  # tr((W-W')H(W-W')^T) / tr(W H W^T), by unit and option
-    probed: list[int]  # by unit: the option that KL was measured with
-    kl: list[float]  # by unit: nats per token, KL(base || base with that unit alone quantized)
-    tokens: int  # that `kl` is the mean over
-
-    def predicted_kl(self) -> list[list[float]]:
-        """KL by unit and option: in proportion to the loss, through the measured point."""
-        return [
-            [kl * loss / losses[probed] if losses[probed] > 0 else 0.0 for loss in losses]
-            for losses, probed, kl in zip(self.losses, self.probed, self.kl, strict=True)
-        ]
-
-
 def allocate(
-    model: Model, tokens: Tensor, budget: Budget, step: GridQuantization, spill: Path | None = None
+    model: Model,
+    tokens: Tensor,
+    budget: Budget,
+    step: GridQuantization,
+    spill: Path | None = None,
+    kept: Kept[Sensitivities] | None = None,
 ) -> Allocation:
     """The options of all units that fit the budget with the least predicted KL, for token ids [sequences, tokens].
 
-    With `spill`, an empty folder, activations live there instead of in memory. Raises CompressError where activations
-    are not finite.
+    With `spill`, an empty folder, activations live there instead of in memory. What is measured is taken from `kept`,
+    or kept there. Raises CompressError where activations are not finite.
     """
-    measured = measure(model, tokens, budget.units, step, spill)
+    kept = kept or Kept()
+    measured = load_or_measure(kept, "allocation", partial(measure, model, tokens, budget.units, step, spill))
     return _record(budget, measured, budget.choose(measured.predicted_kl()))
 
 
@@ -98,6 +89,7 @@ def measure(
     Second moments come from the first MOMENT_TOKENS of them, KL from the first PROBE_TOKENS, in complete sequences.
     Raises CompressError where activations are not finite.
     """
+    begun = time.monotonic()
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
     probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
@@ -123,12 +115,13 @@ def measure(
         model.forward_block(index, base)
         model.free(index)
         progress(f"allocation | block {index + 1:02d}/{len(model)} measured")
-    hidden = model.final_norm(base)
+    changed = [model.final_norm(quantized[unit.name]) for unit in units]
     return Sensitivities(
-        losses=[losses[unit.name] for unit in units],
-        probed=[_probed(unit) for unit in units],
-        kl=kl_divergence.divergences(model, hidden, [model.final_norm(quantized[unit.name]) for unit in units]),
+        losses=tuple(tuple(losses[unit.name]) for unit in units),
+        probed=tuple(_probed(unit) for unit in units),
+        kl=tuple(kl_divergence.divergences(model, model.final_norm(base), changed)),
         tokens=probe_tokens.numel(),
+        seconds=round(time.monotonic() - begun, 2),
     )
 
 

@@ -4,12 +4,15 @@ KL is that of the model without it and without those removed before; the beginni
 need all of them (docs/maths.md, Pruning). Knows blocks and sublayers. Knows no weights, no widths and no target.
 """
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from hubplugin.compress.search import sensitivity
+from hubplugin.compress.search.measurements import Added, Dropped, Kept
 from hubplugin.errors import PlanError
 from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
@@ -27,32 +30,26 @@ FINALISTS = 3  # that see whole sequences
 Candidate = tuple[int, str]  # block; LAYER or a sublayer's name
 
 
-def drop(model: Model, tokens: Tensor, space: Space, counts: Mapping[str, int]) -> list[Removal]:
+def drop(
+    model: Model, tokens: Tensor, space: Space, counts: Mapping[str, int], kept: Kept[Dropped] | None = None
+) -> list[Removal]:
     """Remove as many layers and sublayers of each name as `counts` says, in the order in which they are chosen.
 
-    `tokens` are ids [sequences, tokens] that KL is measured on. Raises PlanError where there are not so many.
+    `tokens` are ids [sequences, tokens] that KL is measured on. What `kept` has is taken from there, and each removal
+    is kept: of the same names, fewer removals are the first of more. Raises PlanError where there are not so many.
     """
-    left, removals = dict(counts), list[Removal]()
-    if not any(left.values()):
-        return removals
-    dropping = _Dropping(model, tokens, model.hidden_states(tokens), space)
-    added, before = dict[Candidate, float](), 0.0  # KL of beginnings: what each adds, and what it was
-    while any(left.values()):
-        candidates = dropping.candidates([name for name, count in left.items() if count], removals)
-        if not candidates:
-            raise PlanError("prune", "nothing more can go", "remove less")
-        if added:
-            candidates = sorted(candidates, key=lambda candidate: added[candidate])[:POOL]
-        beginnings = dropping.kl_without(candidates, removals, -(-tokens.shape[1] // BEGINNING))
-        finalists = sorted(beginnings, key=lambda candidate: beginnings[candidate])[:FINALISTS]
-        kl = dropping.kl_without(finalists, removals, tokens.shape[1])
-        (block, name), least = min(kl.items(), key=lambda one: one[1])
-        added |= {candidate: value - before for candidate, value in beginnings.items()}
-        before = beginnings[block, name]
-        removals.append(Removal(block=block, what=name, kl=least))
-        left[name] -= 1
-        progress(f"shape | without {name} {block}: KL {least:.4f}")
-    return removals
+    kept, total = kept or Kept(), sum(counts.values())
+    done = kept.load() or Dropped()
+    kept.reused = sum(done.seconds[:total])
+    if done.removals:
+        progress(f"shape | {min(total, len(done.removals))} removals measured before, in {kept.reused:.0f} s")
+    if len(done.removals) < total:
+        dropping = _Dropping(model, tokens, model.hidden_states(tokens), space)
+        while len(done.removals) < total:
+            gone = Counter(one.what for one in done.removals)
+            done = dropping.one_more(done, [name for name, count in counts.items() if gone[name] < count])
+            kept.save(done)
+    return list(done.removals[:total])
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,29 @@ class _Dropping:
     tokens: Tensor  # ids [sequences, tokens]
     base_hidden: Tensor  # the base's last hidden states [sequences, tokens, hidden]
     space: Space
+
+    def one_more(self, done: Dropped, names: Sequence[str]) -> Dropped:
+        """The removal after those that are done: a layer or sublayer of one of these names."""
+        begun, removals = time.monotonic(), done.removals
+        candidates = self.candidates(names, removals)
+        if not candidates:
+            raise PlanError("prune", "nothing more can go", "remove less")
+        added = {(one.block, one.what): one.kl for one in done.added}
+        if added:
+            candidates = sorted(candidates, key=lambda candidate: added[candidate])[:POOL]
+        length = self.tokens.shape[1]
+        beginnings = self.kl_without(candidates, removals, -(-length // BEGINNING))
+        finalists = sorted(beginnings, key=lambda candidate: beginnings[candidate])[:FINALISTS]
+        kl = self.kl_without(finalists, removals, length)
+        (block, name), least = min(kl.items(), key=lambda one: one[1])
+        added |= {candidate: value - done.beginnings_kl for candidate, value in beginnings.items()}
+        progress(f"shape | without {name} {block}: KL {least:.4f}")
+        return Dropped(
+            removals=(*removals, Removal(block=block, what=name, kl=least)),
+            added=tuple(Added(block=block, what=what, kl=value) for (block, what), value in added.items()),
+            beginnings_kl=beginnings[block, name],
+            seconds=(*done.seconds, round(time.monotonic() - begun, 2)),
+        )
 
     def _sublayers(self, name: str) -> tuple[Sublayer, ...]:
         """The sublayers that go with a layer or a sublayer."""

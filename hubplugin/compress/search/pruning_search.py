@@ -6,12 +6,14 @@ a record of the report (docs/maths.md, Pruning). Knows a model and a space of sh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from hubplugin.compress.search import latency, layer_dropping, sensitivity, width_curves
 from hubplugin.compress.search.layer_dropping import LAYER
+from hubplugin.compress.search.measurements import Dropped, Kept, Widths, load_or_measure
 from hubplugin.errors import PlanError
 from hubplugin.limits import PROBE_TOKENS
 from hubplugin.model.architectures.architecture import BlockShape
@@ -31,20 +33,30 @@ class Goal:
     where: str  # the step's place in the manifest, for errors
 
 
-def search(model: Model, tokens: Tensor, goal: Goal, spill: Path | None = None) -> Shaping:
+def search(
+    model: Model,
+    tokens: Tensor,
+    goal: Goal,
+    spill: Path | None = None,
+    kept_removals: Kept[Dropped] | None = None,
+    kept_widths: Kept[Widths] | None = None,
+) -> Shaping:
     """The shape of a variant, for calibration token ids [sequences, tokens].
 
-    With `spill`, an empty folder, activations that second moments are summed over live there. Raises PlanError where no
-    shape meets the target.
+    With `spill`, an empty folder, activations that second moments are summed over live there. What was measured for
+    another target is taken from where it is kept. Raises PlanError where no shape meets the target.
     """
     space, probe_tokens = goal.space, sensitivity.first_sequences(tokens, PROBE_TOKENS)
     if not space.aims:
-        return _counted(model, probe_tokens, space)
+        return _counted(model, probe_tokens, space, kept_removals)
     removals: list[Removal] = []
     if not space.per_layer:
-        removals = layer_dropping.drop(model, probe_tokens, space, {LAYER: _most_layers(space)})
-    attention, ffn = width_curves.measure(model, tokens, probe_tokens, space, spill)
-    shape, kl = _chosen(goal, Measured(attention, ffn, [(one.block, one.kl) for one in removals]))
+        removals = layer_dropping.drop(model, probe_tokens, space, {LAYER: _most_layers(space)}, kept_removals)
+    measuring = partial(width_curves.measure, model, tokens, probe_tokens, space.finest(), spill)
+    blocks = load_or_measure(kept_widths or Kept(), "shape", measuring).blocks
+    attention = [{(heads, kv_heads): kl for heads, kv_heads, kl in one.heads} for one in blocks]
+    layers = [(one.block, one.kl) for one in removals]
+    shape, kl = _chosen(goal, Measured(attention, [dict(one.ffn) for one in blocks], layers))
     removed = [one for one in removals if one.block not in shape.sources]
     return _record(shape, kl, probe_tokens.numel(), removed)
 
@@ -62,11 +74,11 @@ def _chosen(goal: Goal, measured: Measured) -> tuple[Shape, float]:
     return chosen
 
 
-def _counted(model: Model, probe_tokens: Tensor, space: Space) -> Shaping:
+def _counted(model: Model, probe_tokens: Tensor, space: Space, kept: Kept[Dropped] | None) -> Shaping:
     """As many layers and sublayers less as the manifest says; heads and widths as the manifest says."""
     step, (attention, mlp) = space.step, space.family.sublayers
     counts = {LAYER: step.layers or 0, attention.name: step.attention or 0, mlp.name: step.mlp or 0}
-    removals = layer_dropping.drop(model, probe_tokens, space, counts)
+    removals = layer_dropping.drop(model, probe_tokens, space, counts, kept)
     blocks = []
     for index in range(space.base.layers):
         removed = {one.what for one in removals if one.block == index}

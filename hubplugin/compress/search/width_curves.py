@@ -5,16 +5,17 @@ run through the model with everything else as in the base; KL of the others is t
 (docs/maths.md, Pruning). Knows blocks and OBS. Knows no target.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
+from hubplugin.compress.search.measurements import Costs, Widths
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.methods import obs
 from hubplugin.model import kl_divergence
@@ -44,15 +45,14 @@ class LossCurve:
         return {choice: kl * loss / probed_loss if probed_loss > 0 else 0.0 for choice, loss in self.losses.items()}
 
 
-def measure(
-    model: Model, tokens: Tensor, probe_tokens: Tensor, space: Space, spill: Path | None = None
-) -> tuple[list[dict[Heads, float]], list[dict[int, float]]]:
-    """KL in nats per token by block: of each choice of heads, and of each width; the base's own cost 0.
+def measure(model: Model, tokens: Tensor, probe_tokens: Tensor, space: Space, spill: Path | None = None) -> Widths:
+    """What each choice of heads and each width of a space costs, by block.
 
-    Second moments are those of ids `tokens` [sequences, tokens], KL is on `probe_tokens`. Heads (0, 0) and width 0 are
-    the block without the sublayer: infinite unless the prune layout is per-layer. With `spill`, an empty folder,
-    activations that second moments are summed over live there.
+    Second moments are those of ids `tokens` [sequences, tokens], KL is on `probe_tokens`. A block without a sublayer is
+    measured where the prune layout is per-layer. With `spill`, an empty folder, activations that second moments are
+    summed over live there.
     """
+    begun = time.monotonic()
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
     base = model.embed(probe_tokens, activations_folder(spill, "probe"))
@@ -78,21 +78,25 @@ def measure(
         progress(f"shape | block {index + 1:02d}/{len(model)} measured")
     hidden = model.final_norm(base)
     kl = kl_divergence.divergences(model, hidden, [model.final_norm(batches) for batches in changed.values()])
-    return _by_block(space, curves, dict(zip(changed, kl, strict=True)))
+    costs = _by_block(space, curves, dict(zip(changed, kl, strict=True)))
+    return Widths(blocks=costs, seconds=round(time.monotonic() - begun, 2))
 
 
 def _by_block(
     space: Space, curves: Mapping[tuple[int, str], LossCurve], kl: Mapping[tuple[int, str], float]
-) -> tuple[list[dict[Heads, float]], list[dict[int, float]]]:
+) -> tuple[Costs, ...]:
     """Measured KL by block and change -> KL by block and choice."""
-    attention, ffn = [], []
+    blocks = []
     for index in range(space.base.layers):
-        attention.append({(space.base.heads, space.base.kv_heads): 0.0, (0, 0): kl.get((index, "no heads"), torch.inf)})
-        ffn.append({space.base.ffn: 0.0, 0: kl.get((index, "no ffn"), torch.inf)})
-        for name, costs in ((GROUPS, attention[-1]), (QUERIES, attention[-1]), (CHANNELS, ffn[-1])):
+        attention: dict[Heads, float] = {(space.base.heads, space.base.kv_heads): 0.0}
+        ffn: dict[int, float] = {space.base.ffn: 0.0}
+        for name, costs in ((GROUPS, attention), (QUERIES, attention), (CHANNELS, ffn)):
             if (index, name) in curves:
                 costs |= curves[index, name].predicted_kl(kl[index, name])
-    return attention, ffn
+        if space.per_layer:
+            attention[0, 0], ffn[0] = kl[index, "no heads"], kl[index, "no ffn"]
+        blocks.append(Costs(heads=tuple((*heads, one) for heads, one in attention.items()), ffn=tuple(ffn.items())))
+    return tuple(blocks)
 
 
 def _curves(width: Width, weight: Tensor, hessian: Tensor, space: Space) -> dict[str, tuple[LossCurve, Tensor]]:

@@ -4,7 +4,8 @@ A unit is what vLLM stacks into one matrix. Arithmetic on shapes and settings; i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from hubplugin.checkpoint.format_names import COMPRESSED_TENSORS, GPTQ
 from hubplugin.checkpoint.headers import Header
@@ -45,6 +46,10 @@ class Budget:
 
     units: tuple[Unit, ...]
     room: int
+
+    def measured_for(self) -> list[Any]:
+        """All of the budget that measurements depend on, as JSON: its units with their options, and not its room."""
+        return [[unit.name, [asdict(option) for option in unit.options]] for unit in self.units]
 
     def choose(self, losses: Sequence[Sequence[float]]) -> list[int]:
         """The index of every unit's option with the least total loss; `losses` by unit and option."""

@@ -6,6 +6,7 @@ Arithmetic on sizes and settings; KL costs are given, and weights are not known.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from hubplugin.errors import PlanError
 from hubplugin.manifest.steps.prune import Prune
@@ -54,7 +55,7 @@ class Measured:
     """KL that each change alone was measured or predicted to cost, in nats per token."""
 
     attention: Sequence[Mapping[tuple[int, int], float]]  # by block of the base, and option; (0, 0): none left
-    ffn: Sequence[Mapping[int, float]]  # by block of the base, and width; 0: none left
+    ffn: Sequence[Mapping[int, float]]  # by block of the base, and width; 0: none left, where blocks may differ
     layers: Sequence[tuple[int, float]]  # whole layers as they go, one after the other, and the KL once it is gone
 
 
@@ -146,6 +147,22 @@ class Space:
             return 0.0
         step = cost.ffn[self.widths[-1]] - cost.ffn[self.widths[-2]]
         return step / 2 * (1 if self.per_layer else self.base.layers)
+
+    def measured_for(self) -> list[Any]:
+        """All of the space that measurements depend on, as JSON: of a target only that there is one; counts of one kind
+        of removal differ in how far it goes, and counts of several also in the order."""
+        fields = {key: getattr(self.step, key) for key in ("layers", "attention", "mlp")}
+        counts = {key: count for key, count in fields.items() if count}
+        settings = self.step.model_dump(mode="json", exclude={*Prune.kinds, *Prune.targets})
+        return [
+            settings,
+            self.heads if self.aims else None,
+            sorted(counts) if len(counts) == 1 else sorted(counts.items()),
+        ]
+
+    def finest(self) -> "Space":
+        """The same with all widths that the base may be cut to: what is measured for one group size serves another."""
+        return replace(self, widths=widths(self.base.ffn, None, self.per_layer))
 
     def choose(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
         """The shape within a limit that is predicted to cost the least KL, and that KL; None where none fits."""
