@@ -4,7 +4,7 @@
 
 Every row removes a ratio of the weights of the blocks' linears. "plain SVD" and "whitened" have one rank per shape, by
 the ratio alone; the others come from one search, whose measurements are taken once, with the ranks of the largest ratio
-(`run` takes them for each variant, on 2048 tokens). `--codes '{"bits": 4, "group_size": 32}'` measures every ratio with
+(`run` takes them for each variant). `--codes '{"bits": 4, "group_size": 32}'` measures every ratio with
 both factors quantized too, and `--beside` codes of whole weights. Perplexity and KL are those of the evaluation of
 `hubplugin run`.
 """
@@ -53,14 +53,13 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512, help="of each sequence")
     parser.add_argument("--rank-multiple", type=int, default=32)
-    parser.add_argument("--probe-tokens", type=int, default=512, help="of one sequence, that KL of a group is taken on")
     parser.add_argument("--codes", type=json.loads, help="settings of a gptq step after lowrank")
     parser.add_argument("--beside", type=json.loads, nargs="+", default=[], help="settings of gptq steps alone")
     parser.add_argument("--only", nargs="+", default=list(RANKS), choices=list(RANKS))
     options = parser.parse_args()
     print(f"| {COLUMNS} |\n|---|---|---|{'---:|' * (COLUMNS.count('|') - 2)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="lowrank-") as work:
-        bench = Bench(_job(options, Path(work)), Path(work), options.probe_tokens)
+        bench = Bench(_job(options, Path(work)), Path(work))
         for draft in bench.job.plan.drafts:
             for name in _names(draft, options.only):
                 print(f"| {bench.row(draft, name)} |", flush=True)
@@ -101,7 +100,6 @@ class Bench:
 
     job: Job
     work: Path
-    probe_tokens: int
     found: tuple[RankSpace, rank_search.Measured] | None = None
 
     def row(self, draft: DraftPlan, name: str | None) -> str:
@@ -136,8 +134,8 @@ class Bench:
             space, ids = rank_space(draft.recipe, draft.shape), self.job.calibration.ids
             assert space is not None
             model = Model(DenseView(self.job.snapshot.path), self.job.plan.config, self.job.plan.family)
-            started, probe = time.monotonic(), ids[:1, : self.probe_tokens]
-            self.found = space, rank_search.measure(model, ids, space, step, probe_tokens=probe)
+            started = time.monotonic()
+            self.found = space, rank_search.measure(model, ids, space, step)
             print(f"<!-- search: {time.monotonic() - started:.0f} s -->", flush=True)
         return self.found
 

@@ -15,11 +15,12 @@ from hubplugin import provenance, report
 from hubplugin.checkpoint import resume
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
+from hubplugin.clock import Clock
 from hubplugin.compress import stages
 from hubplugin.compress.search import bit_allocation, pruning_search, rank_search
 from hubplugin.compress.search.measurements import Dropped, Kept, Sensitivities, Widths
 from hubplugin.disk import digest
-from hubplugin.job import Clock, Job
+from hubplugin.job import Job
 from hubplugin.manifest.methods import factorization_of, grid_of
 from hubplugin.model.architectures import configs, families
 from hubplugin.model.block_runner import Model

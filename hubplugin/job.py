@@ -5,9 +5,7 @@ here; it makes none.
 """
 
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hubplugin.clock import Clock
 from hubplugin.compress.calibration import calibration_data, prompts, vocabulary
 from hubplugin.compress.calibration.calibration_data import TokenSequences
 from hubplugin.compress.calibration.prompts import Prompts
@@ -44,25 +43,6 @@ from hubplugin.report import Evaluation, Speed
 from hubplugin.task_record import Tasks
 
 CALIBRATION, EVALUATION, RECOVERY = "calibration", "evaluation", "recovery"  # what tokens are used for
-
-
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
-        begun = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - begun, 2)
-
-    def reuse(self, name: str, seconds: float) -> None:
-        """Note seconds that another variant spent on what a stage took from it."""
-        if seconds:
-            self.seconds[f"{name}, measured for another variant"] = round(seconds, 2)
 
 
 @dataclass(frozen=True)

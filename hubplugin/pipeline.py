@@ -22,11 +22,12 @@ from hubplugin import (
     variant_folder,
     writing,
 )
+from hubplugin.clock import Clock
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.evaluation import engine_choice, gate, generation
 from hubplugin.evaluation.speed.kv_caches import Serve
 from hubplugin.evaluation.speed.rounds import TakeTurn
-from hubplugin.job import Clock, Engines, Folders, Job
+from hubplugin.job import Engines, Folders, Job
 from hubplugin.manifest.methods import factorization_of
 from hubplugin.manifest.schema import Document
 from hubplugin.plan.adapters import drafting

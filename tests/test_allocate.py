@@ -75,7 +75,7 @@ def test_what_is_measured_is_the_model_with_one_unit_quantized(folder: Path, tmp
             after = whole(tokens.long()).logits.double().log_softmax(-1)
             for one, old in zip(linears, before, strict=True):
                 one.weight.copy_(old)
-            kl = float((expected.exp() * (expected - after)).sum(-1).mean())
+            kl = float((expected.exp() * (expected - after)).sum(-1)[:, 16:].mean())  # a quarter is not judged
             assert scheme.bits == 3
             assert found.losses[number][found.probed[number]] == pytest.approx(made.loss, rel=0.02)
             assert found.kl[number] == pytest.approx(kl, rel=0.05)

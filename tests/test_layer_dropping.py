@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pico
 import pytest
 import torch
 
-from hubplugin.compress.search import layer_dropping
+from hubplugin.compress.search import layer_dropping, sensitivity
 from hubplugin.compress.search.layer_dropping import LAYER, Candidate
 from hubplugin.evaluation.quality_metrics import open_model
+from hubplugin.limits import PROBE_TOKENS
 from hubplugin.model import kl_divergence
 from hubplugin.model.architectures import families
 from hubplugin.report import Removal
@@ -34,7 +36,8 @@ def test_the_cheapest_layers_go_and_few_see_whole_sequences(model, monkeypatch, 
     beginning = 3 * (whole + 0.02 * torch.rand(LAYERS, generator=generator))
     seen = []
 
-    def kl(self, candidates: Sequence[Candidate], removals: Sequence[Removal], length: int) -> dict[Candidate, float]:
+    def kl(self, candidates: Sequence[Candidate], removals: Sequence[Removal], text: Any) -> dict[Candidate, float]:
+        length = text.tokens.shape[1]
         gone, cost = [one.block for one in removals], whole if length == LENGTH else beginning
         seen.extend([length] * len(candidates))
         return {(block, name): float(cost[[*gone, block]].sum()) for block, name in candidates}
@@ -59,3 +62,14 @@ def test_the_kl_of_what_was_chosen_is_that_of_all_sequences(pico_folder, sequenc
             whole.forward_block(index, batches)
     (exact,) = kl_divergence.divergences(whole, base, [whole.final_norm(batches)])
     assert removal.kl == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "length", "probe"),
+    [(64, 512, (8, 128)), (4, 2048, (4, 256)), (2, 100, (2, 100)), (64, 32, (32, 32)), (1, 4096, (1, 1024))],
+)
+def test_probes_are_beginnings_of_many_sequences(sequences: int, length: int, probe: tuple[int, int]) -> None:
+    ids = torch.arange(sequences * length).reshape(sequences, length)
+    taken = sensitivity.probe(ids)
+    assert taken.shape == probe and torch.equal(taken, ids[: probe[0], : probe[1]])
+    assert taken.numel() <= PROBE_TOKENS

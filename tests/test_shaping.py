@@ -11,7 +11,7 @@ import pytest
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions
 from hubplugin.model.architectures.families import FAMILIES
-from hubplugin.plan.choices import pruning_space
+from hubplugin.plan.choices import pruned_sizes, pruning_space
 from hubplugin.plan.choices.pruning_space import Cost, Measured, Shape, Space
 
 BASE = Dimensions(
@@ -214,14 +214,14 @@ def test_before_measuring_a_target_is_met_by_widths_and_then_by_layers(step: dic
     ],
 )
 def test_widths_are_multiples_of_tiles_and_groups(before: int, group: int | None, per_layer: bool, step: int) -> None:
-    found = pruning_space.widths(before, group, per_layer)
+    found = pruned_sizes.widths(before, group, per_layer)
     assert found == (*range(step, before, step), before)
 
 
 def test_heads_go_by_groups_or_equally_from_every_group() -> None:
     base = replace(BASE, heads=12, kv_heads=3)
-    assert pruning_space.heads(base, None) == ((4, 1), (8, 2), (3, 3), (6, 3), (9, 3), (12, 3))
-    assert pruning_space.heads(base, 128) == ((4, 1), (8, 2), (12, 3)), (
+    assert pruned_sizes.heads(base, None) == ((4, 1), (8, 2), (3, 3), (6, 3), (9, 3), (12, 3))
+    assert pruned_sizes.heads(base, 128) == ((4, 1), (8, 2), (12, 3)), (
         "32 * 3, 6 or 9 inputs are no whole groups of 128"
     )
-    assert pruning_space.heads(replace(BASE, heads=1, kv_heads=1), None) == ((1, 1),)
+    assert pruned_sizes.heads(replace(BASE, heads=1, kv_heads=1), None) == ((1, 1),)

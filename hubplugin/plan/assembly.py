@@ -70,8 +70,19 @@ class Open:
     @property
     def probes(self) -> int:
         """Changes of single blocks that are run through the model at one time, to decide."""
-        units = len(self.budget.units) if self.budget else self.space.probes if self.space else 0
-        return max(units, len(self.ranks.groups) if self.ranks else 0)
+        return max(self._of_widths_or_bits(self.space.probes if self.space else 0), self._of_ranks)
+
+    @property
+    def tried(self) -> int:
+        """Changes that are run through the model in all."""
+        return self._of_widths_or_bits(self.space.tried if self.space else 0) + self._of_ranks
+
+    def _of_widths_or_bits(self, of_space: int) -> int:
+        return len(self.budget.units) if self.budget else of_space
+
+    @property
+    def _of_ranks(self) -> int:
+        return sum(len(group.probes) for group in self.ranks.groups) if self.ranks else 0
 
 
 def assemble(
@@ -104,7 +115,8 @@ def assemble(
     still_open = still_open or Open()
     verdicts = _verdicts(config["model_type"], dims, planned, still_open.budget)
     _check_loads(verdicts, recipe)
-    work = workload.of(recipe.document, base, recipe.steps, still_open.probes, recipe.teacher)
+    work = workload.of(recipe.document, base, recipe.steps, recipe.teacher)
+    work = replace(work, probes=still_open.probes, tried=still_open.tried)
     shapes, sampled = architecture.linear_shapes(base.family, base.dims), _sampled_bytes(recipe)
     may_differ = still_open.space is not None and still_open.space.per_layer
     variant = VariantPlan(

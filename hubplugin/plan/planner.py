@@ -22,7 +22,7 @@ from hubplugin.plan.base import Base, Named
 from hubplugin.plan.checks import lowrank, pruning, quantization, sources, this_machine
 from hubplugin.plan.checks import steps as step_order
 from hubplugin.plan.checks.training import distilling, tuning
-from hubplugin.plan.choices import mixed_precision, pruning_space
+from hubplugin.plan.choices import mixed_precision, pruned_sizes, pruning_space
 from hubplugin.plan.choices.mixed_precision import Budget
 from hubplugin.plan.choices.pruning_space import Space
 from hubplugin.plan.draft import DraftPlan, Plan, rank_space
@@ -111,16 +111,16 @@ def _space(prune: Prune, resolved: Mapping[str, Scheme | None], base: Base, wher
     """What a step leaves to measurements; where it names counts, one choice of widths and heads."""
     channels, columns = (_group(resolved, base.family.width(name).consumer) for name in ("ffn", "heads"))
     if any(getattr(prune, key) is not None for key in Prune.targets):
-        heads = pruning_space.heads(base.dims, columns if columns > 1 else None)
+        heads = pruned_sizes.heads(base.dims, columns if columns > 1 else None)
         supported = pruned_config.supported_heads(prune, base.config, base.family, base.dims, heads, where)
-        widths = pruning_space.widths(base.dims.ffn, channels, prune.layout == "per-layer")
+        widths = pruned_sizes.widths(base.dims.ffn, channels, prune.layout == "per-layer")
         space = Space(prune, base.family, base.dims, widths, supported)
         pruning.check_target(space, base.outside_linears, where)
         return space
     ffn = base.dims.ffn
     if prune.ffn is not None:
-        ffn = pruning_space.kept_ffn(prune.ffn, channels, ffn, f"{where}.ffn")
-    kept = pruning_space.kept_heads(prune, base.dims, columns, where)
+        ffn = pruned_sizes.kept_ffn(prune.ffn, channels, ffn, f"{where}.ffn")
+    kept = pruned_sizes.kept_heads(prune, base.dims, columns, where)
     pruning.check_depth(prune, base.dims.layers, where)
     return Space(prune, base.family, base.dims, (ffn,), (kept,))
 

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.compress.search.measurements import Kept, Sensitivities, load_or_measure
-from hubplugin.limits import PROBE_TOKENS
 from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import gptq
-from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import second_moments
@@ -86,12 +84,12 @@ def measure(
 ) -> Sensitivities:
     """One pass over the base with calibration token ids [sequences, tokens], in the model's dtype.
 
-    Second moments come from the first MOMENT_TOKENS of them, KL from the first PROBE_TOKENS, in complete sequences.
+    Second moments come from the first MOMENT_TOKENS of them, in complete sequences, KL from beginnings of sequences.
     Raises CompressError where activations are not finite.
     """
     begun = time.monotonic()
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS)
+    probe_tokens = sensitivity.probe(tokens)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
     base = model.embed(probe_tokens, activations_folder(spill, "probe"))
     quantized: dict[str, list[Batch]] = {}  # by unit: activations of the probe where that unit alone is quantized
@@ -115,11 +113,10 @@ def measure(
         model.forward_block(index, base)
         model.free(index)
         progress(f"allocation | block {index + 1:02d}/{len(model)} measured")
-    changed = [model.final_norm(quantized[unit.name]) for unit in units]
     return Sensitivities(
         losses=tuple(tuple(losses[unit.name]) for unit in units),
         probed=tuple(_probed(unit) for unit in units),
-        kl=tuple(kl_divergence.divergences(model, model.final_norm(base), changed)),
+        kl=tuple(sensitivity.divergences(model, base, [quantized[unit.name] for unit in units])),
         tokens=probe_tokens.numel(),
         seconds=round(time.monotonic() - begun, 2),
     )

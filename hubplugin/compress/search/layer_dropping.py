@@ -6,7 +6,7 @@ need all of them (docs/maths.md, Pruning). Knows blocks and sublayers. Knows no 
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,18 +14,16 @@ from torch import Tensor
 from hubplugin.compress.search import sensitivity
 from hubplugin.compress.search.measurements import Added, Dropped, Kept
 from hubplugin.errors import PlanError
+from hubplugin.limits import REMOVAL_TOKENS
 from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.architectures.families import Sublayer
 from hubplugin.model.block_runner import Model
-from hubplugin.plan.choices.pruning_space import Space
+from hubplugin.plan.choices.pruning_space import FINALISTS, POOL, Space
 from hubplugin.progress import progress
 from hubplugin.report import Removal
 
 LAYER = "layer"  # as in report.Removal; a sublayer is called by its own name
-BEGINNING = 4  # a quarter of each sequence, which all candidates see
-POOL = 10  # candidates that are tried again after a removal: those that added least when they were tried last
-FINALISTS = 3  # that see whole sequences
 
 Candidate = tuple[int, str]  # block; LAYER or a sublayer's name
 
@@ -35,8 +33,9 @@ def drop(
 ) -> list[Removal]:
     """Remove as many layers and sublayers of each name as `counts` says, in the order in which they are chosen.
 
-    `tokens` are ids [sequences, tokens] that KL is measured on. What `kept` has is taken from there, and each removal
-    is kept: of the same names, fewer removals are the first of more. Raises PlanError where there are not so many.
+    `tokens` are ids [sequences, tokens]; KL is measured on the first REMOVAL_TOKENS of them. What `kept` has is taken
+    from there, and each removal is kept: of the same names, fewer removals are the first of more. Raises PlanError
+    where there are not so many.
     """
     kept, total = kept or Kept(), sum(counts.values())
     done = kept.load() or Dropped()
@@ -44,7 +43,13 @@ def drop(
     if done.removals:
         progress(f"shape | {min(total, len(done.removals))} removals measured before, in {kept.reused:.0f} s")
     if len(done.removals) < total:
-        dropping = _Dropping(model, tokens, model.hidden_states(tokens), space)
+        beginnings, all_of_them = sensitivity.probe(tokens), sensitivity.first_sequences(tokens, REMOVAL_TOKENS)
+        dropping = _Dropping(
+            model,
+            space,
+            _Text(beginnings, model.hidden_states(beginnings), sensitivity.judged),
+            _Text(all_of_them, model.hidden_states(all_of_them)),
+        )
         while len(done.removals) < total:
             gone = Counter(one.what for one in done.removals)
             done = dropping.one_more(done, [name for name, count in counts.items() if gone[name] < count])
@@ -53,13 +58,22 @@ def drop(
 
 
 @dataclass(frozen=True)
+class _Text:
+    """What KL is measured on."""
+
+    tokens: Tensor  # ids [sequences, tokens]
+    base_hidden: Tensor  # the base's last hidden states [sequences, tokens, hidden]
+    judged: Callable[[Tensor], Tensor] = lambda hidden: hidden  # those of them that KL is the mean over
+
+
+@dataclass(frozen=True)
 class _Dropping:
     """The base, and what removals are judged by."""
 
     model: Model
-    tokens: Tensor  # ids [sequences, tokens]
-    base_hidden: Tensor  # the base's last hidden states [sequences, tokens, hidden]
     space: Space
+    beginnings: _Text
+    whole: _Text
 
     def one_more(self, done: Dropped, names: Sequence[str]) -> Dropped:
         """The removal after those that are done: a layer or sublayer of one of these names."""
@@ -70,10 +84,9 @@ class _Dropping:
         added = {(one.block, one.what): one.kl for one in done.added}
         if added:
             candidates = sorted(candidates, key=lambda candidate: added[candidate])[:POOL]
-        length = self.tokens.shape[1]
-        beginnings = self.kl_without(candidates, removals, -(-length // BEGINNING))
+        beginnings = self.kl_without(candidates, removals, self.beginnings)
         finalists = sorted(beginnings, key=lambda candidate: beginnings[candidate])[:FINALISTS]
-        kl = self.kl_without(finalists, removals, length)
+        kl = self.kl_without(finalists, removals, self.whole)
         (block, name), least = min(kl.items(), key=lambda one: one[1])
         added |= {candidate: value - done.beginnings_kl for candidate, value in beginnings.items()}
         progress(f"shape | without {name} {block}: KL {least:.4f}")
@@ -108,15 +121,14 @@ class _Dropping:
         return not (self.space.per_layer and block == 0 and self.space.family.sublayers[0] in sublayers)
 
     def kl_without(
-        self, candidates: Sequence[Candidate], removals: Sequence[Removal], length: int
+        self, candidates: Sequence[Candidate], removals: Sequence[Removal], text: _Text
     ) -> dict[Candidate, float]:
         """KL in nats per token of the model without the removals and without each candidate alone.
 
-        Of the first `length` tokens of each sequence. One pass over the blocks: the activations of a candidate part
-        from the others' at its block.
+        One pass over the blocks: the activations of a candidate part from the others' at its block.
         """
         model = self.model
-        common, activations = model.embed(self.tokens[:, :length]), dict[Candidate, list[Batch]]()
+        common, activations = model.embed(text.tokens), dict[Candidate, list[Batch]]()
         for index in range(len(model)):
             model.block(index)
             removed = self._removed(index, removals)
@@ -129,6 +141,6 @@ class _Dropping:
                 model.forward_block(index, activations[candidate], without)
             model.forward_block(index, common, block)
             model.free(index)
-        hidden = [model.final_norm(activations[candidate]) for candidate in candidates]
-        kl = kl_divergence.divergences(model, self.base_hidden[:, :length], hidden)
+        hidden = [text.judged(model.final_norm(activations[candidate])) for candidate in candidates]
+        kl = kl_divergence.divergences(model, text.judged(text.base_hidden), hidden)
         return dict(zip(candidates, kl, strict=True))

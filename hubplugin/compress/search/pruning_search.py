@@ -15,7 +15,7 @@ from hubplugin.compress.search import latency, layer_dropping, sensitivity, widt
 from hubplugin.compress.search.layer_dropping import LAYER
 from hubplugin.compress.search.measurements import Dropped, Kept, Widths, load_or_measure
 from hubplugin.errors import PlanError
-from hubplugin.limits import PROBE_TOKENS
+from hubplugin.limits import REMOVAL_TOKENS
 from hubplugin.model.architectures.architecture import BlockShape
 from hubplugin.model.block_runner import Model
 from hubplugin.plan.choices.pruning_space import Measured, Shape, Space, whole
@@ -46,19 +46,19 @@ def search(
     With `spill`, an empty folder, activations that second moments are summed over live there. What was measured for
     another target is taken from where it is kept. Raises PlanError where no shape meets the target.
     """
-    space, probe_tokens = goal.space, sensitivity.first_sequences(tokens, PROBE_TOKENS)
+    space = goal.space
     if not space.aims:
-        return _counted(model, probe_tokens, space, kept_removals)
+        return _counted(model, tokens, space, kept_removals)
     removals: list[Removal] = []
     if not space.per_layer:
-        removals = layer_dropping.drop(model, probe_tokens, space, {LAYER: _most_layers(space)}, kept_removals)
-    measuring = partial(width_curves.measure, model, tokens, probe_tokens, space.finest(), spill)
+        removals = layer_dropping.drop(model, tokens, space, {LAYER: space.removals}, kept_removals)
+    measuring = partial(width_curves.measure, model, tokens, space.finest(), spill)
     blocks = load_or_measure(kept_widths or Kept(), "shape", measuring).blocks
     attention = [{(heads, kv_heads): kl for heads, kv_heads, kl in one.heads} for one in blocks]
     layers = [(one.block, one.kl) for one in removals]
     shape, kl = _chosen(goal, Measured(attention, [dict(one.ffn) for one in blocks], layers))
     removed = [one for one in removals if one.block not in shape.sources]
-    return _record(shape, kl, probe_tokens.numel(), removed)
+    return _record(shape, kl, sensitivity.probe(tokens).numel(), removed)
 
 
 def _chosen(goal: Goal, measured: Measured) -> tuple[Shape, float]:
@@ -74,23 +74,22 @@ def _chosen(goal: Goal, measured: Measured) -> tuple[Shape, float]:
     return chosen
 
 
-def _counted(model: Model, probe_tokens: Tensor, space: Space, kept: Kept[Dropped] | None) -> Shaping:
+def _counted(model: Model, tokens: Tensor, space: Space, kept: Kept[Dropped] | None) -> Shaping:
     """As many layers and sublayers less as the manifest says; heads and widths as the manifest says."""
     step, (attention, mlp) = space.step, space.family.sublayers
     counts = {LAYER: step.layers or 0, attention.name: step.attention or 0, mlp.name: step.mlp or 0}
-    removals = layer_dropping.drop(model, probe_tokens, space, counts, kept)
+    removals = layer_dropping.drop(model, tokens, space, counts, kept)
     blocks = []
     for index in range(space.base.layers):
         removed = {one.what for one in removals if one.block == index}
         heads, kv_heads = (0, 0) if removed & {LAYER, attention.name} else space.heads[0]
         blocks.append(BlockShape(heads, kv_heads, 0 if removed & {LAYER, mlp.name} else space.widths[0]))
-    return _record(whole(blocks), removals[-1].kl if removals else 0.0, probe_tokens.numel(), removals)
-
-
-def _most_layers(space: Space) -> int:
-    """Layers that may be dropped for a target: no larger a ratio of them than the target is."""
-    ratio = space.step.ratio or (1 - space.step.latency if space.step.latency else 0.5)
-    return min(int(ratio * space.base.layers), space.base.layers - 1)
+    return _record(
+        whole(blocks),
+        removals[-1].kl if removals else 0.0,
+        sensitivity.first_sequences(tokens, REMOVAL_TOKENS).numel(),
+        removals,
+    )
 
 
 def _record(shape: Shape, kl: float, tokens: int, removals: Sequence[Removal]) -> Shaping:

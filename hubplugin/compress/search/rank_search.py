@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
-from hubplugin.limits import PROBE_TOKENS
 from hubplugin.manifest.steps.lowrank import LowRank
 from hubplugin.methods import lowrank
 from hubplugin.methods.linear_algebra import Prepared
-from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import second_moments
@@ -72,22 +70,14 @@ def factors(space: RankSpace, record: Ranking) -> dict[str, Factors]:
     return space.factors((one.ranks, one.shared) for one in record.groups)
 
 
-def measure(
-    model: Model,
-    tokens: Tensor,
-    space: RankSpace,
-    step: LowRank,
-    spill: Path | None = None,
-    probe_tokens: Tensor | None = None,
-) -> Measured:
+def measure(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill: Path | None = None) -> Measured:
     """One pass over the base with calibration token ids [sequences, tokens], in the model's dtype.
 
-    Second moments come from the first MOMENT_TOKENS of them, KL from `probe_tokens` [sequences, tokens]; left out, from
-    the first PROBE_TOKENS over two. Complete sequences. Raises CompressError where activations are not finite.
+    Second moments come from the first MOMENT_TOKENS of them, in complete sequences, KL from beginnings of sequences.
+    Raises CompressError where activations are not finite.
     """
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    if probe_tokens is None:
-        probe_tokens = sensitivity.first_sequences(tokens, PROBE_TOKENS // PROBES)
+    probe_tokens = sensitivity.probe(tokens)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
     base = model.embed(probe_tokens, activations_folder(spill, "probe"))
     changed: dict[tuple[str, int], list[Batch]] = {}  # by group and rank: activations where that group alone is cut
@@ -110,9 +100,7 @@ def measure(
         model.forward_block(index, base)
         model.free(index)
         progress(f"ranks | block {index + 1:02d}/{len(model)} measured")
-    hidden = model.final_norm(base)
-    found = kl_divergence.divergences(model, hidden, [model.final_norm(batches) for batches in changed.values()])
-    kl = dict(zip(changed, found, strict=True))
+    kl = dict(zip(changed, sensitivity.divergences(model, base, changed.values()), strict=True))
     return Measured(
         losses=[losses[group.name] for group in space.groups],
         sensitivities=[

@@ -3,21 +3,44 @@
 Knows blocks, linears and sublayers. Knows no method, no option and no budget.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from hubplugin.model import heterogeneous
+from hubplugin.limits import PROBE_TOKENS
+from hubplugin.model import heterogeneous, kl_divergence
 from hubplugin.model.activations import Batch
 from hubplugin.model.architectures.families import Sublayer
 from hubplugin.model.block_runner import Model
 
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is chosen
+PROBE_LENGTH = 128  # tokens of a sequence that changes are tried on, where there are sequences enough
+UNJUDGED = 4  # of these, a quarter is read and not judged: at the start of a text other layers matter than in it
 
 
 def first_sequences(tokens: Tensor, most: int) -> Tensor:
     """The first sequences of ids [sequences, tokens]: `most` tokens in all at most, but one sequence at least."""
     return tokens[: max(1, most // tokens.shape[1])]
+
+
+def probe(tokens: Tensor) -> Tensor:
+    """The beginnings of sequences that single changes are tried on: PROBE_TOKENS of ids [sequences, tokens] at most.
+
+    Many sequences tell more than long ones. One token of each sequence at least.
+    """
+    length = min(tokens.shape[1], max(PROBE_LENGTH, PROBE_TOKENS // len(tokens)))
+    return first_sequences(tokens[:, :length], PROBE_TOKENS)
+
+
+def judged(hidden: Tensor) -> Tensor:
+    """Of states [sequences, tokens, hidden] those that KL is the mean over."""
+    return hidden[:, hidden.shape[1] // UNJUDGED :]
+
+
+def divergences(model: Model, base: list[Batch], changed: Iterable[list[Batch]]) -> list[float]:
+    """KL in nats per judged token between the base and each change of it, from activations behind the last block."""
+    base_hidden, *others = (judged(model.final_norm(batches)) for batches in (base, *changed))
+    return kl_divergence.divergences(model, base_hidden, others)
 
 
 def forward_reweighted(

@@ -18,7 +18,6 @@ from hubplugin.compress.search import sensitivity
 from hubplugin.compress.search.measurements import Costs, Widths
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.methods import obs
-from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch, copied
 from hubplugin.model.architectures.families import Width
 from hubplugin.model.block_runner import Model
@@ -45,17 +44,17 @@ class LossCurve:
         return {choice: kl * loss / probed_loss if probed_loss > 0 else 0.0 for choice, loss in self.losses.items()}
 
 
-def measure(model: Model, tokens: Tensor, probe_tokens: Tensor, space: Space, spill: Path | None = None) -> Widths:
+def measure(model: Model, tokens: Tensor, space: Space, spill: Path | None = None) -> Widths:
     """What each choice of heads and each width of a space costs, by block.
 
-    Second moments are those of ids `tokens` [sequences, tokens], KL is on `probe_tokens`. A block without a sublayer is
-    measured where the prune layout is per-layer. With `spill`, an empty folder, activations that second moments are
-    summed over live there.
+    Second moments are those of ids `tokens` [sequences, tokens], KL is on beginnings of sequences. A block without a
+    sublayer is measured where the prune layout is per-layer. With `spill`, an empty folder, activations that second
+    moments are summed over live there.
     """
     begun = time.monotonic()
     moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
     calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
-    base = model.embed(probe_tokens, activations_folder(spill, "probe"))
+    base = model.embed(sensitivity.probe(tokens), activations_folder(spill, "probe"))
     changed: dict[tuple[int, str], list[Batch]] = {}  # activations of the model with one change, by block and change
     curves: dict[tuple[int, str], LossCurve] = {}
     for index in range(len(model)):
@@ -76,8 +75,7 @@ def measure(model: Model, tokens: Tensor, probe_tokens: Tensor, space: Space, sp
         model.forward_block(index, base)
         model.free(index)
         progress(f"shape | block {index + 1:02d}/{len(model)} measured")
-    hidden = model.final_norm(base)
-    kl = kl_divergence.divergences(model, hidden, [model.final_norm(batches) for batches in changed.values()])
+    kl = sensitivity.divergences(model, base, changed.values())
     costs = _by_block(space, curves, dict(zip(changed, kl, strict=True)))
     return Widths(blocks=costs, seconds=round(time.monotonic() - begun, 2))
 

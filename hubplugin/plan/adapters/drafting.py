@@ -39,7 +39,7 @@ def variant(recipe: Recipe, parent: VariantPlan) -> VariantPlan:
     checks.check_parent(step, parent, recipe.where)
     row_of(step).fits(step, parent.linears, f"{recipe.where}[0]")
     adapter = AdapterPlan(parent, step.rank, _tensors(step, parent, base.tensors[_first(recipe, parent)].dtype))
-    work = workload.of(recipe.document, base, recipe.steps, 0)
+    work = workload.of(recipe.document, base, recipe.steps)
     shapes = architecture.linear_shapes(base.family, base.dims)
     sampled = recipe.document.manifest.calibrate.self_ * base.bytes
     parameters = parent.parameters + adapter.parameters

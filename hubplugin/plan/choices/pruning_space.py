@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from hubplugin.errors import PlanError
+from hubplugin.limits import PROBE_TOKENS, REMOVAL_TOKENS
 from hubplugin.manifest.steps.prune import Prune
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.plan import sizes
-from hubplugin.plan.choices import knapsack
+from hubplugin.plan.choices import knapsack, pruned_sizes
 from hubplugin.plan.choices.knapsack import Choice
 
-LEVELS = 16  # steps into which a width is cut at least, where its tiles are not larger
+POOL = 10  # layers that are tried again after one was removed: those that added least when they were tried last
+FINALISTS = 3  # of them that are tried on whole sequences
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,23 @@ class Space:
         queries = any(kv_heads == self.base.kv_heads for _, kv_heads in self.heads[:-1])
         ways = (1 + groups + queries) * self.aims + (2 if self.per_layer else 1)
         return ways * self.base.layers
+
+    @property
+    def removals(self) -> int:
+        """Layers and sublayers that are removed one after another; for a target, no larger a ratio of the layers than
+        it is."""
+        if not self.aims:
+            return (self.step.layers or 0) + (self.step.attention or 0) + (self.step.mlp or 0)
+        if self.per_layer:
+            return 0
+        ratio = self.step.ratio or (1 - self.step.latency if self.step.latency else 0.5)
+        return min(int(ratio * self.base.layers), self.base.layers - 1)
+
+    @property
+    def tried(self) -> int:
+        """Changes that are run through the model in all, on PROBE_TOKENS each."""
+        again = max(0, self.removals - 1) * min(POOL, self.base.layers)
+        return self.probes + again + self.removals * FINALISTS * REMOVAL_TOKENS // PROBE_TOKENS
 
     @cached_property
     def weights(self) -> Cost:
@@ -162,7 +180,7 @@ class Space:
 
     def finest(self) -> "Space":
         """The same with all widths that the base may be cut to: what is measured for one group size serves another."""
-        return replace(self, widths=widths(self.base.ffn, None, self.per_layer))
+        return replace(self, widths=pruned_sizes.widths(self.base.ffn, None, self.per_layer))
 
     def choose(self, measured: Measured, cost: Cost, limit: float) -> tuple[Shape, float] | None:
         """The shape within a limit that is predicted to cost the least KL, and that KL; None where none fits."""
@@ -220,70 +238,3 @@ def whole(blocks: Sequence[BlockShape]) -> Shape:
     """A shape without the blocks that have neither attention nor FFN."""
     kept = [(index, block) for index, block in enumerate(blocks) if block.heads or block.ffn]
     return Shape(tuple(index for index, _ in kept), tuple(block for _, block in kept))
-
-
-def widths(before: int, group: int | None, per_layer: bool) -> tuple[int, ...]:
-    """FFN widths that a target may choose among, the base's own last: multiples of a tile and of the group size.
-
-    The tile is 128 where the width has LEVELS of them (twice as many where blocks may differ), else 64 or 32: kernels
-    and tensor parallelism like large ones.
-    """
-    levels = LEVELS * 2 if per_layer else LEVELS
-    tile = next((size for size in (sizes.WIDTH_TILE, 64) if before >= levels * size), sizes.SMALL_TILE)
-    unit = sizes.width_unit(tile, group)
-    return (*range(unit, before, unit), before)
-
-
-def heads(base: Dimensions, group: int | None) -> tuple[tuple[int, int], ...]:
-    """(query heads, KV heads) that a target may choose among, the base's own last.
-
-    Fewer KV groups with all of their query heads, or equally fewer query heads in all groups, such that the inputs of
-    o_proj are multiples of the group size.
-    """
-    per_group = base.heads // base.kv_heads
-    choices = [(per_group * kept, kept) for kept in range(1, base.kv_heads)]
-    choices += [(base.kv_heads * kept, base.kv_heads) for kept in range(1, per_group)]
-    whole_groups = [choice for choice in choices if not group or choice[0] * base.head_dim % group == 0]
-    return (*whole_groups, (base.heads, base.kv_heads))
-
-
-def kept_heads(prune: Prune, dims: Dimensions, group: int, where: str) -> tuple[int, int]:
-    """(query heads, KV heads) that stay. Raises PlanError where no count is near the ratio."""
-    per_group, kv_heads = dims.heads // dims.kv_heads, dims.kv_heads
-    if prune.kv_heads is not None:
-        kv_heads = _kept(prune.kv_heads, kv_heads, per_group * dims.head_dim, group, f"{where}.kv_heads", "KV groups")
-    if prune.heads is not None:
-        inside = "query heads of a KV group"
-        per_group = _kept(prune.heads, per_group, kv_heads * dims.head_dim, group, f"{where}.heads", inside)
-    return kv_heads * per_group, kv_heads
-
-
-def _kept(ratio: float, count: int, columns: int, group: int, where: str, what: str) -> int:
-    """How many of `count` stay, the nearest to the ratio such that o_proj's inputs are whole groups."""
-    fits = [kept for kept in range(1, count) if kept * columns % group == 0]
-    if not fits:
-        raise PlanError(
-            where, f"there are {count} {what}, and none can go", "prune ffn or layers, or another group_size"
-        )
-    return min(fits, key=lambda kept: (abs(kept - count * (1 - ratio)), -kept))
-
-
-def kept_ffn(ratio: float, group: int | None, before: int, where: str) -> int:
-    """The pruned FFN width. Raises PlanError where no allowed width is near the ratio."""
-    kept = sizes.kept_width(before, ratio, group)
-    if kept is not None:
-        return kept
-    unit = sizes.width_unit(sizes.SMALL_TILE, group)
-    fits = [near for near in sizes.RATIOS if sizes.kept_width(before, near, group)]
-    if not fits:
-        raise PlanError(
-            where,
-            f"no multiple of {unit} below {before} FFN channels is left to keep",
-            "prune a wider model, or quantize alone",
-        )
-    count = "none" if ratio < fits[0] else "all"
-    raise PlanError(
-        where,
-        f"{ratio:g} of {before} FFN channels rounds to {count} of them: widths are multiples of {unit}",
-        f"use a ratio from {fits[0]:g} to {fits[-1]:g}",
-    )

@@ -24,6 +24,7 @@ HOLES_BYTES = 84 * 2**20  # between tensors below 32 MB, which lie in the alloca
 SLACK, MOST_SLACK = 0.3, 320 * 2**20  # ... and more by what a block needs
 POOL_SLACK = 0.05  # of activations, which lie apart
 SAVED = 12  # widths of a block that its backward pass finds saved, for each token
+LOGIT_OPERATIONS = 500  # that the softmax of one logit and its part of a KL take the time of, in products
 FP32 = 4  # bytes per number: second moments and the weights that a method works on
 
 
@@ -62,7 +63,10 @@ class Work:
     tokens: int  # per sample
     quantizes: Cost | None  # of the method that makes codes, where one does
     prunes: Cost | None  # of the method that removes channels and heads
-    units: int = 0  # that a budget chooses options for
+    probes: int = (
+        0  # changes of single blocks that are run through the model at one time, before anything is decided ...
+    )
+    tried: int = 0  # ... and in all
     corrected: int = 0  # tokens that pass through the base too, to correct targets: a second set of activations
     skips: bool = False  # sublayers: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
@@ -157,8 +161,7 @@ class _Pass:
         return ((2 * self.dims.hidden + widest) * (tokens + base) + ahead * base) * self.work.number
 
     def _probes(self) -> int:
-        count = min(self.work.samples * self.work.tokens, max(self.work.tokens, PROBE_TOKENS))
-        return self.work.units * count * self.dims.hidden * FP32
+        return self.work.probes * _probe_tokens(self.work) * self.dims.hidden * FP32
 
     def _micro(self) -> int:
         return min(self.work.samples * self.work.tokens, max(self.work.tokens, self.micro))
@@ -245,9 +248,15 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
             total += work.descends * 2 * stacked * inputs
             steps += stacked * WEIGHT_SECONDS * (1 + work.descends / 2) + inputs * COLUMN_SECONDS
         passed += 2 * reaching * stacked
-    probes = work.units / 2 * min(count, max(work.tokens, PROBE_TOKENS)) / count  # half of the blocks, for each unit
+    probes = work.tried * _probe_tokens(work)
+    passed *= 1 + twice + probes / 2 / count  # half of the blocks, for each change that is tried
+    divergences = probes * dims.vocab * (2 * dims.hidden + LOGIT_OPERATIONS) / work.cpu.flops
     training = sum(map(_operations, work.trainings)) / work.cpu.training
-    return dims.layers * ((total + passed * (1 + twice + probes)) / work.cpu.flops + steps) + training
+    return dims.layers * ((total + passed) / work.cpu.flops + steps) + divergences + training
+
+
+def _probe_tokens(work: Work) -> int:
+    return min(work.samples * work.tokens, PROBE_TOKENS)
 
 
 def _operations(one: Training) -> float:

@@ -26,13 +26,10 @@ from hubplugin.plan.costs import estimates
 from serve import cpu_features
 
 
-def of(
-    document: Document, base: Base, steps: Sequence[Step], units: int, teacher: Base | None = None
-) -> estimates.Work:
-    """The work of these steps on a base.
+def of(document: Document, base: Base, steps: Sequence[Step], teacher: Base | None = None) -> estimates.Work:
+    """The work of these steps on a base, without what is measured before they are decided.
 
-    `units` are the changes of single blocks that are run through the model before anything is decided. `teacher` is
-    that of a distill step, where it is another model than the base.
+    `teacher` is that of a distill step, where it is another model than the base.
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
     quantizing, grid, prune, mask = quantization_of(steps), grid_of(steps), pruning_of(steps), mask_of(steps)
@@ -43,7 +40,6 @@ def of(
         tokens=source.sequence_length,
         quantizes=row_of(quantizing).cost if quantizing else None,
         prunes=row_of(prune).cost if prune else None,
-        units=units,
         corrected=corrected_tokens(steps, source.samples * source.sequence_length),
         skips=prune is not None and prune.measures,
         descends=grid.passes if grid else 0,
