@@ -20,6 +20,6 @@ class Clock:
         self.seconds[name] = round(time.monotonic() - begun, 2)
 
     def reuse(self, name: str, seconds: float) -> None:
-        """Note seconds that another variant spent on what a stage took from it."""
+        """Note seconds that an earlier search spent on what a stage took from it."""
         if seconds:
-            self.seconds[f"{name}, measured for another variant"] = round(seconds, 2)
+            self.seconds[f"{name}, measured before"] = round(seconds, 2)

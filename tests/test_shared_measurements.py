@@ -79,8 +79,8 @@ def test_ratios_share_what_is_measured_and_come_out_as_alone(place: Path, measur
             made.shaping == expected.shaping and made.files["model.safetensors"] == expected.files["model.safetensors"]
         )
     seconds = report.read(out / "More").seconds
-    assert seconds["shape, measured for another variant"] > 0
-    assert "shape, measured for another variant" not in less.seconds
+    assert seconds["shape, measured before"] > 0
+    assert "shape, measured before" not in less.seconds
 
 
 def test_what_depends_on_a_setting_is_measured_again(place: Path, measured: list[str]) -> None:

@@ -40,7 +40,7 @@ def drop(
     kept, total = kept or Kept(), sum(counts.values())
     done = kept.load() or Dropped()
     kept.reused = sum(done.seconds[:total])
-    if done.removals:
+    if kept.reused:
         progress(f"shape | {min(total, len(done.removals))} removals measured before, in {kept.reused:.0f} s")
     if len(done.removals) < total:
         beginnings, all_of_them = sensitivity.probe(tokens), sensitivity.first_sequences(tokens, REMOVAL_TOKENS)

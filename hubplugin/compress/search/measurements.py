@@ -70,7 +70,7 @@ class Kept(Generic[Measurement]):
     """A measurement in a file, if there is one; without a file nothing is kept."""
 
     file: Decision[Measurement] | None = None
-    reused: float = 0.0  # seconds that another variant spent on what was taken from it
+    reused: float = 0.0  # seconds that an earlier search spent on what was taken from it
 
     def load(self) -> Measurement | None:
         """The measurement, where it was made."""
