@@ -28,6 +28,11 @@ def space(layers: int = 4, widths: tuple[int, ...] = WIDTHS, **step: Any) -> Spa
     return Space(asked, FAMILIES["llama"], replace(BASE, layers=layers), widths, HEADS)
 
 
+def asking(depth: int, **step: Any) -> Space:
+    """The space of a step that may name a count of layers."""
+    return replace(space(depth, ratio=0.1), step=Prune.model_validate({"method": "prune", **step}))
+
+
 def costs(seed: int, layers: int = 4, widths: tuple[int, ...] = WIDTHS) -> Measured:
     """KL that grows with what is gone, each in its own way."""
     chance = random.Random(seed)
@@ -225,3 +230,34 @@ def test_heads_go_by_groups_or_equally_from_every_group() -> None:
         "32 * 3, 6 or 9 inputs are no whole groups of 128"
     )
     assert pruned_sizes.heads(replace(BASE, heads=1, kv_heads=1), None) == ((1, 1),)
+
+
+@pytest.mark.parametrize(
+    ("step", "removals", "at_once", "in_all"),
+    [
+        # of 20 layers: widths, KV groups, query heads and layers once; ten layers again after every removal but the
+        # last, and before each three on four times as many tokens
+        ({"ratio": 0.2}, 4, 4 * 20, 4 * 20 + 3 * 10 + 4 * 12),
+        ({"ratio": 0.02}, 0, 4 * 20, 4 * 20),
+        ({"latency": 0.75}, 5, 4 * 20, 4 * 20 + 4 * 10 + 5 * 12),
+        ({"ratio": 0.2, "layout": "per-layer"}, 0, 5 * 20, 5 * 20),  # and blocks without either sublayer
+        ({"layers": 3}, 3, 20, 20 + 2 * 10 + 3 * 12),
+    ],
+)
+def test_changes_that_are_tried_are_counted(step: dict[str, Any], removals: int, at_once: int, in_all: int) -> None:
+    made = asking(20, **step)
+    assert (made.removals, made.probes, made.tried) == (removals, at_once, in_all)
+
+
+def test_measurements_are_shared_by_targets_and_by_nothing_else() -> None:
+    def depends_on(**step: Any) -> list[Any]:
+        return asking(4, **step).measured_for()
+
+    assert depends_on(ratio=0.1) == depends_on(ratio=0.4) == depends_on(params=9000) == depends_on(latency=0.5)
+    assert depends_on(layers=1) == depends_on(layers=3) == depends_on(layers=2, ffn=0.25)
+    per_layer = {"layout": "per-layer"}
+    others = [{"damp": 0.1, "ratio": 0.1}, {"ratio": 0.1, **per_layer}, {"attention": 1, **per_layer}]
+    others += [{"attention": 1, "mlp": 1, **per_layer}, {"attention": 1, "mlp": 2, **per_layer}, {"ratio": 0.1}]
+    others += [{"layers": 1}]
+    keys = [str(depends_on(**other)) for other in others]
+    assert len(set(keys)) == len(keys)
