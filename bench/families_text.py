@@ -25,6 +25,7 @@ How to read the tables:
   better measure: perplexity may stay where predictions changed. **top-1 same**: how often both think the same token
   most likely.
 - **made in**: seconds from calibration tokens to the finished folder, searches and training included, evaluation not.
+  Ratios of one family share what a search measures: its seconds count for each of them, though it is measured once.
 - **served by**: what loads it, by the rules of `hubplugin plan`. Where no kernel computes with the stored form, bytes
   are saved on disk and on the way, not while it runs.
 """
