@@ -70,19 +70,17 @@ class Open:
     @property
     def probes(self) -> int:
         """Changes of single blocks that are run through the model at one time, to decide."""
-        return max(self._of_widths_or_bits(self.space.probes if self.space else 0), self._of_ranks)
+        return max(self.space.probes if self.space else 0, *self._bits_and_ranks)
 
     @property
     def tried(self) -> int:
         """Changes that are run through the model in all."""
-        return self._of_widths_or_bits(self.space.tried if self.space else 0) + self._of_ranks
-
-    def _of_widths_or_bits(self, of_space: int) -> int:
-        return len(self.budget.units) if self.budget else of_space
+        return (self.space.tried if self.space else 0) + sum(self._bits_and_ranks)
 
     @property
-    def _of_ranks(self) -> int:
-        return sum(len(group.probes) for group in self.ranks.groups) if self.ranks else 0
+    def _bits_and_ranks(self) -> tuple[int, int]:
+        bits = len(self.budget.units) if self.budget else 0
+        return bits, sum(len(group.probes) for group in self.ranks.groups) if self.ranks else 0
 
 
 def assemble(

@@ -88,10 +88,7 @@ def measure(
     Raises CompressError where activations are not finite.
     """
     begun = time.monotonic()
-    moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    probe_tokens = sensitivity.probe(tokens)
-    calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
-    base = model.embed(probe_tokens, activations_folder(spill, "probe"))
+    calibration, base = sensitivity.activations(model, tokens, spill)
     quantized: dict[str, list[Batch]] = {}  # by unit: activations of the probe where that unit alone is quantized
     losses: dict[str, list[float]] = {}
     for index in range(len(model)):
@@ -117,7 +114,7 @@ def measure(
         losses=tuple(tuple(losses[unit.name]) for unit in units),
         probed=tuple(_probed(unit) for unit in units),
         kl=tuple(sensitivity.divergences(model, base, [quantized[unit.name] for unit in units])),
-        tokens=probe_tokens.numel(),
+        tokens=sensitivity.probe(tokens).numel(),
         seconds=round(time.monotonic() - begun, 2),
     )
 

@@ -76,10 +76,7 @@ def measure(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill
     Second moments come from the first MOMENT_TOKENS of them, in complete sequences, KL from beginnings of sequences.
     Raises CompressError where activations are not finite.
     """
-    moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    probe_tokens = sensitivity.probe(tokens)
-    calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
-    base = model.embed(probe_tokens, activations_folder(spill, "probe"))
+    calibration, base = sensitivity.activations(model, tokens, spill)
     changed: dict[tuple[str, int], list[Batch]] = {}  # by group and rank: activations where that group alone is cut
     losses, lost = dict[str, Losses](), dict[tuple[str, int], float]()
     for index in range(len(model)):
@@ -107,7 +104,7 @@ def measure(model: Model, tokens: Tensor, space: RankSpace, step: LowRank, spill
             Sensitivity(tuple((lost[group.name, rank], kl[group.name, rank]) for rank in group.probes))
             for group in space.groups
         ],
-        tokens=probe_tokens.numel(),
+        tokens=sensitivity.probe(tokens).numel(),
     )
 
 

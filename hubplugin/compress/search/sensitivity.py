@@ -4,9 +4,11 @@ Knows blocks, linears and sublayers. Knows no method, no option and no budget.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.limits import PROBE_TOKENS
 from hubplugin.model import heterogeneous, kl_divergence
 from hubplugin.model.activations import Batch
@@ -30,6 +32,15 @@ def probe(tokens: Tensor) -> Tensor:
     """
     length = min(tokens.shape[1], max(PROBE_LENGTH, PROBE_TOKENS // len(tokens)))
     return first_sequences(tokens[:, :length], PROBE_TOKENS)
+
+
+def activations(model: Model, tokens: Tensor, spill: Path | None) -> tuple[list[Batch], list[Batch]]:
+    """Of the base, before its first block: what second moments are summed over, and what changes are tried on.
+
+    For ids [sequences, tokens]; with `spill`, an empty folder, they live there.
+    """
+    calibration = model.embed(first_sequences(tokens, MOMENT_TOKENS), activations_folder(spill, "calibration"))
+    return calibration, model.embed(probe(tokens), activations_folder(spill, "probe"))
 
 
 def judged(hidden: Tensor) -> Tensor:

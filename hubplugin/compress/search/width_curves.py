@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.compress.search import sensitivity
 from hubplugin.compress.search.measurements import Costs, Widths
 from hubplugin.manifest.steps.prune import Prune
@@ -52,9 +51,7 @@ def measure(model: Model, tokens: Tensor, space: Space, spill: Path | None = Non
     moments are summed over live there.
     """
     begun = time.monotonic()
-    moment_tokens = sensitivity.first_sequences(tokens, sensitivity.MOMENT_TOKENS)
-    calibration = model.embed(moment_tokens, activations_folder(spill, "calibration"))
-    base = model.embed(sensitivity.probe(tokens), activations_folder(spill, "probe"))
+    calibration, base = sensitivity.activations(model, tokens, spill)
     changed: dict[tuple[int, str], list[Batch]] = {}  # activations of the model with one change, by block and change
     curves: dict[tuple[int, str], LossCurve] = {}
     for index in range(len(model)):

@@ -98,6 +98,12 @@ class Prune(StepSettings):
         return self
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many layers and sublayers to remove, by the kinds that are named."""
+        named = {"layers": self.layers, "attention": self.attention, "mlp": self.mlp}
+        return {kind: count for kind, count in named.items() if count is not None}
+
+    @property
     def measures(self) -> bool:
         """Whether measurements on the model decide what to remove."""
-        return any(getattr(self, key) is not None for key in ("layers", "attention", "mlp", *self.targets))
+        return bool(self.counts) or any(getattr(self, key) is not None for key in self.targets)

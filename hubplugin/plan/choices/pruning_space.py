@@ -95,7 +95,7 @@ class Space:
         """Layers and sublayers that are removed one after another; for a target, no larger a ratio of the layers than
         it is."""
         if not self.aims:
-            return (self.step.layers or 0) + (self.step.attention or 0) + (self.step.mlp or 0)
+            return sum(self.step.counts.values())
         if self.per_layer:
             return 0
         ratio = self.step.ratio or (1 - self.step.latency if self.step.latency else 0.5)
@@ -169,8 +169,7 @@ class Space:
     def measured_for(self) -> list[Any]:
         """All of the space that measurements depend on, as JSON: of a target only that there is one; counts of one kind
         of removal differ in how far it goes, and counts of several also in the order."""
-        fields = {key: getattr(self.step, key) for key in ("layers", "attention", "mlp")}
-        counts = {key: count for key, count in fields.items() if count}
+        counts = self.step.counts
         settings = self.step.model_dump(mode="json", exclude={*Prune.kinds, *Prune.targets})
         return [
             settings,
