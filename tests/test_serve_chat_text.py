@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -64,12 +65,16 @@ def texts(page: Chat, selector: str) -> list[str]:
     return list(page.tab.locator(f"#chat .bot {selector}").all_text_contents())
 
 
-def pasted(page: Chat) -> str:
-    """What the clipboard holds. A page writes to it a while after the click: ask until it is right."""
+def copies(page: Chat, button: Any, text: str) -> None:
+    """Click a copy button until the clipboard holds a text: a click may meet a page that is being laid out."""
     box = page.tab.locator("#box textarea")
-    box.fill("")
-    box.press("Control+V")
-    return str(box.input_value())
+    deadline, found = time.monotonic() + 30, ""
+    while found != text and time.monotonic() < deadline:
+        button.click()
+        box.fill("")
+        box.press("Control+V")
+        found = str(box.input_value())
+    assert found == text
 
 
 @pytest.mark.browser
@@ -160,10 +165,8 @@ def test_copying_a_message_gives_what_was_said(browser: Any, clipboard: bool) ->
             page.tab.reload()
             page.until_ready()
         answered(page)
-        page.tab.locator("#chat .message-buttons button").last.click()
-        until(lambda: pasted(page) == CODE + FORMULAS + "é 😀")
-        page.tab.locator("#chat .copy_code_button").first.click()
-        until(lambda: pasted(page) == "if (a < b && *p) f<int>();")
+        copies(page, page.tab.locator("#chat .message-buttons button").last, CODE + FORMULAS + "é 😀")
+        copies(page, page.tab.locator("#chat .copy_code_button").first, "if (a < b && *p) f<int>();")
         page.tab.close()
 
 
