@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from hubplugin.errors import CompressError
-from hubplugin.kernels import second_moments, xtx_cpu
+from hubplugin.kernels import second_moments
+from hubplugin.kernels.half_precision import token_sums
 from hubplugin.methods import linear_algebra, qep
 
 
@@ -69,9 +70,9 @@ def test_what_a_linear_owes_is_the_same_summed_over_inputs_or_over_outputs() -> 
 
 @pytest.fixture(params=[True, False])
 def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a CPU's matrix unit, where there is one, and without."""
+    """With a CPU's instructions for bfloat16, where there are some, and without."""
     if not request.param:
-        monkeypatch.setattr(xtx_cpu, "works", lambda: False)
+        monkeypatch.setattr(token_sums, "kinds", lambda: ())
 
 
 @pytest.mark.parametrize("size", [64, 48])

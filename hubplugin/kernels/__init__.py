@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: second moments on CPU, AMX and CUDA, RMSNorm, transposed copies, threads.
+"""Arrays in, arrays out: second moments on CPU and CUDA, logits, transposed copies, threads.
 
 Knows dtypes and instruction sets. Knows no linear, no method and no file.
 """

@@ -100,7 +100,7 @@ def _power(_, exponent):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _exp(x):  # type: ignore[no-untyped-def]
+def exponential(x):  # type: ignore[no-untyped-def]
     """e^x of a float32 number that is 0 or less; 1.6e-38 from LEAST on."""
     x = _LEAST if x < _LEAST else x
     exponent = np.int32(x * _LOG2_E - _HALF)
@@ -113,7 +113,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 @compiled
 def _probability(logit, largest, rest):  # type: ignore[no-untyped-def]
     """Of a logit of a row whose normalizer is the largest logit plus a rest: of large logits the sum would lose it."""
-    return _exp((logit - largest) - rest)
+    return exponential((logit - largest) - rest)
 
 
 @compiled
@@ -128,10 +128,10 @@ def _excess(p, q, d):  # type: ignore[no-untyped-def]
 
 
 # of sums alone, for they would not vectorise otherwise; what is called from there keeps its order
-_any_order = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+any_order = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 
 
-@_any_order
+@any_order
 def _largest(logits):  # type: ignore[no-untyped-def]
     largest = logits[0]
     for place in range(len(logits)):
@@ -139,15 +139,15 @@ def _largest(logits):  # type: ignore[no-untyped-def]
     return largest
 
 
-@_any_order
+@any_order
 def _exponentials(logits, largest):  # type: ignore[no-untyped-def]
     total = _ZERO
     for place in range(len(logits)):
-        total += _exp(logits[place] - largest)
+        total += exponential(logits[place] - largest)
     return total
 
 
-@_any_order
+@any_order
 def _differences(p_logits, q_logits, p_largest, q_largest, p_rest, q_rest, normalizers):  # type: ignore[no-untyped-def]
     """Sums of `_excess` and of |p - q| over a piece; `normalizers` is the difference of the rows' log-sums."""
     divergence, distance = _ZERO, _ZERO

@@ -12,29 +12,36 @@ import torch
 from llvmlite import binding
 from torch import Tensor, nn
 
+from hubplugin.kernels.half_precision import split_products
+
 
 class Head(nn.Linear):
-    """A linear whose outputs go to `out` [rows, outputs], where that is set and the product is taken here."""
+    """A linear whose outputs go to float32 `out` [rows, outputs], where that is set and the product is taken here."""
 
     out: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs [..., outputs] of inputs [..., inputs]."""
-        if self.out is None or self.bias is not None or not _taken(inputs, self.weight, self.out):
+        rows = inputs.flatten(0, -2)
+        if self.out is None or self.bias is not None or not fits(rows, self.weight):
             return super().forward(inputs)
-        return product(inputs.flatten(0, -2), self.weight, self.out).unflatten(0, inputs.shape[:-1])
+        return product(rows, self.weight, self.out).unflatten(0, inputs.shape[:-1])
+
+
+def fits(rows: Tensor, weight: Tensor) -> bool:
+    """Whether `product` takes rows [rows, inputs] and a weight [outputs, inputs]."""
+    plain = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in (rows, weight))
+    return plain or split_products.fits(rows, weight)
 
 
 def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """rows weight^T of float32 [rows, inputs] and [outputs, inputs] on the CPU, written to out [rows, outputs]."""
+    """rows weight^T of [rows, inputs] and [outputs, inputs], written to float32 out [rows, outputs]; all on the CPU."""
+    if split_products.fits(rows, weight):
+        return split_products.product(rows, weight, out)
     if _is_zen():
         np.matmul(rows.numpy(), weight.numpy().T, out=out.numpy())
         return out
     return torch.mm(rows, weight.T, out=out)
-
-
-def _taken(*tensors: Tensor) -> bool:
-    return all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
 
 
 @cache

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hubplugin.errors import CompressError
-from hubplugin.kernels import xtx_cpu
-from hubplugin.kernels.xtx_cpu import Tiles
+from hubplugin.kernels.half_precision import token_sums
+from hubplugin.kernels.half_precision.token_sums import Packed
 
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 
@@ -29,30 +29,33 @@ class PreparedInputs:
     def __init__(self) -> None:
         self.rows = torch.empty(0, 0)  # [tokens, inputs]
         self._stored = self.rows.dtype
-        self._tiles, self._left, self._tiled = Tiles(), Tiles(), False
+        self._memory: dict[type[Packed], tuple[Packed, Packed]] = {}  # of each kind, for either side of a product
+        self._packed: Packed | None = None
 
     def take(self, x: Tensor) -> Self:
         """Inputs [..., inputs]."""
         rows = x.reshape(-1, x.shape[-1])
-        self._stored, self._tiled = x.dtype, xtx_cpu.fits(rows)
-        self.rows = rows if self._tiled or rows.is_cuda else _wide(rows)
-        if self._tiled:
-            self._tiles.fill(rows)
+        kind, self._stored = token_sums.kind(rows), x.dtype
+        self.rows = rows if kind or rows.is_cuda else _wide(rows)
+        self._packed = self._space(kind)[0].fill(rows) if kind else None
         return self
+
+    def _space(self, kind: type[Packed]) -> tuple[Packed, Packed]:
+        return self._memory.setdefault(kind, (kind(), kind()))
 
     def part(self, first: int, last: int) -> Self:
         """Tokens first .. last."""
         selected = copy.copy(self)
         selected.rows = self.rows[first:last]
-        if self._tiled:
-            selected._tiles = self._tiles.part(first, last) or Tiles().fill(selected.rows)
+        if self._packed is not None:
+            selected._packed = self._packed.part(first, last) or type(self._packed)().fill(selected.rows)
         return selected
 
     def add_square(self, total: Tensor) -> None:
         """total += x^T x over all tokens, at least on and below the diagonal; see `SecondMoments.matrix`."""
         rows = self.rows
-        if self._tiled:
-            xtx_cpu.add_lower(total, self._tiles)
+        if self._packed is not None:
+            token_sums.add_lower(total, self._packed)
         elif _triton(rows):
             from hubplugin.kernels import xtx_cuda  # Triton is there where CUDA is
 
@@ -65,8 +68,9 @@ class PreparedInputs:
 
     def add_product(self, total: Tensor, y: Tensor) -> None:
         """total += y^T x over all tokens, for y [tokens, outputs] of the dtype of `rows`."""
-        if self._tiled and xtx_cpu.fits(y):
-            xtx_cpu.add_product(total, self._left.fill(y, both=False), self._tiles)
+        if self._packed is not None and token_sums.kind(y) is type(self._packed):
+            left = self._space(type(self._packed))[1].fill(y, both=False)
+            token_sums.add_product(total, left, self._packed)
         elif _triton(y):
             from hubplugin.kernels import xtx_cuda
 
@@ -167,4 +171,4 @@ def lossless() -> bool:
     x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     with _fast():
         product = x.float().T @ x.float()
-    return xtx_cpu.lossless(product, x)
+    return token_sums.lossless(product, x)

@@ -1,20 +1,13 @@
-"""Compiled kernels, how they see bfloat16, and how their work is spread over threads. Knows no matrix."""
+"""Compiled kernels, and how their work is spread over threads. Knows no matrix."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from numba import njit
-from torch import Tensor
 
 compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-
-
-def bits(tensor: Tensor) -> np.ndarray:
-    """A bfloat16 tensor's own memory as uint16: numpy has no such floats."""
-    return tensor.detach().view(torch.int16).numpy().view(np.uint16)
 
 
 @cache

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.kernels import products, rms_norm
+from hubplugin.kernels import products
+from hubplugin.kernels.half_precision import rms_norm, split_products
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.model import experts, module_weights
 from hubplugin.model.activations import Batch, Pool
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.families import Family, InputGroup
-from hubplugin.model.construction import settings, skeleton
+from hubplugin.model.construction import attention, settings, skeleton
 from hubplugin.model.staged_block import StagedBlock
 
 
@@ -42,6 +43,8 @@ class Model:
         self.dims = architecture.dimensions(config, family, "config.json")
         if type(self._model.lm_head) is nn.Linear:
             self._model.lm_head.__class__ = products.Head
+        if device == "cpu":
+            attention.install(self._model)
         if dtype == torch.bfloat16 and device == "cpu":
             rms_norm.install(self._trunk)
         module_weights.fill_buffers(self._model, device)
@@ -148,6 +151,10 @@ class Model:
         """Replace the hidden states by the block's output, taking up where the last stage ended."""
         self.staged(index, block).forward(batches)
 
+    def split_products(self) -> None:
+        """Let linears split their float32 products, where that is faster: for weights that serve many tokens."""
+        split_products.install(self._trunk)
+
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
         """As `on_inputs` below, for linears of this model."""
         on_inputs(self._model, names, change)
@@ -174,14 +181,21 @@ class Model:
         """Logits [..., vocabulary] in float32 of normalised hidden states [..., hidden].
 
         They may be written to `out` [rows, vocabulary], if that is given: float32 memory on the CPU, for use once more.
+        In bfloat16 they are rounded to it on the way, except where a CPU gives such products in float32.
         """
         if self._model.lm_head.weight.is_meta:
             tied = f"{self.family.head}.weight" not in self.source
             self._load(self._model.lm_head, self.family.embed if tied else self.family.head)
-        self._model.lm_head.out = out
-        logits: Tensor = self._model.lm_head(hidden).float()
-        self._model.lm_head.out = None
+        head = self._model.lm_head
+        head.out = self._memory(hidden.flatten(0, -2)) if out is None else out
+        logits: Tensor = head(hidden).float()
+        head.out = None
         return logits.div_(self._softcap).tanh_().mul_(self._softcap) if self._softcap else logits
+
+    def _memory(self, rows: Tensor) -> Tensor | None:
+        """Where logits of rows [rows, hidden] can be written to by `products.Head`."""
+        weight = self._model.lm_head.weight
+        return torch.empty(len(rows), len(weight)) if products.fits(rows, weight) else None
 
 
 def on_inputs(module: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:

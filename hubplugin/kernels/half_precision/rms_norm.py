@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from torch import Tensor, nn
 
-from hubplugin.kernels.threads import bits, spread
+from hubplugin.kernels.half_precision.bits import bits, narrow, wide
+from hubplugin.kernels.threads import spread
 
 TRIED = 64  # rows, and numbers in a row
 ONE_BIT = 2**-7  # the last bit of a bfloat16 number is at most this share of it
@@ -71,30 +70,6 @@ def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return out
 
 
-@intrinsic
-def _number(_: Any, bits: Any) -> Any:
-    """float32 of its bits."""
-    return types.float32(types.uint32), lambda _, builder, __, given: builder.bitcast(given[0], ir.FloatType())
-
-
-@intrinsic
-def _in_bits(_: Any, number: Any) -> Any:
-    return types.uint32(types.float32), lambda _, builder, __, given: builder.bitcast(given[0], ir.IntType(32))
-
-
-@njit(nogil=True, inline="always")
-def _wide(bits):  # type: ignore[no-untyped-def]
-    """float32 of a bfloat16 number's bits."""
-    return _number(np.uint32(bits) << np.uint32(16))
-
-
-@njit(nogil=True, inline="always")
-def _narrow(number):  # type: ignore[no-untyped-def]
-    """The bits of the bfloat16 number next to a float32 number, of two the even one."""
-    bits = _in_bits(number)
-    return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-
-
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 def _normalize(first, last, rows, out, weight, epsilon):  # type: ignore[no-untyped-def]
     """Rows first .. last, as bits. Sums may be taken in any order: they would not vectorise otherwise."""
@@ -102,8 +77,8 @@ def _normalize(first, last, rows, out, weight, epsilon):  # type: ignore[no-unty
     for row in range(first, last):
         given, made, total = rows[row], out[row], np.float32(0)
         for place in range(width):
-            total += _wide(given[place]) * _wide(given[place])
+            total += wide(given[place]) * wide(given[place])
         scale = np.float32(1) / np.sqrt(total / np.float32(width) + epsilon)
         for place in range(width):
-            unit = _wide(_narrow(_wide(given[place]) * scale))
-            made[place] = np.uint16(_narrow(unit * _wide(weight[place])))
+            unit = wide(narrow(wide(given[place]) * scale))
+            made[place] = np.uint16(narrow(unit * wide(weight[place])))

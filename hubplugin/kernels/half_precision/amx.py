@@ -5,7 +5,7 @@ A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 outp
 sums stay in the unit while a PANEL of each side passes: two tiles are loaded for every two multiplied. Knows no layer.
 
 The instructions and their tiles: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS.
-Where they do not exist, importing this file is harmless and calling a kernel is not: see `xtx_cpu.works`.
+Where they do not exist, importing this file is harmless and calling a kernel is not: see `tiles.there`.
 """
 
 from typing import Any
