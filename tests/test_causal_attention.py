@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.kernels.half_precision import causal_attention, split_products
-from hubplugin.model.construction import attention
 from hubplugin.model.architectures import families
+from hubplugin.model.construction import attention
 
 pytestmark = pytest.mark.skipif(not split_products.works(), reason="this CPU has no fast dot products of bfloat16")
 NEAR = {torch.bfloat16: 2**-7, torch.float32: 2**-14}

@@ -63,7 +63,8 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     assert not split_products.fits(x[:20], weight) and not split_products.fits(x, weight[:60])
     assert not split_products.fits(x[:, :63], weight[:, :63]) and not split_products.fits(x, weight.bfloat16())
     with torch.inference_mode(False), torch.enable_grad():
-        assert not split_products.fits(numbers(40, 64), numbers(64, 64))
+        assert split_products.fits(numbers(40, 64), numbers(64, 64))
+        assert not split_products.fits(numbers(40, 64), numbers(64, 64).requires_grad_())
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hubplugin.kernels.half_precision import split_products
 from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, products_of
 from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model import staged_block
@@ -208,9 +209,14 @@ def _projects(family: Family, linear: str) -> bool:
 def projected(block: nn.Module, linear: str, inputs: Tensor) -> Tensor:
     """The output float32 [..., outputs] of a linear of `block` for inputs [..., inputs]."""
     projection = cast(nn.Linear, block.get_submodule(linear))
-    with products_of(inputs.dtype):
-        outputs = inputs.float() @ projection.weight.float().T
-    return outputs if projection.bias is None else outputs.add_(projection.bias.float())
+    rows, weight = inputs.flatten(0, -2), projection.weight
+    if split_products.fits(rows, weight):
+        outputs = split_products.product(rows, weight, torch.empty(len(rows), len(weight)))
+    else:
+        with products_of(inputs.dtype):
+            outputs = rows.float() @ weight.float().T
+    outputs = outputs if projection.bias is None else outputs.add_(projection.bias.float())
+    return outputs.unflatten(0, inputs.shape[:-1])
 
 
 def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:

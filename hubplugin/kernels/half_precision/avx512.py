@@ -57,11 +57,11 @@ def _dot(builder: Any, total: Any, one: Any, other: Any) -> Any:
 
 
 def _tile(tall: int) -> Any:
-    """Sums products of `pairs` pairs of inputs and adds them to a tile: `tall` rows x PANEL from byte `place` of `out` on.
+    """Sums products of `pairs` pairs of inputs and adds them to a tile, `tall` rows x PANEL from byte `place` of `out`.
 
     Byte `at` of `left` is the first row's first pair; `pitch` bytes lie between rows, `step` between pairs. Byte `to`
-    of `right` is a panel's first pair. A `fresh` tile is written, not added to. Sums begin at zero here, and not at what
-    is there, because a long sum loses digits of whatever is added to it.
+    of `right` is a panel's first pair. A `fresh` tile is written, not added to. Sums begin at zero here, not at what is
+    there, because a long sum loses digits of whatever is added to it.
     """
 
     @intrinsic

@@ -25,7 +25,7 @@ LEAST_TOKENS = 32  # fewer are not worth packing keys
 def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attend` takes them: [batch, heads, tokens, dimensions], as many queries as keys."""
     same = query.dtype == key.dtype == value.dtype and query.dtype in (torch.bfloat16, torch.float32)
-    here = query.device.type == "cpu" and not torch.is_grad_enabled()
+    here = query.device.type == "cpu" and not any(map(split_products.learns, (query, key, value)))
     tokens, width = query.shape[-2:]
     shapes = key.shape == value.shape and key.shape[-2:] == (tokens, width) and query.shape[1] % key.shape[1] == 0
     return same and here and shapes and tokens >= LEAST_TOKENS and width % PANEL == 0 and split_products.works()

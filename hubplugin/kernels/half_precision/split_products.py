@@ -68,8 +68,13 @@ def install(module: nn.Module) -> None:
 def fits(rows: Tensor, weight: Tensor) -> bool:
     """Whether a product of rows [rows, inputs] and a weight [outputs, inputs] is taken here."""
     alike = rows.dtype == weight.dtype and rows.dtype in (torch.float32, torch.bfloat16)
-    here = all(each.device.type == "cpu" for each in (rows, weight)) and not torch.is_grad_enabled()
+    here = all(each.device.type == "cpu" and not learns(each) for each in (rows, weight))
     return alike and here and len(rows) >= FEWEST and len(weight) >= PANEL and weight.shape[1] % 2 == 0 and works()
+
+
+def learns(tensor: Tensor) -> bool:
+    """Whether a gradient is wanted, which no kernel here has."""
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Nothing is lost that a float32 product of the same bfloat16 numbers would keep; 
 tried out before. Knows no method and no model.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -27,7 +28,7 @@ def kind(x: Tensor) -> type[Packed] | None:
 @cache
 def kinds() -> tuple[type[Packed], ...]:
     """What this CPU has instructions for, and adds up as exactly as float32 products do. Tried out once."""
-    present = {Tiles: tiles.there, Panels: split_products.works}
+    present: dict[type[Packed], Callable[[], bool]] = {Tiles: tiles.there, Panels: split_products.works}
     return tuple(each for each, there in present.items() if there() and _exact(each))
 
 
