@@ -3,7 +3,7 @@ import torch
 
 from hubplugin.errors import CompressError
 from hubplugin.kernels import second_moments
-from hubplugin.kernels.half_precision import token_sums
+from hubplugin.kernels.instructions import token_sums
 from hubplugin.methods import linear_algebra, qep
 
 

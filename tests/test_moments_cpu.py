@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hubplugin.kernels.half_precision import amx, token_sums
-from hubplugin.kernels.half_precision.panels import Panels
-from hubplugin.kernels.half_precision.tiles import Tiles
-from hubplugin.kernels.half_precision.token_sums import Packed
+from hubplugin.kernels.instructions import amx, token_sums
+from hubplugin.kernels.instructions.panels import Panels
+from hubplugin.kernels.instructions.tiles import Tiles
+from hubplugin.kernels.instructions.token_sums import Packed
 
 KINDS = pytest.mark.parametrize(
     "kind",

@@ -11,7 +11,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from hubplugin.kernels.half_precision import rms_norm
+from hubplugin.kernels.instructions import rms_norm
 
 
 def filled(kind: type[nn.Module], width: int) -> nn.Module:

@@ -50,7 +50,7 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32,
 def _measured(folder: Path, family: Family, dtype: torch.dtype, device: str) -> Model:
     """As `open_model`, for many tokens."""
     model = open_model(folder, family, dtype, device)
-    model.split_products()
+    model.pack_weights()
     return model
 
 

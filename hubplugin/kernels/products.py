@@ -12,7 +12,7 @@ import torch
 from llvmlite import binding
 from torch import Tensor, nn
 
-from hubplugin.kernels.half_precision import split_products
+from hubplugin.kernels.instructions import panel_products
 
 
 class Head(nn.Linear):
@@ -31,13 +31,13 @@ class Head(nn.Linear):
 def fits(rows: Tensor, weight: Tensor) -> bool:
     """Whether `product` takes rows [rows, inputs] and a weight [outputs, inputs]."""
     plain = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in (rows, weight))
-    return plain or split_products.fits(rows, weight)
+    return plain or panel_products.fits(rows, weight)
 
 
 def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """rows weight^T of [rows, inputs] and [outputs, inputs], written to float32 out [rows, outputs]; all on the CPU."""
-    if split_products.fits(rows, weight):
-        return split_products.product(rows, weight, out)
+    if panel_products.fits(rows, weight):
+        return panel_products.product(rows, weight, out)
     if _is_zen():
         np.matmul(rows.numpy(), weight.numpy().T, out=out.numpy())
         return out

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hubplugin.errors import CompressError
-from hubplugin.kernels.half_precision import token_sums
-from hubplugin.kernels.half_precision.token_sums import Packed
+from hubplugin.kernels.instructions import token_sums
+from hubplugin.kernels.instructions.token_sums import Packed
 
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from hubplugin.checkpoint.weight_source import WeightSource
 from hubplugin.kernels import products
-from hubplugin.kernels.half_precision import rms_norm, split_products
+from hubplugin.kernels.instructions import panel_products, rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.model import experts, module_weights
 from hubplugin.model.activations import Batch, Pool
@@ -151,9 +151,9 @@ class Model:
         """Replace the hidden states by the block's output, taking up where the last stage ended."""
         self.staged(index, block).forward(batches)
 
-    def split_products(self) -> None:
-        """Let linears split their float32 products, where that is faster: for weights that serve many tokens."""
-        split_products.install(self._trunk)
+    def pack_weights(self) -> None:
+        """Let linears in float32 multiply by packed weights, where that is faster: they are to serve many tokens."""
+        panel_products.install(self._trunk)
 
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
         """As `on_inputs` below, for linears of this model."""

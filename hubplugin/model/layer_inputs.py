@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.kernels.half_precision import split_products
+from hubplugin.kernels.instructions import panel_products
 from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, products_of
 from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model import staged_block
@@ -210,8 +210,8 @@ def projected(block: nn.Module, linear: str, inputs: Tensor) -> Tensor:
     """The output float32 [..., outputs] of a linear of `block` for inputs [..., inputs]."""
     projection = cast(nn.Linear, block.get_submodule(linear))
     rows, weight = inputs.flatten(0, -2), projection.weight
-    if split_products.fits(rows, weight):
-        outputs = split_products.product(rows, weight, torch.empty(len(rows), len(weight)))
+    if panel_products.fits(rows, weight):
+        outputs = panel_products.product(rows, weight, torch.empty(len(rows), len(weight)))
     else:
         with products_of(inputs.dtype):
             outputs = rows.float() @ weight.float().T

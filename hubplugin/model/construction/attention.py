@@ -7,7 +7,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from hubplugin.kernels.half_precision import causal_attention, split_products
+from hubplugin.kernels.instructions import causal_attention, panel_products
 
 NAME = "causal_attention"  # among transformers' kinds of attention
 USUAL = {"output_attentions", "use_cache", "cache_position", "position_ids", "sliding_window"}  # which change no number
@@ -15,7 +15,7 @@ USUAL = {"output_attentions", "use_cache", "cache_position", "position_ids", "sl
 
 def install(model: Any) -> None:
     """Let a model whose attention is torch's own have the kernel's, where this CPU has the instructions for it."""
-    if model.config._attn_implementation == "sdpa" and split_products.works():
+    if model.config._attn_implementation == "sdpa" and panel_products.works():
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)

@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from hubplugin.kernels.half_precision.bits import bits, narrow, wide
+from hubplugin.kernels.instructions.bits import bits, narrow, wide
 from hubplugin.kernels.threads import spread
 
 TRIED = 64  # rows, and numbers in a row

@@ -10,9 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hubplugin.kernels.half_precision import amx, avx512, split_products, tiles
-from hubplugin.kernels.half_precision.panels import Panels
-from hubplugin.kernels.half_precision.tiles import Tiles
+from hubplugin.kernels.instructions import amx, avx512, panel_products, tiles
+from hubplugin.kernels.instructions.panels import Panels
+from hubplugin.kernels.instructions.tiles import Tiles
 
 Packed = Tiles | Panels
 # of each kind, the features in a panel of it
@@ -28,7 +28,7 @@ def kind(x: Tensor) -> type[Packed] | None:
 @cache
 def kinds() -> tuple[type[Packed], ...]:
     """What this CPU has instructions for, and adds up as exactly as float32 products do. Tried out once."""
-    present: dict[type[Packed], Callable[[], bool]] = {Tiles: tiles.there, Panels: split_products.works}
+    present: dict[type[Packed], Callable[[], bool]] = {Tiles: tiles.there, Panels: panel_products.works}
     return tuple(each for each, there in present.items() if there() and _exact(each))
 
 

@@ -13,9 +13,9 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
-from hubplugin.kernels.half_precision import amx
-from hubplugin.kernels.half_precision.amx import DEEP, PANEL, SIXTEEN
-from hubplugin.kernels.half_precision.bits import bits
+from hubplugin.kernels.instructions import amx
+from hubplugin.kernels.instructions.amx import DEEP, PANEL, SIXTEEN
+from hubplugin.kernels.instructions.bits import bits
 from hubplugin.kernels.threads import spread
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hubplugin.kernels.half_precision.avx512 import PANEL, rows_of_tiles
-from hubplugin.kernels.half_precision.bits import bits
+from hubplugin.kernels.instructions.avx512 import PANEL, dots
+from hubplugin.kernels.instructions.bits import bits
 from hubplugin.kernels.threads import compiled, spread
 
 RUN = 64  # pairs of tokens between adding sums to the total: a panel's of them are 16 KB
@@ -96,4 +96,4 @@ def _add(first, last, workers, left, right, begin, end, shift, total, lower):  #
                     row = unit * UNIT
                     at = row // PANEL * left.strides[0] + start * left.strides[1] + row % PANEL * 4
                     column, step = panel * PANEL * 4, left.strides[1]
-                    rows_of_tiles(row, row + UNIT, left, at, 4, step, right, to, count, total, column, False)
+                    dots(row, row + UNIT, left, at, 4, step, right, to, count, total, column, False)

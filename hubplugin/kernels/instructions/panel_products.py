@@ -1,0 +1,113 @@
+"""Products of float32 or bfloat16 matrices with float32 results, on a CPU whose libraries do not use all of it.
+
+torch's library for float32 products, MKL, uses registers of 256 bits on AMD's processors, and torch has no float32
+result of bfloat16 products. Here a weight is packed into panels once while it lives, and `avx512` does the rest: on two
+Zen 5 cores at more than twice MKL's rate (`python bench/kernel_rates.py`). Knows matrices and linears; no model.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from llvmlite import binding
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from hubplugin.kernels.instructions import avx512
+from hubplugin.kernels.instructions.avx512 import PANEL, TALL
+from hubplugin.kernels.instructions.bits import bits
+from hubplugin.kernels.threads import spread
+
+FEWEST = 32  # rows below which packing costs more than it gains
+
+
+class Packed:
+    """A weight [outputs, inputs] as the kernel reads it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.version = _version(weight)
+        self.whole = len(weight) // PANEL * PANEL  # outputs that fill panels
+        units = _numbers(weight[: self.whole].contiguous()).view(np.uint32)
+        self.panels = np.ascontiguousarray(units.reshape(-1, PANEL, units.shape[1]).transpose(0, 2, 1))
+
+
+class PanelLinear(nn.Linear):
+    """A linear in float32. What does not fit is torch's own product."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs [..., outputs] of inputs [..., inputs]."""
+        rows = inputs.flatten(0, -2)
+        if inputs.dtype != torch.float32 or not fits(rows, self.weight):
+            return super().forward(inputs)
+        made = product(rows, self.weight, torch.empty(len(rows), len(self.weight)))
+        if self.bias is not None:
+            made += self.bias
+        return made.unflatten(0, inputs.shape[:-1])
+
+
+def install(module: nn.Module) -> None:
+    """Let the linears inside a module that computes in float32 multiply here, where this CPU gains by it."""
+    if not works():
+        return
+    for inner in module.modules():
+        if type(inner) is nn.Linear:
+            inner.__class__ = PanelLinear
+
+
+def fits(rows: Tensor, weight: Tensor) -> bool:
+    """Whether a product of rows [rows, inputs] and a weight [outputs, inputs] is taken here."""
+    alike = rows.dtype == weight.dtype and rows.dtype in (torch.float32, torch.bfloat16)
+    here = all(each.device.type == "cpu" and not learns(each) for each in (rows, weight))
+    return alike and here and len(rows) >= FEWEST and len(weight) >= PANEL and weight.shape[1] % 2 == 0 and works()
+
+
+def learns(tensor: Tensor) -> bool:
+    """Whether a gradient is wanted, which no kernel here has."""
+    return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """rows weight^T of float32 or bfloat16, written to float32 `out` [rows, outputs].
+
+    A weight is packed once while it lives and stays as it is.
+    """
+    packed: Packed | None = _PACKED.get(weight)
+    if packed is None or packed.version != _version(weight):
+        _PACKED[weight] = packed = Packed(weight)
+    single, numbers = rows.dtype == torch.float32, _numbers(rows.contiguous())
+    spread(avx512.multiply, len(rows), numbers, packed.panels, single, out.numpy(), least=TALL)
+    if packed.whole < len(weight):
+        out[:, packed.whole :] = rows @ weight[packed.whole :].T
+    return out
+
+
+_PACKED = WeakIdKeyDictionary()  # of weights, for tensors are equal by element
+
+
+def _version(weight: Tensor) -> int:
+    """Changes where numbers of a weight do; of a tensor made in inference mode torch keeps none."""
+    return 0 if weight.is_inference() else weight._version
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy() if tensor.dtype == torch.float32 else bits(tensor)
+
+
+@cache
+def works() -> bool:
+    """Whether this CPU has the instructions, at a rate worth it, and sums as it should. Tried out once.
+
+    Processors of Intel multiply bfloat16 at half of float32's rate where they hide their matrix unit, and MKL uses all
+    of them in float32.
+    """
+    if not (binding.get_host_cpu_name().startswith("znver") and binding.get_host_cpu_features().get("avx512bf16")):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(count, 128, generator=generator) for count in (FEWEST + 1, PANEL + 1))
+    return all(_right(rows.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16))
+
+
+def _right(rows: Tensor, weight: Tensor) -> bool:
+    made = product(rows, weight, torch.empty(len(rows), len(weight)))[:, :PANEL]
+    exact = rows.double() @ weight[:PANEL].double().T
+    return bool((made - exact).abs().max() <= 2**-20 * exact.abs().max())
