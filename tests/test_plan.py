@@ -577,6 +577,15 @@ def test_memory_and_time_are_those_of_the_numbers_that_this_cpu_computes_with(
     assert (variant.seconds > fastest.seconds) == (cpu_features.AMX not in flags)
 
 
+def test_fast_bfloat16_shortens_what_is_computed_in_it_alone(monkeypatch):
+    seconds = {}
+    for dtype in ("BF16", "F32"):
+        for flags in ({cpu_features.AVX512}, {cpu_features.AVX512, cpu_features.FAST_BFLOAT16}):
+            monkeypatch.setattr(cpu_features, "has", flags.__contains__)
+            seconds[dtype, len(flags)] = planned([GPTQ], dtype=dtype).variants[0].seconds
+    assert seconds["BF16", 2] < seconds["BF16", 1] == seconds["F32", 1] == seconds["F32", 2]
+
+
 def test_the_table_says_where_activations_go_to_disk_and_where_even_that_is_too_much():
     made = planned([GPTQ], calibrate={"files": ["a.txt"], "samples": 4096, "tokens": 64})
     need = made.variants[0].memory

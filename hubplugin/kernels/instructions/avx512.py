@@ -6,8 +6,8 @@ pass: ten loads for every 24 instructions. What is multiplied stands in panels o
 bits being a float32 number, or two bfloat16 numbers that are neighbours in what is summed. Knows arrays; no tensor.
 
 The instructions: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, VFMADD and VDPBF16PS; AMD64
-Architecture Programmer's Manual, volume 4. Where they do not exist, importing this file is harmless and calling a kernel
-is not: see `panel_products.works`.
+Architecture Programmer's Manual, volume 4. Where they do not exist, importing this file is harmless and calling a
+kernel is not: see `panel_products.works`.
 """
 
 from typing import Any

@@ -35,6 +35,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], teacher: Base | No
     quantizing, grid, prune, mask = quantization_of(steps), grid_of(steps), pruning_of(steps), mask_of(steps)
     factoring = factorization_of(steps) or _closed_form(steps)
     stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
+    number = 2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32
     return estimates.Work(
         samples=source.samples,
         tokens=source.sequence_length,
@@ -46,9 +47,9 @@ def of(document: Document, base: Base, steps: Sequence[Step], teacher: Base | No
         masks=row_of(mask).cost if mask else None,
         factors=row_of(factoring).cost if factoring else None,
         head=grid is not None and grid.lm_head,
-        number=2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32,
+        number=number,
         device_number=2 if stored == "BF16" else estimates.FP32,
-        cpu=estimates.this_cpu(),
+        cpu=estimates.this_cpu(number),
         trainings=tuple(_training(step, source, base, teacher) for step in trainings_of(steps)),
         # whose hidden states the base's evaluation keeps for its variants
         evaluated=sum(one.samples * one.sequence_length for one in evaluate.sources) if evaluate else 0,
