@@ -6,7 +6,7 @@ import torch
 from hubplugin.kernels.instructions import amx, token_sums
 from hubplugin.kernels.instructions.panels import Panels
 from hubplugin.kernels.instructions.tiles import Tiles
-from hubplugin.kernels.instructions.token_sums import Packed
+from hubplugin.kernels.instructions.token_sums import PackedTokens
 
 KINDS = pytest.mark.parametrize(
     "kind",
@@ -29,7 +29,7 @@ def near(total: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @KINDS
-def test_the_lower_triangle_is_the_second_moments(kind: type[Packed], shape: tuple[int, int]) -> None:
+def test_the_lower_triangle_is_the_second_moments(kind: type[PackedTokens], shape: tuple[int, int]) -> None:
     x = activations(*shape)
     total = torch.zeros(shape[1], shape[1])
     for _ in range(2):
@@ -41,7 +41,7 @@ def test_the_lower_triangle_is_the_second_moments(kind: type[Packed], shape: tup
 @pytest.mark.parametrize("outputs", [64, 576])
 @KINDS
 def test_a_product_of_different_activations_is_added_whole(
-    kind: type[Packed], shape: tuple[int, int], outputs: int
+    kind: type[PackedTokens], shape: tuple[int, int], outputs: int
 ) -> None:
     x, y = activations(*shape), activations(shape[0], outputs, seed=1)
     total = torch.ones(outputs, shape[1])
@@ -50,7 +50,7 @@ def test_a_product_of_different_activations_is_added_whole(
 
 
 @KINDS
-def test_whole_numbers_come_out_exactly(kind: type[Packed]) -> None:
+def test_whole_numbers_come_out_exactly(kind: type[PackedTokens]) -> None:
     x = torch.arange(32 * 64).reshape(32, 64).remainder(9).sub(4).bfloat16()
     total = torch.zeros(64, 64)
     token_sums.add_lower(total, kind().fill(x))
@@ -58,7 +58,7 @@ def test_whole_numbers_come_out_exactly(kind: type[Packed]) -> None:
 
 
 @KINDS
-def test_memory_is_used_again_and_nothing_of_what_was_there_is_left(kind: type[Packed]) -> None:
+def test_memory_is_used_again_and_nothing_of_what_was_there_is_left(kind: type[PackedTokens]) -> None:
     packed = kind().fill(activations(200, 192))
     x = activations(50, 64, seed=2)
     total = torch.zeros(64, 64)
@@ -67,7 +67,7 @@ def test_memory_is_used_again_and_nothing_of_what_was_there_is_left(kind: type[P
 
 
 @KINDS
-def test_a_part_of_the_tokens_is_multiplied_alone(kind: type[Packed]) -> None:
+def test_a_part_of_the_tokens_is_multiplied_alone(kind: type[PackedTokens]) -> None:
     x, y = activations(160, 64), activations(96, 128, seed=1)
     part, total = kind().fill(x).part(32, 128), torch.zeros(128, 64)
     assert part is not None
@@ -77,7 +77,7 @@ def test_a_part_of_the_tokens_is_multiplied_alone(kind: type[Packed]) -> None:
 
 
 @KINDS
-def test_sums_of_another_shape_or_number_of_tokens_are_refused(kind: type[Packed]) -> None:
+def test_sums_of_another_shape_or_number_of_tokens_are_refused(kind: type[PackedTokens]) -> None:
     x = kind().fill(activations(64, 64))
     for total in (torch.zeros(64, 32), torch.zeros(64, 64).double(), torch.zeros(64, 128)[:, ::2]):
         with pytest.raises(ValueError, match="float32"):
@@ -87,7 +87,7 @@ def test_sums_of_another_shape_or_number_of_tokens_are_refused(kind: type[Packed
 
 
 @KINDS
-def test_not_a_number_stays_one(kind: type[Packed]) -> None:
+def test_not_a_number_stays_one(kind: type[PackedTokens]) -> None:
     x = activations(40, 64)
     x[3, 5] = float("nan")
     total = torch.zeros(64, 64)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hubplugin.errors import CompressError
 from hubplugin.kernels.instructions import token_sums
-from hubplugin.kernels.instructions.token_sums import Packed
+from hubplugin.kernels.instructions.token_sums import PackedTokens
 
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 
@@ -23,14 +23,16 @@ PANEL = 512  # rows of H that are summed at a time: only what lies left of the d
 class PreparedInputs:
     """Inputs of a linear, prepared once for all the sums they go into; `take` replaces them and keeps the memory.
 
-    Half precisions are widened, or stay as they are where a matrix unit multiplies them: products are exact either way.
+    Half precisions are widened, or stay as they are where a CPU multiplies them: products are exact either way.
     """
 
     def __init__(self) -> None:
         self.rows = torch.empty(0, 0)  # [tokens, inputs]
         self._stored = self.rows.dtype
-        self._memory: dict[type[Packed], tuple[Packed, Packed]] = {}  # of each kind, for either side of a product
-        self._packed: Packed | None = None
+        self._memory: dict[
+            type[PackedTokens], tuple[PackedTokens, PackedTokens]
+        ] = {}  # of each kind, for either side of a product
+        self._packed: PackedTokens | None = None
 
     def take(self, x: Tensor) -> Self:
         """Inputs [..., inputs]."""
@@ -40,7 +42,7 @@ class PreparedInputs:
         self._packed = self._space(kind)[0].fill(rows) if kind else None
         return self
 
-    def _space(self, kind: type[Packed]) -> tuple[Packed, Packed]:
+    def _space(self, kind: type[PackedTokens]) -> tuple[PackedTokens, PackedTokens]:
         return self._memory.setdefault(kind, (kind(), kind()))
 
     def part(self, first: int, last: int) -> Self:

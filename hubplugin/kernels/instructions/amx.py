@@ -16,6 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hubplugin.kernels.instructions.bits import address
 from hubplugin.kernels.threads import compiled
 
 ROW, TILE = 64, 1024  # bytes
@@ -45,12 +46,6 @@ def _call(builder: Any, name: str, *arguments: Any) -> None:
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
 
 
-def _at(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
-    """A pointer to the byte at an offset into an array."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, _BYTE.as_pointer()), [offset])
-
-
 def _prefetch(builder: Any, place: Any) -> None:
     """Bring a line to the first-level cache, to be written to."""
     hints = [ir.Constant(ir.IntType(32), hint) for hint in (1, 3, 1)]  # write, keep, data
@@ -69,7 +64,7 @@ def _bytes(count: int) -> Any:
 @intrinsic
 def _configure(_: Any, shapes: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _call(builder, "ldtilecfg", _at(context, builder, signature.args[0], arguments[0], _bytes(0)))
+        _call(builder, "ldtilecfg", address(context, builder, signature.args[0], arguments[0], _bytes(0)))
         return context.get_dummy_value()
 
     return types.none(shapes), generate
@@ -91,7 +86,7 @@ def _moving(instruction: str) -> Any:
     def move(_: Any, matrix: Any, offset: Any, pitch: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             matrix, offset, pitch = arguments
-            corner = _at(context, builder, signature.args[0], matrix, offset)
+            corner = address(context, builder, signature.args[0], matrix, offset)
             below = builder.gep(corner, [builder.mul(pitch, _bytes(SIXTEEN))])
             places = (corner, builder.gep(corner, [_bytes(ROW)]), below, builder.gep(below, [_bytes(ROW)]))
             for number, place in zip(SUMS, places, strict=True):
@@ -112,7 +107,7 @@ def _announce(_: Any, matrix: Any, offset: Any, pitch: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         matrix, offset, pitch = arguments
-        corner = _at(context, builder, signature.args[0], matrix, offset)
+        corner = address(context, builder, signature.args[0], matrix, offset)
         for row in range(PANEL):
             place = builder.gep(corner, [builder.mul(pitch, _bytes(row))])
             _prefetch(builder, place)
@@ -129,7 +124,7 @@ def _multiply(_: Any, left: Any, at: Any, right: Any, to: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def load(number: int, side: int, past: int) -> None:
             offset = builder.add(arguments[side + 1], _bytes(past))
-            place = _at(context, builder, signature.args[side], arguments[side], offset)
+            place = address(context, builder, signature.args[side], arguments[side], offset)
             _call(builder, "tileloadd64", _tile(number), place, _bytes(ROW))
 
         def product(number: int, left: int, right: int) -> None:
@@ -169,7 +164,7 @@ def _packing(both: bool) -> Any:
     def pack(_: Any, rows: Any, start: Any, pitch: Any, left: Any, right: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows, start, pitch, left, right, at = arguments
-            corner = _at(context, builder, signature.args[0], rows, start)
+            corner = address(context, builder, signature.args[0], rows, start)
 
             def token(number: int) -> Any:
                 place = builder.gep(corner, [builder.mul(pitch, _bytes(number))])
@@ -178,7 +173,7 @@ def _packing(both: bool) -> Any:
 
             def put(vectors: list[Any], kind: Any, tiles: Any) -> None:
                 for number, vector in enumerate(vectors):
-                    place = _at(context, builder, kind, tiles, builder.add(at, _bytes(number * ROW)))
+                    place = address(context, builder, kind, tiles, builder.add(at, _bytes(number * ROW)))
                     builder.store(vector, builder.bitcast(place, _PAIRS.as_pointer()), align=4)
 
             high = ir.Constant(_PAIRS, [16] * SIXTEEN)

@@ -17,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hubplugin.kernels.instructions.bits import address
 from hubplugin.kernels.threads import compiled
 
 LANES, LINE = 16, 64  # float32 numbers of a register, and its bytes
@@ -24,7 +25,7 @@ WIDE = 4  # registers side by side in a tile of sums
 PANEL = WIDE * LANES  # columns of a tile of sums
 TALL, SOME = 6, 4  # rows of a tile of sums; a panel's columns are ten such tiles as rows, and one of these
 AHEAD = 2**16  # units, of as many rows as hold so many, that stay in the second-level cache while all columns pass
-_UNIT, _BYTE, _WORD = ir.IntType(32), ir.IntType(8), ir.IntType(64)
+_UNIT, _WORD = ir.IntType(32), ir.IntType(64)
 _SUMS, _UNITS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_UNIT, LANES)
 
 
@@ -42,12 +43,6 @@ class _Bfloat(ir.Type):
 
 
 _HALVES = ir.VectorType(_Bfloat(), 2 * LANES)
-
-
-def _at(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
-    """A pointer to the byte at an offset into an array."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, _BYTE.as_pointer()), [offset])
 
 
 def _dot(builder: Any, total: Any, one: Any, other: Any) -> Any:
@@ -86,9 +81,9 @@ def _tile(tall: int, added: Any) -> Any:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             left, at, pitch, step, right, to, count, out, place, fresh = given
-            rows = _at(context, builder, signature.args[0], left, at)
-            panel = _at(context, builder, signature.args[4], right, to)
-            corner = _at(context, builder, signature.args[7], out, place)
+            rows = address(context, builder, signature.args[0], left, at)
+            panel = address(context, builder, signature.args[4], right, to)
+            corner = address(context, builder, signature.args[7], out, place)
             shaped = context.make_array(signature.args[7])(context, builder, out)
             across = cgutils.unpack_tuple(builder, shaped.strides, 2)[0]
             places = [(row, column) for row in range(tall) for column in range(WIDE)]

@@ -1,4 +1,4 @@
-"""How compiled kernels see bfloat16, which numpy has not: as the upper half of a float32 number. Knows no matrix."""
+"""How compiled kernels see memory: bfloat16, which numpy has not, as the upper half of a float32 number; addresses."""
 
 from typing import Any
 
@@ -13,6 +13,12 @@ from torch import Tensor
 def bits(tensor: Tensor) -> np.ndarray:
     """A bfloat16 tensor's own memory as uint16: numpy has no such floats."""
     return tensor.detach().view(torch.int16).numpy().view(np.uint16)
+
+
+def address(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
+    """Where the byte at an offset into an array lies, for code of an intrinsic."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [offset])
 
 
 @intrinsic

@@ -14,32 +14,32 @@ from hubplugin.kernels.instructions import amx, avx512, panel_products, tiles
 from hubplugin.kernels.instructions.panels import Panels
 from hubplugin.kernels.instructions.tiles import Tiles
 
-Packed = Tiles | Panels
+PackedTokens = Tiles | Panels
 # of each kind, the features in a panel of it
-PANELS: dict[type[Packed], int] = {Tiles: amx.PANEL, Panels: avx512.PANEL}
+PANELS: dict[type[PackedTokens], int] = {Tiles: amx.PANEL, Panels: avx512.PANEL}
 
 
-def kind(x: Tensor) -> type[Packed] | None:
+def kind(x: Tensor) -> type[PackedTokens] | None:
     """How activations [..., features] are packed here; None: their products are not taken here."""
     plain = x.dtype == torch.bfloat16 and x.device.type == "cpu"
     return next((each for each in kinds() if x.shape[-1] % PANELS[each] == 0), None) if plain else None
 
 
 @cache
-def kinds() -> tuple[type[Packed], ...]:
+def kinds() -> tuple[type[PackedTokens], ...]:
     """What this CPU has instructions for, and adds up as exactly as float32 products do. Tried out once."""
-    present: dict[type[Packed], Callable[[], bool]] = {Tiles: tiles.there, Panels: panel_products.works}
+    present: dict[type[PackedTokens], Callable[[], bool]] = {Tiles: tiles.there, Panels: panel_products.works}
     return tuple(each for each, there in present.items() if there() and _exact(each))
 
 
-def _exact(packed: type[Packed]) -> bool:
+def _exact(packed: type[PackedTokens]) -> bool:
     x = torch.randn(512, 2 * PANELS[packed], generator=torch.Generator().manual_seed(0)).bfloat16()
     found = torch.zeros(x.shape[1], x.shape[1])
     add_lower(found, packed().fill(x))
     return lossless(found, x)
 
 
-def add_lower(total: Tensor, x: Packed) -> None:
+def add_lower(total: Tensor, x: PackedTokens) -> None:
     """total += x^T x on and below the diagonal; total [features, features] float32, contiguous.
 
     Above the diagonal some sums are complete, others are not: read nothing there.
@@ -47,12 +47,12 @@ def add_lower(total: Tensor, x: Packed) -> None:
     _add(total, x, x, lower=True)
 
 
-def add_product(total: Tensor, left: Packed, right: Packed) -> None:
+def add_product(total: Tensor, left: PackedTokens, right: PackedTokens) -> None:
     """total += left^T right, of one kind and as many tokens each; total float32, contiguous."""
     _add(total, left, right, lower=False)
 
 
-def _add(total: Tensor, left: Packed, right: Packed, lower: bool) -> None:
+def _add(total: Tensor, left: PackedTokens, right: PackedTokens, lower: bool) -> None:
     shape = left.features[0], right.features[1]
     if total.shape != shape or total.dtype != torch.float32 or not total.is_contiguous():
         raise ValueError(f"need a contiguous float32 {list(shape)} to add to, not {total.dtype} {list(total.shape)}")
