@@ -37,7 +37,7 @@ def test_vllm_serves_base_and_variant_in_turn_and_everything_is_measured(tmp_pat
     assert speed.base and speed.variant and speed.ceiling
     for served in (speed.base, speed.variant):
         assert 0 <= served.others_share.median <= 1
-        assert served.ready_seconds.median > 1 and served.peak_bytes.median > 100e6
+        assert served.ready_seconds.median > 0 and served.peak_bytes.median > 100e6
         assert [(load.concurrency, load.requests) for load in served.loads] == [(1, 4), (3, 4)]
         for load in served.loads:
             assert load.first_token_seconds.median > 0 and load.per_token_seconds.median > 0
