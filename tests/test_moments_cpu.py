@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hubplugin.kernels.instructions import amx, token_sums
+from hubplugin.kernels.instructions.packed_tokens import PackedTokens
 from hubplugin.kernels.instructions.panels import Panels
 from hubplugin.kernels.instructions.tiles import Tiles
-from hubplugin.kernels.instructions.token_sums import PackedTokens
 
 KINDS = pytest.mark.parametrize(
     "kind",

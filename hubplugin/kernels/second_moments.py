@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hubplugin.errors import CompressError
 from hubplugin.kernels.instructions import token_sums
-from hubplugin.kernels.instructions.token_sums import PackedTokens
+from hubplugin.kernels.instructions.packed_tokens import PackedTokens
 
 PANEL = 512  # rows of H that are summed at a time: only what lies left of the diagonal is computed
 
@@ -29,9 +29,7 @@ class PreparedInputs:
     def __init__(self) -> None:
         self.rows = torch.empty(0, 0)  # [tokens, inputs]
         self._stored = self.rows.dtype
-        self._memory: dict[
-            type[PackedTokens], tuple[PackedTokens, PackedTokens]
-        ] = {}  # of each kind, for either side of a product
+        self._sides: dict[type[PackedTokens], list[PackedTokens]] = {}  # memory of each kind, left and right
         self._packed: PackedTokens | None = None
 
     def take(self, x: Tensor) -> Self:
@@ -39,11 +37,11 @@ class PreparedInputs:
         rows = x.reshape(-1, x.shape[-1])
         kind, self._stored = token_sums.kind(rows), x.dtype
         self.rows = rows if kind or rows.is_cuda else _wide(rows)
-        self._packed = self._space(kind)[0].fill(rows) if kind else None
+        self._packed = self._side(kind, 1).fill(rows) if kind else None
         return self
 
-    def _space(self, kind: type[PackedTokens]) -> tuple[PackedTokens, PackedTokens]:
-        return self._memory.setdefault(kind, (kind(), kind()))
+    def _side(self, kind: type[PackedTokens], side: int) -> PackedTokens:
+        return self._sides.setdefault(kind, [kind(), kind()])[side]
 
     def part(self, first: int, last: int) -> Self:
         """Tokens first .. last."""
@@ -71,7 +69,7 @@ class PreparedInputs:
     def add_product(self, total: Tensor, y: Tensor) -> None:
         """total += y^T x over all tokens, for y [tokens, outputs] of the dtype of `rows`."""
         if self._packed is not None and token_sums.kind(y) is type(self._packed):
-            left = self._space(type(self._packed))[1].fill(y, both=False)
+            left = self._side(type(self._packed), 0).fill(y, both=False)
             token_sums.add_product(total, left, self._packed)
         elif _triton(y):
             from hubplugin.kernels import xtx_cuda

@@ -39,8 +39,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     single = query.dtype == torch.float32
     out = torch.empty(batch, tokens, heads, width)
     numbers = [each.detach().numpy() if single else bits(each) for each in (query, key, value)]
-    units = [each.view(np.uint32) for each in numbers[:2]]
-    spread(_attend, batch * heads, *units, numbers[2], single, np.float32(scale), out.numpy())
+    queries, keys, values = (each.view(np.uint32) for each in numbers)
+    values = values if single else numbers[2]  # neighbours in what is summed do not lie side by side in them
+    spread(_attend, batch * heads, queries, keys, values, single, np.float32(scale), out.numpy())
     return out.to(query.dtype)
 
 
@@ -48,7 +49,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 def _attend(first, last, query, key, value, single, scale, out):  # type: ignore[no-untyped-def]
     """Heads first .. last of all sequences. Queries and keys are uint32 units [batch, heads, tokens, units].
 
-    Values are float32 if `single`, else uint16 [batch, heads, tokens, dimensions]; out is float32.
+    Values are uint32 if `single`, else uint16 [batch, heads, tokens, dimensions]; out is float32.
     """
     tokens, units = query.shape[2:]
     width, run, packed = value.shape[3], query.shape[1] // key.shape[1], -1
@@ -63,7 +64,7 @@ def _attend(first, last, query, key, value, single, scale, out):  # type: ignore
         if place // run != packed:
             packed = place // run
             _pack_keys(key[item, head // run], keys)
-            _pack_values(value[item, head // run], single, values.view(np.float32), values)
+            _pack_values(value[item, head // run], single, values)
         for begin in range(0, tokens, ROWS):
             count = min(ROWS, tokens - begin)
             seen = (begin + count + PANEL - 1) // PANEL
@@ -86,20 +87,20 @@ def _pack_keys(key, keys):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _pack_values(value, single, numbers, units):  # type: ignore[no-untyped-def]
-    """By panels of dimensions: each token as it is in `numbers`, or two neighbours in each of `units`."""
-    for panel in range(len(units)):
+def _pack_values(value, single, values):  # type: ignore[no-untyped-def]
+    """By panels of dimensions: each token as it is, or two neighbours in each unit."""
+    for panel in range(len(values)):
         start = panel * PANEL
         if single:
             for token in range(len(value)):
                 for lane in range(PANEL):
-                    numbers[panel, token, lane] = value[token, start + lane]
+                    values[panel, token, lane] = value[token, start + lane]
         else:
             for pair in range((len(value) + 1) // 2):
                 after = min(2 * pair + 1, len(value) - 1)  # where there is none after the last, its share is zero
                 for lane in range(PANEL):
                     low, high = np.uint32(value[2 * pair, start + lane]), np.uint32(value[after, start + lane])
-                    units[panel, pair, lane] = low | (high << np.uint32(16))
+                    values[panel, pair, lane] = low | (high << np.uint32(16))
 
 
 @compiled

@@ -84,9 +84,9 @@ def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 _PACKED = WeakIdKeyDictionary()  # of weights, for tensors are equal by element
 
 
-def _version(weight: Tensor) -> int:
-    """Changes where numbers of a weight do; of a tensor made in inference mode torch keeps none."""
-    return 0 if weight.is_inference() else weight._version
+def _version(weight: Tensor) -> tuple[int, int]:
+    """Changes with a weight's numbers or memory; of a tensor made in inference mode torch counts no changes."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:

@@ -4,9 +4,8 @@ A panel holds PANEL features of all pairs of tokens. The same panel is read in r
 product and number by number as the left one, so that activations are packed once. Knows no method and no model.
 """
 
-import copy
 import math
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,51 +13,40 @@ from torch import Tensor
 
 from hubplugin.kernels.instructions.avx512 import PANEL, dots
 from hubplugin.kernels.instructions.bits import bits
+from hubplugin.kernels.instructions.packed_tokens import PackedTokens, aligned
 from hubplugin.kernels.threads import compiled, spread
 
 RUN = 64  # pairs of tokens between adding sums to the total: a panel's of them are 16 KB
 UNIT = 16  # rows of sums that a thread does at a time; PANEL is a multiple
 
 
-class Panels:
-    """Activations for either side of a product; `fill` replaces them and keeps the memory."""
+class Panels(PackedTokens):
+    """Activations as panels of pairs of tokens, which serve for both sides always."""
+
+    PANEL, DEEP = PANEL, 2
 
     def __init__(self) -> None:
-        self.begin = self.end = 0  # the pairs that count
+        super().__init__()
         self.pairs = np.empty((0, 0, PANEL), dtype=np.uint32)  # [panels, pairs of tokens, PANEL]
-        self._memory = self.pairs
+        self._memory = self.pairs.reshape(-1)
 
     def fill(self, rows: Tensor, both: bool = True) -> Self:
-        """Take rows bfloat16 [tokens, features]. They serve for both sides always."""
+        """Take rows bfloat16 [tokens, features]."""
         tokens, features = rows.shape
         self.begin, self.end = 0, -(-tokens // 2)
         shape = features // PANEL, self.end, PANEL
-        if self._memory.size < math.prod(shape):  # torch aligns to lines of the cache, numpy does not
-            self._memory = torch.empty(math.prod(shape), dtype=torch.int32).numpy().view(np.uint32)
-        self.pairs = self._memory.reshape(-1)[: math.prod(shape)].reshape(shape)
+        self._memory = aligned(self._memory, math.prod(shape))
+        self.pairs = self._memory[: math.prod(shape)].reshape(shape)
         spread(_pack, self.end, bits(rows), self.pairs)
         return self
 
-    def part(self, first: int, last: int) -> "Panels | None":
-        """These tokens of all, in the same memory; None where a pair has others too."""
-        if first % 2 or last % 2:
-            return None
-        found = copy.copy(self)
-        found.begin, found.end = first // 2, last // 2
-        return found
-
     @property
     def features(self) -> tuple[int, int]:
-        """Of the left side and of the right."""
+        """As said of `PackedTokens`."""
         return len(self.pairs) * PANEL, len(self.pairs) * PANEL
 
-    @property
-    def tokens(self) -> int:
-        """As many as the pairs have room for."""
-        return (self.end - self.begin) * 2
-
-    def add(self, left: Any, total: np.ndarray, lower: bool) -> None:
-        """total += left^T times this, `left` being of this kind; of `lower` what lies on and below the diagonal."""
+    def add(self, left: Self, total: np.ndarray, lower: bool) -> None:
+        """As said of `PackedTokens`."""
         workers = torch.get_num_threads()
         depths = left.begin, left.end, self.begin - left.begin
         spread(_add, workers, workers, left.pairs, self.pairs, *depths, total, lower)

@@ -10,19 +10,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hubplugin.kernels.instructions import amx, avx512, panel_products, tiles
+from hubplugin.kernels.instructions import panel_products, tiles
+from hubplugin.kernels.instructions.packed_tokens import PackedTokens
 from hubplugin.kernels.instructions.panels import Panels
 from hubplugin.kernels.instructions.tiles import Tiles
-
-PackedTokens = Tiles | Panels
-# of each kind, the features in a panel of it
-PANELS: dict[type[PackedTokens], int] = {Tiles: amx.PANEL, Panels: avx512.PANEL}
 
 
 def kind(x: Tensor) -> type[PackedTokens] | None:
     """How activations [..., features] are packed here; None: their products are not taken here."""
     plain = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return next((each for each in kinds() if x.shape[-1] % PANELS[each] == 0), None) if plain else None
+    return next((each for each in kinds() if x.shape[-1] % each.PANEL == 0), None) if plain else None
 
 
 @cache
@@ -33,7 +30,7 @@ def kinds() -> tuple[type[PackedTokens], ...]:
 
 
 def _exact(packed: type[PackedTokens]) -> bool:
-    x = torch.randn(512, 2 * PANELS[packed], generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = torch.randn(512, 2 * packed.PANEL, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = torch.zeros(x.shape[1], x.shape[1])
     add_lower(found, packed().fill(x))
     return lossless(found, x)
