@@ -48,6 +48,15 @@ def test_of_equal_logits_the_first_is_first() -> None:
     assert found.log_sum[0] == pytest.approx(math.log(2_000), abs=1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 200])
+def test_the_largest_is_found_wherever_it_stands(count: int) -> None:
+    numbers = torch.randn(count, generator=torch.Generator().manual_seed(count)).numpy()
+    for place in range(count):
+        moved = numbers.copy()
+        moved[place] = 9
+        assert logit_rows.largest(moved) == 9 and logit_rows.largest(-moved) == (-moved).max()
+
+
 def test_extreme_logits_overflow_nothing() -> None:
     p = torch.tensor([[3e4, -3e4, 0.0], [-3e4, -3e4, -3e4], [0.0, -200.0, -300.0]])
     q = torch.tensor([[3e4, -3e4, 0.0], [-3e4, -3e4, -3e4], [-1.0, -1.0, -1.0]])

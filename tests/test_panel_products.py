@@ -54,6 +54,15 @@ def test_of_bfloat16_the_float32_product_is_given() -> None:
     assert error(found[:, 128:], x, weight[128:]) < 2**-8, "what fills no panel is torch's own product"
 
 
+@pytest.mark.parametrize("rows", [33, 300])
+def test_a_bfloat16_result_is_the_float32_one_rounded(rows: int) -> None:
+    x, weight = numbers(rows, 576).bfloat16(), numbers(192, 576, seed=1).bfloat16()
+    exact = panel_products.product(x, weight, torch.empty(rows, 192))
+    out = torch.full((rows + 1, 192), 7.0, dtype=torch.bfloat16)
+    assert torch.equal(panel_products.product(x, weight, out[:rows]), exact.bfloat16())
+    assert bool((out[rows] == 7).all()), "nothing is written past the rows"
+
+
 def test_what_does_not_fit_is_left_to_torch() -> None:
     x, weight = numbers(40, 64), numbers(64, 64)
     assert panel_products.fits(x, weight)

@@ -8,6 +8,7 @@ import pico
 import pytest
 import torch
 from gate_helpers import candidate
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -262,6 +263,16 @@ def test_shards_do_not_change_what_is_read(tmp_path: Path) -> None:
     assert all(torch.equal(one.get(key), many.get(key)) for key in tensors)
     assert not list(tmp_path.rglob(".*"))
     assert load_file(tmp_path / "one" / "model.safetensors").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(("mapped", "opened"), [(2**30, 1), (-1, 3)])
+def test_a_file_stays_open_until_much_of_it_was_read(mapped: int, opened: int, pico_folder: Path, monkeypatch) -> None:
+    reader, opens = Reader(pico_folder), []
+    monkeypatch.setattr(safetensors_io, "MAPPED_BYTES", mapped)
+    monkeypatch.setattr(safetensors_io, "safe_open", lambda *given: opens.append(given) or safe_open(*given))
+    for name in list(reader.headers)[:3]:
+        assert torch.equal(reader.get(name), load_file(pico_folder / "model.safetensors")[name])
+    assert len(opens) == opened
 
 
 def test_corrupted_weights_are_an_error_with_a_place(pico_folder: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hubplugin.errors import CheckpointError
 from hubplugin.limits import SHARD_BYTES
 
 FINITE_CHECK = 2**22  # values that are checked for NaN and infinity at once
+MAPPED_BYTES = 256 * 2**20  # read of a file before it is opened again: what was read of an open one stays in memory
 TORCH_DTYPES = {  # by safetensors' names
     "F64": torch.float64,
     "F32": torch.float32,
@@ -48,6 +49,7 @@ class Reader:
         self.folder = Path(folder)
         self._shard_of: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
+        self._opened: tuple[str, Any, int] = ("", None, 0)  # a shard, its reader, bytes that were read of it
         for shard in model_folder.shards(self.folder) if files is None else files:
             self._read_header(shard)
 
@@ -73,12 +75,21 @@ class Reader:
             raise CheckpointError(str(self.folder), f"there is no tensor {name}", "pull the model again")
         path = self.folder / self._shard_of[name]
         try:
-            with interrupt.held(), safe_open(path, "pt") as file:
-                tensor: Tensor = file.get_tensor(name)
+            with interrupt.held():
+                tensor = self._read(self._shard_of[name], name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(str(path), f"{name} cannot be read: {error}", "pull the model again") from error
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise CheckpointError(f"{path}: {name}", "holds NaN or infinite weights", "the model itself is broken")
+        return tensor
+
+    def _read(self, shard: str, name: str) -> Tensor:
+        """A tensor of a shard, which stays open for the next: opening it parses all of its header."""
+        opened, file, read = self._opened
+        if opened != shard or read > MAPPED_BYTES:
+            file, read = safe_open(self.folder / shard, "pt"), 0
+        tensor: Tensor = file.get_tensor(name)
+        self._opened = shard, file, read + tensor.nbytes
         return tensor
 
     def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -131,12 +132,24 @@ def _excess(p, q, d):  # type: ignore[no-untyped-def]
 any_order = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 
 
+@intrinsic
+def _greater(_, one, other):  # type: ignore[no-untyped-def]
+    """The greater of two float32 numbers, NaN of NaN. LLVM sees no maximum of many in comparisons, but in these."""
+
+    def generate(context, builder, signature, given):  # type: ignore[no-untyped-def]
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 2)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.maximum.f32"), given)
+
+    return types.float32(types.float32, types.float32), generate
+
+
 @any_order
-def _largest(logits):  # type: ignore[no-untyped-def]
-    largest = logits[0]
+def largest(logits):  # type: ignore[no-untyped-def]
+    """The largest of float32 numbers."""
+    found = logits[0]
     for place in range(len(logits)):
-        largest = logits[place] if logits[place] > largest else largest
-    return largest
+        found = _greater(found, logits[place])
+    return found
 
 
 @any_order
@@ -162,17 +175,17 @@ def _differences(p_logits, q_logits, p_largest, q_largest, p_rest, q_rest, norma
 @njit(nogil=True, cache=True, error_model="numpy")
 def _row(logits):  # type: ignore[no-untyped-def]
     """The largest logit, log of the sum of exponentials less it, and where it first stands."""
-    largest, total, start = logits[0], 0.0, 0
+    greatest, total, start = logits[0], 0.0, 0
     for begin in range(0, len(logits), PIECE):
         piece = logits[begin : begin + PIECE]
-        here = _largest(piece)
-        if here > largest:
-            total *= math.exp(largest - here)
-            largest, start = here, begin
-        total += _exponentials(piece, largest)
-    while start < len(logits) - 1 and logits[start] != largest:
+        here = largest(piece)
+        if here > greatest:
+            total *= math.exp(greatest - here)
+            greatest, start = here, begin
+        total += _exponentials(piece, greatest)
+    while start < len(logits) - 1 and logits[start] != greatest:
         start += 1
-    return largest, math.log(total), start
+    return greatest, math.log(total), start
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

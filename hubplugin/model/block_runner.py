@@ -152,7 +152,7 @@ class Model:
         self.staged(index, block).forward(batches)
 
     def pack_weights(self) -> None:
-        """Let linears in float32 multiply by packed weights, where that is faster: they are to serve many tokens."""
+        """Let linears multiply by packed weights, where that is faster: they are to serve many tokens."""
         panel_products.install(self._trunk)
 
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:

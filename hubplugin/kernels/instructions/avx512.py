@@ -42,7 +42,7 @@ class _Bfloat(ir.Type):
         return hash(_Bfloat)
 
 
-_HALVES = ir.VectorType(_Bfloat(), 2 * LANES)
+_HALVES, _SHORT = ir.VectorType(_Bfloat(), 2 * LANES), ir.VectorType(_Bfloat(), LANES)
 
 
 def _dot(builder: Any, total: Any, one: Any, other: Any) -> Any:
@@ -61,8 +61,8 @@ def _tile(tall: int, added: Any) -> Any:
     """Sums products of `count` units and adds them to a tile, `tall` rows x PANEL from byte `place` of `out` on.
 
     Byte `at` of `left` is the first row's first unit; `pitch` bytes lie between rows, `step` between units. Byte `to`
-    of `right` is a panel's first unit. A `fresh` tile is written, not added to. Sums begin at zero here, not at what is
-    there, because a long sum loses digits of whatever is added to it.
+    of `right` is a panel's first unit. A `fresh` tile is written, not added to; one of bfloat16, as uint16, always is,
+    rounded. Sums begin at zero here, not at what is there, because a long sum loses digits of whatever is added to it.
     """
 
     @intrinsic
@@ -87,11 +87,6 @@ def _tile(tall: int, added: Any) -> Any:
             shaped = context.make_array(signature.args[7])(context, builder, out)
             across = cgutils.unpack_tuple(builder, shaped.strides, 2)[0]
             places = [(row, column) for row in range(tall) for column in range(WIDE)]
-
-            def stored(row: int, column: int) -> Any:
-                offset = builder.add(builder.mul(across, _WORD(row)), _WORD(column * LINE))
-                return builder.bitcast(builder.gep(corner, [offset]), _SUMS.as_pointer())
-
             sums = {where: cgutils.alloca_once(builder, _SUMS) for where in places}  # registers, once LLVM is done
             for where in places:
                 builder.store(ir.Constant(_SUMS, [0.0] * LANES), sums[where])
@@ -103,20 +98,35 @@ def _tile(tall: int, added: Any) -> Any:
                     for column in range(WIDE):
                         total = sums[row, column]
                         builder.store(added(builder, builder.load(total), same, columns[column]), total)
-            with builder.if_else(fresh) as (empty, kept):
-                with empty:
-                    for where in places:
-                        builder.store(builder.load(sums[where]), stored(*where), align=4)
-                with kept:
-                    for where in places:
-                        before = builder.load(stored(*where), align=4)
-                        builder.store(builder.fadd(before, builder.load(sums[where])), stored(*where), align=4)
+            _write(builder, sums, corner, across, fresh, signature.args[7].dtype == types.uint16)
             return context.get_dummy_value()
 
         whole = types.int64
         return types.none(left, whole, whole, whole, right, whole, whole, out, whole, types.boolean), generate
 
     return tile
+
+
+def _write(builder: Any, sums: dict[tuple[int, int], Any], corner: Any, across: Any, fresh: Any, short: bool) -> None:
+    """Sums by row and register of a tile, whose first byte is at `corner`, to its memory; `short`: as bfloat16."""
+    kind, size, align = (_SHORT, LINE // 2, 2) if short else (_SUMS, LINE, 4)
+    rounding = ir.FunctionType(_SHORT, [_SUMS])
+
+    def place(row: int, column: int) -> Any:
+        offset = builder.add(builder.mul(across, _WORD(row)), _WORD(column * size))
+        return builder.bitcast(builder.gep(corner, [offset]), kind.as_pointer())
+
+    if not short:
+        with builder.if_then(builder.not_(fresh)):
+            for (row, column), total in sums.items():
+                before = builder.load(place(row, column), align=align)
+                builder.store(builder.fadd(before, builder.load(total)), total)
+    for (row, column), total in sums.items():
+        made = builder.load(total)
+        if short:
+            called = cgutils.get_or_insert_function(builder.module, rounding, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+            made = builder.call(called, [made])
+        builder.store(made, place(row, column), align=align)
 
 
 def _vector(builder: Any, start: Any, offset: Any) -> Any:
@@ -178,14 +188,15 @@ def multiply(first, last, rows, panels, single, out):  # type: ignore[no-untyped
 
 @compiled
 def tiles(first, last, rows, panels, single, out):  # type: ignore[no-untyped-def]
-    """out = rows times panels, for rows first .. last; float32 [rows, at least panels x PANEL], columns contiguous.
+    """out = rows times panels, for rows first .. last; [rows, at least panels x PANEL], columns contiguous.
 
-    Rows are [rows, inputs], inputs contiguous, as many as the panels have or more: float32 if `single`, else bits of
-    bfloat16. Panels are [panels, units, PANEL] of 32 bits each, units and PANEL contiguous.
+    It is float32, or bits of bfloat16. Rows are [rows, inputs], inputs contiguous, as many as the panels have or more:
+    float32 if `single`, else bits of bfloat16. Panels are [panels, units, PANEL] of 32 bits each, units and PANEL
+    contiguous.
     """
     pitch, count = rows.strides[0], panels.shape[1]
     for panel in range(len(panels)):
-        to, column = panel * panels.strides[0], panel * PANEL * 4
+        to, column = panel * panels.strides[0], panel * PANEL * out.itemsize
         if single:
             _fmas(first, last, rows, first * pitch, pitch, panels, to, count, out, column)
         else:

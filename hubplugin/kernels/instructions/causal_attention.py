@@ -13,7 +13,7 @@ from torch import Tensor
 from hubplugin.kernels.instructions import panel_products
 from hubplugin.kernels.instructions.avx512 import PANEL, TALL, tiles
 from hubplugin.kernels.instructions.bits import bits, narrow
-from hubplugin.kernels.logit_rows import any_order, exponential
+from hubplugin.kernels.logit_rows import any_order, exponential, largest
 from hubplugin.kernels.threads import compiled, spread
 
 ROWS = 8 * TALL  # queries of a block
@@ -115,12 +115,9 @@ def _softmax(begin, count, width, scale, scores, totals):  # type: ignore[no-unt
 @any_order
 def _exponentials(scores, scale):  # type: ignore[no-untyped-def]
     """exp(scale (score - the largest)) in place of each score; their sum."""
-    largest = scores[0]
+    greatest, total = largest(scores), np.float32(0)
     for place in range(len(scores)):
-        largest = scores[place] if scores[place] > largest else largest
-    total = np.float32(0)
-    for place in range(len(scores)):
-        share = exponential((scores[place] - largest) * scale)
+        share = exponential((scores[place] - greatest) * scale)
         scores[place] = share
         total += share
     return total

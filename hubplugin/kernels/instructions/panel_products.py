@@ -1,4 +1,4 @@
-"""Products of float32 or bfloat16 matrices with float32 results, on a CPU whose libraries do not use all of it.
+"""Products of float32 or bfloat16 matrices, summed in float32, on a CPU whose libraries do not use all of it.
 
 torch's library for float32 products, MKL, uses registers of 256 bits on AMD's processors, and torch has no float32
 result of bfloat16 products. Here a weight is packed into panels once while it lives, and `avx512` does the rest: on two
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hubplugin.kernels.instructions import avx512
-from hubplugin.kernels.instructions.avx512 import PANEL, TALL
+from hubplugin.kernels.instructions.avx512 import LANES, PANEL, TALL
 from hubplugin.kernels.instructions.bits import bits
-from hubplugin.kernels.threads import spread
+from hubplugin.kernels.threads import compiled, spread
 
 FEWEST = 32  # rows below which packing costs more than it gains
 
@@ -28,25 +28,27 @@ class Packed:
         self.version = _version(weight)
         self.whole = len(weight) // PANEL * PANEL  # outputs that fill panels
         units = _numbers(weight[: self.whole].contiguous()).view(np.uint32)
-        self.panels = np.ascontiguousarray(units.reshape(-1, PANEL, units.shape[1]).transpose(0, 2, 1))
+        self.panels = np.empty((self.whole // PANEL, units.shape[1], PANEL), dtype=np.uint32)
+        spread(_pack, len(self.panels), units, self.panels)
 
 
 class PanelLinear(nn.Linear):
-    """A linear in float32. What does not fit is torch's own product."""
+    """A linear, in float32 or bfloat16. What does not fit is torch's own product."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The outputs [..., outputs] of inputs [..., inputs]."""
+        """The outputs [..., outputs] of inputs [..., inputs], in their dtype."""
         rows = inputs.flatten(0, -2)
-        if inputs.dtype != torch.float32 or not fits(rows, self.weight):
+        rounded_once = self.bias is None or inputs.dtype == torch.float32
+        if not (rounded_once and fits(rows, self.weight)):
             return super().forward(inputs)
-        made = product(rows, self.weight, torch.empty(len(rows), len(self.weight)))
+        made = product(rows, self.weight, torch.empty(len(rows), len(self.weight), dtype=inputs.dtype))
         if self.bias is not None:
             made += self.bias
         return made.unflatten(0, inputs.shape[:-1])
 
 
 def install(module: nn.Module) -> None:
-    """Let the linears inside a module that computes in float32 multiply here, where this CPU gains by it."""
+    """Let the linears inside a module multiply here, where this CPU gains by it."""
     if not works():
         return
     for inner in module.modules():
@@ -67,15 +69,15 @@ def learns(tensor: Tensor) -> bool:
 
 
 def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """rows weight^T of float32 or bfloat16, written to float32 `out` [rows, outputs].
+    """rows weight^T of float32 or bfloat16, summed in float32 and written to `out` [rows, outputs].
 
-    A weight is packed once while it lives and stays as it is.
+    That is float32, or bfloat16 of bfloat16. A weight is packed once while it lives and stays as it is.
     """
     packed: Packed | None = _PACKED.get(weight)
     if packed is None or packed.version != _version(weight):
         _PACKED[weight] = packed = Packed(weight)
     single, numbers = rows.dtype == torch.float32, _numbers(rows.contiguous())
-    spread(avx512.multiply, len(rows), numbers, packed.panels, single, out.numpy(), least=TALL)
+    spread(avx512.multiply, len(rows), numbers, packed.panels, single, _numbers(out), least=TALL)
     if packed.whole < len(weight):
         out[:, packed.whole :] = rows @ weight[packed.whole :].T
     return out
@@ -91,6 +93,17 @@ def _version(weight: Tensor) -> tuple[int, int]:
 
 def _numbers(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy() if tensor.dtype == torch.float32 else bits(tensor)
+
+
+@compiled
+def _pack(first, last, units, panels):  # type: ignore[no-untyped-def]
+    """Panels first .. last of units [outputs, units]."""
+    for panel in range(first, last):
+        rows, made = units[panel * PANEL : (panel + 1) * PANEL], panels[panel]
+        for start in range(0, units.shape[1], LANES):
+            for unit in range(start, min(start + LANES, units.shape[1])):
+                for lane in range(PANEL):
+                    made[unit, lane] = rows[lane, unit]
 
 
 @cache
