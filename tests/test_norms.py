@@ -14,8 +14,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from hubplugin.kernels.instructions import rms_norm
 
 
-def filled(kind: type[nn.Module], width: int) -> nn.Module:
-    norm = kind(width, 1e-5).bfloat16()
+def filled(kind: type[nn.Module], width: int, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    norm = kind(width, 1e-5).to(dtype)
     with torch.no_grad():
         norm.weight.copy_(torch.randn(width, generator=torch.Generator().manual_seed(1)))
     return norm.requires_grad_(False)
@@ -23,16 +23,19 @@ def filled(kind: type[nn.Module], width: int) -> nn.Module:
 
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, MixtralRMSNorm, Phi3RMSNorm, Qwen3RMSNorm])
 @pytest.mark.parametrize("shape", [(1, 1, 64), (3, 7, 48), (2, 5, 4, 33)])
-def test_a_norm_gives_what_its_class_gives_but_for_the_last_bit(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
-    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 20).bfloat16()
-    norm = filled(kind, shape[-1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_norm_gives_what_its_class_gives_but_for_the_last_bits(
+    kind: type[nn.Module], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
+    norm = filled(kind, shape[-1], dtype)
     expected = norm(x)
     rms_norm.install(norm)
     assert type(norm) is not kind and isinstance(norm, kind)
     found = norm(x)
-    assert found.dtype == torch.bfloat16 and found.shape == x.shape
-    assert torch.allclose(found.float(), expected.float(), rtol=rms_norm.ONE_BIT, atol=0)
-    assert float((found == expected).float().mean()) > 0.99
+    assert found.dtype == dtype and found.shape == x.shape
+    assert torch.allclose(found.float(), expected.float(), rtol=rms_norm.LAST_BITS[dtype], atol=0)
+    assert dtype == torch.float32 or float((found == expected).float().mean()) > 0.99
     assert torch.equal(copy.deepcopy(norm)(x), found), "a twin of a block norms as the block does"
 
 
@@ -55,8 +58,14 @@ def test_what_adds_one_to_its_weight_or_has_a_bias_keeps_its_class() -> None:
         assert type(norm) is before
 
 
-def test_full_precision_goes_through_the_class_itself() -> None:
-    norm, x = LlamaRMSNorm(32), torch.randn(4, 32)
+@pytest.mark.parametrize("learns", ["hidden", "weight", "both"])
+def test_gradients_and_mixed_precisions_go_through_the_class_itself(learns: str) -> None:
+    norm, x = LlamaRMSNorm(32).requires_grad_(learns != "hidden"), torch.randn(4, 32)
+    x.requires_grad_(learns != "weight")
     expected = norm(x)
     rms_norm.install(norm)
-    assert torch.equal(norm(x), expected)
+    found = norm(x)
+    assert torch.equal(found, expected) and found.requires_grad
+    with torch.no_grad():
+        assert torch.equal(norm(x.bfloat16()), LlamaRMSNorm(32)(x.bfloat16()))
+        assert torch.equal(norm(x.double()), LlamaRMSNorm(32)(x.double()))

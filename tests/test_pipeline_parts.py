@@ -275,6 +275,14 @@ def test_a_file_stays_open_until_much_of_it_was_read(mapped: int, opened: int, p
     assert len(opens) == opened
 
 
+def test_what_is_done_to_a_tensor_is_not_read_again(pico_folder: Path) -> None:
+    reader = Reader(pico_folder)
+    for _ in range(2):
+        norm = reader.get("model.norm.weight")
+        assert torch.equal(norm, load_file(pico_folder / "model.safetensors")["model.norm.weight"])
+        norm.add_(1)
+
+
 def test_corrupted_weights_are_an_error_with_a_place(pico_folder: Path, tmp_path: Path) -> None:
     data = (pico_folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])

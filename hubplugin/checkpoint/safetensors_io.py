@@ -49,7 +49,7 @@ class Reader:
         self.folder = Path(folder)
         self._shard_of: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
-        self._opened: tuple[str, Any, int] = ("", None, 0)  # a shard, its reader, bytes that were read of it
+        self._opened: tuple[str, Any, frozenset[str], int] = ("", None, frozenset(), 0)  # see `_read`
         for shard in model_folder.shards(self.folder) if files is None else files:
             self._read_header(shard)
 
@@ -84,12 +84,15 @@ class Reader:
         return tensor
 
     def _read(self, shard: str, name: str) -> Tensor:
-        """A tensor of a shard, which stays open for the next: opening it parses all of its header."""
-        opened, file, read = self._opened
-        if opened != shard or read > MAPPED_BYTES:
-            file, read = safe_open(self.folder / shard, "pt"), 0
+        """A tensor of a shard, which stays open for the next: opening it parses all of its header.
+
+        An open one hands out the same memory twice, with what was written to it meanwhile: no tensor is read twice.
+        """
+        opened, file, names, size = self._opened  # a shard and its reader, what was read of it, and its bytes
+        if opened != shard or name in names or size > MAPPED_BYTES:
+            file, names, size = safe_open(self.folder / shard, "pt"), frozenset(), 0
         tensor: Tensor = file.get_tensor(name)
-        self._opened = shard, file, read + tensor.nbytes
+        self._opened = shard, file, names | {name}, size + tensor.nbytes
         return tensor
 
     def below(self, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -24,7 +24,7 @@ LANES, LINE = 16, 64  # float32 numbers of a register, and its bytes
 WIDE = 4  # registers side by side in a tile of sums
 PANEL = WIDE * LANES  # columns of a tile of sums
 TALL, SOME = 6, 4  # rows of a tile of sums; a panel's columns are ten such tiles as rows, and one of these
-AHEAD = 2**16  # units, of as many rows as hold so many, that stay in the second-level cache while all columns pass
+AHEAD = 2**17  # units, of as many rows as hold so many, that stay in the second-level cache while all columns pass
 _UNIT, _WORD = ir.IntType(32), ir.IntType(64)
 _SUMS, _UNITS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_UNIT, LANES)
 

@@ -1,8 +1,8 @@
-"""Root-mean-square norms of bfloat16 activations on a CPU, in one pass over memory; transformers' modules take six.
+"""Root-mean-square norms of activations on a CPU, in one pass over memory; transformers' modules take six.
 
-A module is taken over only where its class was tried and gives the same but for the last bit of a bfloat16 number.
-Knows no family: whatever divides by the root of the mean square plus epsilon in float32, rounds, and multiplies by a
-weight vector.
+A module is taken over only where its class was tried and gives the same but for the last bits of a number. Knows no
+family: whatever divides by the root of the mean square plus epsilon in float32, rounds to the activations' dtype, and
+multiplies by a weight vector.
 """
 
 from functools import cache
@@ -14,17 +14,18 @@ from numba import njit
 from torch import Tensor, nn
 
 from hubplugin.kernels.instructions.bits import bits, narrow, wide
+from hubplugin.kernels.instructions.panel_products import learns
 from hubplugin.kernels.threads import spread
 
 TRIED = 64  # rows, and numbers in a row
-ONE_BIT = 2**-7  # the last bit of a bfloat16 number is at most this share of it
+LAST_BITS = {torch.bfloat16: 2**-7, torch.float32: 2**-21}  # at most this share of a number
 
 
 def install(module: nn.Module) -> None:
-    """Let the norms inside a module that computes in bfloat16 on a CPU run in one pass."""
+    """Let the norms inside a module that computes in bfloat16 or float32 on a CPU run in one pass."""
     for inner in module.modules():
         kind: Any = type(inner)
-        if _epsilon(inner) and _alike(kind):
+        if _epsilon(inner) and all(_alike(kind, dtype) for dtype in LAST_BITS):
             inner.__class__ = _fused(kind)
 
 
@@ -38,7 +39,7 @@ def _epsilon(module: Any) -> float:
 @cache
 def _fused(kind: Any) -> Any:
     def forward(self: Any, hidden: Tensor) -> Tensor:
-        if hidden.dtype != torch.bfloat16:
+        if hidden.dtype not in LAST_BITS or hidden.dtype != self.weight.dtype or learns(hidden) or learns(self.weight):
             return kind.forward(self, hidden)
         return normalized(hidden, self.weight, _epsilon(self))
 
@@ -46,39 +47,58 @@ def _fused(kind: Any) -> Any:
 
 
 @cache
-def _alike(kind: Any) -> bool:
+def _alike(kind: Any, dtype: torch.dtype) -> bool:
     """Whether a class of norms does what `normalized` does."""
     generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(TRIED, TRIED, generator=generator) * 3).bfloat16()
+    x = (torch.randn(TRIED, TRIED, generator=generator) * 3).to(dtype)
     try:
         norm: Any = kind(TRIED)
     except TypeError:
         return False
-    norm = norm.to(torch.bfloat16)
+    norm = norm.to(dtype)
     with torch.no_grad():
         norm.weight.copy_(torch.rand(TRIED, generator=generator) + 0.5)
         theirs, ours = norm(x), normalized(x, norm.weight, _epsilon(norm))
-    return theirs.dtype == x.dtype and torch.allclose(ours.float(), theirs.float(), rtol=ONE_BIT, atol=0)
+    return theirs.dtype == dtype and torch.allclose(ours.float(), theirs.float(), rtol=LAST_BITS[dtype], atol=0)
 
 
 def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """bfloat16 [..., width]: x / sqrt(mean x^2 + epsilon), rounded to bfloat16, times weight [width] in bfloat16."""
+    """x / sqrt(mean x^2 + epsilon) of [..., width], rounded to its dtype, times weight [width] in that: the dtype."""
     rows = hidden.contiguous()
     out = torch.empty_like(rows)
-    flat = [bits(tensor).reshape(-1, rows.shape[-1]) for tensor in (rows, out)]
-    spread(_normalize, len(flat[0]), *flat, bits(weight), np.float32(epsilon))
+    flat, kernel = [tensor.reshape(-1, rows.shape[-1]) for tensor in (rows, out)], _normalize
+    if rows.dtype == torch.bfloat16:
+        numbers, kernel = [bits(tensor) for tensor in (*flat, weight)], _normalize_bits
+    else:
+        numbers = [tensor.detach().numpy() for tensor in (*flat, weight)]
+    spread(kernel, len(flat[0]), *numbers, np.float32(epsilon))
     return out
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+# sums may be taken in any order: they would not vectorise otherwise
+_any_order = njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+
+
+@_any_order
 def _normalize(first, last, rows, out, weight, epsilon):  # type: ignore[no-untyped-def]
-    """Rows first .. last, as bits. Sums may be taken in any order: they would not vectorise otherwise."""
-    width = rows.shape[1]
+    """Rows first .. last of float32."""
     for row in range(first, last):
         given, made, total = rows[row], out[row], np.float32(0)
-        for place in range(width):
+        for place in range(len(weight)):
+            total += given[place] * given[place]
+        scale = np.float32(1) / np.sqrt(total / np.float32(len(weight)) + epsilon)
+        for place in range(len(weight)):
+            made[place] = given[place] * scale * weight[place]
+
+
+@_any_order
+def _normalize_bits(first, last, rows, out, weight, epsilon):  # type: ignore[no-untyped-def]
+    """The same of bfloat16, as bits."""
+    for row in range(first, last):
+        given, made, total = rows[row], out[row], np.float32(0)
+        for place in range(len(weight)):
             total += wide(given[place]) * wide(given[place])
-        scale = np.float32(1) / np.sqrt(total / np.float32(width) + epsilon)
-        for place in range(width):
+        scale = np.float32(1) / np.sqrt(total / np.float32(len(weight)) + epsilon)
+        for place in range(len(weight)):
             unit = wide(narrow(wide(given[place]) * scale))
             made[place] = np.uint16(narrow(unit * wide(weight[place])))
