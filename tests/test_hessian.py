@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hubplugin.errors import CompressError
-from hubplugin.kernels import second_moments
+from hubplugin.kernels import products, second_moments
 from hubplugin.kernels.instructions import token_sums
 from hubplugin.methods import linear_algebra, qep
 
@@ -157,3 +157,14 @@ def test_solve_and_inverse_agree_with_the_plain_ones() -> None:
     assert torch.allclose(linear_algebra.solve(h, right, "x") @ h, right)
     with pytest.raises(CompressError, match="not positive definite"):
         linear_algebra.inverse(-h, "x")
+
+
+@pytest.mark.parametrize("shape", [(40, 576, 130), (8, 96, 64), (300, 1536, 192)])
+def test_rough_products_are_good_to_three_digits(shape: tuple[int, int, int]) -> None:
+    rows, inputs, outputs = shape
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(count, inputs, generator=generator) for count in (rows, outputs))
+    found, exact = products.rough(x, weight), x.double() @ weight.double().T
+    assert found.dtype == torch.float32
+    assert float(((found - exact).abs() / (x.double().abs() @ weight.double().abs().T)).max()) < 2**-8
+    assert torch.equal(products.rough(x.double(), weight.double()), x.double() @ weight.double().T)

@@ -47,13 +47,6 @@ def open_model(folder: Path, family: Family, dtype: torch.dtype = torch.float32,
     return model
 
 
-def _measured(folder: Path, family: Family, dtype: torch.dtype, device: str) -> Model:
-    """As `open_model`, for many tokens."""
-    model = open_model(folder, family, dtype, device)
-    model.pack_weights()
-    return model
-
-
 def reference(
     folder: Path, family: Family, tokens: Tensor, description: Tokens, dtype: torch.dtype = torch.float32
 ) -> Reference:
@@ -62,7 +55,7 @@ def reference(
     bfloat16 is float32 on a CPU that is no faster at it: two kinds are much slower (serve/cpu_features.py).
     """
     device = default_device()
-    model = _measured(folder, family, computing_dtype(dtype, device), device)
+    model = open_model(folder, family, computing_dtype(dtype, device), device)
     if model.dtype != dtype:
         progress(
             f"note: this CPU multiplies {_name(dtype)} no faster than float32, evaluation stays in {_name(model.dtype)}"
@@ -78,7 +71,7 @@ def _floor(folder: Path, family: Family, model: Model, hidden: Tensor, tokens: T
     It is what the dtype alone does to a variant that is the base itself. An engine that rounds logits too does more.
     """
     some = tokens[:FLOOR_WINDOWS]
-    exact = _measured(folder, family, torch.float32, model.device)
+    exact = open_model(folder, family, torch.float32, model.device)
     exact_hidden = exact.hidden_states(some, _progress_of("base in float32", len(exact)))
     floor = _against_base(model, hidden[: len(some)], exact, exact_hidden, some)
     progress(f"{_name(model.dtype)} alone: mean KL {floor.mean_kl:.2e} nats per token, on {len(some)} windows")
@@ -102,7 +95,7 @@ def _alone(model: Model, hidden: Tensor, tokens: Tensor) -> Quality:
 
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
     """Measure a variant's folder on the reference's tokens, with `kl` also against the base's logits."""
-    model = _measured(folder, family, base.model.dtype, base.model.device)
+    model = open_model(folder, family, base.model.dtype, base.model.device)
     hidden = model.hidden_states(base.tokens, _progress_of("variant", len(model)))
     if kl:
         variant = _against_base(model, hidden, base.model, base.hidden, base.tokens)

@@ -13,6 +13,7 @@ from llvmlite import binding
 from torch import Tensor, nn
 
 from hubplugin.kernels.instructions import panel_products
+from hubplugin.kernels.second_moments import half_precision, products_of
 
 
 class Head(nn.Linear):
@@ -42,6 +43,17 @@ def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         np.matmul(rows.numpy(), weight.numpy().T, out=out.numpy())
         return out
     return torch.mm(rows, weight.T, out=out)
+
+
+def rough(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows weight^T of [rows, inputs] and [outputs, inputs], in their dtype.
+
+    Good to three digits in float32: both are rounded to bfloat16 where that is faster.
+    """
+    if rows.dtype == torch.float32 and panel_products.fits(rows, weight):
+        return panel_products.product(rows.bfloat16(), weight.bfloat16(), torch.empty(len(rows), len(weight)))
+    with products_of(half_precision(rows)):
+        return rows @ weight.T
 
 
 @cache

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hubplugin.errors import CompressError
-from hubplugin.kernels.second_moments import PANEL, half_precision, products_of
+from hubplugin.kernels import products
+from hubplugin.kernels.second_moments import PANEL
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ def energy(weight: Tensor, hessian: Tensor) -> float:
 
     Good to three digits in float32: both are rounded to bfloat16 where that is fast.
     """
-    with products_of(half_precision(weight)):
-        return inner(weight @ hessian, weight)
+    return inner(products.rough(weight, hessian), weight)
 
 
 def inner(left: Tensor, right: Tensor) -> float:

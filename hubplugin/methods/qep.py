@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hubplugin.kernels import products
 from hubplugin.kernels.second_moments import PreparedInputs, half_precision, products_of, token_sum, zero_sum
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.linear_algebra import Factor, Prepared
@@ -80,17 +81,14 @@ class TargetCorrection:
         error = self._error if self._projects else self._weight @ self._error
         return error + self._weight @ self._inputs - weight.to(inputs) @ inputs
 
-    def sum(self, factor: float = 1.0) -> Tensor:
-        """The sum [..., inputs] times a factor, in the form it is kept in; see `cross_term`."""
+    def sum(self, factor: float = 1.0, step: int = 1) -> Tensor:
+        """The sum [..., inputs] times a factor, in the form it is kept in, as far as `cross_term` needs it."""
         assert self._sum is not None
-        return self._sum * factor
+        return (self._sum[::step] if self._projects else self._sum) * factor
 
     def cross_term(self, kept_sum: Tensor, step: int = 1) -> Tensor:
-        """[outputs, inputs] of every `step`-th output, from `sum` or a linear function of the sum."""
-        if self._projects:
-            return kept_sum[::step]
-        with products_of(half_precision(kept_sum)):  # what differs is small: three digits of it are enough
-            return self._weight[::step] @ kept_sum
+        """[outputs, inputs] of every `step`-th output, from their `sum` or a linear function of its columns."""
+        return kept_sum if self._projects else products.rough(self._weight[::step], kept_sum.T)
 
 
 def corrected(
@@ -104,20 +102,27 @@ def corrected(
     outputs decide. H is `prepared`'s, of the tokens of both.
     """
     tokens = fit.tokens + check.tokens
-    cross_term = fit.sum(tokens / fit.tokens)[:, prepared.order]
+
+    def solution(factor: Factor, step: int = 1) -> Tensor:
+        """D [outputs, inputs] of every `step`-th output, by a factor of H."""
+        of_outputs = fit.sum(tokens / fit.tokens, step)[:, prepared.order]
+        return fit.cross_term(
+            linear_algebra.divided(of_outputs, factor).index_select(1, prepared.order.argsort()), step
+        )
+
     if not check.tokens:
-        return weight + 0.5 * _solution(fit, cross_term, prepared, prepared.factor), 0.5
+        return weight + 0.5 * solution(prepared.factor), 0.5
     step = linear_algebra.spaced(len(weight))
-    checked = check.cross_term(check.sum(tokens / check.tokens), step)
-    best, most, ratio = torch.zeros_like(weight), 0.0, 0.0
+    checked = check.cross_term(check.sum(tokens / check.tokens, step), step)
+    best, most, ratio = prepared.factor, 0.0, 0.0
     for factor in _factors(prepared):
-        correction = _solution(fit, cross_term, prepared, factor)
-        gain = linear_algebra.inner(checked, correction[::step])
-        size = linear_algebra.energy(correction[::step], prepared.alive)
+        correction = solution(factor, step)
+        gain = linear_algebra.inner(checked, correction)
+        size = linear_algebra.energy(correction, prepared.alive)
         share = min(max(gain / size, 0.0), 1.0) if size > 0 else 0.0
         if (gained := share * (2 * gain - share * size)) > most:
-            best, most, ratio = correction, gained, share
-    return weight + ratio * best, ratio
+            best, most, ratio = factor, gained, share
+    return (weight + ratio * solution(best), ratio) if ratio else (weight, 0.0)
 
 
 def _factors(prepared: Prepared) -> Iterator[Factor]:
@@ -126,11 +131,6 @@ def _factors(prepared: Prepared) -> Iterator[Factor]:
     for damp in DAMPINGS:
         if damp > prepared.factor.damp:
             yield linear_algebra.factor(prepared.alive, damp, prepared.order)
-
-
-def _solution(fit: TargetCorrection, cross_term: Tensor, prepared: Prepared, factor: Factor) -> Tensor:
-    """D [outputs, inputs] by a factor of H; `cross_term` has its columns in the order of that."""
-    return fit.cross_term(linear_algebra.divided(cross_term, factor).index_select(1, prepared.order.argsort()))
 
 
 def stored(target: Tensor, plain: Tensor, hessian: Tensor, dtype: torch.dtype) -> Tensor:

@@ -75,8 +75,10 @@ class Model:
         """Embed token ids [sequences, tokens] and record the masks and positions the model gives each block.
 
         With a folder, activations live in files there instead of in memory. A batch has sequences of `micro_tokens`
-        in all, or of as many as suit the device.
+        in all, or of as many as suit the device. From now on linears of blocks multiply by packed weights where that is
+        faster: many tokens will pass them.
         """
+        panel_products.install(self._trunk)
         self._load(self._trunk.embed_tokens, self.family.embed)
         recorders = [skeleton.Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)
@@ -149,10 +151,6 @@ class Model:
     def forward_block(self, index: int, batches: list[Batch], block: nn.Module | None = None) -> None:
         """Replace the hidden states by the block's output, taking up where the last stage ended."""
         self.staged(index, block).forward(batches)
-
-    def pack_weights(self) -> None:
-        """Let linears multiply by packed weights, where that is faster: they are to serve many tokens."""
-        panel_products.install(self._trunk)
 
     def on_inputs(self, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> None:
         """As `on_inputs` below, for linears of this model."""

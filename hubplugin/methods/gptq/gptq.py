@@ -34,7 +34,7 @@ def compress(
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
     Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
-    group size, order and damping, if it is known alshared.
+    group size, order and damping, if it is known already.
     With `act_order`, columns are visited by falling second moment inside their group, and groups by their largest one
     (group-aware reordering); columns return to their places, so g_idx stays trivial.
     """
