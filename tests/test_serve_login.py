@@ -118,6 +118,26 @@ def test_wrong_logins_are_limited_for_each_address_and_right_ones_are_not() -> N
         assert status == 429 and tried("s3cret", "2001:db8:0:1::1").status_code == 200
 
 
+@pytest.mark.parametrize(("proxies", "status"), [("192.0.2.0/24", 429), ("192.0.2.0/24,127.0.0.0/8", 200)])
+def test_only_a_proxy_that_is_named_says_whose_logins_are_wrong(
+    proxies: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+    with (
+        fake() as server,
+        app.launch(server.url, logins=("ada:s3cret",)) as page,
+        httpx.Client(base_url=page.url, trust_env=False) as proxy,
+    ):
+
+        def tried(password: str, address: str) -> int:
+            login = {"username": "ada", "password": password}
+            return proxy.post("login", data=login, headers={"X-Forwarded-For": address}).status_code
+
+        assert [tried("wrong", "198.51.100.1") for _ in range(page_login.FAILURES)] == [400] * page_login.FAILURES
+        assert tried("wrong", "198.51.100.1") == 429
+        assert tried("s3cret", "198.51.100.2") == status
+
+
 def test_a_limit_is_each_clients_own_and_fills_up_again() -> None:
     now = [100.0]
     limit = rate_limit.RateLimit(5, clock=lambda: now[0])

@@ -23,7 +23,7 @@ from hubplugin.errors import CheckpointError
 from hubplugin.limits import SHARD_BYTES
 
 FINITE_CHECK = 2**22  # values that are checked for NaN and infinity at once
-MAPPED_BYTES = 32 * 2**20  # read of a file before it is opened again: what was read of an open one counts as memory
+MAPPED_BYTES = 8 * 2**20  # read of a file before it is opened again: what was read of an open one counts as memory
 TORCH_DTYPES = {  # by safetensors' names
     "F64": torch.float64,
     "F32": torch.float32,

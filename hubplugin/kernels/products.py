@@ -46,9 +46,9 @@ def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 
 def rough(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows weight^T of [rows, inputs] and [outputs, inputs], in their dtype.
+    """rows weight^T of [rows, inputs] and [outputs, inputs], in their dtype; of float32 good to three digits.
 
-    Good to three digits in float32: both are rounded to bfloat16 where that is faster.
+    Float32 is rounded to bfloat16 where that is faster.
     """
     if rows.dtype == torch.float32 and panel_products.fits(rows, weight):
         return panel_products.product(rows.bfloat16(), weight.bfloat16(), torch.empty(len(rows), len(weight)))

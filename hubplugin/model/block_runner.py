@@ -78,7 +78,8 @@ class Model:
         in all, or of as many as suit the device. From now on linears of blocks multiply by packed weights where that is
         faster: many tokens will pass them.
         """
-        panel_products.install(self._trunk)
+        if self.device == "cpu":
+            panel_products.install(self._trunk)
         self._load(self._trunk.embed_tokens, self.family.embed)
         recorders = [skeleton.Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)

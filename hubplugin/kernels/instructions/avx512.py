@@ -116,17 +116,19 @@ def _write(builder: Any, sums: dict[tuple[int, int], Any], corner: Any, across: 
         offset = builder.add(builder.mul(across, _WORD(row)), _WORD(column * size))
         return builder.bitcast(builder.gep(corner, [offset]), kind.as_pointer())
 
-    if not short:
-        with builder.if_then(builder.not_(fresh)):
+    if short:
+        called = cgutils.get_or_insert_function(builder.module, rounding, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+        for (row, column), total in sums.items():
+            builder.store(builder.call(called, [builder.load(total)]), place(row, column), align=align)
+        return
+    with builder.if_else(fresh) as (empty, kept):  # each way stores: sums that meet again first leave the registers
+        with empty:
+            for (row, column), total in sums.items():
+                builder.store(builder.load(total), place(row, column), align=align)
+        with kept:
             for (row, column), total in sums.items():
                 before = builder.load(place(row, column), align=align)
-                builder.store(builder.fadd(before, builder.load(total)), total)
-    for (row, column), total in sums.items():
-        made = builder.load(total)
-        if short:
-            called = cgutils.get_or_insert_function(builder.module, rounding, "llvm.x86.avx512bf16.cvtneps2bf16.512")
-            made = builder.call(called, [made])
-        builder.store(made, place(row, column), align=align)
+                builder.store(builder.fadd(before, builder.load(total)), place(row, column), align=align)
 
 
 def _vector(builder: Any, start: Any, offset: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 
 from hubplugin.kernels.instructions.bits import bits, narrow, wide
 from hubplugin.kernels.instructions.panel_products import learns
+from hubplugin.kernels.logit_rows import any_order
 from hubplugin.kernels.threads import spread
 
 TRIED = 64  # rows, and numbers in a row
@@ -75,11 +75,7 @@ def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return out
 
 
-# sums may be taken in any order: they would not vectorise otherwise
-_any_order = njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-
-
-@_any_order
+@any_order
 def _normalize(first, last, rows, out, weight, epsilon):  # type: ignore[no-untyped-def]
     """Rows first .. last of float32."""
     for row in range(first, last):
@@ -91,7 +87,7 @@ def _normalize(first, last, rows, out, weight, epsilon):  # type: ignore[no-unty
             made[place] = given[place] * scale * weight[place]
 
 
-@_any_order
+@any_order
 def _normalize_bits(first, last, rows, out, weight, epsilon):  # type: ignore[no-untyped-def]
     """The same of bfloat16, as bits."""
     for row in range(first, last):
