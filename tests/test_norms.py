@@ -39,6 +39,14 @@ def test_a_norm_gives_what_its_class_gives_but_for_the_last_bits(
     assert torch.equal(copy.deepcopy(norm)(x), found), "a twin of a block norms as the block does"
 
 
+def test_a_norm_is_taken_over_once() -> None:
+    norm = filled(LlamaRMSNorm, 32)
+    rms_norm.install(norm)
+    taken = type(norm)
+    rms_norm.install(norm)
+    assert type(norm) is taken and taken.__mro__[1] is LlamaRMSNorm
+
+
 def test_by_hand() -> None:
     x = torch.tensor([[3.0, 4.0, 0.0, 0.0]]).bfloat16()  # mean square 25 / 4
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0]).bfloat16()

@@ -45,6 +45,9 @@ class Model:
             self._model.lm_head.__class__ = products.Head
         if device == "cpu":
             attention.install(self._model)
+        if (
+            dtype == torch.bfloat16 and device == "cpu"
+        ):  # a whole model in float32 gives transformers' numbers to the bit
             rms_norm.install(self._trunk)
         module_weights.fill_buffers(self._model, device)
         self._softcap = settings.softcap(self.settings, "final_logit_softcapping")
@@ -76,10 +79,11 @@ class Model:
 
         With a folder, activations live in files there instead of in memory. A batch has sequences of `micro_tokens`
         in all, or of as many as suit the device. From now on linears of blocks multiply by packed weights where that is
-        faster: many tokens will pass them.
+        faster, and norms take one pass: many tokens will pass them, and last bits do not count.
         """
         if self.device == "cpu":
             panel_products.install(self._trunk)
+            rms_norm.install(self._trunk)
         self._load(self._trunk.embed_tokens, self.family.embed)
         recorders = [skeleton.Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)

@@ -18,6 +18,7 @@ from hubplugin.kernels.logit_rows import any_order
 from hubplugin.kernels.threads import spread
 
 TRIED = 64  # rows, and numbers in a row
+ONE_PASS = "one_pass"  # an attribute of classes made here
 LAST_BITS = {torch.bfloat16: 2**-7, torch.float32: 2**-21}  # at most this share of a number
 
 
@@ -25,7 +26,7 @@ def install(module: nn.Module) -> None:
     """Let the norms inside a module that computes in bfloat16 or float32 on a CPU run in one pass."""
     for inner in module.modules():
         kind: Any = type(inner)
-        if _epsilon(inner) and all(_alike(kind, dtype) for dtype in LAST_BITS):
+        if _epsilon(inner) and not hasattr(kind, ONE_PASS) and all(_alike(kind, dtype) for dtype in LAST_BITS):
             inner.__class__ = _fused(kind)
 
 
@@ -43,7 +44,7 @@ def _fused(kind: Any) -> Any:
             return kind.forward(self, hidden)
         return normalized(hidden, self.weight, _epsilon(self))
 
-    return type(kind.__name__, (kind,), {"forward": forward})
+    return type(kind.__name__, (kind,), {"forward": forward, ONE_PASS: True})
 
 
 @cache
