@@ -45,9 +45,8 @@ class Model:
             self._model.lm_head.__class__ = products.Head
         if device == "cpu":
             attention.install(self._model)
-        if (
-            dtype == torch.bfloat16 and device == "cpu"
-        ):  # a whole model in float32 gives transformers' numbers to the bit
+        # in float32 a whole model gives transformers' numbers to the bit; streamed blocks need not, see `embed`
+        if dtype == torch.bfloat16 and device == "cpu":
             rms_norm.install(self._trunk)
         module_weights.fill_buffers(self._model, device)
         self._softcap = settings.softcap(self.settings, "final_logit_softcapping")

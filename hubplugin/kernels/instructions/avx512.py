@@ -110,13 +110,13 @@ def _tile(tall: int, added: Any) -> Any:
 def _write(builder: Any, sums: dict[tuple[int, int], Any], corner: Any, across: Any, fresh: Any, short: bool) -> None:
     """Sums by row and register of a tile, whose first byte is at `corner`, to its memory; `short`: as bfloat16."""
     kind, size, align = (_SHORT, LINE // 2, 2) if short else (_SUMS, LINE, 4)
-    rounding = ir.FunctionType(_SHORT, [_SUMS])
 
     def place(row: int, column: int) -> Any:
         offset = builder.add(builder.mul(across, _WORD(row)), _WORD(column * size))
         return builder.bitcast(builder.gep(corner, [offset]), kind.as_pointer())
 
     if short:
+        rounding = ir.FunctionType(_SHORT, [_SUMS])
         called = cgutils.get_or_insert_function(builder.module, rounding, "llvm.x86.avx512bf16.cvtneps2bf16.512")
         for (row, column), total in sums.items():
             builder.store(builder.call(called, [builder.load(total)]), place(row, column), align=align)

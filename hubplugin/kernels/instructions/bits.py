@@ -15,6 +15,11 @@ def bits(tensor: Tensor) -> np.ndarray:
     return tensor.detach().view(torch.int16).numpy().view(np.uint16)
 
 
+def numbers(tensor: Tensor) -> np.ndarray:
+    """A float32 or bfloat16 tensor's own memory, the latter as `bits`."""
+    return tensor.detach().numpy() if tensor.dtype == torch.float32 else bits(tensor)
+
+
 def address(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
     """Where the byte at an offset into an array lies, for code of an intrinsic."""
     data = context.make_array(kind)(context, builder, array).data

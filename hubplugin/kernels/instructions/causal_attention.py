@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hubplugin.kernels.instructions import panel_products
 from hubplugin.kernels.instructions.avx512 import PANEL, TALL, tiles
-from hubplugin.kernels.instructions.bits import bits, narrow
+from hubplugin.kernels.instructions.bits import narrow, numbers
 from hubplugin.kernels.logit_rows import any_order, exponential, largest
 from hubplugin.kernels.threads import compiled, spread
 
@@ -38,9 +38,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     batch, heads, tokens, width = query.shape
     single = query.dtype == torch.float32
     out = torch.empty(batch, tokens, heads, width)
-    numbers = [each.detach().numpy() if single else bits(each) for each in (query, key, value)]
-    queries, keys, values = (each.view(np.uint32) for each in numbers)
-    values = values if single else numbers[2]  # neighbours in what is summed do not lie side by side in them
+    queries, keys = (numbers(each).view(np.uint32) for each in (query, key))
+    values = numbers(value)  # in bfloat16 no units: neighbours in what is summed do not lie side by side in them
+    values = values.view(np.uint32) if single else values
     spread(_attend, batch * heads, queries, keys, values, single, np.float32(scale), out.numpy())
     return out.to(query.dtype)
 

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hubplugin.kernels.instructions import avx512
 from hubplugin.kernels.instructions.avx512 import LANES, PANEL, TALL
-from hubplugin.kernels.instructions.bits import bits
+from hubplugin.kernels.instructions.bits import numbers
 from hubplugin.kernels.threads import compiled, spread
 
 FEWEST = 32  # rows below which packing costs more than it gains
@@ -27,7 +27,7 @@ class Packed:
     def __init__(self, weight: Tensor) -> None:
         self.version = _version(weight)
         self.whole = len(weight) // PANEL * PANEL  # outputs that fill panels
-        units = _numbers(weight[: self.whole].contiguous()).view(np.uint32)
+        units = numbers(weight[: self.whole].contiguous()).view(np.uint32)
         self.panels = np.empty((self.whole // PANEL, units.shape[1], PANEL), dtype=np.uint32)
         spread(_pack, len(self.panels), units, self.panels)
 
@@ -76,8 +76,8 @@ def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     packed: Packed | None = _PACKED.get(weight)
     if packed is None or packed.version != _version(weight):
         _PACKED[weight] = packed = Packed(weight)
-    single, numbers = rows.dtype == torch.float32, _numbers(rows.contiguous())
-    spread(avx512.multiply, len(rows), numbers, packed.panels, single, _numbers(out), least=TALL)
+    single = rows.dtype == torch.float32
+    spread(avx512.multiply, len(rows), numbers(rows.contiguous()), packed.panels, single, numbers(out), least=TALL)
     if packed.whole < len(weight):
         out[:, packed.whole :] = rows @ weight[packed.whole :].T
     return out
@@ -89,10 +89,6 @@ _PACKED = WeakIdKeyDictionary()  # of weights, for tensors are equal by element
 def _version(weight: Tensor) -> tuple[int, int]:
     """Changes with a weight's numbers or memory; of a tensor made in inference mode torch counts no changes."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
-
-
-def _numbers(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy() if tensor.dtype == torch.float32 else bits(tensor)
 
 
 @compiled

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hubplugin.kernels.instructions.bits import bits, narrow, wide
+from hubplugin.kernels.instructions.bits import narrow, numbers, wide
 from hubplugin.kernels.instructions.panel_products import learns
 from hubplugin.kernels.logit_rows import any_order
 from hubplugin.kernels.threads import spread
@@ -67,12 +67,9 @@ def normalized(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean x^2 + epsilon) of [..., width], rounded to its dtype, times weight [width] in that: the dtype."""
     rows = hidden.contiguous()
     out = torch.empty_like(rows)
-    flat, kernel = [tensor.reshape(-1, rows.shape[-1]) for tensor in (rows, out)], _normalize
-    if rows.dtype == torch.bfloat16:
-        numbers, kernel = [bits(tensor) for tensor in (*flat, weight)], _normalize_bits
-    else:
-        numbers = [tensor.detach().numpy() for tensor in (*flat, weight)]
-    spread(kernel, len(flat[0]), *numbers, np.float32(epsilon))
+    flat = [numbers(tensor).reshape(-1, rows.shape[-1]) for tensor in (rows, out)]
+    kernel = _normalize if rows.dtype == torch.float32 else _normalize_bits
+    spread(kernel, len(flat[0]), *flat, numbers(weight), np.float32(epsilon))
     return out
 
 
