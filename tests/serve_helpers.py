@@ -137,19 +137,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         try:
-            self._answer(model)
+            self._answer(model, request)
         except OSError:
             self.server.hung_up.set()
             self.server.left.append(model)
         self.close_connection = True
 
-    def _answer(self, model: str) -> None:
+    def _answer(self, model: str, request: dict[str, Any]) -> None:
         for chunk in self.server.raw or ():
             self.wfile.write(chunk)
             self.wfile.flush()
         if self.server.raw is not None:
             return
-        prompt = {"prompt_token_ids": [0, 1]} if self._numbers() else {}
+        prompt = {"prompt_token_ids": [0, 1]} if self._numbers(request) else {}
         self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}], **prompt})
         words = self.server.says.get(model, self.server.words)
         for count, word in enumerate(words):
@@ -174,31 +174,33 @@ class _Handler(BaseHTTPRequestHandler):
                 for _ in range(40):
                     self.wfile.write(b"data: " + b"x" * 2**16)
                 break
-            self._event({"choices": [{"delta": {"content": word}, **self._logprobs(model, word)}]})
+            self._event({"choices": [{"delta": {"content": word}, **self._logprobs(model, word, request)}]})
         else:
             self._event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
             self._event({"choices": [], "usage": {"completion_tokens": len(words)}})
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def _logprobs(self, model: str, word: str) -> dict[str, Any]:
+    def _logprobs(self, model: str, word: str, request: dict[str, Any]) -> dict[str, Any]:
         """As vLLM sends them: of a word beyond the basic plane, a token without text comes first."""
         logprob = self.server.logprobs.get(model, {}).get(word)
-        if logprob is None or not self.server.requests[-1].get("logprobs"):
+        if logprob is None or not request.get("logprobs"):
             return {}
         tokens = ["", word] if word > "\uffff" else [word]
-        rows = [{**self._named(each), "logprob": logprob, "bytes": list(each.encode())} for each in tokens]
-        if self.server.requests[-1].get("top_logprobs"):
+        rows = [{**self._named(each, request), "logprob": logprob, "bytes": list(each.encode())} for each in tokens]
+        if request.get("top_logprobs"):
             others = self.server.likeliest.get(model, {}).get(word, {})
-            rows[-1]["top_logprobs"] = [{**self._named(each), "logprob": value} for each, value in others.items()]
+            rows[-1]["top_logprobs"] = [
+                {**self._named(each, request), "logprob": value} for each, value in others.items()
+            ]
         return {"logprobs": {"content": rows}}
 
-    def _numbers(self) -> bool:
+    def _numbers(self, request: dict[str, Any]) -> bool:
         """Whether it says the numbers of tokens."""
-        return bool(self.server.vocabulary and self.server.requests[-1].get("return_token_ids"))
+        return bool(self.server.vocabulary and request.get("return_token_ids"))
 
-    def _named(self, word: str) -> dict[str, Any]:
+    def _named(self, word: str, request: dict[str, Any]) -> dict[str, Any]:
         """A token as OpenAI names it; by its number as vLLM does, where it is to and can."""
-        if self._numbers() and word in self.server.vocabulary:
+        if self._numbers(request) and word in self.server.vocabulary:
             name = f"token_id:{self.server.vocabulary.index(word)}"
             return {"token": name, "bytes": list(name.encode())}
         return {"token": word, "bytes": list(word.encode())}

@@ -1,5 +1,6 @@
 """The chat page in a real browser: in front of a fake server for speed, and once in front of vLLM itself."""
 
+import asyncio
 import contextlib
 import html
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from serve_helpers import DEMO, WORDS, Chat, browser, chat, fake, until
 
 from hubplugin.errors import ServeError
 from serve import engine
-from serve.chat_page import app, conversation
+from serve.chat_page import app, asking, conversation
 from serve.chat_page.markup import markdown
 
 MEASURES = r"stopped · about \d+ tokens · \d+\.\d s · about \d+\.\d tokens/s · first after \d+\.\d\d s"
@@ -135,6 +137,52 @@ def test_stop_works_on_an_engine_that_is_silent(browser: Any) -> None:
         until(lambda: "A list" in page.said())
         page.press("Stop")
         until(page.can_send, 5)
+
+
+@pytest.mark.browser
+def test_a_question_sent_as_soon_as_send_is_back_is_asked(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio ignores an event that is not over yet, and it is over later than its last update is shown."""
+    turn = asking._answer
+
+    async def over_later(*inputs: Any) -> AsyncIterator[Any]:
+        async for update in turn(*inputs):
+            yield update
+        await asyncio.sleep(1)
+
+    monkeypatch.setattr(asking, "_answer", over_later)
+    with chat(browser) as (page, server):
+        page.say("What is a list?")
+        until(lambda: page.answers() == 1 and page.can_send())
+        page.say("And a tuple?")
+        until(lambda: len(server.requests) == 2)
+
+
+@pytest.mark.browser
+def test_what_is_typed_while_an_answer_grows_stays_and_is_asked_after_it(browser: Any) -> None:
+    with chat(browser, words=["word "] * 50, pause=0.04) as (page, server):
+        page.say("Go on.")
+        until(lambda: "word word" in page.said())
+        box = page.tab.locator("#box textarea")
+        box.press_sequentially("And then?", delay=20)
+        box.press("Enter")
+        until(page.can_send)
+        assert box.input_value() == "And then?" and len(server.requests) == 1
+        box.press("Enter")
+        until(lambda: len(server.requests) == 2)
+
+
+@pytest.mark.browser
+def test_no_question_is_asked_while_another_is_asked_again(browser: Any) -> None:
+    with chat(browser) as (page, server):
+        page.say("What is a list?")
+        until(lambda: "tokens/s" in page.status())
+        server.words, server.pause = ["word "] * 50, 0.04
+        page.press("Retry")
+        until(lambda: "word word" in page.said())
+        page.say("And then?")
+        until(page.can_send)
+        assert len(server.requests) == 2
+        assert page.tab.locator("#box textarea").input_value() == "And then?"
 
 
 @pytest.mark.browser

@@ -1,8 +1,9 @@
 """What happens when a question is sent, stopped, asked again or cleared. Knows the page's parts and `turn`."""
 
 import asyncio
+import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,6 +16,11 @@ from serve.chat_page.listing import one_line
 from serve.chat_page.turns import turn
 from serve.chat_page.turns.side import BUSY, STOPPED, Settings, Side
 
+TURN_OVER = {"submit_btn": "Send", "stop_btn": False}  # of the box, while nothing is answered
+# By the statuses: the event may have been one that does nothing while an answer grows.
+SEND_IS_BACK = f"""(...lines) => ({{
+    __type__: "update", ...(lines.some(line => {json.dumps(BUSY)}.includes(line)) ? {{}} : {json.dumps(TURN_OVER)})
+}})"""
 SETTLE = 0.3  # seconds after which no piece of a stopped answer is on its way any more
 LARGEST_SEED = 2**31 - 1
 
@@ -39,7 +45,8 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
     everything = [box, *shown, parts.difference]
 
     async def answer(text: str, *inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
-        async for update in _answer(base_url, api_key, text, *inputs):
+        asked = "" if _busy(inputs[4:6]) else text  # an answer that is retried is another event
+        async for update in _answer(base_url, api_key, asked, *inputs[:4], *inputs[6:]):
             yield update
 
     async def again(*inputs: Any) -> AsyncIterator[tuple[Any, ...]]:
@@ -47,10 +54,13 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
         async for update in _answer(base_url, api_key, text, *said, *inputs[6:]):
             yield update
 
-    asked = box.submit(answer, [box, *said, *settings], everything, concurrency_limit=32, **layout.QUIET)
+    asked = box.submit(answer, [box, *said, *lines, *settings], everything, concurrency_limit=32, **layout.QUIET)
     retried = parts.actions.retry.click(
         again, [*said, *lines, *settings], everything, concurrency_limit=32, **layout.QUIET
     )
+    for event in (asked, retried):
+        # In the browser, once it counts the event as over: Gradio ignores another one until then.
+        event.then(None, lines, box, js=SEND_IS_BACK, **layout.QUIET)
     stop: dict[str, Any] = {"cancels": [asked, retried], "queue": False, **layout.QUIET}
     stopped = box.stop(_stopped, [first.turns, second.turns, *lines], [box, *lines], **stop)
     settled = stopped.then(
@@ -63,7 +73,7 @@ def connect(parts: layout.Parts, listed: gr.State, base_url: str, api_key: str |
 
 def turn_over(text: str | None = None) -> Any:
     """The box as it is while nothing is answered; with a text, or with what is in it."""
-    box: dict[str, Any] = {"submit_btn": "Send", "stop_btn": False} | ({} if text is None else {"value": text})
+    box: dict[str, Any] = TURN_OVER | ({} if text is None else {"value": text})
     return gr.update(**box)
 
 
@@ -105,9 +115,12 @@ async def _answer(
     async for changed, difference in turn.answer(base_url, api_key, text, sides, settings, states=states):
         shown = [_shown(side) if side in changed else _skipped(3) for side in sides]
         yield (busy, *shown[0], *(shown[1] if other else _skipped(3)), difference)
-        states = any(row.state for row in listed)
-    busy = gr.skip()
-    yield (turn_over(), *_skipped(7))
+        busy = gr.skip()
+
+
+def _busy(lines: Sequence[str]) -> bool:
+    """Whether an answer grows, by both statuses."""
+    return any(line in BUSY for line in lines)
 
 
 def _seed(text: str) -> int | None:
@@ -135,7 +148,7 @@ def _unasked(
     """The last question, and both conversations without it; the other one has it where both were asked. No question
     while one is being answered."""
     text = conversation.last_question(turns)
-    if text is None or any(line in BUSY for line in lines):
+    if text is None or _busy(lines):
         return "", [chat, turns, other_chat, other_turns]
     both = conversation.last_question(other_turns) == text
     other = [conversation.before_last(each) if both else each for each in (other_chat, other_turns)]
