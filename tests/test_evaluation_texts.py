@@ -177,7 +177,7 @@ def test_bfloat16_has_its_floor_beside_it(pico_folder: Path, monkeypatch: pytest
     assert found.variant.mean_kl == 0, "a copy of the base is the base in any precision"
     assert found.floor is not None and 1e-8 < (found.floor.mean_kl or 0) < 1e-2
     assert "bfloat16 on the dequantized folder" in found.protocol
-    assert "floor of bfloat16 is that of the first 8 windows" in found.protocol
+    assert "floor of bfloat16 is that of the first 4 windows" in found.protocol
     assert "bfloat16 alone: mean KL" in capsys.readouterr().err
     text = card.render(card_helpers.report(evaluation=found))
     assert "mean KL(base in float32 ‖ base in this precision)" in text

@@ -166,9 +166,11 @@ def dense(source: WeightSource, linear: str, bits: Collection[int], zero_offset:
     if _is_nvfp4(source, linear):
         return _from_nvfp4(source, linear)
     stored = _stored(source, linear, bits, zero_offset)
-    group_of = _group_of(source, stored)
-    scales, zeros = stored.scales.float()[:, group_of], stored.zeros.float()[:, group_of]
-    return encodings.values(stored.codes.float(), scales, zeros)
+    group_of, (inputs, groups) = _group_of(source, stored), (stored.codes.shape[1], stored.scales.shape[1])
+    scales, zeros = stored.scales.float(), stored.zeros.float()
+    if inputs % groups == 0 and torch.equal(group_of, _runs(inputs, groups)):
+        return encodings.expanded(stored.codes, scales, zeros)
+    return encodings.values(stored.codes.float(), scales[:, group_of], zeros[:, group_of])
 
 
 def grid(source: WeightSource, linear: str, bits: Collection[int], zero_offset: int) -> Grid:
@@ -178,7 +180,7 @@ def grid(source: WeightSource, linear: str, bits: Collection[int], zero_offset: 
     """
     stored = _stored(source, linear, bits, zero_offset)
     inputs, groups = stored.codes.shape[1], stored.scales.shape[1]
-    if not torch.equal(_group_of(source, stored), torch.arange(inputs) * groups // inputs):
+    if not torch.equal(_group_of(source, stored), _runs(inputs, groups)):
         raise CheckpointError(linear, "its groups are not runs of inputs (desc_act)", "quantize it here")
     codes, zeros = stored.codes, stored.zeros
     if codes.dtype == torch.int8:
@@ -276,5 +278,9 @@ def _group_of(source: WeightSource, stored: _Stored) -> Tensor:
     """The group of each input [inputs]: as a tensor says, else runs of equal length."""
     if stored.group_index in source:
         return source.get(stored.group_index).long()
-    inputs = stored.codes.shape[1]
-    return torch.arange(inputs) * stored.scales.shape[1] // inputs
+    return _runs(stored.codes.shape[1], stored.scales.shape[1])
+
+
+def _runs(inputs: int, groups: int) -> Tensor:
+    """The group of each input where groups are runs of neighbours."""
+    return torch.arange(inputs) * groups // inputs

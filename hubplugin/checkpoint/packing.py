@@ -11,14 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-WORD = 32  # bits
+WORD, OCTET = 32, 8  # bits
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes [rows, n] -> int32 words [rows, ceil(n * bits / 32)]; bits past the last code are zero."""
     rows, count = codes.shape
     codes_per_period, words_per_period = _period(bits)
-    padded = pad(codes, (0, -count % codes_per_period)).reshape(rows, -1, codes_per_period)
+    padded = pad(codes, (0, -count % codes_per_period))
+    if OCTET % bits == 0:  # no code lies across two octets, and words store their low bits first
+        parts = padded.reshape(rows, -1, OCTET // bits)
+        octets = parts[:, :, 0].clone()
+        for position in range(1, OCTET // bits):
+            octets |= parts[:, :, position] << (position * bits)
+        return octets.view(torch.int32)
+    padded = padded.reshape(rows, -1, codes_per_period)
     words = torch.zeros((words_per_period, rows, padded.shape[1]), dtype=torch.int32, device=codes.device)
     for position in range(codes_per_period):
         word, shift = divmod(position * bits, WORD)
@@ -32,6 +39,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """int32 words [rows, ceil(count * bits / 32)] -> uint8 codes [rows, count]."""
     rows = words.shape[0]
+    if OCTET % bits == 0:
+        octets = words.contiguous().view(torch.uint8)
+        parts = [octets >> shift & (2**bits - 1) for shift in range(0, OCTET, bits)]
+        return torch.stack(parts, dim=-1).reshape(rows, -1)[:, :count].contiguous()
     codes_per_period, words_per_period = _period(bits)
     padded = pad(words, (0, -words.shape[1] % words_per_period)).reshape(rows, -1, words_per_period)
     codes = torch.empty((rows, padded.shape[1], codes_per_period), dtype=torch.uint8, device=words.device)

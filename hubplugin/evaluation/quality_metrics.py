@@ -24,7 +24,7 @@ from hubplugin.progress import progress
 from hubplugin.report import Evaluation, Quality, Tokens
 
 PROGRESS_SECONDS = 10  # at least, between two lines of progress
-FLOOR_WINDOWS = 8  # on which the base in float32 is compared with the base in another dtype
+FLOOR_WINDOWS = 4  # on which the base in float32 is compared with the base in another dtype
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hubplugin.checkpoint.weight_source import WeightSource
-from hubplugin.kernels import products
+from hubplugin.kernels import products, rotary_embedding
 from hubplugin.kernels.instructions import panel_products, rms_norm
 from hubplugin.limits import DEVICE_MICRO_TOKENS, MICRO_TOKENS
 from hubplugin.model import experts, module_weights
@@ -78,11 +78,12 @@ class Model:
 
         With a folder, activations live in files there instead of in memory. A batch has sequences of `micro_tokens`
         in all, or of as many as suit the device. From now on linears of blocks multiply by packed weights where that is
-        faster, and norms take one pass: many tokens will pass them, and last bits do not count.
+        faster, and norms and rotations take one pass: many tokens will pass them, and last bits do not count.
         """
         if self.device == "cpu":
             panel_products.install(self._trunk)
             rms_norm.install(self._trunk)
+            rotary_embedding.install(self._trunk)
         self._load(self._trunk.embed_tokens, self.family.embed)
         recorders = [skeleton.Recorder(block) for block in self._blocks]
         self._trunk.layers = nn.ModuleList(recorders)

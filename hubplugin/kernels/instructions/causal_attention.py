@@ -37,19 +37,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """
     batch, heads, tokens, width = query.shape
     single = query.dtype == torch.float32
-    out = torch.empty(batch, tokens, heads, width)
+    out = torch.empty(batch, tokens, heads, width, dtype=query.dtype)
     queries, keys = (numbers(each).view(np.uint32) for each in (query, key))
     values = numbers(value)  # in bfloat16 no units: neighbours in what is summed do not lie side by side in them
     values = values.view(np.uint32) if single else values
-    spread(_attend, batch * heads, queries, keys, values, single, np.float32(scale), out.numpy())
-    return out.to(query.dtype)
+    spread(_attend, batch * heads, queries, keys, values, single, np.float32(scale), numbers(out))
+    return out
 
 
 @compiled
 def _attend(first, last, query, key, value, single, scale, out):  # type: ignore[no-untyped-def]
     """Heads first .. last of all sequences. Queries and keys are uint32 units [batch, heads, tokens, units].
 
-    Values are uint32 if `single`, else uint16 [batch, heads, tokens, dimensions]; out is float32.
+    Values are uint32 if `single`, else uint16 [batch, heads, tokens, dimensions]; out is float32 or uint16.
     """
     tokens, units = query.shape[2:]
     width, run, packed = value.shape[3], query.shape[1] // key.shape[1], -1
@@ -76,7 +76,11 @@ def _attend(first, last, query, key, value, single, scale, out):  # type: ignore
                 _round(count, seen * PANEL, scores, shares)
                 tiles(0, count, shares, values[:, : seen * PANEL // 2], single, sums)
             for row in range(count):
-                _scaled(sums[row], np.float32(1) / totals[row], out[item, begin + row, head])
+                factor, made = np.float32(1) / totals[row], out[item, begin + row, head]
+                if single:
+                    _scaled(sums[row], factor, made)
+                else:
+                    _scaled_bits(sums[row], factor, made)
 
 
 @compiled
@@ -136,3 +140,9 @@ def _round(count, width, numbers, out):  # type: ignore[no-untyped-def]
 def _scaled(numbers, factor, out):  # type: ignore[no-untyped-def]
     for place in range(len(numbers)):
         out[place] = numbers[place] * factor
+
+
+@compiled
+def _scaled_bits(numbers, factor, out):  # type: ignore[no-untyped-def]
+    for place in range(len(numbers)):
+        out[place] = np.uint16(narrow(numbers[place] * factor))
