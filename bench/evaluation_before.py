@@ -4,8 +4,11 @@
 again for each variant. Knows folders and logits.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -13,6 +16,8 @@ from torch import Tensor
 from hubplugin.checkpoint import formats
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.evaluation.token_statistics import perplexity
+from hubplugin.kernels import rotary_embedding
+from hubplugin.kernels.instructions import panel_products, rms_norm
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.block_runner import Model
 
@@ -29,6 +34,17 @@ class Measured:
     quality: dict[str, float]
 
 
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Products by torch, norms and rotations by transformers: hubplugin's own came later."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(panel_products, "works", lambda: False))
+        for kernel in (rms_norm, rotary_embedding):
+            stack.enter_context(mock.patch.object(kernel, "install", lambda module: None))
+        yield
+
+
+@plain()
 def reference(folder: Path, family: Family, tokens: Tensor) -> Measured:
     """The base's perplexity on tokens int [windows, tokens]."""
     model, hidden = _hidden(folder, family, tokens)
@@ -37,6 +53,7 @@ def reference(folder: Path, family: Family, tokens: Tensor) -> Measured:
     return Measured(model, hidden, tokens, quality)
 
 
+@plain()
 def measure(folder: Path, family: Family, base: Measured) -> dict[str, float]:
     """A variant's perplexity, its mean and 99th percentile of KL(base || variant), top-1 agreement."""
     model, hidden = _hidden(folder, family, base.tokens)

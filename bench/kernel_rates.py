@@ -16,7 +16,9 @@ import measure
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from hubplugin.kernels import rotary_embedding
 from hubplugin.kernels.instructions import causal_attention, panel_products
 from hubplugin.kernels.second_moments import PreparedInputs, half_precision, products_of, zero_sum
 
@@ -44,6 +46,7 @@ def races() -> Iterator[Race]:
         yield from _sums(width)
     for dtype in (torch.bfloat16, torch.float32):
         yield _attention(dtype)
+        yield _rotation(dtype)
 
 
 def _products(outputs: int, inputs: int, rows: int) -> Iterator[Race]:
@@ -84,11 +87,25 @@ def _sums(width: int) -> Iterator[Race]:
     )
 
 
-def _attention(dtype: torch.dtype) -> Race:
-    def heads(count: int) -> Tensor:
-        return torch.randn(TOKENS // WINDOW, WINDOW, count, WIDTH).to(dtype).transpose(1, 2)
+def _heads(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(TOKENS // WINDOW, WINDOW, count, WIDTH).to(dtype).transpose(1, 2)
 
-    query, key, value = heads(HEADS), heads(KV_HEADS), heads(KV_HEADS)
+
+def _rotation(dtype: torch.dtype) -> Race:
+    query, key = _heads(HEADS, dtype), _heads(KV_HEADS, dtype)
+    cos, sin = (torch.rand(1, WINDOW, WIDTH).to(dtype) for _ in range(2))
+    name = f"rotary embedding, {str(dtype).removeprefix('torch.')}: {HEADS} and {KV_HEADS} heads"
+    operations = 3.0 * TOKENS * (HEADS + KV_HEADS) * WIDTH
+    return Race(
+        name,
+        operations,
+        lambda: apply_rotary_pos_emb(query, key, cos, sin),
+        lambda: [rotary_embedding.rotated(each, cos, sin) for each in (query, key)],
+    )
+
+
+def _attention(dtype: torch.dtype) -> Race:
+    query, key, value = _heads(HEADS, dtype), _heads(KV_HEADS, dtype), _heads(KV_HEADS, dtype)
 
     def theirs() -> Tensor:
         made = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
