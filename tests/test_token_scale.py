@@ -9,11 +9,13 @@ import torch
 
 from hubplugin.evaluation.quality_metrics import open_model
 from hubplugin.methods import qep
+from hubplugin.model import token_scales
 from hubplugin.model.activations import Batch, BlockActivations, copied
 from hubplugin.model.architectures import families
 from hubplugin.model.architectures.families import InputGroup
 from hubplugin.model.block_runner import Model
-from hubplugin.model.layer_inputs import BlockStatistics, second_moments, token_scale
+from hubplugin.model.layer_inputs import BlockStatistics, second_moments
+from hubplugin.model.token_scales import TokenScales
 
 LARGE = 1000.0  # how much larger the stream of each sequence's first token is
 
@@ -62,7 +64,7 @@ def inputs_and_output(model: Model, batches: list[Batch], linear: str) -> tuple[
 def test_a_token_counts_as_the_inverse_of_the_stream_behind_the_projection(model, batches, linear) -> None:
     x, behind = inputs_and_output(model, batches, linear)
     (inputs,) = model.capture_inputs(0, batches, group(model, linear))
-    scale = token_scale(model.family, model.loaded(0), group(model, linear), batches[0], inputs)
+    scale = TokenScales(model.family, model.loaded(0), group(model, linear)).of(batches[0], inputs)
     exact = 1 / behind.square().mean(dim=-1, keepdim=True).sqrt()
     assert scale is not None and scale.shape == (*x.shape[:2], 1)
     assert torch.equal(scale.log2(), scale.log2().round()), "powers of two: no input is rounded"
@@ -73,16 +75,40 @@ def test_a_token_counts_as_the_inverse_of_the_stream_behind_the_projection(model
     assert torch.allclose(moments, rows.T @ rows, rtol=1e-3, atol=1e-4 * float(moments.max()))
 
 
+@pytest.mark.parametrize("linear", ["self_attn.o_proj", "mlp.down_proj"])
+def test_random_sums_tell_the_size_of_a_wide_stream(model, batches, linear, monkeypatch) -> None:
+    (inputs,) = model.capture_inputs(0, batches, group(model, linear))
+    projection = model.loaded(0).get_submodule(linear)
+    projection.bias = torch.nn.Parameter(torch.linspace(-1, 1, len(projection.weight)), requires_grad=False)
+    found = []
+    for wide in (2 * len(projection.weight), 1):  # of the whole projection, and of sums
+        monkeypatch.setattr(token_scales, "WIDE", wide)
+        found.append(TokenScales(model.family, model.loaded(0), group(model, linear)).of(batches[0], inputs))
+    doublings = (found[1] / found[0]).log2()
+    assert float(doublings.abs().max()) <= 1 and float((doublings != 0).double().mean()) < 0.2
+    assert float(doublings.mean().abs()) < 0.1, "none of both is larger"
+    assert torch.equal(found[1].log2(), found[1].log2().round())
+
+
+def test_random_sums_of_one_dimension_are_its_size() -> None:
+    stream = torch.zeros(2, 3, 300)
+    stream[..., 7] = 40.0
+    sums = stream @ token_scales._signs(300).T
+    assert torch.equal(token_scales.inverse_size(sums * 300**-0.5), token_scales.inverse_size(stream))
+    assert torch.equal(token_scales._signs(300).abs(), torch.ones(token_scales.SIGNS, 300))
+    assert abs(float(token_scales._signs(300).mean())) < 0.05
+
+
 def test_the_inputs_of_other_linears_count_as_they_are(model, batches) -> None:
     for linear in ("self_attn.q_proj", "mlp.gate_proj"):
         (inputs,) = model.capture_inputs(0, batches, group(model, linear))
-        assert token_scale(model.family, model.loaded(0), group(model, linear), batches[0], inputs) is None
+        assert TokenScales(model.family, model.loaded(0), group(model, linear)).of(batches[0], inputs) is None
 
 
 def test_where_a_norm_stands_between_projection_and_stream_tokens_count_alike(model, batches) -> None:
     normed, down = replace(model.family, residual=False), group(model, "mlp.down_proj")
     (inputs,) = model.capture_inputs(0, batches, down)
-    assert token_scale(normed, model.loaded(0), down, batches[0], inputs) is None
+    assert TokenScales(normed, model.loaded(0), down).of(batches[0], inputs) is None
 
 
 def test_a_large_token_does_not_decide_what_a_projection_makes_up_for(model, batches) -> None:
@@ -96,7 +122,7 @@ def test_a_large_token_does_not_decide_what_a_projection_makes_up_for(model, bat
     found = BlockStatistics(model, 0, BlockActivations(batches, base), model.copy_block(0), "mlp.down_proj")
     fit, check = found.with_corrections(down, weight).corrections
     (x,), (other,) = (list(model.capture_inputs(0, lane, down)) for lane in (batches, base))
-    (scale,) = (token_scale(model.family, model.loaded(0), down, base[0], other),)
+    (scale,) = (TokenScales(model.family, model.loaded(0), down).of(base[0], other),)
     stream = [
         lane[0].hidden + torch.as_tensor(lane[0].get(model.family.sublayers[0].output_key)) for lane in (batches, base)
     ]

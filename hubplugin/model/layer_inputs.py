@@ -9,16 +9,15 @@ from functools import cached_property
 from itertools import groupby
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from hubplugin.kernels.instructions import panel_products
-from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments, products_of
+from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments
 from hubplugin.methods.qep import TargetCorrection
-from hubplugin.model import staged_block
+from hubplugin.model import staged_block, token_scales
 from hubplugin.model.activations import Batch, BlockActivations
 from hubplugin.model.architectures.families import Family, InputGroup
 from hubplugin.model.block_runner import Model
+from hubplugin.model.token_scales import TokenScales, inverse_size, scaled
 
 COLD = 4  # tokens for each input of a linear; an expert that sees fewer is cold
 HELD_OUT = 8  # one sequence in so many decides how far targets are corrected
@@ -110,24 +109,24 @@ class BlockStatistics:
         """
         base = self.activations.base
         assert base is not None
-        projects = _projects(self._family, input_group.linears[0])
+        projects = token_scales.projects(self._family, input_group.linears[0])
         matched, rest, prepared = SecondMoments(), SecondMoments(), PreparedInputs()
         fit, check = (TargetCorrection(weight, projects, means) for _ in range(2))
         places = {batch.first: place for place, batch in enumerate(base)}
         captured = self.model.capture_inputs(self.index, self.activations.compressed, input_group)
         base_captured, earlier = self._base_inputs(base, input_group), 0
+        scales = TokenScales(self._family, self.base_block, input_group)
         for batch, inputs in zip(self.activations.compressed, captured, strict=True):
             if batch.first not in places:
-                scale = token_scale(self._family, self.base_block, input_group, batch, inputs)
-                rest.add(prepared.take(_scaled(inputs, scale)))
+                rest.add(prepared.take(scaled(inputs, scales.of(batch, inputs))))
                 continue
             place, base_inputs, residual_error, scale = places[batch.first], next(base_captured), None, None
             if self._family.residual and projects:
                 residual, outputs = self._base_stream(input_group, place)
-                scale = _inverse_size(residual.float() + outputs)
+                scale = inverse_size(residual.float() + outputs)
                 residual_error = self._residual_error(input_group, batch, place, residual, outputs)
-                residual_error, base_inputs = _scaled(residual_error, scale), _scaled(base_inputs, scale)
-            matched.add(prepared.take(_scaled(inputs, scale)))
+                residual_error, base_inputs = scaled(residual_error, scale), scaled(base_inputs, scale)
+            matched.add(prepared.take(scaled(inputs, scale)))
             sequences, tokens = inputs.shape[:2]
             for first, last, held_out in runs(earlier, sequences):
                 error = None if residual_error is None else residual_error[first:last]
@@ -178,59 +177,12 @@ def runs(first: int, count: int) -> Iterator[tuple[int, int, bool]]:
         yield places[0], places[-1] + 1, held_out
 
 
-def token_scale(
-    family: Family, block: nn.Module, input_group: InputGroup, batch: Batch, inputs: Tensor
-) -> Tensor | None:
-    """Factors [sequences, tokens, 1] of tokens whose inputs [sequences, tokens, inputs] were captured last.
-
-    What an output projection of `block` puts out is added to the residual stream, and every norm that reads it divides
-    by the root mean square of the token: an error there counts relative to the token's own size. Without the factor
-    the first token of a sequence, whose stream may be a hundred times larger than others', decides alone
-    (docs/maths.md, Tokens of output projections). Factors are powers of two: no product with one is rounded. None for
-    other linears, and in families whose sublayers' outputs are not added as they are.
-    """
-    linear = input_group.linears[0]
-    if not family.residual or not _projects(family, linear):
-        return None
-    return _inverse_size(staged_block.residual(batch, family.sublayers, linear) + projected(block, linear, inputs))
-
-
-def _inverse_size(stream: Tensor) -> Tensor:
-    """The powers of two [sequences, tokens, 1] next to 1 / rms of tokens [sequences, tokens, hidden] in float32."""
-    energy = stream.square().mean(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-    return torch.exp2(energy.log2_().mul_(-0.5).round_())
-
-
-def _projects(family: Family, linear: str) -> bool:
-    """Whether a linear's outputs are its sublayer's."""
-    return family.sublayer_of(linear).output_projection == linear
-
-
-def projected(block: nn.Module, linear: str, inputs: Tensor) -> Tensor:
-    """The output float32 [..., outputs] of a linear of `block` for inputs [..., inputs]."""
-    projection = cast(nn.Linear, block.get_submodule(linear))
-    rows, weight = inputs.flatten(0, -2), projection.weight
-    if panel_products.fits(rows, weight):
-        outputs = panel_products.product(rows, weight, torch.empty(len(rows), len(weight)))
-    else:
-        with products_of(inputs.dtype):
-            outputs = rows.float() @ weight.float().T
-    outputs = outputs if projection.bias is None else outputs.add_(projection.bias.float())
-    return outputs.unflatten(0, inputs.shape[:-1])
-
-
-def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
-    return tensor if scale is None else tensor * scale.to(tensor.dtype)
-
-
 def second_moments(model: Model, index: int, batches: list[Batch], input_group: InputGroup) -> Tensor:
     """Second moments [inputs, inputs] of an input group of a block, as the block stands now."""
-    block, captured = model.loaded(index), model.capture_inputs(index, batches, input_group)
-    scaled = (
-        _scaled(inputs, token_scale(model.family, block, input_group, batch, inputs))
-        for batch, inputs in zip(batches, captured, strict=True)
-    )
-    return second_moments_of(scaled).matrix(f"{model.family.block.format(i=index)}.{input_group.linears[0]}")
+    captured = model.capture_inputs(index, batches, input_group)
+    scales = TokenScales(model.family, model.loaded(index), input_group)
+    counted = (scaled(inputs, scales.of(batch, inputs)) for batch, inputs in zip(batches, captured, strict=True))
+    return second_moments_of(counted).matrix(f"{model.family.block.format(i=index)}.{input_group.linears[0]}")
 
 
 def second_moments_of(batches: Iterable[Tensor]) -> SecondMoments:
