@@ -18,8 +18,8 @@ from hubplugin.errors import CalibrationError, PlanError
 from hubplugin.evaluation.gate import templates
 from hubplugin.evaluation.generation import generate_dequantized, served_dtype
 from hubplugin.evaluation.quality_metrics import open_model
-from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import configs, families
+from hubplugin.model.construction import heterogeneous
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
 from hubplugin.plan import planner
 

@@ -13,10 +13,10 @@ from transformers import AutoConfig
 
 from hubplugin.checkpoint.headers import Header
 from hubplugin.errors import PlanError
-from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import BlockShape, Dimensions
 from hubplugin.model.architectures.families import FAMILIES, FUSED, SEPARATE
+from hubplugin.model.construction import heterogeneous
 from hubplugin.plan import sizes
 from serve import plugin
 from serve.decilm import BlocksConfig

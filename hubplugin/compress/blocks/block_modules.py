@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family, Sublayer, Width
+from hubplugin.model.construction import heterogeneous
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from hubplugin.compress.blocks.blockwise import activations_folder
 from hubplugin.limits import PROBE_TOKENS
-from hubplugin.model import heterogeneous, kl_divergence
+from hubplugin.model import kl_divergence
 from hubplugin.model.activations import Batch
 from hubplugin.model.architectures.families import Sublayer
 from hubplugin.model.block_runner import Model
+from hubplugin.model.construction import heterogeneous
 
 MOMENT_TOKENS = 131072  # at most, that second moments are summed over before anything is chosen
 PROBE_LENGTH = 128  # tokens of a sequence that changes are tried on, where there are sequences enough

@@ -20,10 +20,10 @@ from hubplugin.errors import CheckpointError
 from hubplugin.evaluation import zeros
 from hubplugin.evaluation.gate.candidate import Candidate
 from hubplugin.manifest.methods import mask_of, recovery_of, tuning_of
-from hubplugin.model import heterogeneous
 from hubplugin.model.architectures import families, tied_head
 from hubplugin.model.architectures.architecture import ROTARY
 from hubplugin.model.block_runner import Model
+from hubplugin.model.construction import heterogeneous
 from hubplugin.plan import sizes
 from hubplugin.plan.checks import masks
 from hubplugin.report import GateLine

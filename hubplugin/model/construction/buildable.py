@@ -16,7 +16,7 @@ from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.construction import skeleton
-from hubplugin.model.heterogeneous import Absent
+from hubplugin.model.construction.heterogeneous import Absent
 
 FIX = "mend it, or use the one the model was saved with"
 

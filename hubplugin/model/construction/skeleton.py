@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubplugin.model import experts, heterogeneous
+from hubplugin.model import experts
 from hubplugin.model.architectures import architecture
 from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family
-from hubplugin.model.construction import settings
+from hubplugin.model.construction import heterogeneous, settings
 from serve.transformers_imports import without_sklearn
 
 with without_sklearn():
