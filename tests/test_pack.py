@@ -46,3 +46,12 @@ def test_whole_codes_per_word_are_the_same_words_where_the_bits_divide_32(bits: 
 def test_ten_codes_of_three_bits_per_word_are_read_too() -> None:
     words = torch.tensor([[sum((index % 8) << (3 * index) for index in range(10)), 5]], dtype=torch.int32)
     assert packing.unpack_padded(words, 3, 11).tolist() == [[index % 8 for index in range(10)] + [5]]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_codes_that_lie_in_memory_by_columns_are_packed_and_unpacked_alike(bits: int) -> None:
+    codes = torch.randint(2**bits, (24, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    by_columns = codes.T.contiguous().T
+    words = packing.pack(codes, bits)
+    assert torch.equal(packing.pack(by_columns, bits), words)
+    assert torch.equal(packing.unpack(words.T.contiguous().T, bits, 40), codes)

@@ -21,7 +21,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     padded = pad(codes, (0, -count % codes_per_period))
     if OCTET % bits == 0:  # no code lies across two octets, and words store their low bits first
         parts = padded.reshape(rows, -1, OCTET // bits)
-        octets = parts[:, :, 0].clone()
+        octets = parts[:, :, 0].clone(memory_format=torch.contiguous_format)
         for position in range(1, OCTET // bits):
             octets |= parts[:, :, position] << (position * bits)
         return octets.view(torch.int32)

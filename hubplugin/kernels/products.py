@@ -50,8 +50,9 @@ def rough(rows: Tensor, weight: Tensor) -> Tensor:
 
     Float32 is rounded to bfloat16 where that is faster.
     """
-    if rows.dtype == torch.float32 and panel_products.fits(rows, weight):
-        return panel_products.product(rows.bfloat16(), weight.bfloat16(), torch.empty(len(rows), len(weight)))
+    if panel_products.fits(rows, weight):
+        out = torch.empty(len(rows), len(weight), dtype=rows.dtype)
+        return panel_products.product(rows.bfloat16(), weight.bfloat16(), out)
     with products_of(half_precision(rows)):
         return rows @ weight.T
 
