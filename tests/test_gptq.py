@@ -239,6 +239,26 @@ def test_of_several_dampings_that_is_taken_which_gains_most_on_held_out_tokens()
     assert share == pytest.approx(ratio) and torch.allclose(target, weight + ratio * change)
 
 
+def test_no_damping_is_tried_beyond_the_first_that_gains_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+    factor = linear_algebra.factor
+
+    def noted(hessian: torch.Tensor, damp: float, order: torch.Tensor) -> linear_algebra.Factor:
+        tried.append(damp)
+        return factor(hessian, damp, order)
+
+    turn = torch.eye(16, dtype=torch.float64) + 0.1 * torch.randn(16, 16, dtype=torch.float64)
+    pairs, weight = [turned(seed, turn) for seed in (1, 2)], torch.randn(5, 16, dtype=torch.float64)
+    corrections = [qep.TargetCorrection(weight, True) for _ in pairs]
+    for correction, pair in zip(corrections, pairs, strict=True):
+        correction.add(*pair)
+    x = torch.cat([pair[0] for pair in pairs])
+    ready = gptq.prepare(x.T @ x, settings(damp=1e-9, group_size=-1))
+    monkeypatch.setattr(linear_algebra, "factor", noted)
+    qep.corrected(weight, ready, *corrections)
+    assert tried == [qep.DAMPINGS[0]], "thousands of tokens: the weakest damping is best"
+
+
 def test_without_drift_nothing_is_corrected() -> None:
     eye, weight = torch.eye(16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
     target, _ = corrected(weight, turned(1, eye), turned(2, eye), False)

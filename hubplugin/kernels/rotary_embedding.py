@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, Su et al. 2021) on a CPU in one pass over memory; transformers' functions take six.
+"""Rotary position embedding (arXiv 2104.09864) on a CPU in one pass over memory; transformers' functions take six.
 
 An attention module is taken over only where its own function was tried and gives the same but for the last bits of a
 number. Knows no family: whatever calls `apply_rotary_pos_emb` of its module on queries and keys.
@@ -91,10 +91,9 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     memory as [batch, tokens, heads, dimensions].
     """
     rows = x.transpose(1, 2).contiguous().flatten(0, 1)  # as linears make them, so that nothing is copied
-    out, sines = torch.empty_like(rows), sin.float().flatten(0, 1)
-    sines = torch.cat((-sines[:, : x.shape[-1] // 2], sines[:, x.shape[-1] // 2 :]), dim=-1)
+    out, angles = torch.empty_like(rows), [numbers(each.float().flatten(0, 1)) for each in (cos, sin)]
     rotate = _rotate if x.dtype == torch.float32 else _rotate_bits
-    spread(rotate, len(rows), numbers(rows), cos.float().flatten(0, 1).numpy(), sines.numpy(), numbers(out))
+    spread(rotate, len(rows), numbers(rows), *angles, numbers(out))
     return out.view(len(x), -1, *out.shape[1:]).transpose(1, 2)
 
 
@@ -109,7 +108,7 @@ def _rotate(first, last, x, cos, sin, out):  # type: ignore[no-untyped-def]
         token = row % np.uintp(len(cos))
         for head in range(np.uintp(x.shape[1])):
             for one in range(half):
-                out[row, head, one] = x[row, head, one] * cos[token, one] + x[row, head, one + half] * sin[token, one]
+                out[row, head, one] = x[row, head, one] * cos[token, one] - x[row, head, one + half] * sin[token, one]
             for one in range(half, width):
                 out[row, head, one] = x[row, head, one] * cos[token, one] + x[row, head, one - half] * sin[token, one]
 
@@ -122,7 +121,7 @@ def _rotate_bits(first, last, x, cos, sin, out):  # type: ignore[no-untyped-def]
         token = row % np.uintp(len(cos))
         for head in range(np.uintp(x.shape[1])):
             for one in range(half):
-                turned = wide(x[row, head, one]) * cos[token, one] + wide(x[row, head, one + half]) * sin[token, one]
+                turned = wide(x[row, head, one]) * cos[token, one] - wide(x[row, head, one + half]) * sin[token, one]
                 out[row, head, one] = np.uint16(narrow(turned))
             for one in range(half, width):
                 turned = wide(x[row, head, one]) * cos[token, one] + wide(x[row, head, one - half]) * sin[token, one]

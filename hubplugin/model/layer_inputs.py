@@ -121,7 +121,7 @@ class BlockStatistics:
                 rest.add(prepared.take(scaled(inputs, scales.of(batch, inputs))))
                 continue
             place, base_inputs, residual_error, scale = places[batch.first], next(base_captured), None, None
-            if self._family.residual and projects:
+            if scales.differ:
                 residual, outputs = self._base_stream(input_group, place)
                 scale = inverse_size(residual.float() + outputs)
                 residual_error = self._residual_error(input_group, batch, place, residual, outputs)

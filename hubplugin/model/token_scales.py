@@ -27,7 +27,7 @@ class TokenScales:
 
     def __init__(self, family: Family, block: nn.Module, input_group: InputGroup) -> None:
         self._sublayers, self._linear, self._block = family.sublayers, input_group.linears[0], block
-        self._count = family.residual and projects(family, self._linear)
+        self.differ = family.residual and projects(family, self._linear)  # else tokens count alike
 
     def of(self, batch: Batch, inputs: Tensor) -> Tensor | None:
         """Factors [sequences, tokens, 1] of tokens whose inputs [sequences, tokens, inputs] were captured last.
@@ -35,7 +35,7 @@ class TokenScales:
         None where tokens count alike: for linears that are no output projections, and in families whose sublayers'
         outputs are not added as they are.
         """
-        if not self._count:
+        if not self.differ:
             return None
         residual = staged_block.residual(batch, self._sublayers, self._linear)
         if residual.shape[-1] < WIDE:
