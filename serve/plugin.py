@@ -11,6 +11,8 @@ Making codebooks known, which vLLM then loads as dense linears: without it vLLM 
 
 Making models known whose blocks differ, their configuration and, where blocks differ in heads, their class: without it
 vLLM refuses them, and nothing else changes.
+
+Making known the C++ kernels for norms on a CPU: `--ir-op-priority` can name them then.
 """
 
 
@@ -49,3 +51,11 @@ def know_factors() -> None:
 def know_codebooks() -> None:
     """Let vLLM read `quant_method: hubplugin_codebook`."""
     import serve.codebook_linear  # noqa: F401 - registers the method, once in a process
+
+
+def know_norms() -> None:
+    """Does nothing where vLLM does not run on a CPU."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import serve.rms_norm  # noqa: F401 - registers them, once in a process

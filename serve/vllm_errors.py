@@ -83,6 +83,12 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "install hubplugin in the environment of vLLM, and do not leave it out of VLLM_PLUGINS",
     ),
     (
+        r"All providers in priority must be registered",
+        "vLLM runs without hubplugin's plugin, which makes the norms known that it is to take",
+        "do not leave hubplugin_norms out of VLLM_PLUGINS, or add -- --ir-op-priority.rms_norm native "
+        "--ir-op-priority.fused_add_rms_norm native",
+    ),
+    (
         r"Unknown quantization method: ([\w-]+)",
         r"vLLM does not know the quantization method \1",
         "use a GPTQ folder, or the base model",

@@ -25,6 +25,7 @@ KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
 LOW_RANK = "hubplugin_lowrank"  # config.json's word for linears that are two factors, in floats or in codes
 CODEBOOK = "hubplugin_codebook"  # its word for codebooks, which are dense weights once they are loaded
+NORMS = "hubplugin"  # what vLLM calls the norms of `rms_norm`
 MIB, GIB = 2**20, 2**30
 # GiB of a KV cache on a CPU. vLLM would let it replace --kv-cache-memory-bytes without a word (findings/)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
@@ -140,6 +141,7 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
     return [
         *always,
         *cpu_dtype(config or {}),
+        *("--ir-op-priority.rms_norm", NORMS, "--ir-op-priority.fused_add_rms_norm", NORMS),
         # Compiling takes half a minute and pays only where there is a lot to generate.
         "--enforce-eager",
         *("--max-model-len", str(cpu_model_len(config or {}, max_model_len))),

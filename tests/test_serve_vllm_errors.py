@@ -104,6 +104,11 @@ def core(message: str) -> str:
             "not on this machine",
             "pull it first",
         ),
+        (
+            core("AssertionError: All providers in priority must be registered implementations."),
+            "without hubplugin's plugin",
+            "hubplugin_norms",
+        ),
         ("usage: entry.py [-h]\nentry.py: error: unrecognized arguments: --nonsense", "--nonsense", "vllm serve"),
     ],
 )
