@@ -13,10 +13,14 @@ from vllm.platforms import current_platform
 from serve.vllm_settings import NORMS
 
 current_platform.import_kernels()  # torch.ops._C
+# vLLM's kernels for CPUs without this instruction cut float32 off to bfloat16 where others round
+ROUNDS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 
 
 def suits(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
-    """Whether the kernel normalizes whole rows of x, [..., hidden], by a weight of its data type."""
+    """Whether the kernel normalizes whole rows of x, [..., hidden], by a weight of its data type, and rounds to it."""
+    if x.dtype == torch.bfloat16 and not ROUNDS_BFLOAT16:
+        return False
     return weight is not None and weight.dtype == x.dtype and variance_size is None
 
 
