@@ -85,8 +85,8 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"All providers in priority must be registered",
         "vLLM runs without hubplugin's plugin, which makes the norms known that it is to take",
-        "do not leave hubplugin_norms out of VLLM_PLUGINS, or add -- --ir-op-priority.rms_norm native "
-        "--ir-op-priority.fused_add_rms_norm native",
+        "install hubplugin again beside vLLM, do not leave hubplugin_norms out of VLLM_PLUGINS, or add "
+        "-- --ir-op-priority.rms_norm native --ir-op-priority.fused_add_rms_norm native",
     ),
     (
         r"Unknown quantization method: ([\w-]+)",
