@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hubplugin.evaluation.token_statistics import LogitsPiece, kl_from_base, negative_log_likelihood
 from hubplugin.progress import progress
 
 DAMP = 0.01  # of the mean of the diagonal
-ONE, OTHER, WITHOUT = "the first block's", "the second block's", "the second block left out"
+WITHOUT = "the second block left out"
 Weights = dict[str, Tensor]
 
 
@@ -39,28 +40,32 @@ class Base:
         positions = torch.arange(held_out.shape[1])[None]
         self.rotary = self.model.model.rotary_emb(torch.empty(1, 1), positions)
         self.held_out = held_out
-        self.moments = [self._moments(block) for block in self.blocks]
-        self.model(calibration, use_cache=False, logits_to_keep=1)
-        for handle in self._handles:
-            handle.remove()
+        self.moments = self._moments(calibration)
         self.inputs = [self.model.model.embed_tokens(held_out)]
         for block in self.blocks:
             self.inputs.append(self.through(block, self.inputs[-1]))
         self.logits = self.head(self.inputs[-1])
+        pieces = zip(self.logits, held_out, strict=True)
+        self.losses = [negative_log_likelihood(LogitsPiece(rows[:-1], tokens[1:])) for rows, tokens in pieces]
 
-    _handles: list[torch.utils.hooks.RemovableHandle]
+    def _moments(self, tokens: Tensor) -> list[Weights]:
+        """For each block and each of its linears, [inputs, inputs]."""
+        found: list[Weights] = [{} for _ in self.blocks]
+        handles = []
 
-    def _moments(self, block: Module) -> Weights:
-        """Filled while the calibration tokens pass: for each linear, [inputs, inputs]."""
-        found: Weights = {}
-        self._handles = getattr(self, "_handles", [])
-        for name, linear in linears(block):
-
-            def add(module: Module, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
+        def watch(linear: Linear, name: str, moments: Weights) -> None:
+            def add(module: Module, inputs: tuple[Tensor], output: Tensor) -> None:
                 x = inputs[0].flatten(0, -2)
-                found[name] = found.get(name, 0) + x.T @ x
+                moments[name] = x.T @ x
 
-            self._handles.append(linear.register_forward_hook(add))
+            handles.append(linear.register_forward_hook(add))
+
+        for block, moments in zip(self.blocks, found, strict=True):
+            for name, linear in linears(block):
+                watch(linear, name, moments)
+        self.model(tokens, use_cache=False, logits_to_keep=1)
+        for handle in handles:
+            handle.remove()
         return found
 
     def through(self, block: Module, stream: Tensor) -> Tensor:
@@ -83,14 +88,12 @@ class Base:
             stream = stream if index in without else self.through(self.blocks[index], stream)
         for index in changed:
             load(self.blocks[index], self.own[index])
-        divergence, loss, base_loss = 0.0, 0.0, 0.0
-        for rows, base, tokens in zip(stream, self.logits, self.held_out, strict=True):
-            ours, theirs = (logits[:-1].log_softmax(-1) for logits in (self.head(rows[None])[0], base))
-            divergence += float((theirs.exp() * (theirs - ours)).sum())
-            loss -= float(ours.gather(1, tokens[1:, None]).sum())
-            base_loss -= float(theirs.gather(1, tokens[1:, None]).sum())
-        count = self.held_out[:, 1:].numel()
-        return float(torch.tensor((loss - base_loss) / count).exp()), divergence / count
+        excess, divergences = [], []
+        for rows, base, losses, tokens in zip(stream, self.logits, self.losses, self.held_out, strict=True):
+            piece = LogitsPiece(self.head(rows)[:-1], tokens[1:], base[:-1])
+            excess.append(negative_log_likelihood(piece) - losses)
+            divergences.append(kl_from_base(piece))
+        return float(torch.cat(excess).mean().exp()), float(torch.cat(divergences).mean())
 
 
 def linears(block: Module) -> Iterator[tuple[str, Linear]]:
@@ -149,8 +152,8 @@ def ways(base: Base, index: int) -> dict[str, Callable[[], Weights]]:
     moved = base.moments[index + 1]
     moved = {**moved, "mlp.down_proj": moved["mlp.down_proj"][order][:, order]}
     return {
-        ONE: lambda: first,
-        OTHER: lambda: second,
+        "the first block's": lambda: first,
+        "the second block's": lambda: second,
         "their mean": lambda: mean(first, second),
         "their mean, channels aligned": lambda: mean(first, same),
         "fitted to both, channels aligned": lambda: fitted(first, same, base.moments[index], moved),
