@@ -14,10 +14,14 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
+        """Time one stage, or a further part of it."""
         begun = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - begun, 2)
+        self.add(name, time.monotonic() - begun)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count further seconds with a stage."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
 
     def reuse(self, name: str, seconds: float) -> None:
         """Note seconds that an earlier search spent on what a stage took from it."""

@@ -53,6 +53,20 @@ def settle(
     return variant
 
 
+def measured(
+    job: Job, draft: DraftPlan, folder: Path, clock: Clock
+) -> tuple[VariantPlan, report.Shaping | None, report.Allocation | None]:
+    """The variant with what is measured on the base, and these measurements, which `folder` keeps."""
+    shaping = allocation = None
+    if draft.space:
+        with clock.stage("shape"):
+            shaping = shape(job, draft, folder, clock)
+    if draft.budget:
+        with clock.stage("allocation"):
+            allocation = allocate(job, draft, folder, clock)
+    return settle(draft, shaping, allocation), shaping, allocation
+
+
 def shape(job: Job, draft: DraftPlan, folder: Path, clock: Clock) -> report.Shaping:
     """What is pruned, decided by measurements on the base."""
     assert draft.space is not None

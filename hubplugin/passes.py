@@ -25,6 +25,7 @@ from hubplugin.recovery import adapter_training, recover
 from hubplugin.report_assembly import Weights
 from hubplugin.variant_folder import ADAPTED, PRUNED, QUANTIZED, RECOVERED, TUNED
 
+STAGE = "compress and export"  # all of them but what is named otherwise, in a report
 Trained = report.Recovery | report.Distillation
 # what the first of several passes leaves: its results, the folder of the model as it is so far, and how it was trained
 Begun = tuple[stages.PassResult, Path, Trained | None]
@@ -39,7 +40,7 @@ def begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
     if variant.trains_first:
         first, student = stages.PassResult([], {}, memory.peak()), start
     else:
-        tokens, fingerprint = job.calibration.ids, provenance.of_blocks(job, variant)
+        tokens, fingerprint = job.calibration.ids, provenance.of_blocks(job, variant, variant.passes[0].steps)
         student = out / PRUNED
         first = stages.run_pass(start, variant.passes[0], tokens, student, fingerprint)
     if step is None:
@@ -57,12 +58,17 @@ def compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> 
     if variant.adapter:
         return _adapt(job, variant, variant.adapter, out)
     step = tuning_of(variant.steps)
-    weights, dense = _passes(job, variant, out, out / QUANTIZED if step else out, begun)
+    weights, dense = _passes(job, variant, out, blocks_folder(variant, out), begun)
     if step is None:
         return weights
     tuning = _train(job, variant, step, out / QUANTIZED, out / TUNED, dense)
     model_folder.copy(model_folder.listing(out / TUNED), out / TUNED, out)
     return replace(weights, samples=stages.stored_samples(out, variant), peak=memory.peak(), tuning=tuning)
+
+
+def blocks_folder(variant: VariantPlan, out: Path) -> Path:
+    """Where the last pass over the blocks writes to: what is tuned has a folder of its own before that."""
+    return out / QUANTIZED if tuning_of(variant.steps) else out
 
 
 def _adapt(job: Job, variant: VariantPlan, plan: AdapterPlan, out: Path) -> Weights:

@@ -4,6 +4,7 @@ Knows the order of stages, each of which leaves its result in a folder, so that 
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hubplugin import (
     renewal,
     report,
     report_assembly,
+    sharing,
     siblings,
     variant_folder,
     writing,
@@ -36,6 +38,7 @@ from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 from hubplugin.report import Report
 from hubplugin.report_assembly import Findings
+from hubplugin.sharing import Spent
 from hubplugin.variant_folder import MANIFEST
 
 
@@ -60,11 +63,15 @@ def run(
     backend.require(draft.estimate for draft in job.plan.drafts if kept[draft.name] is None)
     reports = []
     try:
+        spent = sharing.begin(job, (draft for draft in job.plan.drafts if kept[draft.name] is None), out)
         for draft in job.plan.drafts:
             made, draft = kept[draft.name], _on_parent(draft, out)
             if made and renewal.of_other_parent(made, out):
                 made = None
-            reports.append(_renew(job, draft, out, made, engines) if made else make(job, draft, out, engines))
+            if made:
+                reports.append(_renew(job, draft, out, made, engines))
+            else:
+                reports.append(make(job, draft, out, engines, spent.get(draft.name)))
     except (KeyboardInterrupt, SystemExit):
         say_what_is_kept(job.plan, out)
         raise
@@ -137,26 +144,24 @@ def one(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
     return _renew(job, draft, out, made, engines) if made else make(job, draft, out, engines)
 
 
-def make(job: Job, draft: DraftPlan, out: Path, engines: Engines) -> Report:
-    """Make one variant: a folder with weights, config, tokenizer, manifest, report and card."""
+def make(job: Job, draft: DraftPlan, out: Path, engines: Engines, before: Spent | None = None) -> Report:
+    """Make one variant: a folder with weights, config, tokenizer, manifest, report and card.
+
+    `before` is what was spent on it already, side by side with other variants.
+    """
     job.prepare()
     made_from, measured_from = provenance.of_weights(job, draft), provenance.of_numbers(job)
-    staging = variant_folder.begin(out / f".{draft.name}.part")
-    clock = Clock(dict(job.clock.seconds))
+    staging = variant_folder.begin(variant_folder.making(out, draft.name))
+    clock = Clock({**job.clock.seconds, **(before.clock.seconds if before else {})})
     memory.reset_peak()
-    shaping = allocation = None
-    if draft.space:
-        with clock.stage("shape"):
-            shaping = decisions.shape(job, draft, staging, clock)
-    if draft.budget:
-        with clock.stage("allocation"):
-            allocation = decisions.allocate(job, draft, staging, clock)
-    variant = decisions.settle(draft, shaping, allocation)
+    variant, shaping, allocation = decisions.measured(job, draft, staging, clock)
     begun, ranking = _begin_and_rank(job, draft, variant, staging, clock)
     variant = decisions.settle(draft, shaping, allocation, ranking) if ranking else variant
     known = report_assembly.known(job, variant)
-    with clock.stage("compress and export"):
+    with clock.stage(passes.STAGE):
         weights = passes.compress(job, variant, staging, begun)
+    if before:
+        weights = replace(weights, peak=max(weights.peak, before.peak))
     adapter_parent.name(job.document.manifest, variant, staging)
     with adapter_parent.together(variant, staging) as model:
         measured = _measured(job, variant, Folders(staging, model), weights, engines, clock)

@@ -86,9 +86,13 @@ def of_tasks(job: Job) -> Fingerprint:
     return Fingerprint({"base": job.base_fingerprint, "tasks": settings, RELEASE: hubplugin.__version__})
 
 
-def of_blocks(job: Job, variant: VariantPlan) -> Fingerprint:
-    """Of blocks in the making: steps as measurements settled them, and the token sequences themselves."""
-    steps = (*variant.adapter.parent.steps, *variant.steps) if variant.adapter else variant.steps
+def of_blocks(job: Job, variant: VariantPlan, steps: Sequence[Step] | None = None) -> Fingerprint:
+    """Of blocks in the making: steps as measurements settled them, and the token sequences themselves.
+
+    `steps` are those of the variant's first pass, where its blocks are meant.
+    """
+    if steps is None:
+        steps = (*variant.adapter.parent.steps, *variant.steps) if variant.adapter else variant.steps
     return Fingerprint(
         {
             "base": job.base_fingerprint,

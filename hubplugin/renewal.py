@@ -11,6 +11,7 @@ from hubplugin.checkpoint.resume import Fingerprint
 from hubplugin.disk import write_atomically
 from hubplugin.errors import GateError
 from hubplugin.evaluation import gate
+from hubplugin.evaluation.speed import machine
 from hubplugin.job import Engines, Folders, Job
 from hubplugin.manifest.metrics import Thresholds
 from hubplugin.plan.draft import DraftPlan
@@ -89,11 +90,13 @@ def _judge(job: Job, variant: VariantPlan, folders: Folders, made: Report, engin
 
 def _speed(job: Job, variant: VariantPlan, folder: Path, made: Report, engines: Engines) -> Speed | None:
     """The speed as the manifest asks for it now. What could not be measured before is tried again: on another machine
-    it may be, and on the same one it costs little."""
+    it may be, and on the same one it costs little. A data type of the KV cache that could not is, on another machine
+    alone, with all else: a record is of one machine."""
     asked, before = provenance.of_speed(job), made.speed
-    if before and not before.not_measured and not asked.changed(Fingerprint(before.measured_from)):
-        return before
-    return timed(job, variant, folder, engines)
+    if before is None or before.not_measured or asked.changed(Fingerprint(before.measured_from)):
+        return timed(job, variant, folder, engines)
+    missing = any(cache.not_measured for cache in before.kv_caches)
+    return timed(job, variant, folder, engines) if missing and not machine.same(before.machine) else before
 
 
 def _tasks(job: Job, variant: VariantPlan, folder: Path, made: Report) -> Tasks | None:

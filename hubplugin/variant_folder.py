@@ -35,21 +35,26 @@ def finished(folder: Path) -> Report | None:
     return made if not changed_files(folder, digests) else None
 
 
+def making(out: Path, name: str) -> Path:
+    """The folder of a variant in the making."""
+    return out / f".{name}.part"
+
+
 def standing(out: Path, name: str, blocks: int) -> str:
     """What an interrupted run leaves of a variant of so many blocks, in words; empty where it is nothing."""
     if (out / name / report.FILE_NAME).is_file():
         return f"{name} finished"
-    making = out / f".{name}.part"
-    if (making / TUNED / resume.TRAINING).is_dir():
+    folder = making(out, name)
+    if (folder / TUNED / resume.TRAINING).is_dir():
         return f"{name} quantized, its training begun"
-    if (making / ADAPTED / resume.TRAINING).is_dir():
+    if (folder / ADAPTED / resume.TRAINING).is_dir():
         return f"{name} in training"
-    if count := resume.count(making / QUANTIZED):
+    if count := resume.count(folder / QUANTIZED):
         return f"{name} {count} of {blocks} blocks"
-    if (making / RECOVERED / resume.TRAINING).is_dir():
-        return f"{name} {'pruned, ' if (making / PRUNED).is_dir() else ''}its training begun"
-    for folder, done in ((making, ""), (making / PRUNED, "pruned ")):
-        if count := resume.count(folder):
+    if (folder / RECOVERED / resume.TRAINING).is_dir():
+        return f"{name} {'pruned, ' if (folder / PRUNED).is_dir() else ''}its training begun"
+    for part, done in ((folder, ""), (folder / PRUNED, "pruned ")):
+        if count := resume.count(part):
             return f"{name} {done}{count} of {blocks} blocks"
     return ""
 

@@ -20,7 +20,7 @@ from hubplugin.errors import ManifestError, ServeError
 from hubplugin.evaluation import quality_metrics
 from hubplugin.evaluation.cards import card
 from hubplugin.evaluation.pages import differences, page, runs
-from hubplugin.evaluation.speed import kv_caches
+from hubplugin.evaluation.speed import kv_caches, machine
 from hubplugin.evaluation.speed.kv_caches import Start, Text
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.reading import loading
@@ -323,6 +323,7 @@ class Doubles:
         self.caches: list[str] = []
         self.sequences: Sequence[Sequence[int]] = ()
         self.fails = False
+        self.lacks: set[str] = set()
 
     def take(self, subject: Subject, settings: Settings, number: int) -> Turn:
         self.turns.append(subject.name)
@@ -334,6 +335,8 @@ class Doubles:
         assert subject.name == "Thin" and (subject.folder / "config.json").is_file()
         self.caches.append(dtype)
         self.sequences = sequences
+        if dtype in self.lacks:
+            raise ServeError(subject.name, "no kernel", "another machine")
         return OWN if dtype == "auto" else OTHER
 
 
@@ -380,6 +383,24 @@ def test_on_another_text_they_are_measured_again_and_speed_alone_is_not(make: Ru
     make("fp8")
     assert engines.caches == ["auto", "fp8"] * 2 and [list(row) for row in engines.sequences] != seen
     assert first.speed and "text" in first.speed.measured_from
+
+
+def test_what_a_machine_does_not_have_is_tried_again_on_another_with_all_else(
+    make: Run, engines: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.lacks = {"fp8"}
+    made = make("fp8")
+    assert made.speed and made.speed.kv_caches[1].not_measured
+    turns = len(engines.turns)
+    assert make("fp8") == made and engines.caches == ["auto", "fp8"]
+    engines.lacks = set()
+    other = made.speed.machine.model_copy(update={"accelerators": ("a GPU",)})
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "describe", lambda: other)
+        again = make("fp8")
+    assert again.speed and again.speed.machine == other and again.speed.kv_caches == LINES[:2]
+    assert len(engines.turns) == 2 * turns and engines.caches == ["auto", "fp8"] * 2
+    assert make("fp8") == again  # where nothing is missing, another machine changes nothing
 
 
 def test_where_the_variant_cannot_be_served_no_cache_is_tried(make: Run, engines: Doubles) -> None:

@@ -17,7 +17,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress import export, stages
-from hubplugin.compress.blocks import blockwise
+from hubplugin.compress.blocks import base_walk, blockwise
 from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.calibration.self_sampling import sample_self
 from hubplugin.disk import sha256
@@ -173,7 +173,7 @@ def test_targets_are_corrected_with_the_tokens_that_pass_through_the_base(pico_f
     monkeypatch.setattr("hubplugin.model.block_runner.MICRO_TOKENS", 32)
     model = open_model(pico_folder, families.FAMILIES["llama"])
     ours = model.embed(pico.tokens(6, 32))
-    base = activations.copied(blockwise.spaced(ours, 64))
+    base = activations.copied(base_walk.spaced(ours, 64))
     assert [batch.first for batch in base] == [0, 3]
     for batch in base:
         batch.put("hidden", batch.hidden + torch.randn(batch.hidden.shape, generator=torch.Generator().manual_seed(0)))

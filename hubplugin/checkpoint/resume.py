@@ -72,6 +72,11 @@ def count(folder: Path) -> int:
     return done
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether a training that writes to a folder is complete."""
+    return (folder / TRAINING / f"{FINISHED}.safetensors").is_file()
+
+
 def _block_name(index: int) -> str:
     return f"block-{index:05d}.safetensors"
 

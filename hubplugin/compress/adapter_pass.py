@@ -23,11 +23,12 @@ from hubplugin.checkpoint.resume import Fingerprint, FinishedBlocks
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import stages
 from hubplugin.compress.blocks import block_record, blockwise, linear_results, solve
+from hubplugin.compress.blocks.base_walk import BaseWalk
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.blockwise import Calibration
 from hubplugin.manifest.methods import adapting_of
 from hubplugin.manifest.steps.adapter import Eora
-from hubplugin.model.activations import Batch, BlockActivations
+from hubplugin.model.activations import BlockActivations
 from hubplugin.model.architectures.families import InputGroup
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import BlockStatistics
@@ -105,18 +106,19 @@ def _run_blocks(settings: _Pass, calibration: Calibration, done: FinishedBlocks)
 def _blocks(settings: _Pass, calibration: Calibration, done: FinishedBlocks) -> Iterator[tuple[int, CorrectedBlock]]:
     """Block after block; those that are finished are passed through and not handed out again."""
     model = settings.model
-    compressed, base = blockwise.embedded(model, calibration, settings.plan.steps)
+    compressed, walk = blockwise.embedded(model, calibration, settings.plan.steps)
     finished = len(done)
     for index in range(settings.plan.dims.layers):
-        modules, weights = _load(settings, index)
+        modules, weights = _load(settings, index, walk)
         block = None
         if index < finished:
             _add(settings, modules, weights, index, _tensors(done, index))
         else:
-            block = _correct(settings, modules, weights, index, compressed, base)
+            activations = BlockActivations(compressed, walk.batches if walk else None)
+            block = _correct(settings, modules, weights, index, activations)
         model.forward_block(index, compressed, modules.module)
-        if base is not None:
-            model.forward_block(index, base, modules.base)
+        if walk:
+            walk.leave(model, index)
         model.free(index)
         del modules, weights
         memory.trim()
@@ -124,11 +126,12 @@ def _blocks(settings: _Pass, calibration: Calibration, done: FinishedBlocks) -> 
             yield index, block
 
 
-def _load(settings: _Pass, index: int) -> tuple[BlockModules, dict[str, Tensor]]:
+def _load(settings: _Pass, index: int, walk: BaseWalk | None) -> tuple[BlockModules, dict[str, Tensor]]:
     """A block's modules with the variant's weights beside a copy of the base's; the variant's linears in float32."""
     model = settings.model
     module = model.block(index)
-    modules = BlockModules(module, model.copy_block(index), model.family, model.dims, model.dims)
+    base = walk.block(model, index) if walk else model.copy_block(index)
+    modules = BlockModules(module, base, model.family, model.dims, model.dims)
     dense = dict(settings.parent.below(_prefix(settings, index)))
     for name, parameter in list(module.named_parameters()):  # of norms too, which tuning changes; the copy shares them
         owner, _, part = name.rpartition(".")
@@ -154,14 +157,11 @@ def _correct(
     modules: BlockModules,
     weights: Mapping[str, Tensor],
     index: int,
-    compressed: list[Batch],
-    base: list[Batch] | None,
+    activations: BlockActivations,
 ) -> CorrectedBlock:
     """Factors for all linears of a block, one input group after another, in the order in which the block runs them."""
     projection = modules.sublayers[-1].output_projection
-    statistics = BlockStatistics(
-        settings.model, index, BlockActivations(compressed, base, None), modules.base, projection
-    )
+    statistics = BlockStatistics(settings.model, index, activations, modules.base, projection)
     block = CorrectedBlock({}, {}, [])
     for input_group in settings.model.family.input_groups:
         _correct_group(settings, modules, weights, statistics, input_group, block)

@@ -75,10 +75,10 @@ def run_pass(
     device = device_for(variant)
     model = model_of(base, stored, device)
     target = export.Folder(out, base, variant, row, fingerprint)
-    if target.finished:
-        of = f"{target.finished:02d}/{variant.dims.layers}"
-        progress(f"{variant.name} | goes on after block {of} of an interrupted run")
     if target.finished < variant.dims.layers + (variant.head is not None):
+        if target.finished:
+            of = f"{target.finished:02d}/{variant.dims.layers}"
+            progress(f"{variant.name} | goes on after block {of} of an interrupted run")
         with spilling(variant, out) if device == "cpu" else nullcontext() as spill:
             _blocks(variant, tokens, target, model, stored, spill)
     results, samples = target.results(), target.samples()
@@ -115,12 +115,18 @@ def _blocks(
         for block in blockwise.blocks(model, blockwise.Calibration(tokens, spill), variant, stored, target):
             target.add(block)
             left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
-            place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
-            bar.advance(
-                f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
-                f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
-            )
+            bar.advance(line(variant, block, left))
             del block  # before the next one is made
+
+
+def line(variant: VariantPlan, block: block_record.Block, left: float) -> str:
+    """What is said of a block that is done; `left` are the seconds that the rest will take."""
+    count = variant.dims.layers
+    place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix
+    return (
+        f"{variant.name} | {place} | {_worst(block)} | {block.seconds:.1f}s | "
+        f"peak {memory.peak() / 1e9:.1f} GB | eta {max(left, 0):.0f}s"
+    )
 
 
 def _worst(block: block_record.Block) -> str:

@@ -124,6 +124,7 @@ class BlockActivations:
     # what the base makes of these up to the next block that the compressed model has, where sublayers or blocks are
     # pruned behind the last sublayer that stays; None: none are
     base_after_pruned: list[Batch] | None = None
+    base_is_shared: bool = False  # with other variants: what goes into the base's linears is kept for them
 
 
 def copied(batches: list[Batch], folder: Path | None = None) -> list[Batch]:

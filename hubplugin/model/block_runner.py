@@ -142,16 +142,9 @@ class Model:
         """Block `index`, or a copy of it, for a forward pass in stages."""
         return StagedBlock(self._blocks[index] if block is None else block, index, self.family)
 
-    def capture_inputs(
-        self,
-        index: int,
-        batches: list[Batch],
-        input_group: InputGroup,
-        block: nn.Module | None = None,
-        through: bool = False,
-    ) -> Iterator[Tensor]:
-        """As `StagedBlock.capture_inputs`. `block` may be a copy; its batches must then be its own."""
-        return self.staged(index, block).capture_inputs(batches, input_group, through)
+    def capture_inputs(self, index: int, batches: list[Batch], input_group: InputGroup) -> Iterator[Tensor]:
+        """As `StagedBlock.capture_inputs`, of the block as it is now."""
+        return self.staged(index).capture_inputs(batches, input_group)
 
     def forward_block(self, index: int, batches: list[Batch], block: nn.Module | None = None) -> None:
         """Replace the hidden states by the block's output, taking up where the last stage ended."""

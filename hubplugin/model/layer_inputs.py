@@ -140,7 +140,8 @@ class BlockStatistics:
 
     def _base_inputs(self, base: list[Batch], input_group: InputGroup) -> Iterator[Tensor]:
         """The base's inputs of a group [sequences, tokens, inputs], batch by batch. Its linears stay as they are."""
-        return self.model.capture_inputs(self.index, base, input_group, self.base_block, through=True)
+        staged = self.model.staged(self.index, self.base_block)
+        return staged.capture_inputs(base, input_group, through=True, keep=self.activations.base_is_shared)
 
     def _base_stream(self, input_group: InputGroup, place: int) -> tuple[Tensor, Tensor]:
         """Of the base, each [sequences, tokens, hidden]: what the outputs of a projection are added to, and these.

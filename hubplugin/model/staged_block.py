@@ -16,6 +16,7 @@ from hubplugin.model import experts
 from hubplugin.model.activations import Batch
 from hubplugin.model.architectures.families import Family, InputGroup, Sublayer
 
+INPUTS = "inputs of "  # before a group's first linear: what a batch keeps of a block that does not change
 ROUTER_INPUTS, CHOSEN_EXPERTS = "experts.hidden", "experts.chosen"  # what a batch keeps of the tokens at a router
 
 
@@ -28,11 +29,14 @@ class StagedBlock:
     family: Family
 
     @torch.inference_mode()
-    def capture_inputs(self, batches: list[Batch], input_group: InputGroup, through: bool = False) -> Iterator[Tensor]:
+    def capture_inputs(
+        self, batches: list[Batch], input_group: InputGroup, through: bool = False, keep: bool = False
+    ) -> Iterator[Tensor]:
         """The inputs [sequences, tokens, inputs] of an input group's linears, batch by batch, as the block is now.
 
         Of an expert's linears [tokens, inputs], of the tokens that the router sends there. Of an output projection
-        the batch keeps its inputs or, where the linear will not change (`through`), its outputs.
+        the batch keeps its inputs or, where the linear will not change (`through`), its outputs. Where nothing of the
+        block will change, batches may `keep` the inputs of all groups, and groups come again and in any order.
         """
         if input_group.expert is not None:
             yield from self._routed_inputs(batches, input_group)
@@ -40,9 +44,15 @@ class StagedBlock:
         sublayer = self.family.sublayer_of(input_group.linears[0])
         earlier = self._before(sublayer)
         linear = self.module.get_submodule(input_group.linears[0])
+        kept = f"{INPUTS}{input_group.linears[0]}"
         for batch in batches:
+            if kept in batch:
+                yield batch.get(kept)
+                continue
             batch.drop(sublayer.input_key)
             (inputs,) = self._run_until(linear, batch, earlier)
+            if keep:
+                batch.put(kept, inputs)
             if input_group.linears[0] == sublayer.output_projection:
                 if through:
                     batch.put(sublayer.output_key, linear(inputs))
@@ -73,7 +83,8 @@ class StagedBlock:
                 out = self.module(batch.hidden, **batch.keywords[self.index])
             batch.put("hidden", out[0] if isinstance(out, tuple) else out)
             keys = (key for sublayer in self.family.sublayers for key in (sublayer.input_key, sublayer.output_key))
-            batch.drop(*keys, ROUTER_INPUTS, CHOSEN_EXPERTS)
+            groups = (f"{INPUTS}{input_group.linears[0]}" for input_group in self.family.input_groups)
+            batch.drop(*keys, *groups, ROUTER_INPUTS, CHOSEN_EXPERTS)
 
     def _routed_inputs(self, batches: list[Batch], input_group: InputGroup) -> Iterator[Tensor]:
         assert input_group.expert is not None

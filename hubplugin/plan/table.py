@@ -16,7 +16,7 @@ _COLUMNS = (
 _LEGEND = (
     "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
     "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
-    "over all parameters; memory and time: of compressing on a CPU, within some 15 % and a factor of about two;",
+    "over all parameters; memory and time: of compressing each alone on a CPU, within some 15 % and a factor of two;",
     "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it; plugin: vLLM with hubplugin installed beside it does",
 )
 

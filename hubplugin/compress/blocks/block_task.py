@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from hubplugin.compress.blocks.base_walk import BaseWalk
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.solve import GroupSteps
 from hubplugin.manifest.steps.quantization import Quantization
@@ -54,10 +55,10 @@ class BlockTask:
         """The block's sizes in the variant."""
         return self.plan.dims.at(self.number)
 
-    def load(self, with_base: bool) -> BlockModules:
-        """The block's modules, filled with the base's weights."""
+    def load(self, walk: BaseWalk | None) -> BlockModules:
+        """The block's modules, filled with the base's weights; with `walk` beside the block as the base has it."""
         module = self.model.block(self.index)
-        base = self.model.copy_block(self.index) if with_base else module
+        base = walk.block(self.model, self.index) if walk else module
         modules = BlockModules(module, base, self.family, self.model.dims, self.sizes)
         modules.remove_sublayers()
         return modules

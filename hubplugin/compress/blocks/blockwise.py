@@ -4,10 +4,10 @@ A block's flow is straight: statistics of an input group -> `solve` -> new weigh
 `block_record` -> forward to the next block. Knows the order of things; no mathematics, no file format and no Hub.
 """
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hubplugin import memory
-from hubplugin.compress.blocks import block_record, linear_results, solve, solve_factors
+from hubplugin.compress.blocks import base_walk, block_record, linear_results, solve, solve_factors
+from hubplugin.compress.blocks.base_walk import BaseWalk
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.block_record import AppliedGroup, Block, Quantized
 from hubplugin.compress.blocks.block_task import BlockTask
@@ -51,6 +52,19 @@ class Finished(Protocol):
     def dense(self, index: int) -> dict[str, Tensor]: ...
 
 
+@dataclass(frozen=True)
+class VariantPass:
+    """One pass over the blocks of a model, which makes a variant; dense weights are rounded to `stored`.
+
+    Blocks that `finished` has are passed through as they are and not handed out again.
+    """
+
+    model: Model
+    plan: VariantPlan
+    stored: torch.dtype
+    finished: Finished | None = None
+
+
 def blocks(
     model: Model,
     calibration: Calibration,
@@ -58,60 +72,66 @@ def blocks(
     stored: torch.dtype,
     finished: Finished | None = None,
 ) -> Iterator[Block]:
-    """Compress block after block; dense weights are rounded to `stored`.
+    """Compress block after block; see `VariantPass`."""
+    compressed, walk = embedded(model, calibration, plan.steps)
+    passing = _passed(VariantPass(model, plan, stored, finished), compressed, walk, calibration.spill)
+    yield from (block for block in passing if block)
 
-    Blocks that `finished` has are passed through as they are and not handed out again.
+
+def side_by_side(passes: Sequence[VariantPass], tokens: Tensor) -> Iterator[tuple[VariantPass, Block]]:
+    """Compress variants of one base, each block in all of them before the next: the base's activations are computed
+    once, and blocks are those of `blocks`, bit by bit.
+
+    Each pass has a model of its own. All variants have all blocks of the base, with all sublayers, and are fitted to
+    as many of its tokens, or to none.
     """
-    compressed, base = embedded(model, calibration, plan.steps)
-    count = finished.finished if finished else 0
+    corrected = workload.corrected_tokens(passes[0].plan.steps, tokens.numel())
+    starts = [one.model.embed(tokens) for one in passes]
+    walk = base_walk.begin(starts[0], corrected, variants=len(passes))
+    running = [_passed(one, start, walk) for one, start in zip(passes, starts, strict=True)]
+    for made in zip_longest(*running):  # which asks one after another
+        yield from ((one, block) for one, block in zip(passes, made, strict=True) if block)
+
+
+def _passed(
+    passing: VariantPass, compressed: list[Batch], walk: BaseWalk | None, spill: Path | None = None
+) -> Iterator[Block | None]:
+    """Block after block of one variant; None for one that was finished before."""
+    model, plan = passing.model, passing.plan
+    count = passing.finished.finished if passing.finished else 0
     for number, index in enumerate(plan.sources):
         started = time.monotonic()
-        if number == 0:
-            skip(model, base, range(index))
-        task = BlockTask(model, plan, number, stored)
-        modules = task.load(with_base=base is not None)
-        activations = BlockActivations(compressed, base, _base_after_pruned(task, modules, base, calibration.spill))
+        if number == 0 and walk:
+            base_walk.skip(model, walk.batches, range(index))
+        task = BlockTask(model, plan, number, passing.stored)
+        modules = task.load(walk)
+        activations = _activations(task, modules, compressed, walk, spill)
         block = None
-        if finished and number < count:
-            modules.load(finished.dense(number))
+        if passing.finished and number < count:
+            modules.load(passing.finished.dense(number))
         else:
             block = compress_block(task, modules, activations)
-        base = _forward(task, modules, activations)
+        model.forward_block(index, compressed, modules.module)
+        if walk:
+            walk.leave(model, index, activations.base_after_pruned)
         if block:
             block = replace(block, seconds=time.monotonic() - started)
         del modules, activations  # and with them what the block was before
         model.free(index)
         memory.trim()
-        if block:
-            yield block
+        yield block
         del block
     if plan.head and count <= len(plan.sources):
         yield _output_head(model, compressed, plan, plan.head)
 
 
-def embedded(model: Model, calibration: Calibration, steps: Sequence[Step]) -> tuple[list[Batch], list[Batch] | None]:
+def embedded(model: Model, calibration: Calibration, steps: Sequence[Step]) -> tuple[list[Batch], BaseWalk | None]:
     """What the first block is given: all tokens, and those that pass through the base too; None: there are none."""
     tokens, spill = calibration.tokens, calibration.spill
     compressed = model.embed(tokens, activations_folder(spill, "compressed"))
     corrected = workload.corrected_tokens(steps, tokens.numel())
-    base = copied(spaced(compressed, corrected), activations_folder(spill, "base")) if corrected else None
-    return compressed, base
-
-
-def spaced(batches: list[Batch], most: int) -> list[Batch]:
-    """Every n-th batch, of `most` tokens in all, or of one batch where that has more."""
-    count = max(1, most // math.prod(batches[0].shape("hidden")[:2]))
-    return batches[:: -(-len(batches) // count)]
-
-
-def skip(model: Model, base: list[Batch] | None, pruned: Iterable[int]) -> None:
-    """Take the base's activations through blocks that the variant does not have."""
-    if base is None:
-        return
-    for index in pruned:
-        model.block(index)
-        model.forward_block(index, base)
-        model.free(index)
+    folder = activations_folder(spill, "base") if corrected else None
+    return compressed, base_walk.begin(compressed, corrected, folder)
 
 
 def _output_head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
@@ -136,28 +156,18 @@ def activations_folder(spill: Path | None, name: str) -> Path | None:
     return spill / name
 
 
-def _base_after_pruned(
-    task: BlockTask, modules: BlockModules, base: list[Batch] | None, spill: Path | None
-) -> list[Batch] | None:
-    """The base's activations up to the variant's next block, where anything pruned follows the last sublayer."""
-    if base is None or not (task.following or modules.sublayers[-1] != task.family.sublayers[-1]):
-        return None
-    behind = copied(base, activations_folder(spill, f"base-{task.index}"))
+def _activations(
+    task: BlockTask, modules: BlockModules, compressed: list[Batch], walk: BaseWalk | None, spill: Path | None
+) -> BlockActivations:
+    """What goes into a block; of the base also what is behind anything pruned that follows the last sublayer."""
+    if walk is None:
+        return BlockActivations(compressed)
+    if not (task.following or modules.sublayers[-1] != task.family.sublayers[-1]):
+        return BlockActivations(compressed, walk.batches, base_is_shared=walk.shared)
+    behind = copied(walk.batches, activations_folder(spill, f"base-{task.index}"))
     task.model.forward_block(task.index, behind, modules.base)
-    skip(task.model, behind, task.following)
-    return behind
-
-
-def _forward(task: BlockTask, modules: BlockModules, activations: BlockActivations) -> list[Batch] | None:
-    """Hand the hidden states on to the next block; the base's activations there."""
-    task.model.forward_block(task.index, activations.compressed, modules.module)
-    if activations.base_after_pruned:
-        for batch in activations.base or ():
-            batch.clear()
-        return activations.base_after_pruned
-    if activations.base:
-        task.model.forward_block(task.index, activations.base, modules.base)
-    return activations.base
+    base_walk.skip(task.model, behind, task.following)
+    return BlockActivations(compressed, walk.batches, behind)
 
 
 def compress_block(task: BlockTask, modules: BlockModules, activations: BlockActivations) -> Block:

@@ -13,6 +13,11 @@ from hubplugin.speed_record import Machine
 FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 
 
+def same(machine: Machine) -> bool:
+    """Whether a record is of a machine like this one: the system counts memory a little differently at each start."""
+    return machine.model_copy(update={"memory_bytes": 0}) == describe().model_copy(update={"memory_bytes": 0})
+
+
 def describe(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
     """This machine. Where Linux does not describe the processor, Python's word for it stands there."""
     try:
