@@ -125,6 +125,7 @@ def _run(base: Path, kinds: Sequence[list[Target]], tokens: Tensor, device: str)
         passes.append(VariantPass(stages.model_of(base, stored, device), variant, stored, least))
         folders[variant.name] = [(one.variant.name, folder) for one, folder in zip(kind, of_kind, strict=True)]
         first += least.finished
+        stages.say_where_it_goes_on(variant, least)
     names = [name for of_kind in folders.values() for name, _ in of_kind]
     seconds, begun = dict.fromkeys(names, 0.0), time.monotonic()
     total = sum(one.plan.dims.layers + (one.plan.head is not None) for one in passes)

@@ -76,9 +76,7 @@ def run_pass(
     model = model_of(base, stored, device)
     target = export.Folder(out, base, variant, row, fingerprint)
     if target.finished < variant.dims.layers + (variant.head is not None):
-        if target.finished:
-            of = f"{target.finished:02d}/{variant.dims.layers}"
-            progress(f"{variant.name} | goes on after block {of} of an interrupted run")
+        say_where_it_goes_on(variant, target)
         with spilling(variant, out) if device == "cpu" else nullcontext() as spill:
             _blocks(variant, tokens, target, model, stored, spill)
     results, samples = target.results(), target.samples()
@@ -117,6 +115,13 @@ def _blocks(
             left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
             bar.advance(line(variant, block, left))
             del block  # before the next one is made
+
+
+def say_where_it_goes_on(variant: VariantPlan, target: export.Folder) -> None:
+    """One line of progress where an interrupted run has left blocks."""
+    if target.finished:
+        of = f"{target.finished:02d}/{variant.dims.layers}"
+        progress(f"{variant.name} | goes on after block {of} of an interrupted run")
 
 
 def line(variant: VariantPlan, block: block_record.Block, left: float) -> str:
