@@ -278,11 +278,11 @@ def test_a_run_that_is_interrupted_says_what_is_kept(home, make, monkeypatch, ca
     def counted(self: export.Folder, block: object) -> None:
         add(self, block)  # type: ignore[arg-type]
         seen.append(block)
-        if len(seen) == 3:  # two blocks of the first variant, one of the second
+        if len(seen) == 3:  # of four: they take turns
             raise KeyboardInterrupt
 
     monkeypatch.setattr(export.Folder, "add", counted)
     with pytest.raises(KeyboardInterrupt):
         make()
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "kept: Int4 finished, Int8 1 of 2 blocks; the same command goes on from there"
+    assert said == "kept: Int4 2 of 2 blocks, Int8 1 of 2 blocks; the same command goes on from there"
