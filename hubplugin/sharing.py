@@ -17,7 +17,7 @@ from hubplugin.checkpoint import resume
 from hubplugin.clock import Clock
 from hubplugin.compress import side_by_side
 from hubplugin.compress.gptqmodel import backend
-from hubplugin.compress.side_by_side import Target
+from hubplugin.compress.stages import Target
 from hubplugin.job import Job
 from hubplugin.manifest.methods import distillation_of, factorization_of, recovery_of
 from hubplugin.model.architectures import architecture
@@ -47,10 +47,10 @@ class _Variant:
     @property
     def first(self) -> VariantPlan | None:
         """The pass over the base's blocks; None: there is none, or not before other things are known."""
-        plan = self.plan.passes[0] if self.plan.passes else self.plan
-        student = (step := distillation_of(self.plan.steps)) and step.student
-        other = student or self.plan.trains_first or factorization_of(plan.steps) or backend.step_of(plan)
-        return None if other else plan
+        plan, distilling = self.plan.passes[0] if self.plan.passes else self.plan, distillation_of(self.plan.steps)
+        if self.plan.trains_first or (distilling and distilling.student):  # its blocks are a student's
+            return None
+        return None if factorization_of(plan.steps) or backend.step_of(plan) else plan
 
     @property
     def first_folder(self) -> Path:

@@ -11,7 +11,7 @@ from sharing_helpers import alone, planned, run, texts, weights
 
 from hubplugin import memory, report
 from hubplugin.checkpoint.dense_view import DenseView
-from hubplugin.compress import export, side_by_side
+from hubplugin.compress import export, side_by_side, stages
 from hubplugin.compress.blocks import blockwise
 from hubplugin.compress.blocks.block_record import Block
 from hubplugin.compress.blocks.blockwise import VariantPass
@@ -71,13 +71,13 @@ def test_blocks_are_those_of_each_variant_alone_and_the_base_is_walked_once(
     copies: list[int] = []
     real = Model.copy_block
     monkeypatch.setattr(Model, "copy_block", lambda model, index: copies.append(index) or real(model, index))
-    together: dict[str, list[Block]] = {}
-    for one, block in blockwise.side_by_side(passes(base, *variants), ids):
-        together.setdefault(one.plan.name, []).append(block)
+    together: dict[int, list[Block]] = {}
+    for place, block in blockwise.side_by_side(passes(base, *variants), blockwise.Calibration(ids)):
+        together.setdefault(place, []).append(block)
     assert copies == [0, 1]  # the base's blocks, for all variants
-    for one in passes(base, *variants):
+    for place, one in enumerate(passes(base, *variants)):
         blocks = list(blockwise.blocks(one.model, blockwise.Calibration(ids), one.plan, one.stored))
-        pairs = list(zip(together[one.plan.name], blocks, strict=True))
+        pairs = list(zip(together[place], blocks, strict=True))
         assert len(pairs) == 2 and all(same(*pair) for pair in pairs), one.plan.name
 
 
@@ -95,7 +95,7 @@ def test_what_goes_into_the_bases_linears_is_computed_once(tmp_path: Path, monke
         return block
 
     monkeypatch.setattr(blockwise.BaseWalk, "block", watched)
-    list(blockwise.side_by_side(variants, pico.tokens(6, 48)))
+    list(blockwise.side_by_side(variants, blockwise.Calibration(pico.tokens(6, 48))))
     alone = len(forwards)
     forwards.clear()
     (first, *_) = passes(base, [INT4])
@@ -141,15 +141,16 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
-    """The variants of every walk over the base that was shared."""
+    """The variants that were compressed together, those of equal blocks by one name."""
     seen: list[list[str]] = []
-    real = blockwise.side_by_side
+    real = stages.compress
 
-    def counted(passing: list[VariantPass], tokens: torch.Tensor) -> object:
-        seen.append([one.plan.name for one in passing])
-        return real(passing, tokens)
+    def counted(base: Path, kinds: list[list[stages.Target]], *rest: object) -> object:
+        if len(kinds) > 1 or len(kinds[0]) > 1:
+            seen.append([kind[0].variant.name for kind in kinds])
+        return real(base, kinds, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(blockwise, "side_by_side", counted)
+    monkeypatch.setattr(stages, "compress", counted)
     yield seen
 
 
@@ -202,7 +203,10 @@ def test_what_is_fitted_to_nothing_shares_its_blocks_with_what_is_trained_of_it_
 
 
 def test_where_memory_does_not_reach_they_are_made_in_parts_or_alone(
-    home: Path, together: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    together: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     drafts = {draft.name: draft.estimate for draft in planned(home)[1].drafts}
     monkeypatch.setattr(memory, "resident", lambda: 0)
@@ -213,5 +217,8 @@ def test_where_memory_does_not_reach_they_are_made_in_parts_or_alone(
     assert together and all(len(names) <= 3 for names in together) and together[0] == ORDER[:3]
     together.clear()
     monkeypatch.setattr(memory, "available", lambda: 2**20)
+    capsys.readouterr()
     run(home, "each")
     assert together == [["Int4"]] and weights(home, "each") == weights(home, "out")  # once for what is trained of it
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Int4 | ")]
+    assert "on disk" in said[0] and "block 01/2" in said[1]

@@ -6,8 +6,8 @@ is the pipeline's. Knows no Hub, no evaluation and no card.
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES
 from hubplugin.compress import export
 from hubplugin.compress.blocks import block_record, blockwise
+from hubplugin.compress.blocks.blockwise import Calibration, VariantPass
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.model.architectures import configs, families
 from hubplugin.model.block_runner import Model
@@ -31,6 +32,15 @@ from hubplugin.progress import progress, track
 from hubplugin.report import LinearResult
 
 SPILL = ".activations"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A variant, the folder that its pass writes to, and what its blocks are made from."""
+
+    variant: VariantPlan
+    out: Path
+    fingerprint: resume.Fingerprint
 
 
 @dataclass(frozen=True)
@@ -70,18 +80,80 @@ def run_pass(
     if backend.step_of(variant):
         done = backend.compress(base, out, tokens, variant, row)
         return PassResult(done.results, done.samples, done.peak)
-    first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
-    stored = TORCH_DTYPES[model_folder.headers(base)[first].dtype]
-    device = device_for(variant)
-    model = model_of(base, stored, device)
     target = export.Folder(out, base, variant, row, fingerprint)
     if target.finished < variant.dims.layers + (variant.head is not None):
-        say_where_it_goes_on(variant, target)
-        with spilling(variant, out) if device == "cpu" else nullcontext() as spill:
-            _blocks(variant, tokens, target, model, stored, spill)
+        compress(base, [[Target(variant, out, fingerprint)]], tokens, device_for(variant))
     results, samples = target.results(), target.samples()
     target.finish(keep_blocks=True)  # until evaluation and gate are through, too
     return PassResult(results, samples, memory.peak())
+
+
+def compress(base: Path, kinds: Sequence[list[Target]], tokens: Tensor, device: str) -> dict[str, float]:
+    """Compress all blocks that are not finished yet, with a line of progress for each; by variant, their seconds.
+
+    Targets of one kind have the same blocks, which are made once. Of several kinds, see `blockwise.side_by_side`.
+    """
+    passes = [_begin(base, kind, device) for kind in kinds]
+    names = [name for one in passes for name in one.folders]
+    if len(names) > 1:
+        progress(f"{', '.join(names)} | side by side: what they share is computed once")
+    first = sum(one.finished for one in passes)
+    total = sum(one.plan.dims.layers + (one.plan.head is not None) for one in passes)
+    seconds, begun = dict.fromkeys(names, 0.0), time.monotonic()
+    title = names[0] if len(names) == 1 else f"{len(names)} variants"
+    with _spilling(kinds, device) as spill, track(title, total=total, completed=first) as bar:
+        made = blockwise.side_by_side([one.blocks for one in passes], Calibration(tokens, spill))
+        for done, (number, block) in enumerate(made, start=first + 1):
+            one = passes[number]
+            for name, folder in one.folders.items():
+                seconds[name] += block.seconds
+                if block.index >= folder.finished:
+                    folder.add(block)
+            left = (time.monotonic() - begun) / (done - first) * (total - done)
+            bar.advance(_line(one.plan, block, left))
+            del block  # before the next one is made
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The pass that makes one kind of blocks, and the folders that they go to, by variant."""
+
+    blocks: VariantPass
+    folders: dict[str, export.Folder]
+
+    @property
+    def plan(self) -> VariantPlan:
+        return self.blocks.plan
+
+    @property
+    def finished(self) -> int:
+        """Blocks that an interrupted run has left in all folders."""
+        return min(folder.finished for folder in self.folders.values())
+
+
+def _begin(base: Path, kind: Sequence[Target], device: str) -> _Pass:
+    row, stored = families.match(configs.read_config(base, str(base)), str(base)), stored_dtype(base, kind[0].variant)
+    folders = {one.variant.name: export.Folder(one.out, base, one.variant, row, one.fingerprint) for one in kind}
+    least = min(kind, key=lambda one: folders[one.variant.name].finished).variant
+    folder = folders[least.name]
+    if folder.finished:
+        of = f"{folder.finished:02d}/{least.dims.layers}"
+        progress(f"{least.name} | goes on after block {of} of an interrupted run")
+    return _Pass(VariantPass(model_of(base, stored, device), least, stored, folder), folders)
+
+
+def _spilling(kinds: Sequence[list[Target]], device: str) -> AbstractContextManager[Path | None]:
+    """A folder for activations where those of one kind of blocks do not fit into memory; several kinds do."""
+    target = kinds[0][0]
+    return spilling(target.variant, target.out) if device == "cpu" and len(kinds) == 1 else nullcontext()
+
+
+def stored_dtype(base: Path, variant: VariantPlan) -> torch.dtype:
+    """Of the base's linears."""
+    row = families.match(configs.read_config(base, str(base)), str(base))
+    first = sizes.origin(row, f"{variant.linears[0].name}.weight", variant.sources)
+    return TORCH_DTYPES[model_folder.headers(base)[first].dtype]
 
 
 def model_of(folder: Path, stored: torch.dtype, device: str) -> Model:
@@ -104,27 +176,7 @@ def device_for(variant: VariantPlan) -> str:
     return "cpu"
 
 
-def _blocks(
-    variant: VariantPlan, tokens: Tensor, target: export.Folder, model: Model, stored: torch.dtype, spill: Path | None
-) -> None:
-    """Compress all blocks that are not finished yet, with a line of progress for each."""
-    begun, first, count = time.monotonic(), target.finished, variant.dims.layers
-    with track(variant.name, total=count + (variant.head is not None), completed=first) as bar:
-        for block in blockwise.blocks(model, blockwise.Calibration(tokens, spill), variant, stored, target):
-            target.add(block)
-            left = (time.monotonic() - begun) / (block.index + 1 - first) * (count - block.index - 1)
-            bar.advance(line(variant, block, left))
-            del block  # before the next one is made
-
-
-def say_where_it_goes_on(variant: VariantPlan, target: export.Folder) -> None:
-    """One line of progress where an interrupted run has left blocks."""
-    if target.finished:
-        of = f"{target.finished:02d}/{variant.dims.layers}"
-        progress(f"{variant.name} | goes on after block {of} of an interrupted run")
-
-
-def line(variant: VariantPlan, block: block_record.Block, left: float) -> str:
+def _line(variant: VariantPlan, block: block_record.Block, left: float) -> str:
     """What is said of a block that is done; `left` are the seconds that the rest will take."""
     count = variant.dims.layers
     place = f"block {block.index + 1:02d}/{count}" if block.index < count else block.prefix

@@ -73,28 +73,28 @@ def blocks(
     finished: Finished | None = None,
 ) -> Iterator[Block]:
     """Compress block after block; see `VariantPass`."""
-    compressed, walk = embedded(model, calibration, plan.steps)
-    passing = _passed(VariantPass(model, plan, stored, finished), compressed, walk, calibration.spill)
-    yield from (block for block in passing if block)
+    return (block for _, block in side_by_side([VariantPass(model, plan, stored, finished)], calibration))
 
 
-def side_by_side(passes: Sequence[VariantPass], tokens: Tensor) -> Iterator[tuple[VariantPass, Block]]:
+def side_by_side(passes: Sequence[VariantPass], calibration: Calibration) -> Iterator[tuple[int, Block]]:
     """Compress variants of one base, each block in all of them before the next: the base's activations are computed
-    once, and blocks are those of `blocks`, bit by bit.
+    once, and blocks are those of `blocks`, bit by bit. Each comes with its place among the passes.
 
     Each pass has a model of its own. All variants have all blocks of the base, with all sublayers, and are fitted to
     as many of its tokens, or to none.
     """
-    corrected = workload.corrected_tokens(passes[0].plan.steps, tokens.numel())
-    starts = [one.model.embed(tokens) for one in passes]
-    walk = base_walk.begin(starts[0], corrected, variants=len(passes))
-    running = [_passed(one, start, walk) for one, start in zip(passes, starts, strict=True)]
+    first, *others = passes
+    compressed, walk = embedded(first.model, calibration, first.plan.steps, len(passes))
+    running = [_passed(first, compressed, walk, calibration.spill)]
+    for number, one in enumerate(others, start=1):
+        own = activations_folder(calibration.spill, f"compressed-{number}")
+        running.append(_passed(one, one.model.embed(calibration.tokens, own), walk, calibration.spill))
     for made in zip_longest(*running):  # which asks one after another
-        yield from ((one, block) for one, block in zip(passes, made, strict=True) if block)
+        yield from ((place, block) for place, block in enumerate(made) if block)
 
 
 def _passed(
-    passing: VariantPass, compressed: list[Batch], walk: BaseWalk | None, spill: Path | None = None
+    passing: VariantPass, compressed: list[Batch], walk: BaseWalk | None, spill: Path | None
 ) -> Iterator[Block | None]:
     """Block after block of one variant; None for one that was finished before."""
     model, plan = passing.model, passing.plan
@@ -125,13 +125,16 @@ def _passed(
         yield _output_head(model, compressed, plan, plan.head)
 
 
-def embedded(model: Model, calibration: Calibration, steps: Sequence[Step]) -> tuple[list[Batch], BaseWalk | None]:
-    """What the first block is given: all tokens, and those that pass through the base too; None: there are none."""
+def embedded(
+    model: Model, calibration: Calibration, steps: Sequence[Step], variants: int = 1
+) -> tuple[list[Batch], BaseWalk | None]:
+    """What the first block is given: all tokens, and those that pass through the base too, for so many variants; None:
+    there are none."""
     tokens, spill = calibration.tokens, calibration.spill
     compressed = model.embed(tokens, activations_folder(spill, "compressed"))
     corrected = workload.corrected_tokens(steps, tokens.numel())
     folder = activations_folder(spill, "base") if corrected else None
-    return compressed, base_walk.begin(compressed, corrected, folder)
+    return compressed, base_walk.begin(compressed, corrected, folder, variants)
 
 
 def _output_head(model: Model, batches: list[Batch], plan: VariantPlan, head: LinearPlan) -> Block:
