@@ -13,9 +13,10 @@ from hubplugin import interrupt, preparation
 from hubplugin.preparation import OUT as OUT
 from hubplugin.preparation import AnyPath as AnyPath
 from hubplugin.preparation import Manifest as Manifest
-from hubplugin.preparation import acting_for, let_idle_threads_sleep
+from hubplugin.preparation import acting_for
 from hubplugin.preparation import document as document
 from hubplugin.preparation import folder as folder
+from serve import idle_threads
 
 if TYPE_CHECKING:
     from hubplugin.cluster.outcome import Outcome as Outcome
@@ -259,7 +260,7 @@ def verify(
         CheckpointError: Its config.json or report cannot be read.
         CalibrationError: `texts` are not the files that its manifest names.
     """
-    let_idle_threads_sleep()
+    idle_threads.let_sleep()
     with interrupt.held():
         from hubplugin import verification
 

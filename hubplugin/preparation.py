@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubplugin import interrupt
+from serve import idle_threads
 
 if TYPE_CHECKING:
     from hubplugin.hub.client import Token
@@ -78,12 +79,7 @@ def planned(asked: "Document", *, reads_text: bool = False) -> "Plan":
     made = planner.make(asked, peek.config, peek.tensors, revision=peek.sha, named=named)
     # like all that needs no torch, before it is loaded
     notes = publishing.preflight(asked, peek, [other.peek for other in others.values()])
-    let_idle_threads_sleep()
+    idle_threads.let_sleep()
     config = f"{asked.manifest.model}: config.json"
     verdicts.check(made.config, made.family, config, client.assets_folder("built"))
     return replace(made, notes=(*made.notes, *notes))
-
-
-def let_idle_threads_sleep() -> None:
-    """For OpenMP, here and in what is started, before it loads: idle threads that spin slow busy machines 100 times."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

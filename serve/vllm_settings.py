@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import cpu_features, vllm_errors, vllm_options
+from serve import cpu_features, idle_threads, vllm_errors, vllm_options
 
 CPU_SEQUENCES = 64  # answered at the same time
 # what the KV cache holds: so many sequences of full length, or all at once of so many tokens each; what does not fit
@@ -226,7 +226,8 @@ def _kv_bytes_per_token(config: dict[str, Any]) -> int | None:
 def environment(device: str, *, local: bool, deadline: float) -> dict[str, str]:
     """What vLLM's processes get. Ours under the user's: whoever sets one of these outside knows why. The size of a KV
     cache on a CPU is an argument."""
-    users = {name: value for name, value in os.environ.items() if device != "cpu" or name != SPACE}
+    outside = idle_threads.of_engine(os.environ)
+    users = {name: value for name, value in outside.items() if device != "cpu" or name != SPACE}
     return own_environment(device, local=local, deadline=deadline) | users
 
 

@@ -16,7 +16,7 @@ import pytest
 from serve_helpers import DEMO, end_with_their_owner, fake, session_of, until
 
 from hubplugin.errors import ServeError
-from serve import engine, forking, ports, vllm_settings
+from serve import engine, forking, idle_threads, ports, vllm_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -281,6 +281,25 @@ def test_on_a_cpu_activations_keep_their_precision_unless_the_user_says_otherwis
     assert "VLLM_CPU_INT4_W4A8" not in vllm_settings.environment("cuda", local=True, deadline=1)
     monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "1")
     assert vllm_settings.environment("cpu", local=True, deadline=1)["VLLM_CPU_INT4_W4A8"] == "1"
+
+
+def test_an_engine_does_not_inherit_that_idle_threads_sleep_but_what_the_user_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (idle_threads.POLICY, idle_threads.OURS):
+        monkeypatch.setenv(name, "restored at the end")
+        monkeypatch.delenv(name)
+    idle_threads.let_sleep()
+    idle_threads.let_sleep()
+    assert os.environ[idle_threads.POLICY] == "PASSIVE"
+    for device in ("cpu", "cuda"):
+        given = vllm_settings.environment(device, local=True, deadline=1)
+        assert not {idle_threads.POLICY, idle_threads.OURS} & given.keys()
+    monkeypatch.delenv(idle_threads.OURS)
+    for users in ("PASSIVE", "ACTIVE"):
+        monkeypatch.setenv(idle_threads.POLICY, users)
+        idle_threads.let_sleep()
+        assert vllm_settings.environment("cpu", local=True, deadline=1)[idle_threads.POLICY] == users
 
 
 def test_on_a_gpu_vllm_keeps_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ The base's commit and the plan are the driver's. Tokens are the node's own: none
 """
 
 import contextlib
-import os
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from hubplugin.cluster.outcome import Outcome, parts
 from hubplugin.errors import HubPluginError
 from hubplugin.manifest.schema import Document
 from hubplugin.plan.draft import Plan
+from serve import idle_threads
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make(request: Request, shared: Shared, driver: Mapping[str, Any]) -> Outcome
     `driver` is what the driver's machine sees of `shared`: a node that came later is held against it too.
     """
     begun, node, error = time.monotonic(), _node(), None
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, as where no cluster is asked for
+    idle_threads.let_sleep()  # before torch loads, as where no cluster is asked for
     if request.quiet:
         progress.silence()
     with contextlib.redirect_stdout(sys.stderr):  # the driver's stdout is for results
