@@ -66,6 +66,7 @@ bench-pruning: env
 # every family of compression at the same bytes (docs/families.md): what is not in bench/results/families yet, or a part of
 # it: make bench-families ONLY="GPTQ-4x Prune-2x" OPTIONS="--no-speed"; OPTIONS are those of bench/families.py
 bench-families: export OMP_WAIT_POLICY := PASSIVE
+bench-families: export HUBPLUGIN_SET_OMP_WAIT_POLICY := 1  # for making variants, not for engines (serve/idle_threads.py)
 bench-families: env
 	$(BIN)/python bench/families.py $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
 	$(BIN)/python bench/families_page.py
