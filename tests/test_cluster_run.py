@@ -58,9 +58,17 @@ def blocks(out: Path, name: str) -> list[Path]:
     return sorted((out / manifest / f".{variant}.part" / resume.BLOCKS).glob("block-*.safetensors"))
 
 
+def _title(process: psutil.Process) -> str:
+    """What a process calls itself; nothing where it has just ended."""
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def under_way(raylet: psutil.Process) -> list[str]:
     """The tasks that the workers of a node are at: Ray names the processes after them."""
-    titles = [title for child in raylet.children() if (title := "".join(child.cmdline()[:1])).startswith("ray::")]
+    titles = [title for child in raylet.children() if (title := _title(child)).startswith("ray::")]
     return [title.removeprefix("ray::") for title in titles if "/" in title]
 
 
