@@ -24,7 +24,7 @@ import psutil
 import torch
 import yaml
 
-from hubplugin import api, pipeline
+from hubplugin import api, pipeline, variant_folder
 from hubplugin.checkpoint.safetensors_io import safetensors_bytes
 from hubplugin.errors import HubPluginError
 from hubplugin.evaluation import engine_choice, generation
@@ -171,7 +171,7 @@ def head(job: Job) -> dict[str, Any]:
 def made(job: Job, draft: DraftPlan, out: Path, engines: Engines, before: Mapping[str, Any]) -> dict[str, Any]:
     """One variant through the pipeline, and what it cost; or why it could not be made. Of one that is only timed now,
     what was known `before` of its making stays."""
-    stood, continued = (out / draft.name).exists(), (out / f".{draft.name}.part").exists()
+    stood, continued = (out / draft.name).exists(), variant_folder.making(out, draft.name).exists()
     begun, busy, own = time.monotonic(), measure.busy_seconds(), _own_seconds()
     try:
         report = pipeline.one(job, draft, out, engines)

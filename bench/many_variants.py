@@ -27,7 +27,7 @@ from hubplugin.manifest.reading import loading
 from hubplugin.report import Report
 
 INT4 = {"method": "gptq", "bits": 4, "group_size": 64}
-VARIANTS: dict[str, list[dict[str, Any]]] = {  # as in manifests/demo.yaml
+VARIANTS: dict[str, list[dict[str, Any]]] = {  # of the kinds that manifests/demo.yaml has
     "GPTQ-Int4-g64": [INT4],
     "GPTQ-Int4-g32": [{**INT4, "group_size": 32}],
     "GPTQ-Int8": [{"method": "gptq", "bits": 8, "group_size": -1}],

@@ -32,6 +32,8 @@ from hubplugin.plan.variant_plan import VariantPlan
 from hubplugin.progress import progress
 
 MEASURED = ".measured"  # beside the variants' folders
+# a variant as what is measured on the base settles it, and these measurements
+Measurements = tuple[VariantPlan, report.Shaping | None, report.Allocation | None]
 Measured = TypeVar("Measured", bound=BaseModel)
 
 
@@ -53,9 +55,7 @@ def settle(
     return variant
 
 
-def measured(
-    job: Job, draft: DraftPlan, folder: Path, clock: Clock
-) -> tuple[VariantPlan, report.Shaping | None, report.Allocation | None]:
+def measured(job: Job, draft: DraftPlan, folder: Path, clock: Clock) -> Measurements:
     """The variant with what is measured on the base, and these measurements, which `folder` keeps."""
     shaping = allocation = None
     if draft.space:

@@ -15,6 +15,7 @@ from hubplugin.checkpoint import model_folder
 from hubplugin.checkpoint.adapters import peft_folder
 from hubplugin.compress import adapter_pass, stages
 from hubplugin.compress.blocks import block_record
+from hubplugin.compress.stages import Target
 from hubplugin.job import RECOVERY, Job
 from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
 from hubplugin.manifest.steps.adapter import Lora
@@ -40,9 +41,7 @@ def begin(job: Job, variant: VariantPlan, out: Path) -> Begun:
     if variant.trains_first:
         first, student = stages.PassResult([], {}, memory.peak()), start
     else:
-        tokens, fingerprint = job.calibration.ids, provenance.of_blocks(job, variant, variant.passes[0].steps)
-        student = out / PRUNED
-        first = stages.run_pass(start, variant.passes[0], tokens, student, fingerprint)
+        first, student = _run(job, start, first_pass(job, variant, out)), out / PRUNED
     if step is None:
         return first, student, None
     if isinstance(step, Distill):
@@ -58,12 +57,24 @@ def compress(job: Job, variant: VariantPlan, out: Path, begun: Begun | None) -> 
     if variant.adapter:
         return _adapt(job, variant, variant.adapter, out)
     step = tuning_of(variant.steps)
-    weights, dense = _passes(job, variant, out, blocks_folder(variant, out), begun)
+    weights, dense = _passes(job, variant, out, begun)
     if step is None:
         return weights
     tuning = _train(job, variant, step, out / QUANTIZED, out / TUNED, dense)
     model_folder.copy(model_folder.listing(out / TUNED), out / TUNED, out)
     return replace(weights, samples=stages.stored_samples(out, variant), peak=memory.peak(), tuning=tuning)
+
+
+def first_pass(job: Job, variant: VariantPlan, out: Path) -> Target:
+    """The first pass over the blocks, or the only one, for a variant whose folder in the making is `out`."""
+    if not variant.passes:
+        return Target(variant, blocks_folder(variant, out), provenance.of_blocks(job, variant))
+    first = variant.passes[0]
+    return Target(first, out / PRUNED, provenance.of_blocks(job, variant, first.steps))
+
+
+def _run(job: Job, base: Path, target: Target) -> stages.PassResult:
+    return stages.run_pass(base, target.variant, job.calibration.ids, target.out, target.fingerprint)
 
 
 def blocks_folder(variant: VariantPlan, out: Path) -> Path:
@@ -90,20 +101,21 @@ def _adapt(job: Job, variant: VariantPlan, plan: AdapterPlan, out: Path) -> Weig
     return Weights(result.results, result.samples, result.peak)
 
 
-def _passes(job: Job, variant: VariantPlan, work: Path, out: Path, begun: Begun | None) -> tuple[Weights, Path]:
-    """Weights, config.json and tokenizer in `out`, by one pass over the blocks, or a pass, recovery, and a pass.
+def _passes(job: Job, variant: VariantPlan, work: Path, begun: Begun | None) -> tuple[Weights, Path]:
+    """Weights, config.json and tokenizer in `blocks_folder`, by one pass over the blocks, or a pass, recovery, and a
+    pass.
 
     Also the folder that the last pass read. Those of earlier passes are in `work`.
     """
-    base, tokens, fingerprint = job.snapshot.path, job.calibration.ids, provenance.of_blocks(job, variant)
+    base, out = job.snapshot.path, blocks_folder(variant, work)
     if not variant.passes and not variant.trains_first:
-        result = stages.run_pass(base, variant, tokens, out, fingerprint)
+        result = _run(job, base, first_pass(job, variant, work))
         return Weights(result.results, result.samples, result.peak), base
     first, source, trained = begun or begin(job, variant, work)
     distillation = trained if isinstance(trained, report.Distillation) else None
     recovery = trained if isinstance(trained, report.Recovery) else None
     if later := variant.passes[0 if variant.trains_first else 1 :]:
-        second = stages.run_pass(source, later[0], tokens, out, fingerprint)
+        second = _run(job, source, Target(later[0], out, provenance.of_blocks(job, variant)))
         results, peak = [*first.results, *second.results], max(first.peak, second.peak)
         return Weights(results, second.samples, peak, recovery, distillation=distillation), source
     model_folder.copy(model_folder.listing(source), source, out)  # folders of an interrupted run are not listed

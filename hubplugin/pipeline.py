@@ -154,7 +154,8 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines, before: Spent 
     staging = variant_folder.begin(variant_folder.making(out, draft.name))
     clock = Clock({**job.clock.seconds, **(before.clock.seconds if before else {})})
     memory.reset_peak()
-    variant, shaping, allocation = decisions.measured(job, draft, staging, clock)
+    measured = before.measured if before else decisions.measured(job, draft, staging, clock)
+    variant, shaping, allocation = measured
     begun, ranking = _begin_and_rank(job, draft, variant, staging, clock)
     variant = decisions.settle(draft, shaping, allocation, ranking) if ranking else variant
     known = report_assembly.known(job, variant)
@@ -164,7 +165,7 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines, before: Spent 
         weights = replace(weights, peak=max(weights.peak, before.peak))
     adapter_parent.name(job.document.manifest, variant, staging)
     with adapter_parent.together(variant, staging) as model:
-        measured = _measured(job, variant, Folders(staging, model), weights, engines, clock)
+        numbers = _measured(job, variant, Folders(staging, model), weights, engines, clock)
     variant_folder.drop_work(staging)
     (staging / MANIFEST).write_text(job.document.text, encoding="utf-8")
     findings = Findings(
@@ -175,7 +176,7 @@ def make(job: Job, draft: DraftPlan, out: Path, engines: Engines, before: Spent 
         seconds=clock.seconds,
         made_from=made_from,
         measured_from=measured_from,
-        **measured,
+        **numbers,
     )
     made = report_assembly.assemble(job, known, variant, staging, findings)
     writing.write(made, staging)

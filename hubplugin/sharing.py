@@ -9,15 +9,16 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from hubplugin import decisions, memory, passes, provenance, variant_folder
+from hubplugin import decisions, memory, passes, variant_folder
 from hubplugin.checkpoint import resume
 from hubplugin.clock import Clock
 from hubplugin.compress import side_by_side
 from hubplugin.compress.gptqmodel import backend
 from hubplugin.compress.stages import Target
+from hubplugin.decisions import Measurements
 from hubplugin.job import Job
 from hubplugin.manifest.methods import distillation_of, factorization_of, recovery_of
 from hubplugin.model.architectures import architecture
@@ -30,10 +31,11 @@ from hubplugin.variant_folder import PRUNED, RECOVERED
 
 @dataclass
 class Spent:
-    """What was spent on a variant before it is made: seconds by stage, and bytes of memory at most."""
+    """What was spent on a variant before it is made, and what measurements have decided of it meanwhile."""
 
-    clock: Clock = field(default_factory=Clock)
-    peak: int = 0
+    measured: Measurements
+    clock: Clock  # seconds by stage
+    peak: int  # bytes of memory at most
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,6 @@ class _Variant:
     plan: VariantPlan
     folder: Path
     spent: Spent
-
-    @property
-    def first(self) -> VariantPlan | None:
-        """The pass over the base's blocks; None: there is none, or not before other things are known."""
-        plan, distilling = self.plan.passes[0] if self.plan.passes else self.plan, distillation_of(self.plan.steps)
-        if self.plan.trains_first or (distilling and distilling.student):  # its blocks are a student's
-            return None
-        return None if factorization_of(plan.steps) or backend.step_of(plan) else plan
-
-    @property
-    def first_folder(self) -> Path:
-        """Where that pass writes to."""
-        return self.folder / PRUNED if self.plan.passes else passes.blocks_folder(self.plan, self.folder)
 
 
 def begin(job: Job, drafts: Iterable[DraftPlan], out: Path) -> dict[str, Spent]:
@@ -75,30 +64,34 @@ def begin(job: Job, drafts: Iterable[DraftPlan], out: Path) -> dict[str, Spent]:
 
 
 def _settled(job: Job, draft: DraftPlan, out: Path) -> _Variant:
-    folder, spent = variant_folder.begin(variant_folder.making(out, draft.name)), Spent()
+    folder, clock = variant_folder.begin(variant_folder.making(out, draft.name)), Clock()
     memory.reset_peak()
-    plan, _, _ = decisions.measured(job, draft, folder, spent.clock)
-    spent.peak = memory.peak()
-    return _Variant(plan, folder, spent)
+    measured = decisions.measured(job, draft, folder, clock)
+    return _Variant(measured[0], folder, Spent(measured, clock, memory.peak()))
 
 
 def _compress(job: Job, variants: Iterable[_Variant]) -> None:
     """Passes over the base's blocks, those together that are fitted to as many of its tokens."""
     by_corrected: dict[int, list[Target]] = defaultdict(list)
-    named = {one.plan.name: one for one in variants}
+    named = {one.plan.name: one for one in variants if not _of_student(one.plan)}
     for one in named.values():
-        if one.first is None or not _complete(job, one.first):
-            continue
-        if resume.count(one.first_folder) < one.first.dims.layers:
-            one.first_folder.mkdir(exist_ok=True)
-            corrected = workload.corrected_tokens(one.first.steps, job.calibration.ids.numel())
-            fingerprint = provenance.of_blocks(job, one.plan, one.first.steps)
-            by_corrected[corrected].append(Target(one.first, one.first_folder, fingerprint))
+        target = passes.first_pass(job, one.plan, one.folder)
+        first = target.variant
+        # ranks of factors are not known yet, and gptqmodel makes its passes itself
+        other = factorization_of(first.steps) or backend.step_of(first) or not _complete(job, first)
+        if not other and resume.count(target.out) < first.dims.layers:
+            by_corrected[workload.corrected_tokens(first.steps, job.calibration.ids.numel())].append(target)
     for targets in by_corrected.values():
         memory.reset_peak()
         for name, seconds in side_by_side.run(job.snapshot.path, targets, job.calibration.ids).items():
             named[name].spent.clock.add(passes.STAGE, seconds)
             named[name].spent.peak = max(named[name].spent.peak, memory.peak())
+
+
+def _of_student(plan: VariantPlan) -> bool:
+    """Whether a variant's blocks are not those of the base, but of a student."""
+    distilling = distillation_of(plan.steps)
+    return plan.trains_first or bool(distilling and distilling.student)
 
 
 def _complete(job: Job, plan: VariantPlan) -> bool:

@@ -1,5 +1,7 @@
 """Manifests whose variants share work, run as a whole and a variant at a time."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hubplugin import pipeline, preparation, report
@@ -10,9 +12,19 @@ from hubplugin.manifest.reading import loading
 from hubplugin.manifest.schema import Document
 from hubplugin.plan.draft import Plan
 
+Step = Mapping[str, object]
 
-def texts(home: Path) -> None:
-    """What a manifest in a folder is calibrated with, text.txt, and held against, held-out.txt."""
+
+def write(home: Path, variants: Mapping[str, Sequence[Step]], samples: int, **gate: float) -> None:
+    """The manifest m.yaml of a folder that holds the base `pico`, and the texts that it names."""
+    entries = {
+        "model": "./pico",
+        "calibrate": {"files": ["text.txt"], "samples": samples, "sequence_length": 32, "seed": 0},
+        "variants": variants,
+        "evaluate": {"perplexity": {"files": ["held-out.txt"], "samples": 4, "sequence_length": 32}},
+        "gate": gate,
+    }
+    (home / "m.yaml").write_text(json.dumps(entries), encoding="utf-8")  # JSON is YAML
     (home / "text.txt").write_text("The hill was steep and the road was long. " * 60)
     (home / "held-out.txt").write_text("A quiet river ran below the old mill. " * 60)
 

@@ -7,34 +7,21 @@ from pathlib import Path
 import pico
 import pytest
 from interruption_helpers import stopped
-from sharing_helpers import alone, run, texts, weights
+from sharing_helpers import alone, run, weights, write
 
 from hubplugin import sharing
 from hubplugin.recovery import block_training, recover
 
-PRUNED = "    - {method: prune, ffn: 0.25}"
-RECOVERED = PRUNED + "\n    - {method: recover, blocks: 1}"
-INT4 = "\n    - {method: gptq, bits: 4, group_size: 32}"
-MANIFEST = f"""\
-model: ./pico
-calibrate: {{files: [text.txt], samples: 16, sequence_length: 32, seed: 0}}
-variants:
-  Pruned:
-{PRUNED}
-  Recovered:
-{RECOVERED}
-  Recovered-Int4:
-{RECOVERED}{INT4}
-  Recovered-longer:
-{RECOVERED.replace("blocks: 1", "blocks: 2")}
-  Distilled:
-    - {{method: distill, student: ./student}}
-  Distilled-Int4:
-    - {{method: distill, student: ./student}}{INT4}
-evaluate: {{perplexity: {{files: [held-out.txt], samples: 4, sequence_length: 32}}}}
-gate: {{perplexity_ratio: 9999, mean_kl: 99, top1_agreement: 0}}
-"""
-NAMES = ("Pruned", "Recovered", "Recovered-Int4", "Recovered-longer", "Distilled", "Distilled-Int4")
+PRUNE, INT4 = {"method": "prune", "ffn": 0.25}, {"method": "gptq", "bits": 4, "group_size": 32}
+RECOVER, DISTILL = {"method": "recover", "blocks": 1}, {"method": "distill", "student": "./student"}
+VARIANTS = {
+    "Pruned": [PRUNE],
+    "Recovered": [PRUNE, RECOVER],
+    "Recovered-Int4": [PRUNE, RECOVER, INT4],
+    "Recovered-longer": [PRUNE, {**RECOVER, "blocks": 2}],
+    "Distilled": [DISTILL],
+    "Distilled-Int4": [DISTILL, INT4],
+}
 
 
 @pytest.fixture
@@ -42,8 +29,7 @@ def home(tmp_path: Path) -> Path:
     """A folder of a base, texts and a manifest."""
     pico.write(tmp_path / "pico")
     pico.write(tmp_path / "student", num_hidden_layers=1, seed=1)
-    texts(tmp_path)
-    (tmp_path / "m.yaml").write_text(MANIFEST, encoding="utf-8")
+    write(tmp_path, VARIANTS, 16, perplexity_ratio=9999, mean_kl=99, top1_agreement=0)
     return tmp_path
 
 
@@ -77,7 +63,7 @@ def test_equal_trainings_are_run_once_and_come_out_as_alone(home: Path, trained:
     first, second = made["Recovered"], made["Recovered-Int4"]
     assert first.recovery == second.recovery and first.recovery is not None
     assert second.seconds["compress and export"] > sum(first.recovery.seconds.values())
-    assert {file.name for file in (home / "out").iterdir()} == {*NAMES}
+    assert {file.name for file in (home / "out").iterdir()} == {*VARIANTS}
 
 
 @pytest.mark.parametrize("stop", [("_train", 1), ("_loss", 3), ("_link_file", 2)])

@@ -7,7 +7,7 @@ import pico
 import pytest
 import torch
 from interruption_helpers import stopped
-from sharing_helpers import alone, planned, run, texts, weights
+from sharing_helpers import alone, planned, run, weights, write
 
 from hubplugin import memory, report
 from hubplugin.checkpoint.dense_view import DenseView
@@ -104,29 +104,15 @@ def test_what_goes_into_the_bases_linears_is_computed_once(tmp_path: Path, monke
     assert alone == len(forwards) > 0
 
 
-MANIFEST = """\
-model: ./pico
-calibrate: {files: [text.txt], samples: 4, sequence_length: 32, seed: 0}
-variants:
-  Int4:
-    - {method: gptq, bits: 4, group_size: 32}
-  Int8:
-    - {method: gptq, bits: 8, group_size: 32}
-  No-QEP:
-    - {method: gptq, bits: 4, group_size: 32, qep: false}
-  Pruned:
-    - {method: prune, ffn: 0.25}
-  Pruned-Int4:
-    - {method: prune, ffn: 0.25}
-    - {method: gptq, bits: 4, group_size: 32}
-  Mixed:
-    - {method: gptq, format: compressed-tensors, budget: {bits_per_weight: 5.0}}
-  Tuned: # Int4, trained
-    - {method: gptq, bits: 4, group_size: 32}
-    - {method: tune}
-evaluate: {perplexity: {files: [held-out.txt], samples: 4, sequence_length: 32}}
-gate: {perplexity_ratio: 30}
-"""
+VARIANTS = {
+    "Int4": [INT4],
+    "Int8": [INT8],
+    "No-QEP": [{**INT4, "qep": False}],
+    "Pruned": [PRUNE],
+    "Pruned-Int4": [PRUNE, INT4],
+    "Mixed": [{"method": "gptq", "format": "compressed-tensors", "budget": {"bits_per_weight": 5.0}}],
+    "Tuned": [INT4, {"method": "tune"}],
+}
 ORDER = ["Int4", "Int8", "Pruned", "Pruned-Int4", "Mixed"]  # of what is compressed side by side
 
 
@@ -134,8 +120,7 @@ ORDER = ["Int4", "Int8", "Pruned", "Pruned-Int4", "Mixed"]  # of what is compres
 def home(tmp_path: Path) -> Path:
     """A folder of a base, texts and a manifest."""
     pico.write(tmp_path / "pico")
-    texts(tmp_path)
-    (tmp_path / "m.yaml").write_text(MANIFEST, encoding="utf-8")
+    write(tmp_path, VARIANTS, 4, perplexity_ratio=30)
     return tmp_path
 
 
@@ -188,14 +173,10 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
 def test_what_is_fitted_to_nothing_shares_its_blocks_with_what_is_trained_of_it_alone(
     home: Path, together: list[list[str]]
 ) -> None:
-    lines = MANIFEST.splitlines()
-    first, last = (
-        lines.index("  Int4:"),
-        lines.index("evaluate: {perplexity: {files: [held-out.txt], samples: 4, sequence_length: 32}}"),
+    plain, other = {**INT4, "qep": False}, {**INT8, "qep": False}
+    write(
+        home, {"Plain": [plain], "Plain-Tuned": [plain, {"method": "tune"}], "Other": [other]}, 4, perplexity_ratio=30
     )
-    steps = "    - {method: gptq, bits: 4, group_size: 32, qep: false}"
-    variants = ["  Plain:", steps, "  Plain-Tuned:", steps, "    - {method: tune}", "  Other:", steps.replace("4", "8")]
-    (home / "m.yaml").write_text("\n".join([*lines[:first], *variants, *lines[last:], ""]), encoding="utf-8")
     run(home)
     assert together == [["Plain"]]
     alone(home)

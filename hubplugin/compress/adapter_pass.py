@@ -33,7 +33,7 @@ from hubplugin.model.architectures.families import InputGroup
 from hubplugin.model.block_runner import Model
 from hubplugin.model.layer_inputs import BlockStatistics
 from hubplugin.plan.variant_plan import VariantPlan
-from hubplugin.progress import progress, track
+from hubplugin.progress import track
 from hubplugin.report import LinearResult
 
 
@@ -69,8 +69,7 @@ def run(
     adapter, step = variant.adapter, adapting_of(variant.steps)
     assert adapter is not None and isinstance(step, Eora)
     done, count = FinishedBlocks(out, fingerprint), variant.dims.layers
-    if done:
-        progress(f"{variant.name} | goes on after block {len(done):02d}/{count} of an interrupted run")
+    stages.say_where_it_goes_on(variant, len(done))
     if len(done) < count:
         stored = TORCH_DTYPES[next(iter(adapter.tensors.values())).dtype]
         device = stages.device_for(variant)

@@ -137,10 +137,14 @@ def _begin(base: Path, kind: Sequence[Target], device: str) -> _Pass:
     folders = {one.variant.name: export.Folder(one.out, base, one.variant, row, one.fingerprint) for one in kind}
     least = min(kind, key=lambda one: folders[one.variant.name].finished).variant
     folder = folders[least.name]
-    if folder.finished:
-        of = f"{folder.finished:02d}/{least.dims.layers}"
-        progress(f"{least.name} | goes on after block {of} of an interrupted run")
+    say_where_it_goes_on(least, folder.finished)
     return _Pass(VariantPass(model_of(base, stored, device), least, stored, folder), folders)
+
+
+def say_where_it_goes_on(variant: VariantPlan, finished: int) -> None:
+    """One line of progress where an interrupted run has left finished blocks."""
+    if finished:
+        progress(f"{variant.name} | goes on after block {finished:02d}/{variant.dims.layers} of an interrupted run")
 
 
 def _spilling(kinds: Sequence[list[Target]], device: str) -> AbstractContextManager[Path | None]:
