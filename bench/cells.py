@@ -20,10 +20,10 @@ MODELS = ("docs", "75m", "350m")
 LAYERS = ("75m-3-layers", "75m-6-layers", "75m", "75m-24-layers")  # one shape, growing
 ENGINES = (
     *("ours", "ours-fast", "ours-plain", "gptqmodel", "llmcompressor"),
-    *("gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light"),
+    *("ours-tuned", "ours-rounded", "gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light"),
 )
-# recipes with which the rivals seek quality and not speed: one round, and only where quality means something
-ONCE = ("gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light")
+# recipes that seek quality and not speed: one round, and only where quality means something
+ONCE = ("ours-tuned", "ours-rounded", "gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light")
 ROUNDS = 3
 LONG = 10**13  # weights times tokens from which on one round is all a cell gets
 # millions of weights in the blocks' linears, by model; of the others only speed means anything
@@ -90,7 +90,7 @@ def planned(text: bool, engines: Sequence[str]) -> list[Cell]:
     cells = [_cell(model, tokens, engines, text, 4, 128, 0) for model in MODELS for tokens in TOKENS]
     ours = [engine for engine in engines if engine.startswith("ours")]
     cells += [_cell(model, TOKENS[0], ours, text, 4, 128, 0) for model in LAYERS if model not in MODELS and ours]
-    quality = [engine for engine in engines if engine != "autoround-light"]
+    quality = [engine for engine in engines if engine not in ("autoround-light", "ours-rounded")]
     settings = itertools.product((128, 32), SEEDS)
     cells += [
         _cell("docs", 32768, quality, text, 4, group, seed) for group, seed in settings if (group, seed) != (128, 0)

@@ -1,12 +1,16 @@
 """The benchmark's door to hubplugin: the engine of `hubplugin run`, on given token ids.
 
 Recipes: `default` is the manifest's defaults; `fast` goes without corrected targets; `plain` also without a search of
-scales, as the rivals do by default.
+scales, as the rivals do by default; `tuned` is the defaults and then `method: tune` on the same ids; `rounded` lets it
+search roundings too.
 
 The manifest names the calibration data only because a manifest must; the ids that count are the given ones.
 """
 
 import json
+import shutil
+from pathlib import Path
+from typing import Any
 
 from stages import Clock, ask
 
@@ -14,7 +18,10 @@ RECIPES: dict[str, dict[str, bool]] = {
     "default": {},
     "fast": {"qep": False},
     "plain": {"qep": False, "clip_search": False, "signed_scales": False},
+    "tuned": {},
+    "rounded": {},
 }
+TUNES: dict[str, dict[str, bool]] = {"tuned": {}, "rounded": {"rounding": True}}  # settings of the step behind
 
 
 def main() -> None:
@@ -61,7 +68,24 @@ def main() -> None:
     with clock.stage("save"):
         target.finish()
     used = variant.steps[0].model_dump(exclude={"method", "bits", "group_size"})
+    if options.recipe in TUNES:
+        with clock.stage("tune"):
+            used["tune"] = tuned(options.base, options.out, ids, TUNES[options.recipe])
     clock.write(options.report, hubplugin.__version__, used, ("torch", "transformers"))
+
+
+def tuned(base: Path, folder: Path, ids: Any, settings: dict[str, bool]) -> dict[str, Any]:
+    """Tune a quantized folder in place on ids [sequences, tokens]; the settings that were in force."""
+    from hubplugin.checkpoint import resume
+    from hubplugin.manifest.steps.training.tune import Tune
+    from hubplugin.recovery import recover
+
+    step, before = Tune(method="tune", **settings), folder.with_name(f"{folder.name}-before")
+    folder.rename(before)
+    recover.run(before, base, folder, ids, step, dense=base)
+    shutil.rmtree(before)
+    shutil.rmtree(folder / resume.TRAINING)
+    return step.model_dump(exclude={"method"})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ NAMES = {
     "ours": "hubplugin",
     "ours-fast": "hubplugin, qep: false",
     "ours-plain": "hubplugin, plain",
+    "ours-tuned": "hubplugin, tuned",
+    "ours-rounded": "hubplugin, tuned with rounding",
     "gptqmodel": "gptqmodel",
     "gptqmodel-mse": "gptqmodel, mse",
     "llmcompressor": "llm-compressor",
@@ -16,7 +18,7 @@ NAMES = {
     "autoround": "AutoRound",
     "autoround-light": "AutoRound, light",
 }
-OURS = ("ours", "ours-fast", "ours-plain")
+OURS = ("ours", "ours-fast", "ours-plain", "ours-tuned", "ours-rounded")
 SHAPES = {
     "smollm2-moved": "SmolLM2-135M-Instruct, moved off the 4-bit grid on which its weights were published",
     "smollm2": "SmolLM2-135M-Instruct, its weights on the 4-bit grid on which they were published",
@@ -52,6 +54,8 @@ same version of torch. They run with their own defaults unless said here, and wi
   it tunes, so its *save* stage is part of *quantize*.
 - **hubplugin, plain**: `qep`, `clip_search` and `signed_scales` off. It is what the rivals do by default: GPTQ in the
   order of activations, the scales of each group from its extremes. Same work, so the row to compare seconds with.
+- **hubplugin, tuned**: the defaults, and then `method: tune` on the same ids, one sequence in eight of which is held
+  out; *with rounding*: `rounding: true`.
 - **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`. By default neither searches for
   scales, and hubplugin does; these rows show what the search is worth to them.
 """

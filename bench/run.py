@@ -33,6 +33,8 @@ SCRIPTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "ours": (None, ("ours.py",)),
     "ours-fast": (None, ("ours.py", "--recipe", "fast")),
     "ours-plain": (None, ("ours.py", "--recipe", "plain")),
+    "ours-tuned": (None, ("ours.py", "--recipe", "tuned")),
+    "ours-rounded": (None, ("ours.py", "--recipe", "rounded")),
     "gptqmodel": ("gptqmodel", ("rival_gptqmodel.py",)),
     "gptqmodel-mse": ("gptqmodel", ("rival_gptqmodel.py", "--recipe", "mse")),
     "llmcompressor": ("llmcompressor", ("rival_llmcompressor.py",)),
@@ -106,9 +108,9 @@ def engine_run(cell: Cell, engine: str, base: Path, ids: Path, out: Path, limit:
     for file in files:
         digest.update(file.read_bytes())
     row = {
-        "wall": round(sum(said["wall"][stage] for stage in ("load", "quantize", "save")), 2),
+        "wall": round(sum(said["wall"].values()) - said["wall"]["import"], 2),
         "process_wall": round(cost.wall, 2),
-        "cpu": round(sum(said["cpu"][stage] for stage in ("load", "quantize", "save")), 2),
+        "cpu": round(sum(said["cpu"].values()) - said["cpu"]["import"], 2),
         "process_cpu": round(cost.cpu, 2),
         "others_share": round(cost.others, 3),
         "peak_bytes": cost.peak,

@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import forking, ports, vllm_errors, vllm_settings
+from serve import codes, forking, ports, vllm_errors, vllm_settings
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 MODULE = "serve.vllm_process"
@@ -134,7 +134,8 @@ def start(
     words = vllm_settings.words(
         model, name, place, device=device, config=config, max_model_len=max_model_len, extra=extra
     )
-    progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}")
+    dense = ", dense weights made of its codes" if codes.LOAD_FORMAT in words else ""
+    progress(f"starting vLLM on the {'GPU' if device == 'cuda' else 'CPU'} for {name}{dense}")
     if socket is None and not ports.is_loopback(host) and not os.environ.get("VLLM_API_KEY"):
         progress(f"{host} is not loopback and VLLM_API_KEY is not set: whoever reaches the port can use it")
     return launch(

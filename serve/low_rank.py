@@ -21,8 +21,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.utils import set_weight_attrs
 
 from serve.coded_factors import CodedFactorsMethod
+from serve.codes import LOW_RANK
 from serve.projections import STACKS, Projection
-from serve.vllm_settings import LOW_RANK
 
 Load = Callable[[nn.Parameter, Tensor, Any], None]
 

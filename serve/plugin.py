@@ -9,6 +9,8 @@ Making linears known that are two factors: without it vLLM does not know their q
 
 Making codebooks known, which vLLM then loads as dense linears: without it vLLM does not know the quantization method.
 
+Making a loader known that makes dense weights of codes: `--load-format` can name it then.
+
 Making models known whose blocks differ, their configuration and, where blocks differ in heads, their class: without it
 vLLM refuses them, and nothing else changes.
 
@@ -40,7 +42,7 @@ def know_factors() -> None:
     """Let vLLM load linears that are stored as two factors."""
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
 
-    from serve.vllm_settings import LOW_RANK
+    from serve.codes import LOW_RANK
 
     if LOW_RANK not in QUANTIZATION_METHODS:
         from serve.low_rank import LowRankConfig
@@ -51,6 +53,11 @@ def know_factors() -> None:
 def know_codebooks() -> None:
     """Let vLLM read `quant_method: hubplugin_codebook`."""
     import serve.codebook_linear  # noqa: F401 - registers the method, once in a process
+
+
+def know_dense_loading() -> None:
+    """Let vLLM take `--load-format hubplugin_dense`."""
+    import serve.dense_loader  # noqa: F401 - registers it, once in a process
 
 
 def know_norms() -> None:

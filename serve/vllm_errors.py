@@ -83,6 +83,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "install hubplugin in the environment of vLLM, and do not leave it out of VLLM_PLUGINS",
     ),
     (
+        r"Load format `hubplugin_dense` is not supported",
+        "dense weights are to be made of its codes, and vLLM runs without hubplugin's plugin, which makes them",
+        "install hubplugin again beside vLLM, and do not leave hubplugin_dense out of VLLM_PLUGINS",
+    ),
+    (
         r"All providers in priority must be registered",
         "vLLM runs without hubplugin's plugin, which makes the norms known that it is to take",
         "install hubplugin again beside vLLM, do not leave hubplugin_norms out of VLLM_PLUGINS, or add "

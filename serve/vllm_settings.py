@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import cpu_features, idle_threads, vllm_errors, vllm_options
+from serve import codes, cpu_features, idle_threads, vllm_errors, vllm_options
 
 CPU_SEQUENCES = 64  # answered at the same time
 # what the KV cache holds: so many sequences of full length, or all at once of so many tokens each; what does not fit
@@ -23,8 +23,6 @@ CPU_CACHED, CPU_SHORT = 4, 256
 CPU_MODEL_LEN = 4096  # tokens; more is served where it is asked for
 KV_BLOCK = 128  # tokens; vLLM's CPU cache is handed out in these. Those on GPUs divide it
 FEWEST_KV_BLOCKS = 64  # of a cache whose size is measured: less than a block is left over, 1 part in 64 of it
-LOW_RANK = "hubplugin_lowrank"  # config.json's word for linears that are two factors, in floats or in codes
-CODEBOOK = "hubplugin_codebook"  # its word for codebooks, which are dense weights once they are loaded
 NORMS = "hubplugin"  # what vLLM calls the norms of `rms_norm`
 MIB, GIB = 2**20, 2**30
 # GiB of a KV cache on a CPU. vLLM would let it replace --kv-cache-memory-bytes without a word (findings/)
@@ -85,38 +83,17 @@ def read_config(model: str | Path) -> dict[str, Any] | None:
 
 
 def refuse_unservable(device: str, config: dict[str, Any] | None, name: str, options: tuple[str, ...] = ()) -> None:
-    """Raise ServeError for codes whose kernels fail on this processor, and for options of vLLM that give wrong answers
-    on it: vLLM itself would load them."""
-    features = needed_features(config or {}) if device == "cpu" else ()
+    """Raise ServeError for codes whose kernels fail on this processor, where dense weights are not made of them, and
+    for options of vLLM that give wrong answers on it: vLLM itself would load them."""
+    if device != "cpu":
+        return
+    known = config or {}
+    features = () if codes.options(known, options) else codes.needed_features(known)
     if missing := cpu_features.missing(features):
         what = f"vLLM's CPU kernels for its codes need {' and '.join(features)}, and this CPU has no {missing}"
         fix = "serve the base or a variant without codes here, or this one on another CPU or on a GPU"
         raise ServeError(name, what, fix)
-    if device == "cpu":
-        vllm_options.check_kv_cache([*cpu_dtype(config or {}), *options])
-
-
-def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
-    """The CPU features that vLLM's kernels for a model's codes need, by its config.json."""
-    quantization = codes_of(config)
-    if quantization is None:
-        return ()
-    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
-    int8 = any(group.get("input_activations") for group in groups)
-    packed = quantization.get("bits") == 4 or any(
-        (group.get("weights") or {}).get("num_bits") == 4 and not group.get("input_activations") for group in groups
-    )
-    if any(config.get(key) for key in ("num_experts", "num_local_experts")) and (packed or int8):
-        return (cpu_features.AMX,)
-    return (cpu_features.AVX512,) * packed + (cpu_features.VNNI,) * int8
-
-
-def codes_of(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What config.json says of the codes that vLLM computes with; None where there are none."""
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") == CODEBOOK:
-        return None
-    return quantization.get("codes") if quantization.get("quant_method") == LOW_RANK else quantization
+    vllm_options.check_kv_cache([*cpu_dtype(known), *options])
 
 
 def words(
@@ -130,17 +107,21 @@ def words(
     extra: Sequence[str],
 ) -> list[str]:
     """All arguments of vLLM's server for one model that listens at `place`; those of the user win, they come last."""
-    chosen = arguments(device, config, max_model_len)
+    chosen = arguments(device, config, max_model_len, extra)
     return ["--model", str(model), "--served-model-name", name, *place, *chosen, *extra]
 
 
-def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | None) -> list[str]:
+def arguments(
+    device: str, config: dict[str, Any] | None, max_model_len: int | None, extra: Sequence[str] = ()
+) -> list[str]:
+    """Those that hubplugin chooses, beside a user's own `extra`."""
     always = ["--disable-fastapi-docs", "--disable-uvicorn-access-log"]
     if device == "cuda":
         return always + (["--max-model-len", str(max_model_len)] if max_model_len else [])
     return [
         *always,
         *cpu_dtype(config or {}),
+        *codes.options(config or {}, extra),
         *("--ir-op-priority.rms_norm", NORMS, "--ir-op-priority.fused_add_rms_norm", NORMS),
         # Compiling takes half a minute and pays only where there is a lot to generate.
         "--enforce-eager",
@@ -151,9 +132,9 @@ def arguments(device: str, config: dict[str, Any] | None, max_model_len: int | N
 
 
 def cpu_dtype(config: dict[str, Any]) -> tuple[str, ...]:
-    """float32 where the model has no codes and the CPU has no AVX-512: it multiplies half precision far more slowly
+    """float32 where weights are dense and the CPU has no AVX-512: it multiplies half precision far more slowly
     (docs/serving.md)."""
-    if cpu_features.has(cpu_features.AVX512) or codes_of(config) is not None:
+    if cpu_features.has(cpu_features.AVX512) or codes.kept(config):
         return ()
     return "--dtype", "float32"
 

@@ -67,7 +67,7 @@ def test_variants_go_through_the_pipeline_one_at_a_time(tmp_path: Path, monkeypa
     rows, weights = 64 + 32 + 32 + 64 + 128 + 128 + 64, (64 + 32 + 32 + 64 + 128 + 128) * 64 + 64 * 128
     least = 16 * weights / (8 * weights + 16 * rows)
     assert 0.97 * least < made["linears_ratio"] <= least
-    assert made["quality"]["mean_kl"] > 0 and made["loads"]["cpu"] == "no CPU kernel for 8-bit weights"
+    assert made["quality"]["mean_kl"] > 0 and made["loads"]["cpu"].startswith("no CPU kernel for 8-bit weights")
     assert made["seconds"]["making"] == pytest.approx(made["seconds"]["compress and export"], abs=0.06)
 
     (weights_file,) = (tmp_path / "work" / "pico" / "GPTQ-2x").glob("*.safetensors")

@@ -162,12 +162,15 @@ def test_what_loads_it_is_said_for_each_kind_of_machine() -> None:
     assert all(verdict.loads and not verdict.note for verdict in free.verdicts)
     assert vllm_support.CODEBOOK_PLUGIN in free.notes and not e2m1.notes
     by_target = {verdict.target: verdict for verdict in e2m1.verdicts}
-    assert (by_target["cpu"].loads, by_target["cpu"].why) == (False, "no CPU kernel for FP4 weights")
+    assert (by_target["cpu"].loads, by_target["cpu"].why) == (
+        False,
+        f"no CPU kernel for FP4 weights; {vllm_support.DENSE}",
+    )
     assert by_target["cuda tp=1"].note == "compute capability 7.5 or newer"
     assert e2m1.linear_bits_per_weight == pytest.approx(4.5, abs=0.01)
     text = table.render(plan)
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
-    assert rows["Free"][-4:] == ["plugin"] * 4 and rows["E2M1"][-4:] == ["no", "yes", "no", "no"], (
+    assert rows["Free"][-4:] == ["plugin"] * 4 and rows["E2M1"][-4:] == ["dense", "yes", "no", "no"], (
         "stock vLLM refuses Free"
     )
     assert "codebook4 row" in text and "fp4 g16" in text and STORAGE in text
@@ -314,7 +317,7 @@ def test_card_and_configuration_of_e2m1_are_compressed_tensors(out: Path) -> Non
     assert (config["format"], weights["type"], weights["strategy"]) == ("nvfp4-pack-quantized", "float", "tensor_group")
     assert config["config_groups"]["group_0"]["input_activations"] is None  # else vLLM would quantize them
     card = (out / "E2M1" / "README.md").read_text()
-    assert STORAGE not in card and "| cpu | no: no CPU kernel for FP4 weights |" in card
+    assert STORAGE not in card and f"| cpu | no: no CPU kernel for FP4 weights; {vllm_support.DENSE} |" in card
     assert "compressed-tensors' format" in card and "nvfp4" in card
     assert "quantized to 4 bits by codebooks of FP4's 16 values (NVFP4)." in card
 

@@ -29,7 +29,7 @@ from hubplugin.plan import planner, sizes, table
 from hubplugin.plan.checks import lowrank as checks
 from hubplugin.plan.costs import operations
 from hubplugin.verification import stored_linears
-from serve import cpu_features, vllm_settings
+from serve import codes, cpu_features, vllm_settings
 
 STEP = LowRank(method="lowrank", ratio=0.2, rank_multiple=32, damp=1e-9)
 CODES = Gptq(method="gptq", bits=4, group_size=32, damp=1e-9)
@@ -256,11 +256,11 @@ def test_what_the_tensors_say_of_a_linear_of_coded_factors(made: Path, tmp_path:
 
 def test_the_engine_needs_what_kernels_for_codes_need(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((made / "config.json").read_text())
-    assert vllm_settings.needed_features(config) == (cpu_features.AVX512,)
+    assert codes.needed_features(config) == (cpu_features.AVX512,)
     monkeypatch.setattr(vllm_settings.cpu_features, "has", lambda feature: False)
-    assert vllm_settings.cpu_dtype(config) == ()
+    assert codes.made_dense(config) and vllm_settings.cpu_dtype(config) == ("--dtype", "float32")
     del config["quantization_config"]["codes"]
-    assert vllm_settings.needed_features(config) == () and vllm_settings.cpu_dtype(config) == ("--dtype", "float32")
+    assert codes.needed_features(config) == () and vllm_settings.cpu_dtype(config) == ("--dtype", "float32")
 
 
 def test_the_card_says_both_and_names_no_other_loader() -> None:

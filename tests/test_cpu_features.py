@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hubplugin.errors import ServeError
-from serve import cpu_features, vllm_settings
+from serve import codes, cpu_features, vllm_settings
 from serve.cpu_features import AMX, AVX512, FAST_BFLOAT16, VNNI
 
 ZEN3 = frozenset("avx avx2 fma bmi2".split())  # noqa: SIM905 - as /proc/cpuinfo has them
@@ -52,17 +52,19 @@ def test_features_are_read_from_the_processors_flags(flags: frozenset[str], feat
     ],
 )
 def test_a_config_says_which_kernels_it_needs(config: dict[str, Any], features: tuple[str, ...]) -> None:
-    assert vllm_settings.needed_features(config) == features
+    assert codes.needed_features(config) == features
 
 
 def test_codes_that_this_cpu_cannot_run_are_refused_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features, "has", lambda feature: False)
     with pytest.raises(ServeError) as caught:
-        vllm_settings.refuse_unservable("cpu", INT4, "me/Int4")
-    assert caught.value.where == "me/Int4"
-    assert caught.value.what == "vLLM's CPU kernels for its codes need AVX-512, and this CPU has no AVX-512"
-    for device, config in (("cuda", INT4), ("cpu", {}), ("cpu", None)):
-        vllm_settings.refuse_unservable(device, config, "me/Int4")
+        vllm_settings.refuse_unservable("cpu", W8A8, "me/W8A8")
+    assert caught.value.where == "me/W8A8"
+    assert caught.value.what == "vLLM's CPU kernels for its codes need VNNI, and this CPU has no VNNI"
+    for device, config in (("cuda", W8A8), ("cpu", {}), ("cpu", None), ("cpu", INT4)):
+        vllm_settings.refuse_unservable(device, config, "me/Model")
+    with pytest.raises(ServeError, match="need AVX-512, and this CPU has no AVX-512"):
+        vllm_settings.refuse_unservable("cpu", INT4, "me/Int4", codes.KEPT)
 
 
 def test_flags_and_maker_are_read_of_the_first_processor(tmp_path: Path) -> None:

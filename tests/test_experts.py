@@ -26,6 +26,7 @@ from hubplugin.model import experts, layer_inputs
 from hubplugin.model.architectures import architecture, families
 from hubplugin.model.block_runner import Model
 from hubplugin.plan import planner
+from hubplugin.plan.vllm_support import DENSE
 
 SPARSE = sorted(name for name, row in families.FAMILIES.items() if row.experts)
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
@@ -203,9 +204,9 @@ def test_linears_of_experts_are_counted(base) -> None:
 def test_what_vllm_runs_of_experts_on_a_cpu(change, why) -> None:
     config = pico.config("mixtral", hidden_size=128, num_attention_heads=4)
     made = planner.make(document([{**GPTQ, **change}]), config_json(config), headers(config))
-    verdict = made.variants[0].verdicts[0]
+    verdict, end = made.variants[0].verdicts[0], "" if "activation_bits" in change else f"; on others {DENSE}"
     assert verdict.why == why and verdict.loads is not bool(why)
-    assert verdict.note == ("" if why else "an x86 CPU with AMX")
+    assert verdict.note == ("" if why else f"an x86 CPU with AMX{end}")
 
 
 def test_of_autogptqs_format_experts_need_whole_tiles_on_a_cpu() -> None:

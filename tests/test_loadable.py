@@ -31,21 +31,21 @@ def said(made: VariantPlan) -> tuple[str, str, str]:
     [
         ({"symmetric": False}, "", "compute capability 7.5 or newer"),
         ({"format": "compressed-tensors"}, "", "compute capability 7.5 or newer"),
-        ({"bits": 8}, "no CPU kernel for 8-bit weights", "compute capability 7.5 or newer"),
+        ({"bits": 8}, f"no CPU kernel for 8-bit weights; {vllm_support.DENSE}", "compute capability 7.5 or newer"),
         (
             {"bits": 8, "symmetric": False},
-            "no CPU kernel for 8-bit weights",
+            f"no CPU kernel for 8-bit weights; {vllm_support.DENSE}",
             "compute capability 7.5 or newer, with vLLM's humming-kernels",
         ),
         (
             {"bits": 3},
-            "no CPU kernel for 3-bit weights",
+            f"no CPU kernel for 3-bit weights; {vllm_support.DENSE}",
             "compute capability 7.5 or newer, with vLLM's humming-kernels",
         ),
         (W8A8, "", "compute capability 7.5 to 9.0"),
         (
             {"overrides": {"down_proj": {"bits": 8}}},
-            "no CPU kernel for 8-bit weights",
+            f"no CPU kernel for 8-bit weights; {vllm_support.DENSE}",
             "compute capability 7.5 or newer",
         ),
         ({"overrides": {"down_proj": W8A8}}, "", "compute capability 7.5 to 9.0"),

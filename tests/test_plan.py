@@ -469,14 +469,14 @@ def test_int4_that_divides_everywhere_loads_everywhere(group):
     variant = only([{"method": "gptq", "group_size": group}], pico.config(**WIDE))
     assert set(verdict(variant).values()) == {""}
     assert [one.note for one in variant.verdicts][:2] == [
-        "an x86 CPU with AVX-512",
+        f"an x86 CPU with AVX-512; on others {vllm_support.DENSE}",
         "compute capability 7.5 or newer",
     ]
 
 
 def test_int8_has_no_cpu_kernel():
     why = verdict(only([{"method": "gptq", "bits": 8, "group_size": 64}], pico.config(**WIDE)))
-    assert why["cpu"] == "no CPU kernel for 8-bit weights"
+    assert why["cpu"] == f"no CPU kernel for 8-bit weights; {vllm_support.DENSE}"
     assert not why["cuda tp=1"]
 
 

@@ -109,6 +109,11 @@ def core(message: str) -> str:
             "without hubplugin's plugin",
             "hubplugin_norms",
         ),
+        (
+            core("ValueError: Load format `hubplugin_dense` is not supported"),
+            "without hubplugin's plugin",
+            "hubplugin_dense",
+        ),
         ("usage: entry.py [-h]\nentry.py: error: unrecognized arguments: --nonsense", "--nonsense", "vllm serve"),
     ],
 )

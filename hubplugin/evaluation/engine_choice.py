@@ -17,9 +17,9 @@ from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.speed import Speed
 from hubplugin.plan.checks import this_machine
 from hubplugin.plan.variant_plan import VariantPlan
-from hubplugin.plan.vllm_support import Verdict
+from hubplugin.plan.vllm_support import CPU, Verdict
 from hubplugin.progress import progress
-from serve import forking, kv_cache, smoke, throughput, vllm_settings
+from serve import codes, forking, kv_cache, smoke, throughput, vllm_settings
 from serve.endpoint.companions import adapters
 
 FORK_SERVER = 10**9  # bytes that a process with vLLM imported takes beside what is forked from it
@@ -35,9 +35,9 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequ
     target, why = this_machine.why_not(verdicts)
     if why:
         return _by_transformers(folder, prompts, tokens, f"vLLM on {target}: {why}")
-    options, asked = _adapter(folder)
+    options, asked = _given(folder)
     answer = smoke.generate(folder, prompts, tokens, options=options, asked=asked)
-    return Generated(f"vLLM on {target}", answer.token_ids, answer.logprobs)
+    return Generated(f"vLLM on {target}{_dense(folder, target)}", answer.token_ids, answer.logprobs)
 
 
 def generate_anyhow(folder: Path, prompts: list[list[int]], tokens: int, verdicts: Sequence[Verdict]) -> Generated:
@@ -67,12 +67,12 @@ def take_turn(subject: Subject, settings: Speed, number: int) -> Turn:
     """
     name, target, loads = subject.name, _target(subject), _loads(settings)
     given = subject.folder, name, loads, subject.vocabulary, number, _progress(name)
-    turn = throughput.turn(*given, *_adapter(subject.folder))
+    turn = throughput.turn(*given, *_given(subject.folder))
     answered = (
         Answered(each.load.concurrency, each.load.requests, each.first_token, each.per_token, each.tokens_per_second)
         for each in turn.answered
     )
-    engine = f"vLLM {turn.version} on {target}"
+    engine = f"vLLM {turn.version} on {target}{_dense(subject.folder, target)}"
     return Turn(engine, turn.dtype, turn.ready_seconds, turn.peak_bytes, tuple(answered), turn.others)
 
 
@@ -82,17 +82,22 @@ def serve_cache(subject: Subject, settings: Speed, dtype: str, sequences: Sequen
     name, load = subject.name, _loads(settings)[-1]
     _target(subject)
     given = subject.folder, name, dtype, sequences, load, subject.vocabulary, _progress(name)
-    served = kv_cache.serve(*given, *_adapter(subject.folder))
+    served = kv_cache.serve(*given, *_given(subject.folder))
     rate, others = served.answered.tokens_per_second, served.answered.others
     return Start(served.stored_as, served.bytes_per_token, served.texts, rate, others)
 
 
-def _adapter(folder: Path) -> tuple[tuple[str, ...], str | None]:
-    """vLLM's options for the adapter in a folder, and the name that asks for it; nothing of any other folder."""
-    inside = composed.inside(folder)
+def _given(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    """vLLM's options for a folder, and the name that asks for an adapter in it.
+
+    Codes are computed with wherever vLLM has a kernel for them, also where `serve` would make dense weights of them
+    because that is faster: what is proved and timed holds for whoever takes the folder to a vLLM of his own.
+    """
+    config, inside = vllm_settings.read_config(folder) or {}, composed.inside(folder)
+    options = codes.KEPT if codes.has_kernel(config) else ()
     if inside is None:
-        return (), None
-    return adapters.options([adapters.Adapter(ADAPTER, inside.resolve())], str(folder)), ADAPTER
+        return options, None
+    return (*options, *adapters.options([adapters.Adapter(ADAPTER, inside.resolve())], str(folder))), ADAPTER
 
 
 def _target(subject: Subject) -> str:
@@ -101,6 +106,12 @@ def _target(subject: Subject) -> str:
     if why:
         raise ServeError(subject.name, f"vLLM on {target}: {why}", "measure it on another machine")
     return target
+
+
+def _dense(folder: Path, target: str) -> str:
+    """What an engine's name says of codes that it has no kernel for."""
+    config = vllm_settings.read_config(folder) or {}
+    return ", codes made dense weights" if target == CPU and codes.options(config, _given(folder)[0]) else ""
 
 
 def _loads(settings: Speed) -> list[throughput.Load]:

@@ -8,6 +8,7 @@ from hubplugin.plan.adapters import checks as adapters
 from hubplugin.plan.checks import lowrank, masks
 from hubplugin.plan.draft import DraftPlan, Plan
 from hubplugin.plan.variant_plan import VariantPlan
+from hubplugin.plan.vllm_support import Verdict
 
 _COLUMNS = (
     *("variant", "weights", "parameters", "MB", "ratio", "bits/weight", "of base", "whole model"),
@@ -17,7 +18,8 @@ _LEGEND = (
     "ratio: base bytes over variant bytes; bits/weight: linears of the blocks with scales, zeros and g_idx,",
     "over the variant's own weights; of base: the same over the base's weights; whole model: all tensors",
     "over all parameters; memory and time: of compressing each alone on a CPU, within some 15 % and a factor of two;",
-    "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it; plugin: vLLM with hubplugin installed beside it does",
+    "cpu and tp=1, 2, 4 (GPUs): whether stock vLLM loads it; plugin: vLLM with hubplugin installed beside it does;",
+    "dense: it does as well, but computes with dense weights, which are made of the codes",
 )
 
 
@@ -96,8 +98,14 @@ def _row(plan: Plan, draft: DraftPlan) -> tuple[str, ...]:
         f"{variant.model_bits_per_weight:.2f}",
         f"{variant.peak_memory / 1e9:.1f} GB",
         _duration(variant.seconds),
-        *(("plugin" if variant.needs_plugin else "yes") if verdict.loads else "no" for verdict in variant.verdicts),
+        *(_loads(verdict, variant) for verdict in variant.verdicts),
     )
+
+
+def _loads(verdict: Verdict, variant: VariantPlan) -> str:
+    if verdict.loads:
+        return "plugin" if variant.needs_plugin else "yes"
+    return "dense" if verdict.dense else "no"
 
 
 def _adapted(plan: Plan) -> list[str]:

@@ -37,6 +37,7 @@ CODEBOOK_PLUGIN = (
     "vLLM serves it with hubplugin installed beside it, whose plugin makes dense weights of codebooks while it loads "
     "(no remote code); transformers alone cannot load it"
 )
+DENSE = "hubplugin makes dense weights of its codes"  # serve/codes.py
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Verdict:
     why: str  # empty where it loads
     note: str = ""  # what the machine must have, where it loads
     features: tuple[str, ...] = ()  # of a CPU, among that: AVX512, AMX, VNNI
+    dense: bool = False  # whether hubplugin has vLLM load it all the same, as dense weights made of its codes
 
 
 def notes(model_type: str, may_differ: bool) -> tuple[str, ...]:
@@ -89,17 +91,16 @@ def whole_words(scheme: Scheme) -> int:
 def verdicts(model_type: str, sizes: Dimensions, linears: Sequence[LinearPlan]) -> tuple[Verdict, ...]:
     """One verdict per target for a variant of these (pruned) sizes and linears, its head among them if quantized."""
     units = [unit for unit in _units(linears) if unit.scheme.layout != CODEBOOK]  # which is dense once it is loaded
-    general, cpu = _anywhere(model_type, sizes, units), _on_cpu(sizes, units)
-    packed = any(unit.scheme.weight_only for unit in units)
-    tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
-    int8 = any(not unit.scheme.weight_only for unit in units)
-    features = (AMX,) if tiles else (AVX512,) * packed + (VNNI,) * int8
-    by_target = [
-        _verdict(CPU, general or cpu, f"an x86 CPU with {' and '.join(features)}" if features else "", features)
-    ]
+    general = _anywhere(model_type, sizes, units)
+    by_target = [_verdict(CPU, general) if general else _cpu_verdict(sizes, units)]
     for tp in TENSOR_PARALLEL:
         by_target.append(_verdict(f"cuda tp={tp}", general or _on_cuda(sizes, units, tp), _cuda_note(units)))
     return tuple(by_target)
+
+
+def of_report(target: str, loads: bool, why: str, note: str) -> Verdict:
+    """A verdict as a report has it."""
+    return Verdict(target, loads, why, note, features_in(note), DENSE in why or DENSE in note)
 
 
 def features_in(note: str) -> tuple[str, ...]:
@@ -107,8 +108,8 @@ def features_in(note: str) -> tuple[str, ...]:
     return tuple(feature for feature in (AVX512, AMX, VNNI) if feature in note)
 
 
-def _verdict(target: str, why: str, note: str, features: tuple[str, ...] = ()) -> Verdict:
-    return Verdict(target, False, why) if why else Verdict(target, True, "", note, features)
+def _verdict(target: str, why: str, note: str = "") -> Verdict:
+    return Verdict(target, False, why) if why else Verdict(target, True, "", note)
 
 
 @dataclass(frozen=True)
@@ -176,18 +177,37 @@ def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str
     return ""
 
 
-def _on_cpu(sizes: Dimensions, units: Sequence[_Unit]) -> str:
-    if sizes.head_dim not in CPU_HEAD_DIMS:
-        return f"no CPU attention kernel for head_dim {sizes.head_dim}"
+def _cpu_verdict(sizes: Dimensions, units: Sequence[_Unit]) -> Verdict:
+    """Of a class that vLLM has: its codes are computed with, or dense weights are made of them, or neither."""
     packed = [unit for unit in units if unit.scheme.weight_only]
+    tiles = any(unit.experts for unit in units)  # quantized experts are multiplied by AMX alone
+    features = (AMX,) if tiles else (AVX512,) * bool(packed) + (VNNI,) * (len(packed) < len(units))
+    weights_alone = bool(units) and len(packed) == len(units)
+    if sizes.head_dim not in CPU_HEAD_DIMS:
+        return _verdict(CPU, f"no CPU attention kernel for head_dim {sizes.head_dim}")
+    if why := _no_such_kernel(packed):
+        return Verdict(CPU, False, f"{why}; {DENSE}" if weights_alone else why, dense=weights_alone)
+    if why := _unfit(sizes, packed):
+        return _verdict(CPU, why)
+    note = f"an x86 CPU with {' and '.join(features)}" if features else ""
+    return Verdict(CPU, True, "", f"{note}; on others {DENSE}" if weights_alone else note, features, weights_alone)
+
+
+def _no_such_kernel(packed: Sequence[_Unit]) -> str:
+    """Which codes no CPU kernel reads, whatever the shape of their linear."""
     for unit in packed:
         if unit.scheme.layout == NVFP4:
             return "no CPU kernel for FP4 weights"
         if unit.scheme.bits not in CPU_BITS:
             return f"no CPU kernel for {unit.scheme.bits}-bit weights"
+    return ""
+
+
+def _unfit(sizes: Dimensions, packed: Sequence[_Unit]) -> str:
+    """Which linear the CPU kernel for its codes does not take."""
+    for unit in packed:
         if unit.experts and (why := _experts_on_cpu(sizes, unit.scheme)):
             return why
-    for unit in packed:
         if unit.inputs % CPU_TILE:
             return f"the CPU kernel needs multiples of {CPU_TILE}: {unit.name} has {unit.inputs} inputs"
         if sum(unit.outputs) % CPU_TILE and unit.name != HEAD:  # vLLM pads the head's

@@ -47,7 +47,7 @@ def arguments(offers: Sequence[Offer], device: str, settings: Settings) -> dict[
         engines.refuse_lines(one)
     configs = [vllm_settings.read_config(one.folder) for one in offers]
     words = [
-        [*vllm_settings.arguments(device, known, one.max_model_len), *one.words]
+        [*vllm_settings.arguments(device, known, one.max_model_len, one.words), *one.words]
         for one, known in zip(offers, configs, strict=True)
     ]
     given = vllm_arguments.keywords(words)

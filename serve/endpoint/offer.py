@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from hubplugin.errors import ServeError
-from serve import tool_calls, vllm_options, vllm_settings
+from serve import loaded_size, tool_calls, vllm_options, vllm_settings
 from serve.endpoint.companions import adapters, drafting
 from serve.endpoint.companions.adapters import Adapter
 from serve.endpoint.companions.drafting import Draft
@@ -46,6 +46,13 @@ class Offer:
     def weight_bytes(self) -> int:
         """Of the safetensors in its folders."""
         return sum(file.stat().st_size for folder in self.folders for file in folder.glob("*.safetensors"))
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Of its weights in half precision, once an engine on a CPU has loaded them."""
+        config = vllm_settings.read_config(self.folder) or {}
+        drafter = sum(file.stat().st_size for file in self.draft.folder.glob("*.safetensors")) if self.draft else 0
+        return loaded_size.loaded_bytes(self.folder, config) + drafter
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -88,7 +95,7 @@ def memory_needed(offer: Offer, device: str) -> int:
         kv_cache += vllm_settings.served_kv_cache(drafter, offer.max_model_len)
     wide = 2 if vllm_settings.cpu_dtype(config) else 1  # half precision is stored, float32 computed in
     kv_cache = int(_option(offer.options, "--kv-cache-memory-bytes", kv_cache))
-    return RUNTIME_BYTES + wide * offer.weight_bytes + adapters.memory(offer.adapters, config, 2 * wide) + kv_cache
+    return RUNTIME_BYTES + wide * offer.loaded_bytes + adapters.memory(offer.adapters, config, 2 * wide) + kv_cache
 
 
 def budget(device: str, asked: int | None = None) -> int:

@@ -105,7 +105,7 @@ def _round(base: Subject, variant: Subject, settings: Settings, take: TakeTurn, 
 
 def summed_up(known: Speed, rounds: Sequence[Round], base: Operations, variant: Operations) -> Speed:
     """The record of rounds that were measured; operations are those of one token of base and variant."""
-    first = rounds[0].base
+    engine, dtype = rounds[0].variant.engine, rounds[0].base.dtype
     peaks = [reached for each in rounds if (reached := each.ceiling)]
     most = None
     if len(peaks) == len(rounds):
@@ -114,7 +114,7 @@ def summed_up(known: Speed, rounds: Sequence[Round], base: Operations, variant: 
     asked = known.prompt_tokens, known.output_tokens
     return known.model_copy(
         update={
-            "engine": f"{first.engine}, {first.dtype}" if first.dtype else first.engine,
+            "engine": f"{engine}, {dtype}" if dtype else engine,
             "ceiling": most,
             "base": _served(rounds, [each.base for each in rounds], base.per_request(*asked), known, ()),
             "variant": _served(

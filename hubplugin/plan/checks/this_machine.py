@@ -23,6 +23,8 @@ def why_not(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     """
     target = ONE_GPU if vllm_settings.find_device() == "cuda" else CPU
     verdict = next(verdict for verdict in verdicts if verdict.target == target)
+    if target == CPU and verdict.dense:
+        return target, ""
     if target == CPU and not verdict.why and (missing := cpu_features.missing(verdict.features)):
         return target, f"needs {verdict.note}, and this one has no {missing}"
     return target, verdict.why

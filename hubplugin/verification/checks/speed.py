@@ -12,7 +12,6 @@ from hubplugin.manifest.speed import Speed as Settings
 from hubplugin.model.architectures import architecture, configs, families
 from hubplugin.plan import vllm_support
 from hubplugin.plan.costs import operations
-from hubplugin.plan.vllm_support import Verdict
 from hubplugin.report import Report
 from hubplugin.speed_record import Machine, Served, Speed, Spread
 from hubplugin.verification.outcome import Finding, compared, unchecked
@@ -66,10 +65,7 @@ def _base(subject: Subject) -> rounds.Subject:
 def _variant(subject: Subject, report: Report) -> rounds.Subject:
     family = families.match(subject.config, subject.files.name)
     dims = architecture.dimensions(subject.config, family, f"{subject.files.name}: {CONFIG}")
-    loads = [
-        Verdict(load.target, load.loads, load.why, load.note, vllm_support.features_in(load.note))
-        for load in report.loads
-    ]
+    loads = [vllm_support.of_report(load.target, load.loads, load.why, load.note) for load in report.loads]
     work = operations.of(family, dims, subject.config, subject.reader.headers)
     return rounds.Subject(report.variant, subject.folder, loads, work, dims.vocab)
 

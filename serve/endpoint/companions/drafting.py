@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hubplugin.errors import ServeError
-from serve import vllm_metrics, vllm_settings
+from serve import codes, vllm_metrics, vllm_settings
 
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
@@ -55,7 +55,7 @@ class Draft:
 def check(draft: Draft, base: Path, device: str) -> None:
     """Raise ServeError where the draft cannot draft for a base."""
     ours, theirs = (vllm_settings.read_config(folder) or {} for folder in (draft.folder, base))
-    vllm_settings.refuse_unservable(device, ours, draft.name)
+    vllm_settings.refuse_unservable(device, ours, draft.name, codes.KEPT)  # a drafter's are computed with
     sizes = [config.get("vocab_size") for config in (ours, theirs)]
     if sizes[0] != sizes[1]:
         what = f"has a vocabulary of {sizes[0]} tokens, and the model it would draft for one of {sizes[1]}"
