@@ -50,6 +50,7 @@ SHAPES = {
     "tiny": Shape(256, 512, 2, 4, 2),  # to warm engines up, never measured
     "75m": Shape(768, 2048, 12, 12, 4),
     "350m": Shape(1024, 3584, 24, 16, 8),
+    "1b": Shape(2048, 5632, 22, 32, 4),
     "900m": Shape(1024, 2048, 96, 16, 8),  # never in memory as a whole
     # the curve over layers
     "350m-3-layers": Shape(1024, 3584, 3, 16, 8),

@@ -3,7 +3,7 @@
 vLLM 0.32's CPU build has kernels for packed 4-bit codes on AVX-512, for int8 with rounded activations on VNNI, and for
 experts' codes on AMX. Of all other codes, and of these on other processors, dense weights are made while an engine
 loads (`dense_loader`), and so they are of a small model whose codes a kernel would take: to unpack codes in every step
-costs more there than to read dense weights (docs/serving.md). Knows processors and config.json; starts nothing.
+takes longer than to read dense weights (docs/serving.md). Knows processors and config.json; starts nothing.
 """
 
 import json
@@ -20,7 +20,7 @@ DENSE = ("--load-format", LOAD_FORMAT, "--hf-overrides", json.dumps({"quantizati
 KEPT = ("--load-format", "auto")
 USERS = ("--load-format", "--hf-overrides", "--quantization", "-q")  # whoever gives one of these decides
 PACKED = 4, "int"  # the codes that vLLM's CPU kernels unpack
-SMALL = 4 * 10**8  # weights in the blocks' linears
+SMALL = 10**9  # weights in the blocks' linears: as many as were measured
 
 
 def of(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def made_dense(config: dict[str, Any]) -> bool:
     codes, method = of(config), _quantization(config).get("quant_method")
     if codes is None or method not in READ or not all(_is_read(*each) for each in _weights(codes)):
         return False
-    return not has_kernel(config) or (method != LOW_RANK and _linears(config) <= SMALL)
+    return not has_kernel(config) or (method != LOW_RANK and _is_small(config))
 
 
 def has_kernel(config: dict[str, Any]) -> bool:
@@ -113,6 +113,11 @@ def _is_read(weights: dict[str, Any], rounded: bool) -> bool:
 
 def _experts(config: dict[str, Any]) -> bool:
     return any(config.get(key) for key in ("num_experts", "num_local_experts"))
+
+
+def _is_small(config: dict[str, Any]) -> bool:
+    """Whether dense weights are known to be faster, and little memory. With AMX neither was measured."""
+    return not cpu_features.has(cpu_features.AMX) and _linears(config) <= SMALL
 
 
 def _linears(config: dict[str, Any]) -> float:

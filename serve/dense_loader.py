@@ -6,7 +6,7 @@ has the base's speed and memory, on any machine that runs the base. How codes ca
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from hubplugin.checkpoint.dense_view import DenseView
 from serve.codes import LOAD_FORMAT
 
 
@@ -26,14 +25,16 @@ class DenseLoader(DefaultModelLoader):
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(dataclasses.replace(load_config, load_format="safetensors"))
 
-    def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Generator[tuple[str, Tensor], None, None]:
         """Dense tensors by the names that a dense checkpoint has; the tensors as they are of a model whose quantization
         vLLM knows of, such as a drafter's. Raises ValueError where an engine should round activations."""
+        from hubplugin.checkpoint.dense_view import DenseView  # seldom needed, and known to every process of vLLM
+
         if model_config.quantization is not None:
             yield from super().get_all_weights(model_config, model)
             return
         folder, *_ = self._prepare_weights(model_config.model, None, model_config.revision, False, None)
-        view = DenseView(Path(folder))
+        view = DenseView.without_adapter(Path(folder))  # vLLM adds an adapter's products
         if view.int8_inputs:
             raise ValueError("activations are to be rounded, and dense linears do not round them")
         for name in view.names():

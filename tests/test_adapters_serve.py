@@ -17,6 +17,7 @@ from hubplugin.hub import snapshots
 from hubplugin.manifest.reading import loading
 from hubplugin.model.architectures import families
 from hubplugin.plan import planner
+from serve import cpu_features
 
 PROMPTS = [[5, 6, 7, 8, 9], [100, 200], list(range(40, 56))]
 
@@ -43,6 +44,18 @@ def made(place: Path, kind: str, layout: str) -> Path:
     ],
 )
 def test_vllm_computes_what_our_forward_does(kind: str, layout: str, tmp_path: Path) -> None:
+    heard(kind, layout, tmp_path)
+
+
+def test_beside_dense_weights_that_are_made_of_codes_an_adapter_is_added_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_features, "has", lambda feature, flags=None: False)
+    heard("llama", "gptq", tmp_path, "vLLM on cpu, codes made dense weights")
+
+
+def heard(kind: str, layout: str, tmp_path: Path, engine: str = "vLLM on c") -> None:
+    """Have vLLM compute an adapter beside codes, and compare with our own forward pass with it and without."""
     out = made(tmp_path, kind, layout)
     asked = loading.load(tmp_path / "m.yaml")
     peek = snapshots.peek(asked.manifest.model, asked.folder)
@@ -50,7 +63,7 @@ def test_vllm_computes_what_our_forward_does(kind: str, layout: str, tmp_path: P
     family = families.match(DenseView(out / "Int4").config, "here")
     with composed.composed(out / "Int4", out / "EoRA") as both:
         served = engine_choice.generate(both, PROMPTS, 12, plan.verdicts)
-        assert served.engine.startswith("vLLM on c")
+        assert served.engine.startswith(engine)
         theirs = torch.tensor([value for row in served.logprobs for value in row])
         with_adapter, without = (
             generation.logprobs(folder, family, PROMPTS, served.token_ids) for folder in (both, out / "Int4")

@@ -55,10 +55,12 @@ def having(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({**LARGE, **W8A8}, (), False),
         ({**SMALL, **W8A8}, (VNNI,), False),
         ({**SMALL, **gptq(4)}, (AVX512,), True),
+        ({**SMALL, **gptq(4)}, (AVX512, AMX), False),  # not measured there
+        ({**SMALL, **gptq(3)}, (AVX512, AMX), True),
         ({**SMALL}, (AVX512,), False),
         ({**SMALL, **FACTORS}, (AVX512,), False),
         ({**SMALL, **FACTORS_INT3}, (AVX512,), True),
-        ({**SMALL, **gptq(4), "num_experts": 64}, (AVX512, AMX), True),
+        ({**SMALL, **gptq(4), "num_experts": 64}, (AVX512, AMX), False),
         ({**LARGE, **gptq(4), "num_experts": 64}, (AVX512,), True),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, (), False),
         ({"quantization_config": {"quant_method": "hubplugin_codebook", "bits": 2}}, (), False),

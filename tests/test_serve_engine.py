@@ -16,7 +16,7 @@ import pytest
 from serve_helpers import DEMO, end_with_their_owner, fake, session_of, until
 
 from hubplugin.errors import ServeError
-from serve import engine, forking, idle_threads, ports, vllm_settings
+from serve import codes, engine, forking, idle_threads, ports, vllm_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -406,7 +406,7 @@ def test_a_format_that_this_vllm_cannot_load_is_said_in_three_parts(tmp_path: Pa
     }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ServeError) as caught:
-        engine.start(folder, name="int8", log=tmp_path / "log")
+        engine.start(folder, name="int8", log=tmp_path / "log", extra=codes.KEPT)
     assert caught.value.where == "int8"
     assert caught.value.what == "this vLLM has no kernel for 8-bit GPTQ on a CPU"
     assert "bits: 4" in caught.value.fix

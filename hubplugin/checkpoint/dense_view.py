@@ -44,6 +44,12 @@ class DenseView:
         self._adapter = Adapter(inside) if reader is None and (inside := composed.inside(self.folder)) else None
         self._bits, self._zero_offset = _bits_and_zero_offset(self._quantization, str(folder))
 
+    @classmethod
+    def without_adapter(cls, folder: Path) -> "DenseView":
+        """The same, but of a folder with an adapter in it the weights alone: for whoever adds its products himself."""
+        quantization = read_json(folder / "config.json", str(folder)).get("quantization_config")
+        return cls(folder, Reader(folder), quantization or {})
+
     @property
     def int8_inputs(self) -> tuple[str, ...]:
         """The linears whose inputs an engine rounds to int8, token by token, before it multiplies."""
