@@ -15,16 +15,21 @@ WORDS = {"I32": 32, "U8": 8, "I8": 8}  # bits of what codes are packed into, by 
 HALF = 2  # bytes of a dense weight
 
 
+def stored_bytes(folder: Path) -> int:
+    """Of the safetensors in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def loaded_bytes(folder: Path, config: dict[str, Any]) -> int:
     """Bytes in half precision, rounded up where linears differ in width."""
-    files = sorted(folder.glob("*.safetensors"))
     bits = codes.unpacked_bits(config)
     if bits is None:
-        return sum(file.stat().st_size for file in files)
-    return sum(_unpacked(file, bits) for file in files)
+        return stored_bytes(folder)
+    return sum(_unpacked(file, bits) for file in folder.glob("*.safetensors"))
 
 
 def _unpacked(file: Path, bits: int) -> int:
+    """Bytes of a file whose codes, so many bits each, are dense weights."""
     total = file.stat().st_size
     with safe_open(file, "numpy") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - it is no mapping

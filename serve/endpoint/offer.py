@@ -45,13 +45,13 @@ class Offer:
     @property
     def weight_bytes(self) -> int:
         """Of the safetensors in its folders."""
-        return sum(file.stat().st_size for folder in self.folders for file in folder.glob("*.safetensors"))
+        return sum(map(loaded_size.stored_bytes, self.folders))
 
     @property
     def loaded_bytes(self) -> int:
         """Of its weights in half precision, once an engine on a CPU has loaded them."""
         config = vllm_settings.read_config(self.folder) or {}
-        drafter = sum(file.stat().st_size for file in self.draft.folder.glob("*.safetensors")) if self.draft else 0
+        drafter = loaded_size.stored_bytes(self.draft.folder) if self.draft else 0
         return loaded_size.loaded_bytes(self.folder, config) + drafter
 
     @property
