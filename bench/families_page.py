@@ -18,6 +18,7 @@ from page import table
 
 from hubplugin import disk
 from hubplugin.manifest.methods import METHODS
+from hubplugin.plan.vllm_support import DENSE
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "families", HERE.parent / "docs" / "families.md"
@@ -188,6 +189,8 @@ def _speed(run: Run) -> str:
 def served(run: Run) -> str:
     """What serves a variant, by the rules of `hubplugin plan`."""
     kinds = [kind for kind, target in (("CPU", "cpu"), ("GPU", "cuda tp=1")) if not run["loads"].get(target, "none")]
+    if DENSE in run["loads"].get("cpu", ""):
+        kinds.insert(0, "CPU as dense weights")
     if not kinds:
         return "nothing"
     return f"vLLM{' with hubplugin' * run['needs_plugin']}, {' and '.join(kinds)}"
@@ -262,7 +265,7 @@ def _serving(record: Mapping[str, Any]) -> list[str]:
     """Every reason and note of the plan, with the variants it is about."""
     about: dict[str, list[str]] = {}
     for name, run in measured(record).items():
-        reasons = [f"not on a CPU: {run['loads']['cpu']}"] if run["loads"].get("cpu") else []
+        reasons = [f"not on a CPU by stock vLLM: {run['loads']['cpu']}"] if run["loads"].get("cpu") else []
         for line in (*reasons, *run["notes"]):
             about.setdefault(line, []).append(name)
     lines = [f"- {', '.join(names)}: {line}." for line, names in about.items()]

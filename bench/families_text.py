@@ -27,7 +27,7 @@ How to read the tables:
 - **made in**: seconds from calibration tokens to the finished folder, searches and training included, evaluation not.
   Ratios of one family share what a search measures: its seconds count for each of them, though it is measured once.
 - **served by**: what loads it, by the rules of `hubplugin plan`. Where no kernel computes with the stored form, bytes
-  are saved on disk and on the way, not while it runs.
+  are saved on disk and on the way, not while it runs; *as dense weights*: hubplugin has vLLM make them of the codes.
 """
 BEST = "By one step: quantized, shared, pruned or factored, and nothing else. Of all: combinations and training too.\n"
 ZEROS = """Half of all weights are zero here, and the file is as large as the base's: vLLM stores and multiplies zeros

@@ -24,14 +24,14 @@ DEMO = Path(__file__).parents[1] / "hubplugin" / "demo" / "docs-llama-12m"
 WORDS = ["A ", "list ", "holds ", "items ", "in ", "order.\u2028"]  # U+2028 is no line end in an event stream
 
 
-def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Poll until `true()` is; fails the test where it never is."""
+def until(true: Callable[[], Any], seconds: float = 30.0, shown: Callable[[], object] | None = None) -> Any:
+    """Poll until `true()` is; fails the test where it never is, and says what is `shown` then."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := true():
             return value
         time.sleep(0.02)
-    raise AssertionError("it never became true")
+    raise AssertionError(f"it never became true{f': {shown()!r}' if shown else ''}")
 
 
 def end_with_their_owner(start: str, *others: Callable[[], int]) -> None:

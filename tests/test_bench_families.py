@@ -22,6 +22,7 @@ from hubplugin.evaluation import engine_choice
 from hubplugin.evaluation.speed.rounds import Answered, Subject, Turn
 from hubplugin.manifest.reading import loading
 from hubplugin.manifest.speed import Speed
+from hubplugin.plan.vllm_support import DENSE
 
 TEXT = {"self": True, "samples": 4, "sequence_length": 48}
 MANIFEST = {
@@ -176,22 +177,26 @@ def lines(found: dict[str, Any], start: str) -> list[str]:
     return [line for line in families_page.render([found]).splitlines() if line.startswith(start)]
 
 
+NO_KERNEL = f"no CPU kernel for 3-bit weights; {DENSE}"
+
+
 def test_a_ratio_has_its_table_with_the_least_kl_first() -> None:
     found = record(
         LowRank_4x=run(4.0, 2000.0, 5.0, "lowrank", needs_plugin=True),
-        GPTQ_4x=run(3.9, 12.0, 0.2, "gptq", others=0.5, loads={"cpu": "no kernel", "cuda tp=1": ""}),
+        GPTQ_4x=run(3.9, 12.0, 0.2, "gptq", others=0.5, loads={"cpu": NO_KERNEL, "cuda tp=1": ""}),
         GPTQ_Tune_4x=run(4.2, 11.0, 0.1, "gptq", "tune", continued=True),
     )
     rows = lines(found, "| ")
     both, plugin, tuned = "CPU and GPU", "vLLM with hubplugin", "1.100 | 0.1000 ± 0.0000 | 50.0% | 12 (continued)"
+    dense = "CPU as dense weights and GPU"
     assert [row for row in rows if "±" in row] == [
         f"| GPTQ-Tune-4x (+5% off) | 4.20x | 2.56x | 5.12x | 3.81 | {tuned} | vLLM, {both} |",
-        "| GPTQ-4x | 3.90x | 2.47x | 4.94x | 4.10 | 1.200 | 0.2000 ± 0.0000 | 50.0% | 12* | vLLM, GPU |",
+        f"| GPTQ-4x | 3.90x | 2.47x | 4.94x | 4.10 | 1.200 | 0.2000 ± 0.0000 | 50.0% | 12* | vLLM, {dense} |",
         f"| LowRank-4x | 4.00x | 2.50x | 5.00x | 4.00 | 200 | 5.0000 ± 0.0000 | 50.0% | 12 | {plugin}, {both} |",
     ]
     one, every = "GPTQ-4x: 0.2000, perplexity × 1.200", "GPTQ-Tune-4x: 0.1000, perplexity × 1.100"
     assert f"| 4x | {one} | {every} | 3 |" in rows
-    assert lines(found, "- GPTQ-4x: not on a CPU: no kernel.")
+    assert lines(found, f"- GPTQ-4x: not on a CPU by stock vLLM: {NO_KERNEL}.")
 
 
 def test_a_family_ends_where_its_perplexity_is_beyond_all_use() -> None:
