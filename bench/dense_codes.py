@@ -9,11 +9,10 @@ the most memory that its processes had; medians over rounds.
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
-from serve import codes, throughput
+from serve import codes, throughput, vllm_settings
 
 PROMPT, ANSWER, FEWEST = 128, 64, 4  # tokens; requests at a concurrency
 ROWS = (
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     asked = parser.parse_args()
     loads = [throughput.Load(streams, max(FEWEST, streams), PROMPT, ANSWER) for streams in asked.streams]
-    vocabulary = int(json.loads((asked.base / "config.json").read_text("utf-8"))["vocab_size"])
+    vocabulary = (vllm_settings.read_config(asked.base) or {})["vocab_size"]
     found: dict[str, list[list[float]]] = {name: [] for name, *_ in ROWS}
     for number in range(asked.rounds):
         for name, coded, options in ROWS:

@@ -30,7 +30,9 @@ the command to the first answer. Then vLLM's own `bench serve` asks, one number 
 random token ids, answers of one length, greedy, no prefix cache, the same for all. Numbers are output tokens per second
 and, after them, the mean seconds to the first token; medians over the starts, without measurements in which other
 processes took more than 5% of the machine (where there is no other, it is shown with a *). **Of the best** is
-hubplugin's tokens per second as a share of the best stock setting's at that number of streams.
+hubplugin's tokens per second as a share of the best stock setting's at that number of streams. Since 2026-11-30
+hubplugin makes dense weights of 4-bit codes on such CPUs ([serving.md](serving.md)): SmolLM2's Int4 on the AMD EPYC was
+measured so; the other two Int4 tables are of before, when it computed with codes, as `-- --load-format auto` does.
 """
 
 

@@ -19,14 +19,15 @@ LOAD_FORMAT = "hubplugin_dense"  # vLLM's --load-format for dense weights that a
 DENSE = ("--load-format", LOAD_FORMAT, "--hf-overrides", json.dumps({"quantization_config": None}))
 KEPT = ("--load-format", "auto")
 USERS = ("--load-format", "--hf-overrides", "--quantization", "-q")  # whoever gives one of these decides
+WIDTHS = range(1, 9)  # bits of a code
 PACKED = 4, "int"  # the codes that vLLM's CPU kernels unpack
 SMALL = 10**9  # weights in the blocks' linears: as many as were measured
 
 
 def of(config: dict[str, Any]) -> dict[str, Any] | None:
     """The codes that vLLM is asked to compute with; None where there are none."""
-    quantization = _quantization(config)
-    if quantization is not config.get("quantization_config") or quantization.get("quant_method") == CODEBOOK:
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") == CODEBOOK:
         return None
     return quantization.get("codes") if quantization.get("quant_method") == LOW_RANK else quantization
 
@@ -45,7 +46,8 @@ def kept(config: dict[str, Any]) -> bool:
 def made_dense(config: dict[str, Any]) -> bool:
     """Whether dense weights are made of a model's codes on this CPU."""
     codes, method = of(config), _quantization(config).get("quant_method")
-    if codes is None or method not in READ or not all(_is_read(*each) for each in _weights(codes)):
+    weights = list(_weights(codes)) if codes and method in READ else []
+    if not weights or not all(_is_read(*each) for each in weights):
         return False
     return not has_kernel(config) or (method != LOW_RANK and _is_small(config))
 
@@ -66,7 +68,8 @@ def unpacked_bits(config: dict[str, Any]) -> int | None:
     where there are none."""
     quantization = _quantization(config)
     if quantization.get("quant_method") == CODEBOOK:
-        return int(quantization["bits"])
+        bits = quantization.get("bits")
+        return bits if bits in WIDTHS else None
     codes = of(config)
     widths = [weights["num_bits"] for weights, _ in _weights(codes)] if codes and made_dense(config) else []
     return min(widths, default=None)
@@ -94,8 +97,8 @@ def needed_features(config: dict[str, Any]) -> tuple[str, ...]:
 def _weights(codes: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
     """How weights are coded, in compressed-tensors' words, and whether activations are rounded with them."""
     if "bits" in codes:  # AutoGPTQ's
-        dynamic = (codes.get("dynamic") or {}).values()
-        for rule in (codes, *dynamic):
+        dynamic = codes.get("dynamic")
+        for rule in (codes, *(dynamic.values() if isinstance(dynamic, dict) else ())):
             if isinstance(rule, dict) and "bits" in rule:
                 yield {"num_bits": rule["bits"]}, False
     for group in (codes.get("config_groups") or {}).values():
@@ -106,7 +109,7 @@ def _weights(codes: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
 def _is_read(weights: dict[str, Any], rounded: bool) -> bool:
     """Whether dense weights can be made: of whole numbers, and of FP4 in groups of 16 (NVFP4). With activations that
     are not rounded a model would be another one than was measured."""
-    if rounded or weights.get("num_bits") not in range(1, 9):
+    if rounded or weights.get("num_bits") not in WIDTHS:
         return False
     return weights.get("type", "int") == "int" or (weights["num_bits"], weights.get("group_size")) == (4, 16)
 

@@ -66,6 +66,8 @@ def having(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"quantization_config": {"quant_method": "hubplugin_codebook", "bits": 2}}, (), False),
         ({"quantization_config": {"quant_method": "gptq"}}, (AVX512,), False),
         ({"quantization_config": "gptq"}, (), False),
+        ({**SMALL, "quantization_config": {"quant_method": "gptq"}}, (AVX512,), False),  # of no width: vLLM says so
+        ({**LARGE, **gptq(4, dynamic=["+:x"])}, (AVX512,), False),
         (gptq(4), (AVX512,), False),  # of a size that config.json does not say
     ],
 )
@@ -111,6 +113,8 @@ def test_memory_is_what_dense_weights_take(tmp_path: Path, having: Callable[...,
     assert loaded_size.loaded_bytes(tmp_path, {**LARGE, **gptq(2)}) == stored + 64 * 48 * 2 - 64 * 48 // 4
     codebook = {"quantization_config": {"quant_method": "hubplugin_codebook", "bits": 4}}
     assert loaded_size.loaded_bytes(tmp_path, codebook) == stored + 32 * 48 * 2 - 32 * 48 // 2
+    del codebook["quantization_config"]["bits"]  # vLLM says what is missing
+    assert loaded_size.loaded_bytes(tmp_path, codebook) == stored
 
 
 def test_the_size_of_a_model_is_that_of_its_linears() -> None:

@@ -111,7 +111,8 @@ def _target(subject: Subject) -> str:
 def _dense(folder: Path, target: str) -> str:
     """What an engine's name says of codes that it has no kernel for."""
     config = vllm_settings.read_config(folder) or {}
-    return ", codes made dense weights" if target == CPU and codes.options(config, _given(folder)[0]) else ""
+    made = target == CPU and codes.made_dense(config) and not codes.has_kernel(config)
+    return ", codes made dense weights" if made else ""
 
 
 def _loads(settings: Speed) -> list[throughput.Load]:
