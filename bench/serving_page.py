@@ -31,8 +31,8 @@ random token ids, answers of one length, greedy, no prefix cache, the same for a
 and, after them, the mean seconds to the first token; medians over the starts, without measurements in which other
 processes took more than 5% of the machine (where there is no other, it is shown with a *). **Of the best** is
 hubplugin's tokens per second as a share of the best stock setting's at that number of streams. Since 2026-11-30
-hubplugin makes dense weights of 4-bit codes on such CPUs ([serving.md](serving.md)): SmolLM2's Int4 on the AMD EPYC was
-measured so; the other two Int4 tables are of before, when it computed with codes, as `-- --load-format auto` does.
+hubplugin makes dense weights of 4-bit codes on such CPUs ([serving.md](serving.md)): both Int4 tables of the AMD EPYC
+were measured so; the Intel one is of before, when it computed with codes, as `-- --load-format auto` does.
 """
 
 

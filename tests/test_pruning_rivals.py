@@ -90,7 +90,8 @@ def test_blockpruner_ends_where_the_block_that_is_missed_least_no_longer_fits() 
         for part in ("self_attn", "mlp"):
             without_it = copy.deepcopy(base)
             depth.drop(without_it, [(layer, part)])
-            tried[layer, part] = calibration.perplexity(without_it, 4)
+            with torch.autocast("cpu", torch.bfloat16):
+                tried[layer, part] = calibration.perplexity(without_it, 4)
     (layer, part) = min(tried, key=tried.__getitem__)
     cost = shape.ffn * shape.channel if part == "mlp" else shape.groups * shape.group
     for budget, gone in ((cost, cost), (cost - 1, 0)):
@@ -270,6 +271,18 @@ def test_shortgpt_drops_the_layer_that_does_nothing() -> None:
     assert isinstance(model.model.layers[1].mlp, parts.Constant)
     assert parts.linear_parameters(model) == shape.all - shape.layer
     assert torch.allclose(logits(model), logits(base), atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [(0, "self_attn"), (2, "mlp"), (3, "mlp")])
+def test_a_try_that_begins_above_what_stays_is_that_of_the_whole_model(block: depth.Block) -> None:
+    base = llama()
+    calibration = Calibration(base, IDS)
+    found = depth._Tries(calibration, frozenset({(1, "mlp")})).perplexity((block,))
+    whole = copy.deepcopy(base)
+    depth.drop(whole, [(1, "mlp"), block])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert found == pytest.approx(calibration.perplexity(whole, 4), rel=1e-6)
+    assert found != pytest.approx(calibration.perplexity(base, 4), rel=1e-4)
 
 
 def test_greedy_removal_leaves_the_lowest_perplexity_of_all_layers_it_could_drop() -> None:

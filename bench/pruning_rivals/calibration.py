@@ -6,7 +6,7 @@ can still be told in full. Knows no score and removes nothing.
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,16 +120,35 @@ class Calibration:
         return [1 - total / self.ids.numel() for total in alike]
 
     @torch.inference_mode()
-    def perplexity(self, model: nn.Module, sequences: int) -> float:
-        """Of a model on the first of the calibration tokens."""
+    def perplexity(self, model: nn.Module, sequences: int, inputs: Tensor | None = None) -> float:
+        """Of a model on the first of the calibration tokens, or of its last layers on the inputs of the first of them.
+
+        `inputs` [sequences, tokens, hidden].
+        """
         few = self.ids[:sequences]
-        total = sum(float(next_token_loss(model, ids).double().sum()) for ids in few.split(ROWS))
-        return math.exp(total / (few.numel() - len(few)))
+        parts: Iterable[Tensor | None] = [None] * len(few) if inputs is None else inputs.split(ROWS)
+        losses = (next_token_loss(model, ids, part) for ids, part in zip(few.split(ROWS), parts, strict=False))
+        return math.exp(sum(float(each.double().sum()) for each in losses) / (few.numel() - len(few)))
+
+    @torch.inference_mode()
+    def hidden_states(self, model: nn.Module, sequences: int) -> list[Tensor]:
+        """The inputs of every layer on the first of the calibration tokens: each [sequences, tokens, hidden]."""
+        layers = model.model.layers
+        found: list[list[Tensor]] = [[] for _ in layers]
+        watched = [
+            layer.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
+            for layer, kept in zip(layers, found, strict=True)
+        ]
+        with _removed(watched):
+            for ids in self.ids[:sequences].split(ROWS):
+                model.model(ids, use_cache=False)
+        return [torch.cat(parts) for parts in found]
 
 
-def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Negative log-likelihood of every token but the first."""
-    logits = model(ids, use_cache=False).logits[:, :-1]
+def next_token_loss(model: nn.Module, ids: Tensor, inputs: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of every token but the first; with `inputs` [sequences, tokens, hidden] for embeddings."""
+    given = {"input_ids": ids} if inputs is None else {"inputs_embeds": inputs}
+    logits = model(**given, use_cache=False).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
 
 

@@ -6,9 +6,12 @@ sequences are read for each try: it takes dozens of them, and each passes the wh
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pruning_rivals.calibration import Calibration
 from pruning_rivals.parts import Constant, Shape
@@ -52,8 +55,8 @@ def _greedy(model: nn.Module, calibration: Calibration, keep: int, candidates: l
     costs = {ATTENTION: shape.groups * shape.group, FFN: shape.ffn * shape.channel}
     budget, gone = shape.all - keep, frozenset()
     while budget >= min(sum(costs[part] for _, part in each) for each in candidates):
-        left = [each for each in candidates if not gone & set(each)]
-        best = min(left, key=lambda each: _perplexity_without(calibration, gone | set(each)))
+        tries = _Tries(calibration, gone)
+        best = min((each for each in candidates if not gone & set(each)), key=tries.perplexity)
         budget -= sum(costs[part] for _, part in best)
         if budget < 0:
             break
@@ -61,16 +64,45 @@ def _greedy(model: nn.Module, calibration: Calibration, keep: int, candidates: l
     drop(model, sorted(gone))
 
 
-def _perplexity_without(calibration: Calibration, gone: frozenset[Block]) -> float:
-    def measured() -> float:
-        layers = nn.ModuleList(copy.copy(layer) for layer in calibration.model.model.layers)
-        for layer in layers:
-            layer._modules = dict(layer._modules)  # weights are shared, the list of parts is not
-        whole, calibration.model.model.layers = calibration.model.model.layers, layers
-        try:
-            drop(calibration.model, sorted(gone))
-            return calibration.perplexity(calibration.model, TRIAL)
-        finally:
-            calibration.model.model.layers = whole
+class _Tries:
+    """What the calibration text's perplexity becomes without one more of the blocks.
 
-    return calibration.once(("perplexity without", gone), measured)
+    The layers below that block compute what they computed without it, so their outputs are kept: `_inputs`. The
+    products of a try are bfloat16, the residual stream float32: a thousand tries of a real model pass it.
+    """
+
+    def __init__(self, calibration: Calibration, gone: frozenset[Block]) -> None:
+        self.calibration, self.gone = calibration, gone
+
+    def perplexity(self, blocks: tuple[Block, ...]) -> float:
+        """Without these blocks as well."""
+        gone = self.gone | set(blocks)
+        return self.calibration.once(("perplexity without", gone), lambda: self._measured(blocks[0][0], gone))
+
+    def _measured(self, first: int, gone: frozenset[Block]) -> float:
+        inputs = self._inputs[first]
+        with _without(self.calibration.model, gone, first) as model:
+            return self.calibration.perplexity(model, TRIAL, inputs)
+
+    @cached_property
+    def _inputs(self) -> list[Tensor]:
+        """Of every layer without what is gone already: [sequences, tokens, hidden]."""
+        with _without(self.calibration.model, self.gone) as model:
+            return self.calibration.hidden_states(model, TRIAL)
+
+
+@contextmanager
+def _without(model: nn.Module, gone: frozenset[Block], first: int = 0) -> Iterator[nn.Module]:
+    """The model without these blocks and without the layers below `first`, which share their weights with it."""
+    whole = model.model.layers
+    layers = nn.ModuleList(copy.copy(layer) for layer in whole)
+    for layer in layers:
+        layer._modules = dict(layer._modules)  # weights are shared, the list of parts is not
+    model.model.layers = layers
+    try:
+        drop(model, sorted(gone))
+        model.model.layers = layers[first:]
+        with torch.autocast("cpu", torch.bfloat16):
+            yield model
+    finally:
+        model.model.layers = whole
