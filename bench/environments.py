@@ -1,6 +1,6 @@
 """Installs the rivals, each with its own Python environment under bench/.env, exactly as bench/lock pins it.
 
-    python bench/environments.py [gptqmodel llmcompressor auto-round]
+    python bench/environments.py [gptqmodel llmcompressor auto-round onecomp]
     python bench/environments.py litellm    # of bench/gateways.py; not among those that come without a name
 
 An environment that stands from the same lock is kept. Packages come from wherever pip is set up to find them; torch is
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("gptqmodel", "llmcompressor", "auto-round")
+NAMES = ("gptqmodel", "llmcompressor", "auto-round", "onecomp")
 OTHERS = ("litellm",)
 READY = ".ready"  # holds the digest of the lock it was made from
 
@@ -46,8 +46,8 @@ def install(name: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     if torch:
         subprocess.run([*pip, *torch], check=True)
-    # the lock is complete; --no-deps because gptqmodel asks for a newer torch than the others take (docs/bench.md)
-    subprocess.run([*pip, "--no-deps", "-r", str(lock)], check=True)
+    # locks are complete; gptqmodel asks for a newer torch than the others take, OneComp for Python 3.12: docs/bench.md
+    subprocess.run([*pip, "--no-deps", "--ignore-requires-python", "-r", str(lock)], check=True)
     (folder / READY).write_text(_digest(name), encoding="utf-8")
 
 

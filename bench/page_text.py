@@ -17,6 +17,8 @@ NAMES = {
     "llmcompressor-mse": "llm-compressor, mse",
     "autoround": "AutoRound",
     "autoround-light": "AutoRound, light",
+    "onecomp": "OneComp",
+    "onecomp-mse": "OneComp, mse",
 }
 OURS = ("ours", "ours-fast", "ours-plain", "ours-tuned", "ours-rounded")
 SHAPES = {
@@ -52,12 +54,15 @@ same version of torch. They run with their own defaults unless said here, and wi
 - **AutoRound** runs as installed, with the packages of its own `cpu` extra. It is no GPTQ: it tunes rounding by signed
   gradients, 200 steps per block by default and 50 in its light recipe, whatever the number of tokens. It writes while
   it tunes, so its *save* stage is part of *quantize*.
+- **OneComp** (Fujitsu's, by the authors of QEP) asks for Python 3.12; its code runs on 3.11, where pip was told to
+  ignore that. GPTQ with its QEP (half of the correction, none for down_proj) is its default at given bits. It computes
+  in float16 by default; it was asked for bfloat16, which is the base's, and faster on a CPU.
 - **hubplugin, plain**: `qep`, `clip_search` and `signed_scales` off. It is what the rivals do by default: GPTQ in the
   order of activations, the scales of each group from its extremes. Same work, so the row to compare seconds with.
 - **hubplugin, tuned**: the defaults, and then `method: tune` on the same ids, one sequence in eight of which is held
   out; *with rounding*: `rounding: true`.
-- **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`. By default neither searches for
-  scales, and hubplugin does; these rows show what the search is worth to them.
+- **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`, OneComp with `mse` and
+  `actorder`. By default none of them searches for scales, and hubplugin does; these rows show what the search is worth.
 """
 LINEAR = """Median wall seconds, and the straight line through them. Default settings bend at 32,768 tokens: of more,
 every n-th batch passes through the base (`qep_tokens`).

@@ -37,7 +37,6 @@ from safetensors import safe_open
 
 from hubplugin import disk, report
 from hubplugin.evaluation import quality_metrics
-from hubplugin.model import kl_divergence
 from hubplugin.model.architectures import configs, families
 from hubplugin.progress import progress
 
@@ -47,7 +46,6 @@ RATIOS = (0.1, 0.2, 0.3, 0.5)
 SEQUENCES = 64
 MORE, MORE_FROM_TEXT = 1024, 1300  # sequences that recovery trains on: sampling them takes time
 TRIAL = 16  # held-out sequences on which a rival's settings are told apart
-PIECE = 2**19  # logits compared at once: some 100 positions, which stay in a CPU's cache
 METHODS = (*PRUNED, *RIVALS, *PRUNED_RECOVERED, *PRUNED_QUANTIZED, *QUANTIZED)
 
 
@@ -202,7 +200,6 @@ def opened(calibration: Path | None, held_out: Path | None, model: str = "docs")
         report.Tokens.model_validate_json(each.with_suffix(".json").read_text(encoding="utf-8")) for each in paths
     ]
     ids = [torch.from_numpy(numpy.load(each)) for each in paths]
-    kl_divergence.LOGITS = PIECE
     row = families.match(configs.read_config(base, str(base)), str(base))
     where: dict[str, Any] = {"files": [str(calibration.resolve())]} if calibration else {"self": True}
     return Bench(

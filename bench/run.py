@@ -41,6 +41,8 @@ SCRIPTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "llmcompressor-mse": ("llmcompressor", ("rival_llmcompressor.py", "--recipe", "mse")),
     "autoround": ("auto-round", ("rival_autoround.py", "--recipe", "default")),
     "autoround-light": ("auto-round", ("rival_autoround.py", "--recipe", "light")),
+    "onecomp": ("onecomp", ("rival_onecomp.py",)),
+    "onecomp-mse": ("onecomp", ("rival_onecomp.py", "--recipe", "mse")),
 }
 
 

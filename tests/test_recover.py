@@ -22,6 +22,7 @@ from hubplugin.recovery import (
     block_training,
     distillation,
     recover,
+    shortlist,
     splitting,
     trainable,
     training_setup,
@@ -89,10 +90,10 @@ def measured(student: Path, base: Path) -> float:
 def test_the_loss_by_hand_on_five_tokens() -> None:
     base = torch.tensor([0.4, 0.06, 0.3, 0.04, 0.2]).log()
     student = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2]).log() + 3.0  # logits, not log-probabilities
-    ids, logs, rest = distillation.shortlist(base, 2)
+    ids, logs, rest = shortlist.shortlist(base, 2)
     assert ids.tolist() == [0, 2] and float(rest.exp()) == pytest.approx(0.3)
     by_hand = 0.4 * math.log(0.4 / 0.5) + 0.3 * math.log(0.3 / 0.1) + 0.3 * math.log(0.3 / 0.4)
-    assert float(distillation.shortlist_divergence(student, ids, logs, rest)) == pytest.approx(by_hand, abs=1e-6)
+    assert float(shortlist.shortlist_divergence(student, ids, logs, rest)) == pytest.approx(by_hand, abs=1e-6)
 
 
 def naive(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
@@ -108,10 +109,10 @@ def naive(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
 @pytest.mark.parametrize("count", [1, 3, 10, 11, 64])
 def test_the_gradient_is_autograds_and_the_whole_vocabulary_is_the_full_divergence(count: int) -> None:
     base, logits = torch.randn(2, 7, 11, dtype=torch.float64) * 3, torch.randn(2, 7, 11, dtype=torch.float64) * 2
-    known = distillation.shortlist(base, count)
+    known = shortlist.shortlist(base, count)
     upstream = torch.randn(2, 7, dtype=torch.float64)
     one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ours, theirs = distillation.shortlist_divergence(one, *known), naive(other, *known)
+    ours, theirs = shortlist.shortlist_divergence(one, *known), naive(other, *known)
     torch.testing.assert_close(ours, theirs)
     ours.backward(upstream)
     theirs.backward(upstream)
@@ -128,8 +129,39 @@ def test_the_loss_stays_finite_where_both_are_certain() -> None:
     base[0, 3] = 200.0
     with torch.no_grad():
         logits[0, 3] = 200.0
-    distillation.shortlist_divergence(logits, *distillation.shortlist(base, 2)).sum().backward()
+    shortlist.shortlist_divergence(logits, *shortlist.shortlist(base, 2)).sum().backward()
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("positions", [1, 5, 10**6])
+def test_a_head_in_pieces_gives_the_loss_and_gradients_of_whole_logits(
+    monkeypatch: pytest.MonkeyPatch, tied: bool, positions: int
+) -> None:
+    base, ids = pico.model("llama", dtype=torch.float32).requires_grad_(False), pico.tokens(3, 16).long()
+    vocabulary = len(base.lm_head.weight)
+    monkeypatch.setattr(shortlist, "LOGITS", positions * vocabulary)
+    monkeypatch.setattr(shortlist, "LOGITS_BYTES", 7 * vocabulary * 4)
+    one, other = (pico.model("llama", dtype=torch.float32, seed=3, tie_word_embeddings=tied) for _ in range(2))
+    head, base_head = shortlist.plain_head(one), shortlist.plain_head(base)
+    assert head is not None and base_head is not None and head is one.lm_head
+    read = shortlist.hidden_states(base, base_head, ids)
+    ours = shortlist.divergence_at_head(one, head, ids, (read, base_head.weight), 8)
+    known = shortlist.shortlist(base(ids).logits, 8)
+    theirs = shortlist.shortlist_divergence(other(ids).logits, *known).sum()
+    torch.testing.assert_close(ours, theirs)
+    (0.5 * ours).backward()
+    (0.5 * theirs).backward()
+    for (name, weight), expected in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, expected.grad, msg=lambda said, name=name: f"{name}: {said}")
+    torch.testing.assert_close(one(ids).logits, other(ids).logits, msg="the head is as it was")
+
+
+def test_logits_that_are_more_than_a_heads_products_are_left_whole() -> None:
+    assert shortlist.plain_head(pico.model("gemma2")) is None, "they are capped"
+    held = pico.model("llama")
+    held.lm_head.weight = torch.nn.Parameter(held.lm_head.weight.to("meta"))
+    assert shortlist.plain_head(held) is None, "a quantized head has no weight"
 
 
 # -- what comes out

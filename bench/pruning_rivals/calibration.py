@@ -146,7 +146,7 @@ class Calibration:
 
 
 def next_token_loss(model: nn.Module, ids: Tensor, inputs: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of every token but the first; with `inputs` [sequences, tokens, hidden] for embeddings."""
+    """Negative log-likelihood of every token but the first; `inputs` [sequences, tokens, hidden] replace embeddings."""
     given = {"input_ids": ids} if inputs is None else {"inputs_embeds": inputs}
     logits = model(**given, use_cache=False).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")

@@ -15,12 +15,13 @@ from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
 from hubplugin.disk import digest
+from hubplugin.limits import TUNE_STEP_TOKENS
 from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.plan.variant_plan import AdapterPlan
 from hubplugin.progress import progress
 from hubplugin.recovery.distillation import Distillation, Predictions
 from hubplugin.recovery.optimizers import Pace
-from hubplugin.recovery.recover import LORA_RATE, TUNE_STEP_TOKENS
+from hubplugin.recovery.recover import LORA_RATE
 from hubplugin.recovery.splitting import split
 from hubplugin.recovery.student_folder import digest_of
 from hubplugin.recovery.trainable import ALPHA, OwnAdapters

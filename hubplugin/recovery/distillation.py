@@ -7,61 +7,34 @@ and what is trained of one by `Trainable`. Knows no folder.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
+from hubplugin.limits import MICRO_TOKENS
 from hubplugin.manifest.steps.training.base import Distilling
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
 from hubplugin.recovery.optimizers import Pace, fast_products, schedule
+from hubplugin.recovery.shortlist import (
+    divergence_at_head,
+    hidden_states,
+    plain_head,
+    shortlist,
+    shortlist_divergence,
+)
 from hubplugin.recovery.splitting import Split
-from hubplugin.recovery.trainable import Trainable, as_function
+from hubplugin.recovery.trainable import Student, Trainable
 
-LOGITS = 2**23  # positions times vocabulary, of which gradients are taken at once
+LOGITS = 2**23  # positions times vocabulary, of which logits are made at once
 EVALUATIONS, PATIENCE = 8, 3  # on held-out sequences, in all; how many may pass without a better one, once the rate
 # is on its way down: at its height it hides what was learnt
 CHECKPOINT = "distillation"
-
-
-class _Divergence(torch.autograd.Function):
-    """KL over listed tokens and one rest, with its gradient in closed form: one tensor of logits' size is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
-        student_logs = logits.log_softmax(-1)
-        listed = student_logs.gather(-1, ids)
-        student = student_logs.exp_()
-        others = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True).clamp(min=torch.finfo(student.dtype).tiny)
-        expected, remaining = logs.exp(), rest.exp()
-        rest_term = torch.where(remaining > 0, remaining * (rest - others.log()), 0.0)
-        total = (expected * (logs - listed)).sum(-1) + rest_term.squeeze(-1)
-        # listed: q - p; others: q - q p_rest / q_rest
-        gradient = student.mul_(1 - remaining / others).scatter_(-1, ids, listed.exp() - expected)
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].unsqueeze(-1), None, None, None
-
-
-def shortlist(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest tokens of [..., vocabulary]: ids and log-probabilities [..., count]; that of the rest [..., 1]."""
-    logs, ids = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
-    if count >= logits.shape[-1]:
-        return ids, logs, torch.full_like(logs[..., :1], -math.inf)
-    return ids, logs, torch.log1p(-logs.exp().sum(-1, keepdim=True).clamp(max=1 - torch.finfo(logs.dtype).eps))
-
-
-def shortlist_divergence(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
-    """KL(base || student) in nats [...] where the base is known by `shortlist`; differentiable in `logits`."""
-    return cast(Tensor, _Divergence.apply(logits, ids, logs, rest))
 
 
 Predictor = Callable[..., Any]  # a model of transformers', or one with other weights in place of its own
@@ -78,12 +51,13 @@ def rows_at_once(tokens: Tensor, vocabulary: int) -> int:
 
 
 @torch.no_grad()
-def held_out(student: Predictor, base: nn.Module, tokens: Tensor, vocabulary: int) -> float:
-    """Mean KL(base || student) in nats per token over the whole vocabulary, in float32, of ids [sequences, tokens]."""
-    total = 0.0
-    device = next(base.parameters()).device
-    for ids in tokens.long().to(device).split(rows_at_once(tokens, vocabulary)):
-        total += float(divergence(logits_of(base, ids), logits_of(student, ids)).sum())
+def held_out(student: Predictor, expected: Iterable[Tensor], tokens: Tensor, vocabulary: int) -> float:
+    """Mean KL(base || student) in nats per token over the whole vocabulary, in float32, of ids [sequences, tokens].
+
+    `expected` are the base's logits [rows, tokens, vocabulary], of `rows_at_once` sequences each.
+    """
+    pairs = zip(tokens.split(rows_at_once(tokens, vocabulary)), expected, strict=True)
+    total = sum(float(divergence(base, logits_of(student, ids.long().to(base.device))).sum()) for ids, base in pairs)
     return total / tokens.numel()
 
 
@@ -106,7 +80,7 @@ class Lesson(Protocol):
     measure: str  # what `held_out` is, in words
     train: Tensor  # token ids [sequences, tokens] to learn from
 
-    def learn(self, student: Predictor, picked: Sequence[int]) -> float:
+    def learn(self, student: Student, picked: Sequence[int]) -> float:
         """Gradients of the mean loss per token of some of the sequences; returns that loss."""
 
     def held_out(self, student: Predictor) -> float:
@@ -121,25 +95,55 @@ class Predictions:
     def __init__(self, base: nn.Module, tokens: Split, top_k: int) -> None:
         self._base, self._top_k = base, top_k
         self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self._head = plain_head(base)
         self._device = next(base.parameters()).device
         self.train, self._held_out = tokens
 
-    def learn(self, student: Predictor, picked: Sequence[int]) -> float:
+    def learn(self, student: Student, picked: Sequence[int]) -> float:
         """As `Lesson`."""
-        loss, rows = 0.0, self.train[list(picked)].long().to(self._device)
-        for ids in rows.split(rows_at_once(rows, self._vocabulary)):
-            with torch.no_grad(), fast_products(self._device.type):
-                base = shortlist(logits_of(self._base, ids), self._top_k)
+        rows = self.train[list(picked)].long().to(self._device)
+        loss, head = 0.0, student.head if self._head else None
+        at_once = max(1, MICRO_TOKENS // rows.shape[1]) if head else rows_at_once(rows, self._vocabulary)
+        for ids in rows.split(at_once):
             with fast_products(self._device.type):
-                logits = logits_of(student, ids)
-            part = shortlist_divergence(logits, *base).sum() / rows.numel()
+                summed = self._at_head(student, head, ids) if head else self._of_logits(student, ids)
+            part = summed / rows.numel()
             part.backward()
             loss += float(part.detach())
         return loss
 
+    def _at_head(self, student: Predictor, head: nn.Linear, ids: Tensor) -> Tensor:
+        """The summed loss of token ids [sequences, tokens], whose logits never exist all at once."""
+        assert self._head is not None
+        with torch.no_grad():
+            read = hidden_states(self._base, self._head, ids)
+        return divergence_at_head(student, head, ids, (read, self._head.weight), self._top_k)
+
+    def _of_logits(self, student: Predictor, ids: Tensor) -> Tensor:
+        """The same where logits are more than a head's products."""
+        with torch.no_grad():
+            known = shortlist(logits_of(self._base, ids), self._top_k)
+        return shortlist_divergence(logits_of(student, ids), *known).sum()
+
     def held_out(self, student: Predictor) -> float:
         """As `Lesson`."""
-        return held_out(student, self._base, self._held_out, self._vocabulary)
+        return held_out(student, self._expected(), self._held_out, self._vocabulary)
+
+    def _expected(self) -> Iterator[Tensor]:
+        """The base's logits of the held-out sequences; what its head reads is computed once."""
+        if self._head:
+            yield from (self._head(read).float() for read in self._kept)
+        else:
+            yield from (logits_of(self._base, ids) for ids in self._held_out_parts())
+
+    @cached_property
+    def _kept(self) -> list[Tensor]:
+        assert self._head is not None
+        return [hidden_states(self._base, self._head, ids) for ids in self._held_out_parts()]
+
+    def _held_out_parts(self) -> Iterator[Tensor]:
+        parts = self._held_out.split(rows_at_once(self._held_out, self._vocabulary))
+        return (ids.long().to(self._device) for ids in parts)
 
 
 class Distillation:
@@ -147,7 +151,7 @@ class Distillation:
 
     def __init__(self, student: Trainable, lesson: Lesson, step: Distilling, before: float, pace: Pace) -> None:
         self._student, self._lesson, self._step, self._limit = student, lesson, step, pace.limit
-        self._count, self._weights = len(lesson.train), student.trained
+        self._count, self._weights, self._predict = len(lesson.train), student.trained, Student(student)
         self._device = next(iter(self._weights.values())).device
         self._rows = max(1, pace.step_tokens // lesson.train.shape[1])
         self._total = max(1, int(step.distill * self._count) // self._rows)
@@ -193,10 +197,6 @@ class Distillation:
         torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
         self._optimizer.step(schedule(step, self._total))
         return loss
-
-    def _predict(self, **inputs: Any) -> Any:
-        """The student as it is now; weights follow anew from what is trained, each time with a graph of their own."""
-        return as_function(self._student, self._student.weights())(**inputs)
 
     def _order(self, start: int, stop: int) -> Iterator[int]:
         """Sequences in the order of training; every epoch is shuffled by its own number."""

@@ -19,7 +19,7 @@ from hubplugin.checkpoint.resume import Fingerprint, TrainingCheckpoints
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.compress.calibration.calibration_data import sha256_of_ids
 from hubplugin.disk import digest
-from hubplugin.limits import BLOCK_TOKENS
+from hubplugin.limits import BLOCK_TOKENS, STEP_TOKENS, TUNE_STEP_TOKENS
 from hubplugin.manifest.steps.training.base import Training
 from hubplugin.manifest.steps.training.recover import Recover
 from hubplugin.manifest.steps.training.tune import Tune
@@ -40,7 +40,6 @@ BLOCKS_RATIO = 0.5  # of the time limit, after which blocks are left as they are
 # peak learning rates: of matrices by Muon, block by block and together; of adapters by AdamW; of what stands beside
 # codes by AdamW, as a ratio of its size, block by block and together
 BLOCK_RATE, RATE, LORA_RATE, TUNE_BLOCK_RATE, TUNE_RATE = 2e-3, 1e-4, 1e-3, 4e-3, 3e-4
-STEP_TOKENS, TUNE_STEP_TOKENS = 2048, 512  # that one step learns from
 
 
 def run(

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from hubplugin.model.architectures.families import Family
 from hubplugin.recovery.optimizers import Optimizers, adam, optimizers
+from hubplugin.recovery.shortlist import plain_head
 
 
 class Trainable(Protocol):
@@ -41,6 +42,17 @@ def as_function(trainable: Trainable, weights: Mapping[str, Tensor]) -> Callable
         return functional_call(trainable.module, dict(weights), inputs, keywords)
 
     return call
+
+
+class Student:
+    """A model of transformers' in training, as a function of its inputs: weights follow anew with each call."""
+
+    def __init__(self, trainable: Trainable) -> None:
+        self._trainable, self.head = trainable, plain_head(trainable.module)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Of the weights as they are now, with a graph of their own."""
+        return as_function(self._trainable, self._trainable.weights())(**inputs)
 
 
 class AllWeights:

@@ -23,7 +23,8 @@ DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their worksp
 HOLES_BYTES = 84 * 2**20  # between tensors below 32 MB, which lie in the allocator's heaps ...
 SLACK, MOST_SLACK = 0.3, 320 * 2**20  # ... and more by what a block needs
 POOL_SLACK = 0.05  # of activations, which lie apart
-SAVED = 12  # widths of a block that its backward pass finds saved, for each token
+SAVED = 12  # widths of a block that its backward pass finds saved, for each token ...
+SAVED_LOWERED = 4  # ... and of every block, in float32, where all are trained at once with products in bfloat16
 LOGIT_OPERATIONS = 500  # that the softmax of one logit and its part of a KL take the time of, in products
 FP32 = 4  # bytes per number: second moments and the weights that a method works on
 
@@ -51,6 +52,7 @@ class Training:
     held: int  # tokens whose hidden states are held while blocks are trained
     blocks_tokens: int  # passed block by block ...
     distilled_tokens: int  # ... and all together, in all epochs
+    step_tokens: int  # that pass all blocks at once
     teacher: int  # weights of the model that is learnt from; 0: it is behind an endpoint
     answers: bool = False  # the teacher is asked before, and not run beside the student
     asked_tokens: int = 0  # that it generates then
@@ -116,7 +118,8 @@ def _training(training: Training, dims: Dimensions) -> int:
     teacher = training.teacher * FP32 * TEACHER_COPIES
     if training.distilled_tokens:
         student = training.weights * FP32 * training.copies
-        return int(max(student, teacher) if training.answers else student + teacher) + LOGITS_BYTES
+        saved = training.step_tokens * SAVED_LOWERED * dims.layers * max(dims.ffn, dims.hidden) * FP32
+        return int(max(student, teacher) if training.answers else student + teacher) + LOGITS_BYTES + saved
     block = int((training.weights * FP32 * training.copies + teacher) / dims.layers)
     forward = MICRO_TOKENS * SAVED * max(dims.ffn, dims.hidden) * FP32
     table = dims.vocab * dims.hidden * FP32

@@ -71,7 +71,9 @@ def _training(step: Distilling, calibration: Source, base: Base, teacher: Base |
     copies = estimates.ADAPTED_COPIES if isinstance(step, Lora) else copies
     blocks = step.blocks if isinstance(step, Training) else 0
     beside, answers = (teacher or base).parameters, step.answers if isinstance(step, Distill) else None
-    work = estimates.Training(base.parameters, copies, held, blocks * held, int(step.distill * tokens), beside)
+    together = limits.TUNE_STEP_TOKENS if isinstance(step, (Tune, Lora)) else limits.STEP_TOKENS
+    distilled = int(step.distill * tokens)
+    work = estimates.Training(base.parameters, copies, held, blocks * held, distilled, together, beside)
     if answers is None:
         return work
     asked = 0 if answers.endpoint else source.samples * min(answers.max_tokens, source.sequence_length)
