@@ -38,7 +38,7 @@ class Cpu:
 
 
 WITH_AMX = Cpu(7e11, 2.5e11)  # measured: bfloat16 in its matrix units
-WITH_BFLOAT16 = Cpu(6.1e11, 1.4e11)  # measured on Zen 5, but for training: bfloat16 in registers of 512 bits
+WITH_BFLOAT16 = Cpu(6.1e11, 2e11)  # measured on Zen 5: bfloat16 in registers of 512 bits
 WITH_AVX512 = Cpu(2e11, 1.4e11)  # twice the width of AVX2, not measured
 OTHER = Cpu(1.1e11, 0.8e11)  # measured: float32 in AVX2
 
