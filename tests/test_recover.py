@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pico
@@ -382,6 +383,16 @@ def test_the_tokens_that_are_reported_are_those_that_were_seen(
     assert (part.steps, part.tokens) == (7, 14 * 48)
     twice = run(pruned, pico_folder, tmp_path / "twice", step(blocks=0, distill=2))
     assert (twice.steps, twice.tokens) == (29, 29 * 48)
+
+
+@pytest.mark.parametrize("total", [1, 7, 8, 14, 17, 375])
+def test_held_out_sequences_are_asked_eight_times_at_most(total: int) -> None:
+    lesson, student = (
+        SimpleNamespace(train=torch.zeros(total, 1)),
+        SimpleNamespace(trained={"one": torch.zeros(1)}, module=pico.model("llama"), optimizers=lambda *_: None),
+    )
+    training = distillation.Distillation(student, lesson, step(distill=1), 1.0, Pace(1e-4, step_tokens=1))  # type: ignore[arg-type]
+    assert training._total == total and math.ceil(total / training._every) <= distillation.EVALUATIONS
 
 
 def test_a_time_limit_ends_it(pruned: Path, pico_folder: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class Distillation:
         self._rows = max(1, pace.step_tokens // lesson.train.shape[1])
         self._total = max(1, int(step.distill * self._count) // self._rows)
         self._optimizer = student.optimizers(pace.rate, self._total)
-        self._every = max(1, self._total // EVALUATIONS)
+        self._every = math.ceil(self._total / EVALUATIONS)
         self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._notes: dict[str, Any] = {"step": 0, "best_step": 0, "best": before, "last": 0}
         self._notes |= {"seconds": 0.0, "curve": []}

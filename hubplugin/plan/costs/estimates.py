@@ -13,7 +13,7 @@ from hubplugin.model.architectures.architecture import Dimensions
 from hubplugin.model.architectures.families import Family, InputGroup
 from serve import cpu_features
 
-STUDENT_COPIES, TEACHER_COPIES = 4, 1  # in float32: weights, gradients, what the optimizer keeps; and the base
+STUDENT_COPIES, TEACHER_COPIES = 5, 1  # in float32: weights, gradients, the optimizer's, the best so far; the base
 TUNED_COPIES = 0.5  # the same where scales are trained: codes, scales and their moments, embeddings
 ADAPTED_COPIES = 1.1  # the same where an adapter is trained: weights that stay, and a few that do not
 WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
