@@ -18,16 +18,12 @@ TOKENS = (8192, 32768, 131072)
 SEEDS = (0, 1, 2, 3, 4)
 MODELS = ("docs", "75m", "350m")
 LAYERS = ("75m-3-layers", "75m-6-layers", "75m", "75m-24-layers")  # one shape, growing
-ENGINES = (
-    *("ours", "ours-fast", "ours-plain", "gptqmodel", "llmcompressor"),
-    *("ours-tuned", "ours-rounded", "gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light"),
-    *("onecomp", "onecomp-mse"),
-)
 # recipes that seek quality and not speed: one round, and only where quality means something
 ONCE = (
     *("ours-tuned", "ours-rounded", "gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light"),
     *("onecomp", "onecomp-mse"),
 )
+ENGINES = ("ours", "ours-fast", "ours-plain", "gptqmodel", "llmcompressor", *ONCE)
 ROUNDS = 3
 LONG = 10**13  # weights times tokens from which on one round is all a cell gets
 # millions of weights in the blocks' linears, by model; of the others only speed means anything

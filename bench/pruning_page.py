@@ -88,8 +88,9 @@ get in earnest: hubplugin runs with one setting for all.
   rotations on the residual connections are not counted among the weights, once they are.
 - **ShortGPT** (2403.03853): whole layers by Block Influence. **Greedy** removal, of whole layers or, as BlockPruner
   (2406.10594), of attention and FFN blocks, goes by perplexity on the first 16 calibration sequences, and ends where
-  the next one no longer fits: filling up with the smaller attention blocks was tried, and did harm. Of a real model the
-  products of these tries are bfloat16. A layer is a sixth of the 12M model: at small ratios there is nothing that fits.
+  the next one no longer fits: filling up with the smaller attention blocks was tried, and did harm. Products of these
+  tries are bfloat16, but were float32 in the older results of the 12M model. A layer is a sixth of that model: at small
+  ratios there is nothing that fits.
 
 Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike but for one row
 (**then trained**: `recover` as it is by default, on more sequences of the same kind, and in no comparison); methods

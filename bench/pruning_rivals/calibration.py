@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -126,8 +128,8 @@ class Calibration:
         `inputs` [sequences, tokens, hidden].
         """
         few = self.ids[:sequences]
-        parts: Iterable[Tensor | None] = [None] * len(few) if inputs is None else inputs.split(ROWS)
-        losses = (next_token_loss(model, ids, part) for ids, part in zip(few.split(ROWS), parts, strict=False))
+        parts: Iterable[Tensor | None] = repeat(None) if inputs is None else inputs.split(ROWS)
+        losses = map(partial(next_token_loss, model), few.split(ROWS), parts)
         return math.exp(sum(float(each.double().sum()) for each in losses) / (few.numel() - len(few)))
 
     @torch.inference_mode()

@@ -93,7 +93,7 @@ class _Tries:
 
 @contextmanager
 def _without(model: nn.Module, gone: frozenset[Block], first: int = 0) -> Iterator[nn.Module]:
-    """The model without these blocks and without the layers below `first`, which share their weights with it."""
+    """The model, whose weights these are, without some blocks and the layers below `first`; products in bfloat16."""
     whole = model.model.layers
     layers = nn.ModuleList(copy.copy(layer) for layer in whole)
     for layer in layers:
