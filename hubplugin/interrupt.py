@@ -1,13 +1,17 @@
-"""Ctrl-C waits where a library would turn it into something else.
+"""Ctrl-C waits where a library would turn it into something else, and is not lost where Python drops it.
 
-Some try an import that was cut off again, and fail differently; a tensor's reader makes an error of any exception.
-Knows signals and threads. Knows nothing of what they interrupt.
+Some libraries try an import that was cut off again, and fail differently; a tensor's reader makes an error of any
+exception. Python itself only prints what is raised in __del__ or in the callback of a weak reference, and Ctrl-C comes
+but once from a cluster, or from a script. Knows signals and threads. Knows nothing of what they interrupt.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_remembered: list[int] = []  # signals that were raised and not yet seen at the end of `remembered`
 
 
 @contextmanager
@@ -24,3 +28,32 @@ def held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if received:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Ctrl-C inside the block is raised where it comes and, where that is dropped, again at the next `check`.
+
+    A program that handles Ctrl-C itself goes on doing so.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _remembered.clear()
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt where one was dropped; not while one is on its way to the top."""
+    if _remembered and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        raise KeyboardInterrupt
+
+
+def _remember(number: int, frame: object) -> None:
+    _remembered.append(number)
+    raise KeyboardInterrupt

@@ -13,6 +13,7 @@ import torch
 from hubplugin import (
     adapter_parent,
     decisions,
+    interrupt,
     memory,
     passes,
     provenance,
@@ -42,6 +43,7 @@ from hubplugin.sharing import Spent
 from hubplugin.variant_folder import MANIFEST
 
 
+@interrupt.remembered()
 def run(
     document: Document,
     planned: Plan,

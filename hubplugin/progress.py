@@ -1,6 +1,7 @@
 """Talk on stderr: plain lines, and a progress line for a long pass where stderr is a terminal. stdout is for results.
 
-It knows whether it should be quiet and whether somebody watches, and nothing about what is being done.
+It knows whether it should be quiet and whether somebody watches, and nothing about what is being done. Long work comes
+by here at every block, and ends here where Ctrl-C was dropped on its way.
 """
 
 import os
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from hubplugin import interrupt
 
 QUIET = "HUBPLUGIN_QUIET"  # in the environment, so that processes which are started inherit it
 # The libraries' own progress bars, which they read when they are imported.
@@ -28,6 +31,7 @@ def quiet() -> bool:
 
 def progress(line: str) -> None:
     """One line of talk on stderr; nothing where it is quiet."""
+    interrupt.check()
     if not quiet():
         print(line, file=sys.stderr, flush=True)
 

@@ -148,7 +148,7 @@ def test_a_folder_of_manifests_on_two_nodes_one_of_which_is_lost(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ctrl_c_cancels_and_says_what_is_kept(tmp_path: Path) -> None:
-    manifests = cluster_helpers.place(tmp_path, layers=40, m=cluster_helpers.manifest(32))
+    manifests = cluster_helpers.place(tmp_path, layers=100, m=cluster_helpers.manifest(32))
     words = [str(manifests / "m.yaml"), "--ray", "local", "--out", "out", "--cpus-per-variant", "1"]
     process = start(tmp_path, *words)
     try:
@@ -162,7 +162,7 @@ def test_ctrl_c_cancels_and_says_what_is_kept(tmp_path: Path) -> None:
         process.wait()
     said = (tmp_path / "said").read_text()
     assert process.returncode == 130, said
-    assert "1 tasks are cancelled" in said and "kept: Int8-32" in said and "of 40 blocks" in said, said
+    assert "1 tasks are cancelled" in said and "kept: Int8-32" in said and "of 100 blocks" in said, said
     assert "Traceback" not in said
     assert blocks(tmp_path / "out", "Int8-32") and not (tmp_path / "out" / "Int8-32").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".Int8-32.part"]
