@@ -45,6 +45,7 @@ WORK = HERE / ".work" / "pruning"
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 SEQUENCES = 64
 MORE, MORE_FROM_TEXT = 1024, 1300  # sequences that recovery trains on: sampling them takes time
+MORE_ON_REAL = 530  # as many as WikiText-2's validation text has
 TRIAL = 16  # held-out sequences on which a rival's settings are told apart
 METHODS = (*PRUNED, *RIVALS, *PRUNED_RECOVERED, *PRUNED_QUANTIZED, *QUANTIZED)
 
@@ -168,6 +169,7 @@ def ours(bench: Bench, method: str, steps: list[pruning_ours.Step]) -> dict[str,
     plain = same_shapes(out / method)
     shutil.rmtree(out)
     return {
+        **({"recovery": said.recovery.model_dump(mode="json", exclude={"blocks"})} if said.recovery else {}),
         "linear_parameters": said.sizes.linear_parameters,
         "added_parameters": 0,
         "parameters": said.sizes.parameters,
@@ -202,6 +204,7 @@ def opened(calibration: Path | None, held_out: Path | None, model: str = "docs")
     ids = [torch.from_numpy(numpy.load(each)) for each in paths]
     row = families.match(configs.read_config(base, str(base)), str(base))
     where: dict[str, Any] = {"files": [str(calibration.resolve())]} if calibration else {"self": True}
+    more = MORE_ON_REAL if model != "docs" else MORE_FROM_TEXT if calibration else MORE
     return Bench(
         base=base,
         work=WORK,
@@ -211,7 +214,7 @@ def opened(calibration: Path | None, held_out: Path | None, model: str = "docs")
         ids=ids[0],
         calibration=described[0],
         source={**where, "samples": SEQUENCES, "sequence_length": SEQUENCE, "seed": 0},
-        more={**where, "samples": MORE_FROM_TEXT if calibration else MORE, "sequence_length": SEQUENCE, "seed": 2},
+        more={**where, "samples": more, "sequence_length": SEQUENCE, "seed": 2},
     )
 
 

@@ -37,11 +37,15 @@ PRUNED_QUANTIZED: dict[str, Callable[[float], list[Step]]] = {
     "ours-int4": lambda ratio: [prune(ratio), INT4],
     "ours-per-layer-int4": lambda ratio: [prune(ratio, layout="per-layer"), INT4],
 }
-# trained afterwards, so not to be compared with what is done in one shot; at one ratio, as it takes minutes
+# trained afterwards, so not to be compared with what is done in one shot; each at one ratio, as it takes minutes
 PRUNED_RECOVERED: dict[str, Callable[[float], list[Step]]] = {
     "ours-recovered": lambda ratio: [prune(ratio), {"method": "recover"}],
+    "ours-per-layer-recovered": lambda ratio: [
+        prune(ratio, layout="per-layer"),
+        {"method": "recover", "blocks": 0, "distill": 2.5, "minutes": 40},
+    ],
 }
-RECOVERED_RATIO = 0.3
+RECOVERED_RATIOS = {"ours-recovered": 0.3, "ours-per-layer-recovered": 0.2}
 QUANTIZED: dict[str, list[Step]] = {"int8": [INT8], "int4": [INT4]}
 
 
@@ -52,8 +56,8 @@ def steps(name: str, ratio: float) -> list[Step]:
 
 def ratios(name: str, wanted: list[float]) -> list[float]:
     """Of those wanted, the ones that a variant is made at; what is only quantized has none of its own."""
-    if name in PRUNED_RECOVERED:
-        return [ratio for ratio in wanted if ratio == RECOVERED_RATIO]
+    if name in RECOVERED_RATIOS:
+        return [ratio for ratio in wanted if ratio == RECOVERED_RATIOS[name]]
     return wanted[:1] if name in QUANTIZED else wanted
 
 

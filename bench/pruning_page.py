@@ -24,6 +24,7 @@ NAMES = {
     "ours": "**hubplugin**",
     "ours-per-layer": "**hubplugin, per layer**",
     "ours-recovered": "**hubplugin, then trained**",
+    "ours-per-layer-recovered": "**hubplugin, per layer, then trained**",
     "ours-int4": "**hubplugin, then Int4**",
     "ours-per-layer-int4": "**hubplugin, per layer, then Int4**",
     "int8": "Int8",
@@ -44,7 +45,7 @@ NAMES = {
     "blockpruner": "BlockPruner (greedy, sub-blocks)",
 }
 OURS = ("ours", "ours-per-layer")
-TRAINED = ("ours-recovered",)
+TRAINED = ("ours-recovered", "ours-per-layer-recovered")
 BYTES = ("int8", "int4", "ours", "ours-per-layer", "ours-int4", "ours-per-layer-int4")
 ENOUGH = 0.9  # of what ours removed, that a rival must have removed to be compared with
 HEAD = """# Structured pruning, side by side
@@ -122,11 +123,13 @@ def render(
     real: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The page as a pure function of the results: on own samples, on text, of serving, and of a real model."""
+    import pruning_recovery_page
     import pruning_speed_page
 
     if not found:
         return f"{HEAD}\nNo results yet.\n"
-    parts = [HEAD, *brief(real, "A real model", ON_REAL), *data(found), *tables(found), *plots(found)]
+    parts = [HEAD, *brief(real, "A real model", ON_REAL), *pruning_recovery_page.section(real)]
+    parts += [*data(found), *tables(found), *plots(found)]
     parts += [*brief(texts, "The same on text", ON_TEXT), *settings(found), NOTES]
     return "\n".join([*parts, *pruning_speed_page.section(speeds)])
 

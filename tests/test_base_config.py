@@ -1,7 +1,9 @@
 """Keys of config.json that only concern loading, or that it leaves out: what is built, and what variants say."""
 
 import copy
+import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,17 @@ def edited(folder: Path, changes: dict[str, Any], left_out: tuple[str, ...] = ()
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in left_out}))
     return folder
+
+
+def test_a_folder_whose_layers_differ_has_its_tokenizer_without_a_warning(pico_folder: Path, tmp_path: Path) -> None:
+    folder, said = edited(tmp_path / "m", {"model_type": families.PER_LAYER}), io.StringIO()
+    listener = logging.StreamHandler(said)
+    logging.getLogger("transformers").addHandler(listener)
+    try:
+        assert read_tokenizer(folder).get_vocab() == read_tokenizer(pico_folder).get_vocab()
+    finally:
+        logging.getLogger("transformers").removeHandler(listener)
+    assert not said.getvalue()
 
 
 @pytest.mark.parametrize("changes", LOADING, ids=lambda changes: ",".join(changes))

@@ -1,5 +1,6 @@
 """Distillation on answers: the loss by hand, rows, the cache, sampling, prompts, and training that was interrupted."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -19,13 +20,14 @@ from hubplugin.compress.calibration import prompts
 from hubplugin.compress.calibration.prompts import Prompt
 from hubplugin.errors import CalibrationError, CompressError
 from hubplugin.manifest.steps.training.distill import Answers, Distill
-from hubplugin.recovery import distillation, student_folder
-from hubplugin.recovery.answers import asking, in_process, learning
+from hubplugin.recovery import distillation, output_head, student_folder
+from hubplugin.recovery.answers import asking, cross_entropy, in_process, learning
 from hubplugin.recovery.answers import rows as answer_rows
 from hubplugin.recovery.answers.cache import Answer, AnswerCache
-from hubplugin.recovery.answers.cross_entropy import CrossEntropy, summed
+from hubplugin.recovery.answers.cross_entropy import CrossEntropy
 from hubplugin.recovery.answers.rows import AnswerRows
 from hubplugin.recovery.splitting import Split
+from hubplugin.recovery.trainable import AllWeights, Student
 from hubplugin.recovery.training_setup import TrainingSetup
 
 END = 256  # pico's EOS
@@ -46,21 +48,60 @@ def taught(count: int = 33, prompt: int = 8, longest: int = 40) -> AnswerRows:
 # -- the loss
 
 
+class _Logits(nn.Module):
+    """A model whose logits are what is trained."""
+
+    head = None
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, **_: Any) -> Any:
+        return self
+
+
 def test_the_loss_by_hand_on_four_tokens() -> None:
     chances = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.25, 0.25, 0.5], [0.9, 0.05, 0.05]])
-    logits = (chances.log() + 2.0)[None].requires_grad_()
+    model = _Logits((chances.log() + 2.0)[None])
     rows = AnswerRows(torch.tensor([[0, 2, 1, 0]]), torch.tensor([[False, False, True, True]]))
-    loss = summed(logits, rows)  # token 1 after the second position, token 0 after the third
-    assert float(loss.detach()) == pytest.approx(-math.log(0.7) - math.log(0.25), abs=1e-6)
-    loss.backward()
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad[0, 1], torch.tensor([0.1, 0.7 - 1, 0.2]))
-    torch.testing.assert_close(logits.grad[0, 2], torch.tensor([0.25 - 1, 0.25, 0.5]))
-    assert not logits.grad[0, 0].any() and not logits.grad[0, 3].any(), "a prompt's tokens are not learnt"
+    loss = CrossEntropy(rows, rows, 3, "cpu").learn(model, [0])  # token 1 after the second position, 0 after the third
+    assert 2 * loss == pytest.approx(-math.log(0.7) - math.log(0.25), abs=1e-6)
+    gradient = 2 * model.logits.grad[0]
+    torch.testing.assert_close(gradient[1], torch.tensor([0.1, 0.7 - 1, 0.2]))
+    torch.testing.assert_close(gradient[2], torch.tensor([0.25 - 1, 0.25, 0.5]))
+    assert not gradient[0].any() and not gradient[3].any(), "a prompt's tokens are not learnt"
+    losses, exact = output_head.cross_entropy(model.logits.detach()[0, 1:3], torch.tensor([1, 0]))
+    torch.testing.assert_close(losses, -torch.tensor([0.7, 0.25]).log())
+    torch.testing.assert_close(exact, gradient[1:3])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("positions", [1, 5, 10**6])
+def test_a_head_in_pieces_gives_the_loss_and_gradients_of_whole_logits(
+    monkeypatch: pytest.MonkeyPatch, tied: bool, positions: int
+) -> None:
+    monkeypatch.setattr(output_head, "LOGITS", positions * pico.VOCABULARY)
+    monkeypatch.setattr(output_head, "LOGITS_BYTES", 7 * pico.VOCABULARY * 4)
+    monkeypatch.setattr(cross_entropy, "fast_products", lambda _: contextlib.nullcontext())
+    one, other = (pico.model("llama", dtype=torch.float32, tie_word_embeddings=tied) for _ in range(2))
+    rows, student = taught(5), Student(AllWeights(one, []))
+    assert student.head is one.lm_head
+    lesson = CrossEntropy(rows, rows, pico.VOCABULARY, "cpu")
+    logits = other(rows.ids.long()).logits[:, :-1][rows.answer[:, 1:]]
+    theirs = nn.functional.cross_entropy(logits, rows.ids[:, 1:][rows.answer[:, 1:]].long())
+    theirs.backward()
+    assert lesson.held_out(student) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    assert all(weight.grad is None for weight in one.parameters())
+    assert lesson.learn(student, range(5)) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    for (name, weight), expected in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, expected.grad, msg=lambda said, name=name: f"{name}: {said}")
 
 
 class _Table(nn.Module):
     """A model whose logits depend on the last token alone, and which counts what it is asked."""
+
+    head = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +145,8 @@ def test_filling_up_changes_no_answer_and_blocks_one_by_one_give_the_same_loss(p
         count += len(places)
     assert learning.stored_loss(setup, rows, {}) == pytest.approx(alone / count, rel=1e-5)
     lesson = CrossEntropy(rows, rows, pico.VOCABULARY, "cpu")
-    assert lesson.held_out(setup.model(pico_folder).load_all()) == pytest.approx(alone / count, rel=1e-5)
+    student = Student(AllWeights(setup.model(pico_folder).load_all(), []))
+    assert lesson.held_out(student) == pytest.approx(alone / count, rel=1e-5)
 
 
 # -- rows

@@ -31,6 +31,20 @@ def test_rows_are_compared_as_float64_does(vocabulary: int, noise: float) -> Non
         assert torch.equal(lone.log_sum, mine.log_sum) and torch.equal(lone.first, mine.first)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 7, 49_152])
+@pytest.mark.parametrize("noise", [0.001, 0.3, 4.0])
+def test_the_gradient_of_a_divergence_is_as_float64_has_it(vocabulary: int, noise: float) -> None:
+    p, q = rows(vocabulary, noise)
+    divergence, gradient = logit_rows.divergence_and_gradient(p, q)
+    apart, exact = logit_rows.divergence_and_gradient(p.double(), q.double())
+    torch.testing.assert_close(divergence, apart, rtol=5e-3, atol=1e-12)
+    torch.testing.assert_close(gradient, exact.float(), rtol=1e-4, atol=5e-7)
+    logits = q.double().requires_grad_()
+    kl = torch.nn.functional.kl_div
+    kl(logits.log_softmax(-1), p.double().log_softmax(-1), log_target=True, reduction="sum").backward()
+    torch.testing.assert_close(exact, logits.grad)
+
+
 def test_the_same_rows_are_not_apart_at_all() -> None:
     p, _ = rows(5_000, 1.0)
     found = logit_rows.compared(p, p.clone())

@@ -20,6 +20,7 @@ import pruning_ours
 import pruning_page
 import pruning_plots
 import pruning_quality
+import pruning_recovery_page
 import pruning_speed_page
 from pruning_rivals import RIVALS, parts
 
@@ -148,6 +149,30 @@ FOUND = [
     made_up("int4", None, 1000, 20.5, 0.01),
     made_up("ours-int4", 0.2, 800, 21.6, 0.03),
 ]  # fmt: skip
+
+
+def test_what_training_brought_back_is_said_beside_the_same_without() -> None:
+    recovery = {
+        "tokens": 1024, "held_out_tokens": 512, "steps": 20, "best_step": 10, "seconds": {"distillation": 1200.0},
+        "kl_before": 0.04, "curve": [[10, 0.02], [20, 0.03]],
+    }  # fmt: skip
+    steps = [{"method": "prune", "ratio": 0.2}, {"method": "recover", "minutes": 40}]
+    trained = made_up("ours-recovered", 0.2, 800, 20.25, 0.01, recovery=recovery)
+    trained["made_from"] = {**trained["made_from"], "steps": steps}
+    assert not pruning_recovery_page.section(FOUND)
+    assert not pruning_recovery_page.section([trained]), "there is nothing to hold it against"
+    title, said, rows = pruning_recovery_page.section([*FOUND, trained])
+    assert title == "### Trained afterwards\n"
+    for words in (
+        "`{method: recover, minutes: 40}`",
+        "20 minutes on some",
+        "1.00 as pruned, 0.25 trained (0.25 of it)",
+    ):
+        assert words in said
+    assert [row.strip("| ").split(" | ") for row in rows.strip().splitlines()[2:]] == [
+        ["0", "0", "0.0400"], ["10", "10", "0.0200"], ["20", "20", "0.0300"]
+    ]  # fmt: skip
+    assert "Trained afterwards" in pruning_page.render(FOUND, [], [], [*FOUND, trained])
 
 
 def test_the_page_compares_ours_with_the_best_rival_that_removed_as_much() -> None:

@@ -22,8 +22,8 @@ from hubplugin.model.block_runner import Model
 from hubplugin.recovery import (
     block_training,
     distillation,
+    output_head,
     recover,
-    shortlist,
     splitting,
     trainable,
     training_setup,
@@ -89,67 +89,76 @@ def measured(student: Path, base: Path) -> float:
 
 
 def test_the_loss_by_hand_on_five_tokens() -> None:
-    base = torch.tensor([0.4, 0.06, 0.3, 0.04, 0.2]).log()
-    student = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2]).log() + 3.0  # logits, not log-probabilities
-    ids, logs, rest = shortlist.shortlist(base, 2)
-    assert ids.tolist() == [0, 2] and float(rest.exp()) == pytest.approx(0.3)
-    by_hand = 0.4 * math.log(0.4 / 0.5) + 0.3 * math.log(0.3 / 0.1) + 0.3 * math.log(0.3 / 0.4)
-    assert float(shortlist.shortlist_divergence(student, ids, logs, rest)) == pytest.approx(by_hand, abs=1e-6)
+    base = torch.tensor([[0.4, 0.06, 0.3, 0.04, 0.2]])
+    student = torch.tensor([[0.5, 0.1, 0.1, 0.1, 0.2]])
+    logits = student.log() + 3.0  # not log-probabilities
+    listed = 0.4 * math.log(0.4 / 0.5) + 0.3 * math.log(0.3 / 0.1)
+    loss, gradient = output_head.forward_kl(2)(logits, base.log())
+    assert float(loss) == pytest.approx(listed + 0.3 * math.log(0.3 / 0.4), abs=1e-6)
+    by_hand = torch.tensor([[0.1, 0.1 * (1 - 0.3 / 0.4), -0.2, 0.1 * (1 - 0.3 / 0.4), 0.2 * (1 - 0.3 / 0.4)]])
+    torch.testing.assert_close(gradient, by_hand)
+    loss, gradient = output_head.forward_kl(None)(logits, base.log())
+    assert float(loss) == pytest.approx(listed + 0.06 * math.log(0.6) + 0.04 * math.log(0.4), abs=1e-6)
+    torch.testing.assert_close(gradient, student - base)
 
 
-def naive(logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
+def naive(logits: Tensor, base: Tensor, count: int) -> Tensor:
     """The same divergence for autograd, without thought for speed or memory."""
-    own = logits.log_softmax(-1)
+    own, (logs, ids) = logits.log_softmax(-1), base.log_softmax(-1).topk(count)
     listed = own.gather(-1, ids)
     total = (logs.exp() * (logs - listed)).sum(-1)
-    if ids.shape[-1] == logits.shape[-1]:
+    if count == logits.shape[-1]:
         return total
-    return total + (rest.exp() * (rest - torch.log1p(-listed.exp().sum(-1, keepdim=True)))).squeeze(-1)
+    rest, expected = (torch.log1p(-each.exp().sum(-1)) for each in (listed, logs))
+    return total + expected.exp() * (expected - rest)
 
 
-@pytest.mark.parametrize("count", [1, 3, 10, 11, 64])
-def test_the_gradient_is_autograds_and_the_whole_vocabulary_is_the_full_divergence(count: int) -> None:
-    base, logits = torch.randn(2, 7, 11, dtype=torch.float64) * 3, torch.randn(2, 7, 11, dtype=torch.float64) * 2
-    known = shortlist.shortlist(base, count)
-    upstream = torch.randn(2, 7, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # compiled, and plain torch
+@pytest.mark.parametrize("count", [1, 3, 10, 11, 64, None])
+def test_the_gradient_is_autograds_and_the_whole_vocabulary_is_the_full_divergence(
+    count: int | None, dtype: torch.dtype
+) -> None:
+    base, logits = torch.randn(14, 11, dtype=dtype) * 3, torch.randn(14, 11, dtype=dtype) * 2
     one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ours, theirs = shortlist.shortlist_divergence(one, *known), naive(other, *known)
+    ours = output_head.loss_of(one, base, output_head.forward_kl(count))
+    theirs = naive(other, base, min(count or 11, 11)).sum()
     torch.testing.assert_close(ours, theirs)
-    ours.backward(upstream)
-    theirs.backward(upstream)
+    (0.5 * ours).backward()
+    (0.5 * theirs).backward()
     torch.testing.assert_close(one.grad, other.grad)
-    if count >= 11:
+    if count in (None, 11, 64):
         full = torch.nn.functional.kl_div(
-            logits.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="none"
+            logits.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="sum"
         )
-        torch.testing.assert_close(ours.detach(), full.sum(-1))
+        torch.testing.assert_close(ours.detach(), full)
 
 
-def test_the_loss_stays_finite_where_both_are_certain() -> None:
-    base, logits = torch.zeros(1, 9), torch.zeros(1, 9, requires_grad=True)
+@pytest.mark.parametrize("top_k", [2, None])
+def test_the_loss_stays_finite_where_both_are_certain(top_k: int | None) -> None:
+    base = torch.zeros(1, 9)
     base[0, 3] = 200.0
-    with torch.no_grad():
-        logits[0, 3] = 200.0
-    shortlist.shortlist_divergence(logits, *shortlist.shortlist(base, 2)).sum().backward()
+    logits = base.clone().requires_grad_()
+    output_head.loss_of(logits, base, output_head.forward_kl(top_k)).backward()
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("top_k", [8, None])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("positions", [1, 5, 10**6])
 def test_a_head_in_pieces_gives_the_loss_and_gradients_of_whole_logits(
-    monkeypatch: pytest.MonkeyPatch, tied: bool, positions: int
+    monkeypatch: pytest.MonkeyPatch, tied: bool, positions: int, top_k: int | None
 ) -> None:
     base, ids = pico.model("llama", dtype=torch.float32).requires_grad_(False), pico.tokens(3, 16).long()
     vocabulary = len(base.lm_head.weight)
-    monkeypatch.setattr(shortlist, "LOGITS", positions * vocabulary)
-    monkeypatch.setattr(shortlist, "LOGITS_BYTES", 7 * vocabulary * 4)
+    monkeypatch.setattr(output_head, "LOGITS", positions * vocabulary)
+    monkeypatch.setattr(output_head, "LOGITS_BYTES", 7 * vocabulary * 4)
     one, other = (pico.model("llama", dtype=torch.float32, seed=3, tie_word_embeddings=tied) for _ in range(2))
-    head, base_head = shortlist.plain_head(one), shortlist.plain_head(base)
+    head, base_head = output_head.plain_head(one), output_head.plain_head(base)
     assert head is not None and base_head is not None and head is one.lm_head
-    read = shortlist.hidden_states(base, base_head, ids)
-    ours = shortlist.divergence_at_head(one, head, ids, (read, base_head.weight), 8)
-    known = shortlist.shortlist(base(ids).logits, 8)
-    theirs = shortlist.shortlist_divergence(other(ids).logits, *known).sum()
+    read = output_head.hidden_states(base, base_head, ids)
+    ours = output_head.divergence_at_head(one, head, ids, (read, base_head.weight), output_head.forward_kl(top_k))
+    pair = (each(ids).logits.flatten(0, 1) for each in (other, base))
+    theirs = naive(*pair, top_k or vocabulary).sum()
     torch.testing.assert_close(ours, theirs)
     (0.5 * ours).backward()
     (0.5 * theirs).backward()
@@ -159,10 +168,10 @@ def test_a_head_in_pieces_gives_the_loss_and_gradients_of_whole_logits(
 
 
 def test_logits_that_are_more_than_a_heads_products_are_left_whole() -> None:
-    assert shortlist.plain_head(pico.model("gemma2")) is None, "they are capped"
+    assert output_head.plain_head(pico.model("gemma2")) is None, "they are capped"
     held = pico.model("llama")
     held.lm_head.weight = torch.nn.Parameter(held.lm_head.weight.to("meta"))
-    assert shortlist.plain_head(held) is None, "a quantized head has no weight"
+    assert output_head.plain_head(held) is None, "a quantized head has no weight"
 
 
 # -- what comes out

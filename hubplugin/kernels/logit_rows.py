@@ -67,6 +67,21 @@ def compared(p: Tensor, q: Tensor) -> Compared:
     return made
 
 
+def divergence_and_gradient(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) in nats, float64 [rows], and its gradient in q's logits [rows, vocabulary]: q - p as probabilities."""
+    if not (_compilable(p) and _compilable(q)):
+        p_logs, q_logs = p.log_softmax(-1), q.log_softmax(-1)
+        ratios = p_logs.exp()
+        return (ratios * (p_logs - q_logs)).sum(-1).double(), q_logs.exp_().sub_(ratios)
+    divergences, gradient = (
+        torch.empty(len(p), dtype=torch.float64),
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+    )
+    arrays = (tensor.numpy() for tensor in (p.contiguous(), q.contiguous(), divergences, gradient))
+    spread(_pulled, len(p), *arrays)
+    return divergences, gradient
+
+
 def _compilable(logits: Tensor) -> bool:
     return logits.device.type == "cpu" and logits.dtype == torch.float32 and not logits.requires_grad
 
@@ -172,6 +187,18 @@ def _differences(p_logits, q_logits, p_largest, q_largest, p_rest, q_rest, norma
     return divergence, distance
 
 
+@any_order
+def _gradients(p_logits, q_logits, p_largest, q_largest, p_rest, q_rest, normalizers, gradient):  # type: ignore[no-untyped-def]
+    """The sum of `_excess` over a piece, and q - p in `gradient`."""
+    divergence = _ZERO
+    for place in range(len(p_logits)):
+        p = _probability(p_logits[place], p_largest, p_rest)
+        q = _probability(q_logits[place], q_largest, q_rest)
+        divergence += _excess(p, q, (p_logits[place] - q_logits[place]) - normalizers)
+        gradient[place] = q - p
+    return divergence
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def _row(logits):  # type: ignore[no-untyped-def]
     """The largest logit, log of the sum of exponentials less it, and where it first stands."""
@@ -210,3 +237,18 @@ def _compared(first, last, p, q, p_logs, p_firsts, q_logs, q_firsts, divergences
             divergence += parts[0]
             distance += parts[1]
         divergences[row], overlaps[row] = divergence, 1 - distance / 2
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pulled(first, last, p, q, divergences, gradients):  # type: ignore[no-untyped-def]
+    for row in range(first, last):
+        p_largest, p_rest, _ = _row(p[row])
+        q_largest, q_rest, _ = _row(q[row])
+        rests = np.float32(p_rest), np.float32(q_rest)
+        normalizers = np.float32((p_largest + p_rest) - (q_largest + q_rest))
+        divergence = 0.0
+        for begin in range(0, p.shape[1], PIECE):
+            some = slice(begin, begin + PIECE)
+            pair = p[row, some], q[row, some]
+            divergence += _gradients(*pair, p_largest, q_largest, *rests, normalizers, gradients[row, some])
+        divergences[row] = divergence

@@ -1,4 +1,4 @@
-"""Distillation: a student trained end to end on the base's predictions: forward KL over the base's top-k and a rest.
+"""Distillation: a student trained end to end on the base's predictions, by forward KL.
 
 Weights are in float32, products in bfloat16 where they are fast. What has the lowest held-out loss is kept
 (docs/maths.md, Recovery). Predictions are one `Lesson`, answers another (answers/cross_entropy.py). Knows two models,
@@ -21,13 +21,7 @@ from hubplugin.manifest.steps.training.base import Distilling
 from hubplugin.model.kl_divergence import divergence
 from hubplugin.progress import progress
 from hubplugin.recovery.optimizers import Pace, fast_products, schedule
-from hubplugin.recovery.shortlist import (
-    divergence_at_head,
-    hidden_states,
-    plain_head,
-    shortlist,
-    shortlist_divergence,
-)
+from hubplugin.recovery.output_head import divergence_at_head, forward_kl, hidden_states, loss_of, plain_head
 from hubplugin.recovery.splitting import Split
 from hubplugin.recovery.trainable import Student, Trainable
 
@@ -45,9 +39,9 @@ def logits_of(model: Predictor, ids: Tensor) -> Tensor:
     return cast(Tensor, model(input_ids=ids, use_cache=False).logits).float()
 
 
-def rows_at_once(tokens: Tensor, vocabulary: int) -> int:
-    """How many sequences' logits are worked on together."""
-    return max(1, LOGITS // (tokens.shape[1] * vocabulary))
+def rows_at_once(tokens: Tensor, vocabulary: int, head: nn.Linear | None = None) -> int:
+    """How many sequences pass together: those whose logits may exist at once, or more before a head in pieces."""
+    return max(1, (MICRO_TOKENS if head else LOGITS // vocabulary) // tokens.shape[1])
 
 
 @torch.no_grad()
@@ -83,17 +77,17 @@ class Lesson(Protocol):
     def learn(self, student: Student, picked: Sequence[int]) -> float:
         """Gradients of the mean loss per token of some of the sequences; returns that loss."""
 
-    def held_out(self, student: Predictor) -> float:
+    def held_out(self, student: Student) -> float:
         """The mean loss in nats per token of sequences that are never learnt from, in float32."""
 
 
 class Predictions:
-    """The lesson of a base's predictions of every token, of which it lists the `top_k` likeliest."""
+    """The lesson of a base's predictions of every token: all of the vocabulary, or the `top_k` likeliest and a rest."""
 
     measure = "held-out KL"
 
-    def __init__(self, base: nn.Module, tokens: Split, top_k: int) -> None:
-        self._base, self._top_k = base, top_k
+    def __init__(self, base: nn.Module, tokens: Split, top_k: int | None) -> None:
+        self._base, self._kl = base, forward_kl(top_k)
         self._vocabulary = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         self._head = plain_head(base)
         self._device = next(base.parameters()).device
@@ -103,8 +97,7 @@ class Predictions:
         """As `Lesson`."""
         rows = self.train[list(picked)].long().to(self._device)
         loss, head = 0.0, student.head if self._head else None
-        at_once = max(1, MICRO_TOKENS // rows.shape[1]) if head else rows_at_once(rows, self._vocabulary)
-        for ids in rows.split(at_once):
+        for ids in rows.split(rows_at_once(rows, self._vocabulary, head)):
             with fast_products(self._device.type):
                 summed = self._at_head(student, head, ids) if head else self._of_logits(student, ids)
             part = summed / rows.numel()
@@ -117,13 +110,13 @@ class Predictions:
         assert self._head is not None
         with torch.no_grad():
             read = hidden_states(self._base, self._head, ids)
-        return divergence_at_head(student, head, ids, (read, self._head.weight), self._top_k)
+        return divergence_at_head(student, head, ids, (read, self._head.weight), self._kl)
 
     def _of_logits(self, student: Predictor, ids: Tensor) -> Tensor:
         """The same where logits are more than a head's products."""
         with torch.no_grad():
-            known = shortlist(logits_of(self._base, ids), self._top_k)
-        return shortlist_divergence(logits_of(student, ids), *known).sum()
+            known = logits_of(self._base, ids).flatten(0, -2)
+        return loss_of(logits_of(student, ids).flatten(0, -2), known, self._kl)
 
     def held_out(self, student: Predictor) -> float:
         """As `Lesson`."""

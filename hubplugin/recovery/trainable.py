@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from hubplugin.model.architectures.families import Family
 from hubplugin.recovery.optimizers import Optimizers, adam, optimizers
-from hubplugin.recovery.shortlist import plain_head
+from hubplugin.recovery.output_head import plain_head
 
 
 class Trainable(Protocol):

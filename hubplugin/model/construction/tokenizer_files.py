@@ -34,12 +34,15 @@ def _settings(folder: Path) -> "PretrainedConfig | None":
 
     transformers would read config.json itself, and could stumble over a key that concerns no tokenizer.
     """
+    from transformers import PretrainedConfig
+
     from hubplugin.model.construction import settings
 
     path = folder / "config.json"
     config = read_json(path, str(folder)) if path.is_file() else {}
-    if config.get("model_type") not in FAMILIES or config["model_type"] == PER_LAYER:
+    if config.get("model_type") not in FAMILIES:
         return None
-    read = settings.read(config)
+    # transformers has no class for layers of different widths, and would warn of that
+    read = PretrainedConfig() if config["model_type"] == PER_LAYER else settings.read(config)
     read.name_or_path = str(folder)  # transformers knows some models by it
     return read

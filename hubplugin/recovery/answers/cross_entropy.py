@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hubplugin.recovery.answers.rows import AnswerRows
-from hubplugin.recovery.distillation import Predictor, logits_of, rows_at_once
+from hubplugin.recovery.distillation import logits_of, rows_at_once
 from hubplugin.recovery.optimizers import fast_products
+from hubplugin.recovery.output_head import cross_entropy, loss_at_head, loss_of
+from hubplugin.recovery.trainable import Student
 
 
 class CrossEntropy:
@@ -23,37 +24,41 @@ class CrossEntropy:
         self._rows, self._held_out, self._vocabulary, self._device = train, held_out, vocabulary, device
         self.train = train.ids
 
-    def learn(self, student: Predictor, picked: Sequence[int]) -> float:
+    def learn(self, student: Student, picked: Sequence[int]) -> float:
         """As `Lesson`; the mean is over the answers' tokens of all picked rows."""
         loss, rows = 0.0, _trimmed(self._rows.pick(torch.tensor(picked)))
         count = int(rows.lengths.sum())
-        for part in self._parts(rows):
+        for part in self._parts(rows, student):
             with fast_products(self._device):
-                logits = logits_of(student, part.ids.long().to(self._device))
-            share = summed(logits, part) / count
+                summed = self._summed(student, part)
+            share = summed / count
             share.backward()
             loss += float(share.detach())
         return loss
 
     @torch.no_grad()
-    def held_out(self, student: Predictor) -> float:
+    def held_out(self, student: Student) -> float:
         """As `Lesson`."""
         rows = _trimmed(self._held_out)
-        parts = self._parts(rows)
-        total = sum(float(summed(logits_of(student, part.ids.long().to(self._device)), part)) for part in parts)
+        total = sum(float(self._summed(student, part)) for part in self._parts(rows, student))
         return total / int(rows.lengths.sum())
 
-    def _parts(self, rows: AnswerRows) -> list[AnswerRows]:
-        """Rows whose logits are worked on together."""
-        return [
-            rows.pick(places) for places in torch.arange(len(rows.ids)).split(rows_at_once(rows.ids, self._vocabulary))
-        ]
+    def _parts(self, rows: AnswerRows, student: Student) -> list[AnswerRows]:
+        """Rows that pass together."""
+        at_once = rows_at_once(rows.ids, self._vocabulary, student.head)
+        return [rows.pick(places) for places in torch.arange(len(rows.ids)).split(at_once)]
 
+    def _summed(self, student: Student, rows: AnswerRows) -> Tensor:
+        """The cross-entropy in nats of all tokens of answers; a plain head reads nothing else."""
+        ids, predicts = rows.ids.to(self._device).long(), rows.answer[:, 1:].to(self._device)
+        wanted = ids[:, 1:][predicts]
 
-def summed(logits: Tensor, rows: AnswerRows) -> Tensor:
-    """The cross-entropy in nats of all tokens of answers, from logits [rows, tokens, vocabulary]."""
-    wanted, predicts = rows.ids.to(logits.device).long()[:, 1:], rows.answer.to(logits.device)[:, 1:]
-    return functional.cross_entropy(logits[:, :-1][predicts], wanted[predicts], reduction="sum")
+        def choose(outputs: Tensor) -> Tensor:
+            return outputs[:, :-1][predicts]
+
+        if student.head:
+            return loss_at_head(student, student.head, ids, choose, (cross_entropy, wanted))
+        return loss_of(choose(logits_of(student, ids)), wanted, cross_entropy)
 
 
 def _trimmed(rows: AnswerRows) -> AnswerRows:

@@ -20,10 +20,11 @@ class Distilling(StepSettings):
         examples=[0.5],
     )
     learning_rate: Real | None = Field(default=None, gt=0, le=0.1, description="The learning rate.", examples=[0.0001])
-    top_k: Whole = Field(
-        default=64,
+    top_k: Whole | None = Field(
+        default=None,
         ge=1,
-        description="The number of the base's most probable tokens in the distillation loss. The others count as one.",
+        description="The number of the base's most probable tokens in the distillation loss. The others count as one. "
+        "Left out: all of the vocabulary.",
         examples=[64],
     )
     minutes: Real | None = Field(

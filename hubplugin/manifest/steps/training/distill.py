@@ -119,10 +119,11 @@ class Distill(Recover):
         description="A number of epochs on the teacher's predictions or answers.",
         examples=[3],
     )
-    top_k: Whole = Field(
-        default=64,
+    top_k: Whole | None = Field(
+        default=None,
         ge=1,
-        description="The number of the teacher's most probable tokens in the loss. The others count as one.",
+        description="The number of the teacher's most probable tokens in the loss. The others count as one. Left out: "
+        "all of the vocabulary.",
         examples=[64],
     )
 
