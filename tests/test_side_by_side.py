@@ -84,13 +84,13 @@ def test_blocks_are_those_of_each_variant_alone_and_the_base_is_walked_once(
 def test_what_goes_into_the_bases_linears_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, forwards = pico.write(tmp_path / "m"), []
     variants = passes(base, [INT4], [INT8], [PRUNE, INT4])
-    keys = []
+    hooked: list[torch.nn.Module] = []  # held: the id of one that is gone may be that of the next
     real = blockwise.BaseWalk.block
 
     def watched(walk: blockwise.BaseWalk, model: Model, index: int) -> torch.nn.Module:
         block = real(walk, model, index)
-        if id(block) not in keys:
-            keys.append(id(block))
+        if all(block is not other for other in hooked):
+            hooked.append(block)
             block.register_forward_pre_hook(lambda *_: forwards.append(index))
         return block
 
