@@ -586,6 +586,17 @@ def test_fast_bfloat16_shortens_what_is_computed_in_it_alone(monkeypatch):
     assert seconds["BF16", 2] < seconds["BF16", 1] == seconds["F32", 1] == seconds["F32", 2]
 
 
+def test_a_training_is_planned_to_end_within_its_minutes():
+    def seconds(**settings):
+        steps = [{"method": "prune", "ffn": 0.25}, {"method": "recover", "distill": 100, **settings}]
+        data = {"self": True, "sequence_length": 64, "samples": 4096}
+        return planned(steps, calibrate=data).variants[0].seconds
+
+    short, twice = seconds(minutes=0.1), seconds(minutes=0.2)
+    assert twice - short == pytest.approx(6)
+    assert short < seconds(minutes=10**6) == seconds()
+
+
 def test_the_table_says_where_activations_go_to_disk_and_where_even_that_is_too_much():
     made = planned([GPTQ], calibrate={"files": ["a.txt"], "samples": 4096, "tokens": 64})
     need = made.variants[0].memory

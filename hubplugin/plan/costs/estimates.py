@@ -4,6 +4,7 @@ Memory is counted tensor by tensor, as the engine holds them, and is good to som
 those of two cores of this machine's kind, good to a factor of about two. Reports hold what was measured.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -56,6 +57,7 @@ class Training:
     teacher: int  # weights of the model that is learnt from; 0: it is behind an endpoint
     answers: bool = False  # the teacher is asked before, and not run beside the student
     asked_tokens: int = 0  # that it generates then
+    limit: float = math.inf  # seconds that it may take
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,16 @@ def memory(
 
 def _training(training: Training, dims: Dimensions) -> int:
     """Bytes of a training beside what is always kept: all weights at once, or a block and the activations before it."""
+    table = dims.vocab * dims.hidden * FP32
+    beside = 2 * table + HOLES_BYTES + MOST_SLACK  # of the models that held-out sequences are judged by
     teacher = training.teacher * FP32 * TEACHER_COPIES
     if training.distilled_tokens:
         student = training.weights * FP32 * training.copies
         saved = training.step_tokens * SAVED_LOWERED * dims.layers * max(dims.ffn, dims.hidden) * FP32
-        return int(max(student, teacher) if training.answers else student + teacher) + LOGITS_BYTES + saved
+        return int(max(student, teacher) if training.answers else student + teacher) + LOGITS_BYTES + saved + beside
     block = int((training.weights * FP32 * training.copies + teacher) / dims.layers)
     forward = MICRO_TOKENS * SAVED * max(dims.ffn, dims.hidden) * FP32
-    table = dims.vocab * dims.hidden * FP32
-    return 2 * training.held * dims.hidden * FP32 + block + max(forward, table + LOGITS_BYTES)
+    return 2 * training.held * dims.hidden * FP32 + block + max(forward, table + LOGITS_BYTES) + beside
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,7 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
     probes = work.tried * _probe_tokens(work)
     passed *= 1 + twice + probes / 2 / count  # half of the blocks, for each change that is tried
     divergences = probes * dims.vocab * (2 * dims.hidden + LOGIT_OPERATIONS) / work.cpu.flops
-    training = sum(map(_operations, work.trainings)) / work.cpu.training
+    training = sum(min(_operations(one) / work.cpu.training, one.limit) for one in work.trainings)
     return dims.layers * ((total + passed) / work.cpu.flops + steps) + divergences + training
 
 

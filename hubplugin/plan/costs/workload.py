@@ -73,7 +73,9 @@ def _training(step: Distilling, calibration: Source, base: Base, teacher: Base |
     beside, answers = (teacher or base).parameters, step.answers if isinstance(step, Distill) else None
     together = limits.TUNE_STEP_TOKENS if isinstance(step, (Tune, Lora)) else limits.STEP_TOKENS
     distilled = int(step.distill * tokens)
-    work = estimates.Training(base.parameters, copies, held, blocks * held, distilled, together, beside)
+    work = estimates.Training(
+        base.parameters, copies, held, blocks * held, distilled, together, beside, limit=step.limit
+    )
     if answers is None:
         return work
     asked = 0 if answers.endpoint else source.samples * min(answers.max_tokens, source.sequence_length)
