@@ -93,8 +93,8 @@ get in earnest: hubplugin runs with one setting for all.
   tries are bfloat16, but were float32 in the older results of the 12M model. A layer is a sixth of that model: at small
   ratios there is nothing that fits.
 
-Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike but for one row
-(**then trained**: `recover` as it is by default, on more sequences of the same kind, and in no comparison); methods
+Left out: recovery by training (LLM-Pruner's LoRA, distillation), for hubplugin and rivals alike but for the rows
+**then trained** (`recover` on more sequences of the same kind, and in no comparison); methods
 that search for minutes per layer (ZipLM, DarwinLM) or learn masks (DISP-LLM, Sheared-LLaMA); every other model. This
 one is small, was trained on one kind of text, and has many FFN channels that hardly do anything: in each layer but the
 first, a tenth of them have less than a tenth of the median channel's norm. Rankings over all layers find these first.

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_remembered: list[int] = []  # signals that were raised and not yet seen at the end of `remembered`
+_remembered: list[int] = []  # signals that came while `remembered` holds
 
 
 @contextmanager

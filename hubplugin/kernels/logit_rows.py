@@ -73,12 +73,9 @@ def divergence_and_gradient(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         p_logs, q_logs = p.log_softmax(-1), q.log_softmax(-1)
         ratios = p_logs.exp()
         return (ratios * (p_logs - q_logs)).sum(-1).double(), q_logs.exp_().sub_(ratios)
-    divergences, gradient = (
-        torch.empty(len(p), dtype=torch.float64),
-        torch.empty_like(q, memory_format=torch.contiguous_format),
-    )
+    divergences, gradient = torch.empty(len(p), dtype=torch.float64), torch.empty(q.shape, dtype=q.dtype)
     arrays = (tensor.numpy() for tensor in (p.contiguous(), q.contiguous(), divergences, gradient))
-    spread(_pulled, len(p), *arrays)
+    spread(_divergences, len(p), *arrays)
     return divergences, gradient
 
 
@@ -240,7 +237,7 @@ def _compared(first, last, p, q, p_logs, p_firsts, q_logs, q_firsts, divergences
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pulled(first, last, p, q, divergences, gradients):  # type: ignore[no-untyped-def]
+def _divergences(first, last, p, q, divergences, gradients):  # type: ignore[no-untyped-def]
     for row in range(first, last):
         p_largest, p_rest, _ = _row(p[row])
         q_largest, q_rest, _ = _row(q[row])
