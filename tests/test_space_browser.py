@@ -94,12 +94,13 @@ def test_a_visitor_plans_compresses_publishes_and_cancels(
         assert hub.model_info("local/pico-GPTQ-Int8").private
 
         tab.choose("bits", "4 bits")
-        until(lambda: "GPTQ-Int4" in tab.read("plan"))
+        tab.write("samples", "64")  # long enough to be cancelled before it is finished
+        until(lambda: "GPTQ-Int4" in tab.read("plan") and "samples: 64" in tab.read("manifest"))
         tab.press("compress")
         until(lambda: "hub " in tab.log())
         child = psutil.Process(until(lambda: _pid(page)))
         tab.press("cancel")
-        until(lambda: tab.read("status").startswith("cancelled"))
+        until(lambda: tab.read("status").startswith("cancelled"), shown=lambda: (tab.read("status"), tab.log()[-600:]))
         assert not child.is_running() and tab.tab.locator("#publish").count() == 0
         root = page.desk.visitors._root
         assert [path for path in root.rglob("*") if path.is_file() and token.encode() in path.read_bytes()] == []
