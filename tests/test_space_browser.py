@@ -94,8 +94,7 @@ def test_a_visitor_plans_compresses_publishes_and_cancels(
         assert hub.model_info("local/pico-GPTQ-Int8").private
 
         tab.choose("bits", "4 bits")
-        tab.write("samples", "64")  # long enough to be cancelled before it is finished
-        until(lambda: "GPTQ-Int4" in tab.read("plan") and "samples: 64" in tab.read("manifest"))
+        until(lambda: "GPTQ-Int4" in tab.read("plan"))
         tab.press("compress")
         until(lambda: "hub " in tab.log())
         child = psutil.Process(until(lambda: _pid(page)))
