@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from serve_helpers import until
 from hubplugin.errors import HubPluginError
 from hubplugin.space.desk import FIELDS, Desk, Shown
 from hubplugin.space.options import TEXT, Options
-from hubplugin.space.runs.visitors import Visitors
+from hubplugin.space.runs.job import Job
+from hubplugin.space.runs.visitors import MOST_ASKED, Visitors
 
 SMALL: dict[str, Any] = {"model": "local/pico", "bits": 8, "group_size": 32, "samples": 4, "sequence_length": 64}
 
@@ -108,9 +110,77 @@ def test_a_visitor_who_has_left_has_no_folder_and_no_way_back() -> None:
     visitors.leave("a")
     assert not here.folder.exists() and there.folder.exists()
     with pytest.raises(HubPluginError, match="its session has ended"):
-        visitors.start("a", job, None)
+        visitors.begin("a", "model: o/m\n")
     visitors.close()
     assert not visitors._root.exists()
+
+
+@pytest.fixture
+def sleeping(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A desk whose runs sleep until they are cancelled."""
+
+    def begun(job: Job) -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["sleep", "60"], start_new_session=True, **pipes)
+
+    monkeypatch.setattr(Job, "_begun", begun)
+    monkeypatch.setattr(Desk, "_base_token", lambda *_: None)
+    return desk
+
+
+async def shows(run: AsyncIterator[Shown], what: str) -> Shown:
+    """The first state of a run that shows this."""
+    async with asyncio.timeout(30):
+        return await anext(state async for state in run if what in state.status)
+
+
+def test_runs_take_turns_and_one_that_waits_can_be_cancelled_and_asked_for_again(sleeping: Desk) -> None:
+    async def visit() -> None:
+        a, b, c = (sleeping.compress(name, None, "", *values()) for name in "abc")
+        assert (await shows(a, "starting")).running
+        assert (await shows(b, "before it: 1")).running and (await shows(c, "before it: 2")).running
+        waits = sleeping.visitors.of("b").job
+        assert "cancelled" in sleeping.cancel("b").status and waits and waits.pid is None
+        assert (await shows(c, "before it: 1")).running
+        again = sleeping.compress("b", None, "", *values())  # now the last
+        assert (await shows(again, "before it: 2")).running
+        assert [state async for state in b] == []  # the page shows what was asked for later
+        first = sleeping.visitors.of("a").job
+        assert "cancelled" in sleeping.cancel("a").status and first and first.pid and not psutil.pid_exists(first.pid)
+        assert not (await shows(a, "cancelled")).running
+        assert (await shows(c, "starting")).running and (await shows(again, "before it: 1")).running
+        await c.aclose()  # its page has lost the server
+        assert (await shows(again, "starting")).running
+        await again.aclose()
+
+    asyncio.run(visit())
+    assert not any(one.job and one.job.running for one in sleeping.visitors._open.values())
+
+
+def test_too_many_runs_are_refused_and_those_that_fail_leave_the_line() -> None:
+    with contextlib.closing(Visitors(shared=True)) as visitors:
+        jobs = [visitors.begin(str(number), "model: o/m\n") for number in range(MOST_ASKED)]
+        assert [visitors.before(job) for job in jobs] == list(range(MOST_ASKED))
+        with pytest.raises(HubPluginError, match="16 runs of other visitors come first"):
+            visitors.begin("one more", "model: o/m\n")
+        assert visitors.begin("3", "model: o/n\n") and jobs[3].cancelled  # another plan takes the place of its first
+        visitors.leave("0")
+        assert visitors.before(jobs[1]) == 0
+        visitors.begin("one more", "model: o/m\n")
+
+
+def test_cancelling_what_has_ended_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    monkeypatch.setattr(Job, "_begun", lambda job: subprocess.Popen(["true"], **pipes))
+    job = Job(tmp_path / "manifest.yaml", tmp_path / "out")
+    job.start()
+    until(lambda: job.ended)
+    job.cancel()
+    assert not job.cancelled and job.error() is None
+    early = Job(tmp_path / "manifest.yaml", tmp_path / "out")
+    early.cancel()
+    early.start()
+    assert early.ended and early.pid is None
 
 
 SCRIPT = """

@@ -66,6 +66,7 @@ class Desk:
         """Make the variant of the options, and show how it goes."""
         yield Shown(running=True, status=view.note("planning"))
         place: Path | None = None
+        job: Job | None = None
         try:
             *fields, uploaded = values
             chosen = Options(**dict(zip(FIELDS, fields, strict=True)))
@@ -76,16 +77,29 @@ class Desk:
             place = job.manifest.parent
             token = self._token(signed, typed)
             base = await asyncio.to_thread(self._base_token, job, session, token)
-            while self.visitors.busy():  # one that was cancelled may still be ending
-                await asyncio.sleep(LOOK)
-            self.visitors.start(session, job, base)
+            async for state in self._in_line(job):
+                yield state
+            job.start(base)
             async for state in _watched(job):
                 yield state
-            yield await asyncio.to_thread(_finished, job, chosen)
+            if self.visitors.of(session).job is job:  # not, where it was cancelled and Compress pressed again
+                yield await asyncio.to_thread(_ended, job)
         except (HubPluginError, OSError) as fault:
             if isinstance(fault, OSError):
                 fault = HubError("this machine", fault.strerror or "a file failed", "try again, or load the page again")
             yield Shown(status=view.error(fault, place))
+        finally:
+            if job is not None:  # nobody watches any more
+                await asyncio.to_thread(job.cancel)
+
+    async def _in_line(self, job: Job) -> AsyncIterator[Shown]:
+        """A run that waits, whenever one before it has ended; until its turn has come or it was cancelled."""
+        last = 0
+        while not job.cancelled and (before := self.visitors.before(job)):
+            if before != last:
+                last = before
+                yield Shown(running=True, status=view.note(f"waiting for its turn; runs before it: {before}"))
+            await asyncio.sleep(LOOK)
 
     def cancel(self, session: str | None) -> Shown:
         """End a visitor's run. What it has finished stays while their page is open."""
@@ -96,7 +110,7 @@ class Desk:
         if job is None:
             return Shown(status=view.note("cancelled"))
         job.cancel()
-        return _cancelled(job)
+        return _ended(job)
 
     def publish(self, session: str | None, signed: str | None, typed: str) -> Shown:
         """Publish the finished variant with the visitor's token."""
@@ -156,34 +170,30 @@ FIELDS = tuple(Options.__dataclass_fields__)
 async def _watched(job: Job) -> AsyncIterator[Shown]:
     """A run as it goes on, whenever there is something new to see."""
     before: list[str] | None = None
-    try:
-        while job.running:
-            if (lines := job.lines) != before:
-                before = lines
-                yield Shown(running=True, status=_progress(job), log=_log(job))
-            await asyncio.sleep(LOOK)
-    finally:
-        if job.running:  # nobody watches any more
-            await asyncio.to_thread(job.cancel)
+    while job.running:
+        if (lines := job.lines) != before:
+            before = lines
+            yield Shown(running=True, status=_progress(job), log=_log(job))
+        await asyncio.sleep(LOOK)
 
 
-def _finished(job: Job, chosen: Options) -> Shown:
+def _ended(job: Job) -> Shown:
     if job.cancelled:
         return _cancelled(job)
     fault = job.error()
     if fault is None:
         return _result(job)
     shown = Shown(status=view.error(fault, job.manifest.parent), log=_log(job))
-    made = job.out / chosen.variant / report.FILE_NAME
-    return replace(_result(job), status=shown.status, publishable=False) if made.is_file() else shown
+    if not (_variant(job) / report.FILE_NAME).is_file():
+        return shown
+    return replace(_result(job), status=shown.status, publishable=False)
 
 
 def _result(job: Job) -> Shown:
     """The figures and the card of what was made."""
-    document = api.document(job.manifest)
-    folder = job.out / next(iter(document.manifest.variants))
+    folder = _variant(job)
     made = api.load_report(folder)
-    publishable = made.passed and document.manifest.publish is not None
+    publishable = made.passed and api.document(job.manifest).manifest.publish is not None
     hint = "" if publishable or not made.passed else "To publish it, say where under Publish to, and press Compress: "
     hint += "its weights are kept, and report and card written anew." if hint else ""
     return Shown(
@@ -193,6 +203,10 @@ def _result(job: Job) -> Shown:
         publishable=publishable,
         card=view.card(folder),
     )
+
+
+def _variant(job: Job) -> Path:
+    return job.out / next(iter(api.document(job.manifest).manifest.variants))
 
 
 def _cancelled(job: Job) -> Shown:

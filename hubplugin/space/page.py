@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from hubplugin.space import options, view
+from hubplugin.space import options
 from hubplugin.space.desk import NO_MANIFEST, NO_PLAN, Desk, Shown
 
 HEAD = """<h1>Compress a model of the Hub</h1>
@@ -23,7 +23,6 @@ TOKEN_NOTE = {
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 WATCHED: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 MOST_TEXT = "5mb"
-WAITING = Shown(running=True, status=view.note("waiting for its turn"))
 
 
 def build(desk: Desk, *, on_space: bool) -> gr.Blocks:
@@ -156,9 +155,10 @@ def _events(
     known = {"inputs": [token, owner], "outputs": owner, "concurrency_limit": 4, **QUIET}
     token.blur(name, **known).then(planned, inputs, [manifest, plan], **QUIET)
     page.load(name, **known)
-    waiting = start.click(lambda: _updates(WAITING), None, shown, queue=False, **QUIET)
-    begun = waiting.then(compressed, inputs, shown, concurrency_limit=1, concurrency_id="run", **WATCHED)
-    cancel.click(cancelled, None, shown, cancels=[begun], queue=False, **QUIET)
+    # The desk keeps the line: a run that waits in Gradio's would have to be cancelled by Gradio, which now and then
+    # (6.31) draws its Error badge over what the desk says. "multiple": one that was cancelled may still be ending.
+    start.click(compressed, inputs, shown, trigger_mode="multiple", concurrency_limit=None, **WATCHED)
+    cancel.click(cancelled, None, shown, queue=False, **QUIET)
     publish.click(published, [token], shown, concurrency_limit=1, concurrency_id="publish", **WATCHED)
     page.unload(left)
 

@@ -3,6 +3,7 @@
 Knows processes and lines. Knows no page, no visitor and nothing of what is computed (worker.py does).
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -44,12 +45,27 @@ class Job:
         self.cancelled = False
         self._home = home
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._starting = threading.Lock()  # a run is cancelled before its process starts, or with it
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
     def start(self, token: str | None = None) -> None:
-        """Start the process; a token, for a base that is not public, goes through a pipe and nowhere else."""
-        self._process = subprocess.Popen(
+        """Start the process, unless it was cancelled. A token, for a base that is not public, goes through a pipe."""
+        with self._starting:
+            if self.cancelled:
+                return
+            self._process = self._begun()
+            self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+            self._reader.start()
+            assert self._process.stdin is not None
+            try:  # the pipe stays open: its end tells the process that this one is gone
+                self._process.stdin.write(f"{token or ''}\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                pass  # it could not even start, and says why
+
+    def _begun(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "hubplugin.space.runs.worker", str(self.manifest), str(self.out)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -60,14 +76,6 @@ class Job:
             env=environment(os.environ, self._home),
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
-        self._reader.start()
-        assert self._process.stdin is not None
-        try:  # the pipe stays open: its end tells the process that this one is gone
-            self._process.stdin.write(f"{token or ''}\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it could not even start, and says why
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
@@ -85,6 +93,11 @@ class Job:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing of it will run any more: its process has ended, or it was cancelled before it had one."""
+        return self.cancelled if self._process is None else not self.running
+
+    @property
     def lines(self) -> list[str]:
         """What it said, without the folders of this machine."""
         return [line.replace(f"{self.manifest.parent}/", "") for line in list(self._lines)]
@@ -96,10 +109,13 @@ class Job:
         return (int(found[1]), int(found[2])) if found else None
 
     def cancel(self) -> None:
-        """End the process and all that it started, and wait until they have ended."""
-        self.cancelled = True
-        process = self._process
-        if process is None or process.poll() is not None:
+        """End the process and all that it started, and wait for that. What has ended by itself counts as that."""
+        with self._starting:
+            if self.ended:
+                return
+            self.cancelled = True
+            process = self._process
+        if process is None:
             return
         process.send_signal(signal.SIGTERM)
         try:
@@ -113,7 +129,8 @@ class Job:
         if self._reader:
             self._reader.join(GRACE)
         if self._process and self._process.stdin:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what it never read, having ended early
+                self._process.stdin.close()
 
     def error(self) -> HubPluginError | None:
         """Why an ended process failed; None where it did what it should."""

@@ -3,6 +3,7 @@
 Knows folders, manifests as text and jobs. Knows no page and no token.
 """
 
+import itertools
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from hubplugin.space.runs.job import Job
 
 IDLE = 6 * 3600.0  # seconds after which a visitor counts as gone, whose page never said so
 REMEMBERED = 10_000  # visitors that have left
+MOST_ASKED = 16  # runs that wait or are under way; each holds one of the page's 40 places for events
 MANIFEST = "manifest.yaml"
 OUT = "_variants"  # begins as no name of the Hub does: a manifest beside it cannot name it
 
@@ -52,6 +54,7 @@ class Visitors:
         self._root = Path(tempfile.mkdtemp(prefix="hubplugin-space-"))
         self._lock = threading.RLock()
         self._open: dict[str, Visitor] = {}
+        self._asked: list[Job] = []  # in the order of their turns
         self._left: deque[str] = deque(maxlen=REMEMBERED)
 
     def of(self, session: str | None) -> Visitor:
@@ -72,29 +75,35 @@ class Visitors:
         return visitor.home / "hub" if self._shared else None
 
     def begin(self, session: str | None, text: str, uploaded: Path | None = None) -> Job:
-        """The job of a manifest, not yet started. Of another manifest's job before, nothing is kept."""
+        """The job of a manifest, last in the line. Of another manifest's job before, nothing is kept.
+
+        Raises HubPluginError where the visitor has a run under way, or too many others wait.
+        """
         with self._lock:
             visitor = self.of(session)
             if visitor.job is not None and visitor.job.running:
                 raise HubPluginError("page", "a run of this page is under way", "wait for its end, or cancel it")
+            if visitor.job is not None:
+                visitor.job.cancel()  # it has not started
+            if len(self._line()) >= MOST_ASKED:
+                raise HubPluginError("page", f"{MOST_ASKED} runs of other visitors come first", "try again later")
             manifest = visitor.place(text)
             if visitor.job is not None and visitor.job.manifest != manifest:
                 shutil.rmtree(visitor.job.manifest.parent, ignore_errors=True)
             if uploaded is not None:
                 shutil.copyfile(uploaded, manifest.parent / TEXT_NAME)
             visitor.job = Job(manifest, manifest.parent / OUT, visitor.home if self._shared else None)
+            self._asked.append(visitor.job)
             return visitor.job
 
-    def start(self, session: str | None, job: Job, token: str | None) -> None:
-        """Start a job, unless its visitor has cancelled it or left meanwhile."""
+    def before(self, job: Job) -> int:
+        """How many runs come before a job's turn, among them one that was cancelled and is still ending."""
         with self._lock:
-            if not job.cancelled and self.of(session).job is job:
-                job.start(token)
+            return sum(1 for _ in itertools.takewhile(lambda other: other is not job, self._line()))
 
-    def busy(self) -> bool:
-        """Whether a run is under way, also one that is being cancelled."""
-        with self._lock:
-            return any(one.job is not None and one.job.running for one in self._open.values())
+    def _line(self) -> list[Job]:
+        self._asked = [job for job in self._asked if not job.ended]
+        return self._asked
 
     def leave(self, session: str | None) -> None:
         """End what a visitor has running, and remove their folder."""
@@ -114,5 +123,5 @@ class Visitors:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _idle(self, visitor: Visitor) -> bool:
-        at_work = visitor.job is not None and visitor.job.running
+        at_work = visitor.job is not None and not visitor.job.ended
         return not at_work and time.monotonic() - visitor.seen > IDLE
