@@ -145,8 +145,10 @@ def run(job: Job, variants: Mapping[str, Any], options: argparse.Namespace) -> N
         if why := result.why_not(found, draft.name, options.beyond, timed=not options.no_speed):
             progress(f"{draft.name}: {why}")
         else:
-            before = found["runs"].get(draft.name, {})
-            result.add(file, found, draft.name, made(job, draft, options.work / job.base_name, engines, before))
+            before, out = found["runs"].get(draft.name, {}), options.work / job.base_name
+            if draft.parent and not (out / draft.parent.name).exists():  # an adapter's, which was measured elsewhere
+                made(job, draft.parent, out, engines, {})
+            result.add(file, found, draft.name, made(job, draft, out, engines, before))
 
 
 def head(job: Job) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Each matrix is a linear of vLLM's own, with vLLM's own compressed-tensors method: A of all factored projections of a
 layer, B of each, or of all where A is shared, and those that are whole. They are no modules of the model: its loader
-finds parameters of the checkpoint's names in the layer, which pass on what they are given. Nothing is split over
-devices. How codes came about is not known here.
+finds parameters of the checkpoint's names in the layer, which pass on what they are given. Under tensor parallelism
+each process has the part of the codes that `low_rank` would give it of floats. How codes came about is not known here.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.model_executor.layers.linear import LinearMethodBase, MergedColumnParallelLinear
+from vllm.model_executor.layers.linear import LinearMethodBase, MergedColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.utils import set_weight_attrs
 
-from serve.projections import Projection
+from serve.projections import Projection, place
 
 Load = Callable[..., None]
 WHOLE, FACTOR_A, FACTOR_B = "", "lr_a", "lr_b"  # what stands between a layer and the name of a parameter
@@ -51,8 +51,6 @@ class CodedFactorsMethod(LinearMethodBase):
         **others: Any,
     ) -> None:
         """The linears of the layer, and a parameter for every name that the checkpoint may have below it."""
-        if layer.tp_size > 1:
-            raise ValueError(f"{layer.prefix}: codes of factors are not split over {layer.tp_size} devices")
         if len(output_partition_sizes) != len(self.projections):
             raise ValueError(f"a layer of {len(output_partition_sizes)} parts, {len(self.projections)} are configured")
 
@@ -76,8 +74,8 @@ class CodedFactorsMethod(LinearMethodBase):
             high = tuple(linear(FACTOR_B, one.rank, [outputs]) if one.rank else None for one, outputs in pairs)
         layer.cf_outputs = list(output_partition_sizes)
         layer.cf_linears = Linears(
-            low=linear(FACTOR_A, input_size, ranks[:1] if self.shared else ranks),
-            whole=linear("whole", input_size, [outputs for _, outputs in whole]) if whole else None,
+            low=linear(FACTOR_A, input_size_per_partition, ranks[:1] if self.shared else ranks),
+            whole=linear("whole", input_size_per_partition, [outputs for _, outputs in whole]) if whole else None,
             high=high,
         )
         layer.cf_missing = set()
@@ -157,10 +155,31 @@ def _handing_on(layer: Any, between: str, name: str, places: dict[Any, tuple[Any
         linear, part = places[shard]
         own = getattr(linear, name)
         try:
-            own.weight_loader(own, loaded, part)
+            own.weight_loader(own, _own(layer, between, shard, loaded), part)
         except (AssertionError, RuntimeError) as error:
             what = f"{between} {name} of {shard} is {list(loaded.shape)}".strip()
             raise ValueError(f"size mismatch: {layer.prefix}: {what}") from error
         layer.cf_missing.discard((between, name, shard))
 
     return load
+
+
+def _own(layer: Any, between: str, shard: Any, loaded: Tensor) -> Tensor:
+    """This process's part of codes, scales or zeros [outputs, inputs or groups], packed along either.
+
+    Raises RuntimeError where they are no whole parts.
+    """
+    if loaded.dim() < 2:  # weight_shape
+        return loaded
+    if isinstance(layer, RowParallelLinear):
+        dim, (number, parts) = 1, (layer.tp_rank, layer.tp_size)
+        whole = between == FACTOR_B or loaded.shape[1] == 1  # one scale for all inputs
+    else:
+        dim, (number, parts) = 0, place(layer, shard)
+        whole = between == FACTOR_A
+    if whole or parts == 1:
+        return loaded
+    size, rest = divmod(loaded.shape[dim], parts)
+    if rest:
+        raise RuntimeError(f"{loaded.shape[dim]} are no {parts} equal parts")
+    return loaded.narrow(dim, number * size, size)

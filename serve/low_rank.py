@@ -22,7 +22,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from serve.coded_factors import CodedFactorsMethod
 from serve.codes import LOW_RANK
-from serve.projections import STACKS, Projection
+from serve.projections import STACKS, Projection, place
 
 Load = Callable[[nn.Parameter, Tensor, Any], None]
 
@@ -160,8 +160,7 @@ class LowRankMethod(LinearMethodBase):
         if name == "lr_a":
             return loaded
         outputs = layer.lr_outputs[[one.shard for one in self.projections].index(shard)]
-        # with more ranks than heads of keys and values, several hold the same head
-        number = layer.tp_rank // (layer.num_kv_head_replicas if shard in ("k", "v") else 1)
+        number, _ = place(layer, shard)
         return loaded.narrow(0, number * outputs, outputs)
 
     def process_weights_after_loading(self, layer: Any) -> None:

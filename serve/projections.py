@@ -16,3 +16,12 @@ class Projection:
 
     shard: Any  # the id that vLLM's loader gives it; None: the layer is this linear
     rank: int  # of its factors; 0: it has none
+
+
+def place(layer: Any, shard: Any) -> tuple[int, int]:
+    """Which part of a projection's outputs this process has under tensor parallelism, and of how many.
+
+    With more processes than heads of keys and values, several hold the same head.
+    """
+    repeated = layer.num_kv_head_replicas if shard in ("k", "v") else 1
+    return layer.tp_rank // repeated, layer.tp_size // repeated

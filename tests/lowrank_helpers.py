@@ -74,3 +74,15 @@ def make(folder: Path, out: Path, variant: VariantPlan, stop: int | None = None)
         if stop is not None and number + 1 == stop:
             return
     target.finish()
+
+
+def layer_of(kind: str, **fields: Any) -> Any:
+    """One of vLLM's layers as far as a method for its weights sees it, without the processes that it would share."""
+    from torch import nn
+    from vllm.model_executor.layers import linear
+
+    made = object.__new__(getattr(linear, kind))
+    nn.Module.__init__(made)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made

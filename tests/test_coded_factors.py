@@ -28,6 +28,7 @@ from hubplugin.model.architectures import families
 from hubplugin.plan import planner, sizes, table
 from hubplugin.plan.checks import lowrank as checks
 from hubplugin.plan.costs import operations
+from hubplugin.plan.schemes import Factors
 from hubplugin.verification import stored_linears
 from serve import codes, cpu_features, vllm_settings
 
@@ -158,8 +159,22 @@ def test_the_plan_weighs_the_codes_of_both_factors() -> None:
     text = table.render(made)
     assert "compressed-tensors (of factors there are codes in no other)" in text and checks.PLUGIN in text
     loads = {verdict.target: verdict.why for verdict in variant.verdicts}
-    assert loads["cpu"] == loads["cuda tp=1"] == "" and "does not split codes of factors" in loads["cuda tp=2"]
+    assert loads["cpu"] == loads["cuda tp=1"] == loads["cuda tp=2"] == ""
     assert "in Python" not in text
+
+
+def test_factors_are_split_over_gpus_as_their_layer_is() -> None:
+    """down's A reads a part of the inputs, in whole groups; its B is whole on each GPU, as is A of q, k and v."""
+
+    def why(linear: str, rank: int, **settings: Any) -> str:
+        steps = [{**LOW, "rank_multiple": rank}, {**GPTQ, "ignore": ["*.up_proj", "*.gate_proj"], **settings}]
+        made = planned(steps).drafts[0].settle(factors={f"model.layers.0.{linear}": Factors(rank)})
+        return {verdict.target: verdict.why for verdict in made.verdicts}["cuda tp=2"]
+
+    assert why("mlp.down_proj", 32) == why("self_attn.v_proj", 32) == why("self_attn.q_proj", 32, symmetric=False) == ""
+    part = "group_size 64 does not divide 32 inputs per GPU"
+    assert why("mlp.down_proj", 64, group_size=64) == f"o_proj: {part}"
+    assert why("self_attn.o_proj", 64, group_size=64) == f"o_proj.lr_a: {part}"
 
 
 def test_zero_points_are_checked_part_by_part() -> None:

@@ -10,9 +10,10 @@ import pico
 import pytest
 import torch
 from gate_helpers import candidate
-from lowrank_helpers import GPTQ, MIXED_32, make, settled
+from lowrank_helpers import GPTQ, MIXED_32, layer_of, make, settled
 
 from hubplugin.checkpoint import formats
+from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.checkpoint.safetensors_io import Reader
 from hubplugin.errors import ServeError
 from hubplugin.evaluation import engine_choice, gate
@@ -66,7 +67,7 @@ class Matrix(torch.nn.Module):
 
     def __init__(self, inputs: int, parts: list[int], **others: Any) -> None:
         super().__init__()
-        self.parts, self.found = parts, {part: {} for part in range(len(parts))}
+        self.inputs, self.parts, self.found = inputs, parts, {part: {} for part in range(len(parts))}
         self.quant_method = SimpleNamespace(process_weights_after_loading=self.fill, apply=self.multiply)
         for name in ("weight_packed", "weight_scale", "weight_shape"):
             parameter = torch.nn.Parameter(torch.empty(0), requires_grad=False)
@@ -74,7 +75,8 @@ class Matrix(torch.nn.Module):
             self.register_parameter(name, parameter)
 
     def keep(self, name: str, parameter: torch.Tensor, loaded: torch.Tensor, part: int) -> None:
-        self.found[part][f"x.{name}"] = loaded
+        shape = torch.tensor([self.parts[part], self.inputs])  # vLLM asks for no tensor's, which is the whole one's
+        self.found[part][f"x.{name}"] = shape if name == "weight_shape" else loaded
 
     def fill(self, linear: Any) -> None:
         self.matrix = torch.cat([formats.dense(Tensors(one), "x", {4}, 0) for one in self.found.values()])  # type: ignore[arg-type]
@@ -90,49 +92,83 @@ class Tensors(dict[str, torch.Tensor]):
         return self[name]
 
 
-def layer(method: Any, sizes: list[int], inputs: int, devices: int = 1) -> Any:
-    made = torch.nn.Module()
-    made.prefix, made.tp_size = "layer", devices
-    method.create_weights(made, inputs, sizes, inputs, sum(sizes), torch.float32)
-    return made
-
-
-@pytest.mark.parametrize("name", ["layers.0.self_attn", "layers.1.self_attn"])
-def test_parts_of_a_checkpoint_find_their_place(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """q of two factors beside whole k and v; and a common A of all three."""
-    from serve import coded_factors
-    from serve.projections import Projection
-
-    monkeypatch.setattr(coded_factors, "MergedColumnParallelLinear", Matrix)
-    folder, variant = written(tmp_path)
-    reader, config = Reader(folder), json.loads((folder / "config.json").read_text())["quantization_config"]
-    ranks = {shard: config["ranks"].get(f"model.{name}.{shard}_proj", 0) for shard in "qkv"}
-    method = coded_factors.CodedFactorsMethod(
-        [Projection(shard, rank) for shard, rank in ranks.items()],
-        "1" in name,
-        SimpleNamespace(),  # type: ignore[arg-type]
-    )
-    sizes = [variant.linear(f"model.{name}.{shard}_proj").after[0] for shard in "qkv"]
-    made = layer(method, sizes, 128)
-    with pytest.raises(ValueError, match="were not initialized from checkpoint: layer: lr_a weight_packed of"):
-        method.process_weights_after_loading(made)
-    for full in reader.headers:
-        if full.startswith(f"model.{name}.") and "o_proj" not in full:
-            linear, *rest = full.removeprefix(f"model.{name}.").split(".")
-            parameter = made.get_parameter(".".join(rest))
-            parameter.weight_loader(parameter, reader.get(full), None if linear == "qkv_proj" else linear[0])
-    method.process_weights_after_loading(made)
-    from hubplugin.checkpoint.dense_view import DenseView
-
-    view = DenseView(folder)
-    whole = torch.cat([view.get(f"model.{name}.{shard}_proj.weight").float() for shard in "qkv"])
-    x, bias = torch.randn(3, 128), torch.randn(sum(sizes))
-    assert torch.allclose(method.apply(made, x, bias), x @ whole.T + bias, atol=1e-4)
-
-
-def test_several_devices_are_refused() -> None:
+def method_of(folder: Path, names: dict[Any, str], shared: bool = False) -> Any:
+    """For a layer of these projections, by the ids that vLLM's loader gives them."""
     from serve.coded_factors import CodedFactorsMethod
     from serve.projections import Projection
 
-    with pytest.raises(ValueError, match="not split over 2 devices"):
-        layer(CodedFactorsMethod([Projection(None, 32)], False, SimpleNamespace()), [128], 128, 2)  # type: ignore[arg-type]
+    ranks = json.loads((folder / "config.json").read_text())["quantization_config"]["ranks"]
+    projections = [Projection(shard, ranks.get(name, 0)) for shard, name in names.items()]
+    return CodedFactorsMethod(projections, shared, SimpleNamespace())  # type: ignore[arg-type]
+
+
+def fill(layer: Any, folder: Path, prefix: str, linears: dict[str, Any]) -> None:
+    """Give a layer the tensors of these linears below a prefix, as vLLM's loader of the model does."""
+    reader = Reader(folder)
+    for full in reader.headers:
+        linear, _, name = full.removeprefix(prefix).partition(".")
+        if full.startswith(prefix) and linear in linears:
+            parameter = layer.get_parameter(name)
+            parameter.weight_loader(parameter, reader.get(full), linears[linear])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", ["layers.0.self_attn", "layers.1.self_attn"])
+def test_parts_of_a_checkpoint_find_their_place(
+    name: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q of two factors beside whole k and v; and a common A of all three; outputs are split as vLLM splits heads."""
+    from serve import coded_factors
+
+    monkeypatch.setattr(coded_factors, "MergedColumnParallelLinear", Matrix)
+    folder, _ = written(tmp_path)
+    view = DenseView(folder)
+    whole = {shard: view.get(f"model.{name}.{shard}_proj.weight").float() for shard in "qkv"}
+    repeated, x = max(1, ranks // 2), torch.randn(3, 128)  # 4 query heads, 2 of keys and values
+    sizes = {"q": 128 // ranks, "k": 64 * repeated // ranks, "v": 64 * repeated // ranks}
+    for rank in range(ranks):
+        method = method_of(folder, {shard: f"model.{name}.{shard}_proj" for shard in "qkv"}, "1" in name)
+        processes = {"tp_rank": rank, "tp_size": ranks, "num_kv_head_replicas": repeated}
+        made = layer_of("QKVParallelLinear", prefix="layer", **processes)
+        method.create_weights(made, 128, list(sizes.values()), 128, 256, torch.float32)
+        with pytest.raises(ValueError, match="were not initialized from checkpoint: layer: lr_a weight_packed of"):
+            method.process_weights_after_loading(made)
+        fill(made, folder, f"model.{name}.", {"qkv_proj": None, **{f"{shard}_proj": shard for shard in "qkv"}})
+        method.process_weights_after_loading(made)
+        places = {"q": rank, "k": rank // repeated, "v": rank // repeated}
+        own = torch.cat([whole[one][places[one] * size : (places[one] + 1) * size] for one, size in sizes.items()])
+        bias = torch.randn(len(own))
+        assert torch.allclose(method.apply(made, x, bias), x @ own.T + bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("group_size", [32, -1])
+def test_inputs_are_split_and_what_ranks_give_is_the_sum(
+    ranks: int, group_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve import coded_factors
+
+    monkeypatch.setattr(coded_factors, "MergedColumnParallelLinear", Matrix)
+    folder, _ = written(tmp_path, group_size=group_size)
+    name, part = "model.layers.1.mlp.down_proj", 256 // ranks
+    x, total = torch.randn(3, 256), torch.zeros(3, 128)
+    for rank in range(ranks):
+        method = method_of(folder, {None: name})
+        made = layer_of("RowParallelLinear", prefix="layer", tp_rank=rank, tp_size=ranks)
+        method.create_weights(made, part, [128], 256, 128, torch.float32)
+        fill(made, folder, "model.layers.1.mlp.", {"down_proj": None})
+        method.process_weights_after_loading(made)
+        total += method.apply(made, x[:, rank * part : (rank + 1) * part])
+    assert torch.allclose(total, x @ DenseView(folder).get(f"{name}.weight").float().T, atol=1e-4)
+
+
+def test_codes_that_are_no_equal_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve import coded_factors
+
+    monkeypatch.setattr(coded_factors, "MergedColumnParallelLinear", Matrix)
+    folder, _ = written(tmp_path)
+    method = method_of(folder, {None: "model.layers.1.mlp.down_proj"})
+    made = layer_of("RowParallelLinear", prefix="layer", tp_rank=0, tp_size=3)
+    method.create_weights(made, 85, [128], 256, 128, torch.float32)
+    with pytest.raises(ValueError, match=r"size mismatch: layer: lr_a weight_packed of None is \[64, 32\]"):
+        fill(made, folder, "model.layers.1.mlp.", {"down_proj": None})

@@ -8,7 +8,7 @@ import pico
 import pytest
 import torch
 from gate_helpers import candidate
-from lowrank_helpers import FACTOR, MIXED, make, settled
+from lowrank_helpers import FACTOR, MIXED, layer_of, make, settled
 from prune_helpers import PER_LAYER, base, planned, step
 
 from hubplugin.checkpoint.dense_view import DenseView
@@ -103,18 +103,6 @@ def test_a_rank_that_the_tensors_do_not_have_is_an_error_and_no_answer(tmp_path:
     assert "config.json" in f"{refusal.value.what} {refusal.value.fix}"
 
 
-def layer_of(kind: str, **fields: Any) -> Any:
-    """One of vLLM's layers as far as a method for its weights sees it, without the processes that it would share."""
-    from torch import nn
-    from vllm.model_executor.layers import linear
-
-    made = object.__new__(getattr(linear, kind))
-    nn.Module.__init__(made)
-    for name, value in fields.items():
-        setattr(made, name, value)
-    return made
-
-
 def loaded(layer: Any, method: Any, sizes: list[int], inputs: int, tensors: dict[tuple[str, Any], torch.Tensor]) -> Any:
     """The layer with room made for these outputs and inputs, and filled."""
     method.create_weights(layer, inputs, sizes, 0, 0, torch.float64)
@@ -147,7 +135,9 @@ def test_outputs_of_a_stack_are_split_as_vllm_splits_heads(ranks: int, shared: b
     kv_heads, repeated = max(1, 2 // ranks), max(1, ranks // 2)
     parts = {"q": 32 // ranks, "k": 8 * kv_heads, "v": 8 * kv_heads}
     for rank in range(ranks):
-        layer = layer_of("QKVParallelLinear", tp_rank=rank, num_kv_head_replicas=repeated, prefix="qkv_proj")
+        layer = layer_of(
+            "QKVParallelLinear", tp_rank=rank, tp_size=ranks, num_kv_head_replicas=repeated, prefix="qkv_proj"
+        )
         method = LowRankMethod([Projection(shard, size) for shard, size in own.items()], shared)
         loaded(layer, method, list(parts.values()), 24, tensors)
         places = {"q": rank, "k": rank // repeated, "v": rank // repeated}

@@ -121,7 +121,6 @@ class _Unit:
     inputs: int
     scheme: Scheme
     experts: bool  # of every expert of a block
-    factor: bool = False  # of codes: our plugin gives every GPU the whole layer
 
     @property
     def name(self) -> str:
@@ -148,17 +147,17 @@ def _factors(members: Sequence[LinearPlan], scheme: Scheme) -> Iterator[_Unit]:
     shared, inputs = any(linear.factors and linear.factors.shared for linear in members), members[0].after[1]
     sizes = [(linear.short, linear.after[0], rank) for linear, rank in zip(members, ranks, strict=True)]
     low = {f"{short}.lr_a": rank for short, _, rank in (sizes[:1] if shared else sizes) if rank}
-    yield _Unit(tuple(low), tuple(low.values()), inputs, scheme, experts=False, factor=True)
+    yield _Unit(tuple(low), tuple(low.values()), inputs, scheme, experts=False)
     if shared:
         high = {f"{short}.lr_b": outputs for short, outputs, _ in sizes}
-        yield _Unit(tuple(high), tuple(high.values()), ranks[0], scheme, experts=False, factor=True)
+        yield _Unit(tuple(high), tuple(high.values()), ranks[0], scheme, experts=False)
         return
     for short, outputs, rank in sizes:
         if rank:
-            yield _Unit((f"{short}.lr_b",), (outputs,), rank, scheme, experts=False, factor=True)
+            yield _Unit((f"{short}.lr_b",), (outputs,), rank, scheme, experts=False)
     if whole := [(short, outputs) for short, outputs, rank in sizes if not rank]:
         shorts, widths = zip(*whole, strict=True)
-        yield _Unit(shorts, widths, inputs, scheme, experts=False, factor=True)
+        yield _Unit(shorts, widths, inputs, scheme, experts=False)
 
 
 def _anywhere(model_type: str, sizes: Dimensions, units: Sequence[_Unit]) -> str:
@@ -235,8 +234,6 @@ def _on_cuda(sizes: Dimensions, units: Sequence[_Unit], tp: int) -> str:
             return f"{block.kv_heads} key/value heads neither split over nor repeat on {tp} GPUs"
         if block.ffn % tp:
             return f"{block.ffn} FFN channels do not split over {tp} GPUs"
-    if tp > 1 and any(unit.factor for unit in units):
-        return "our plugin does not split codes of factors over GPUs"
     for unit in units:
         if unit.scheme.layout != INT_QUANTIZED and (why := _split(unit, tp, sizes.kv_heads)):
             return why
@@ -261,18 +258,21 @@ def _split(unit: _Unit, tp: int, kv_heads: int) -> str:
     """Why one GPU's share of a packed unit cannot be loaded; empty where it can.
 
     Packed along inputs are the codes; along outputs only the zeros of asymmetric grids (those of AutoGPTQ's symmetric
-    ones are never read). Key and value heads are repeated where there are more GPUs than heads.
+    ones are never read). Key and value heads are repeated where there are more GPUs than heads. Of two factors the one
+    that reads the layer's inputs is split as they are, and the one that makes its outputs as those are.
     """
     scheme, whole = unit.scheme, whole_words(unit.scheme)
-    inputs = unit.inputs // tp if unit.name in ROW_PARALLEL else unit.inputs
+    linear, _, factor = unit.shorts[0].partition(".lr_")
+    along_inputs = linear in ROW_PARALLEL
+    inputs = unit.inputs // tp if along_inputs and factor != "b" else unit.inputs
     if inputs % whole:
         return f"{unit.name}: {inputs} inputs per GPU do not fill whole words of {whole} codes"
     if scheme.group_size > 0 and inputs % scheme.group_size:
         return f"{unit.name}: group_size {scheme.group_size} does not divide {inputs} inputs per GPU"
-    if not scheme.symmetric and unit.name not in ROW_PARALLEL:
+    if not scheme.symmetric and not along_inputs and factor != "a":
         for short, outputs in zip(unit.shorts, unit.outputs, strict=True):
             padded = -(-outputs // HEAD_TILE) * HEAD_TILE if short == HEAD else outputs
-            share = padded // (min(tp, kv_heads) if short in ("k_proj", "v_proj") else tp)
+            share = padded // (min(tp, kv_heads) if short.removesuffix(".lr_b") in ("k_proj", "v_proj") else tp)
             if share % whole:
                 return f"{short}: zeros of {share} outputs per GPU do not fill whole words of {whole}"
     return ""

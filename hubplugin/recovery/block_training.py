@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
+from hubplugin.kernels import stochastic_rounding
 from hubplugin.model.activations import Batch
 from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
@@ -47,7 +48,7 @@ class _Block:
 
     def rounded(self) -> dict[str, Tensor]:
         """Its tensors as they would be stored now."""
-        return {name: tensor.to(self.dtypes[name], copy=True) for name, tensor in self.trainable.values().items()}
+        return stochastic_rounding.stored(self.trainable.values(), self.dtypes)
 
 
 @dataclass(frozen=True)

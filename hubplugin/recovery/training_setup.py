@@ -14,6 +14,7 @@ from torch import Tensor
 from hubplugin.checkpoint.dense_view import ReplacedWeights
 from hubplugin.checkpoint.headers import Header
 from hubplugin.checkpoint.safetensors_io import TORCH_DTYPES, Reader
+from hubplugin.kernels import stochastic_rounding
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import device_with
@@ -62,8 +63,7 @@ class TrainingSetup:
 
     def as_stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights as they will be stored: rounded, on the CPU."""
-        dtypes = self.dtypes
-        return {name: weight.to("cpu", dtypes[name]) for name, weight in weights.items()}
+        return stochastic_rounding.stored({name: weight.cpu() for name, weight in weights.items()}, self.dtypes)
 
 
 def device_for(student: Path, base: Path) -> str:
