@@ -50,6 +50,9 @@ FURTHER: Mapping[str, str] = {
     "lowrank": "A square matrix has to lose half of its rank before two factors are smaller than it is.",
     "tune": "Codes are fixed, or may move by one; what is trained adds no byte.",
     "recover": "The smaller model learns to predict what the base predicts.",
+    "distill": "With `answers` it sees no probabilities, and learns from what the base would say as text.",
+    "eora": "The ratio counts the codes of its parent and the adapter, both of which are loaded.",
+    "lora": "The ratio counts both here too.",
 }
 
 

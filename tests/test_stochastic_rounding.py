@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hubplugin.kernels import stochastic_rounding
 from hubplugin.kernels.stochastic_rounding import rounded, stored
 
 MANY = 40_000
@@ -41,6 +42,16 @@ def test_float32_and_integers_are_copied() -> None:
     for tensor in (torch.randn(5), torch.arange(5, dtype=torch.int32), torch.randn(5).half()):
         same = rounded(tensor, tensor.dtype, 0)
         assert torch.equal(same, tensor) and same.data_ptr() != tensor.data_ptr()
+
+
+def test_large_tensors_are_rounded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(30, 40)
+    for given in (weight, weight.T, weight[:, ::2]):
+        whole = rounded(given, torch.bfloat16, 3)
+        monkeypatch.setattr(stochastic_rounding, "PIECE", 7)
+        assert torch.equal(rounded(given, torch.bfloat16, 3), whole) and whole.shape == given.shape
+        assert (whole.float() - given).abs().max() < 2.0**-7 * given.abs().max()
+        monkeypatch.undo()
 
 
 def test_chance_depends_on_the_name_alone() -> None:

@@ -12,19 +12,30 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+PIECE = 2**20  # weights at once: each needs some twenty bytes meanwhile
+
 
 def stored(weights: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
     """Copies of float32 weights by name, in the dtypes of these names. Chance depends on a weight's name alone."""
-    return {name: rounded(weight, dtypes[name], zlib.crc32(name.encode())) for name, weight in weights.items()}
+    return {name: rounded(weight, dtypes[name], seed(name)) for name, weight in weights.items()}
+
+
+def seed(name: str) -> int:
+    """The seed of a tensor's chance."""
+    return zlib.crc32(name.encode())
 
 
 def rounded(weight: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     """A copy of a float32 tensor in a floating-point dtype; what that dtype has is kept as it is."""
-    nearest = weight.to(dtype, copy=True)
     if dtype.itemsize >= weight.dtype.itemsize:
-        return nearest
-    off = weight - nearest.to(weight.dtype)
-    beyond = torch.nextafter(nearest, torch.where(off > 0, torch.inf, -torch.inf).to(dtype))
-    step = (beyond.to(weight.dtype) - nearest.to(weight.dtype)).abs_()
-    draws = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)).to(weight.device)
-    return torch.where(draws * step < off.abs_(), beyond, nearest)
+        return weight.to(dtype, copy=True)
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    generator = torch.Generator().manual_seed(seed)
+    for part, room in zip(weight.flatten().split(PIECE), out.view(-1).split(PIECE), strict=True):
+        nearest = part.to(dtype)
+        off = part - nearest.to(part.dtype)
+        beyond = torch.nextafter(nearest, torch.where(off > 0, torch.inf, -torch.inf).to(dtype))
+        step = (beyond.to(part.dtype) - nearest.to(part.dtype)).abs_()
+        draws = torch.rand(part.shape, generator=generator).to(part.device)
+        room.copy_(torch.where(draws * step < off.abs(), beyond, nearest))
+    return out
