@@ -17,7 +17,7 @@ from hubplugin.compress import adapter_pass, stages
 from hubplugin.compress.blocks import block_record
 from hubplugin.compress.stages import Target
 from hubplugin.job import RECOVERY, Job
-from hubplugin.manifest.methods import adapting_of, recovery_of, tuning_of
+from hubplugin.manifest.methods import adapting_of, closed_form_of, recovery_of, tuning_of
 from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.manifest.steps.training.base import Distilling, Training
 from hubplugin.manifest.steps.training.distill import Distill
@@ -84,18 +84,21 @@ def blocks_folder(variant: VariantPlan, out: Path) -> Path:
 
 def _adapt(job: Job, variant: VariantPlan, plan: AdapterPlan, out: Path) -> Weights:
     """An adapter in `out`, in closed form or trained, for the variant whose folder stands beside it."""
-    step, parent = adapting_of(variant.steps), out.parent / plan.parent.name
-    folders = job.snapshot.path, parent
+    step, folders = adapting_of(variant.steps), (job.snapshot.path, out.parent / plan.parent.name)
+    corrected = None
+    if closed_form_of(variant.steps):
+        corrected = adapter_pass.run(folders, variant, job.calibration.ids, out, provenance.of_blocks(job, variant))
     if isinstance(step, Lora):
         text, described = _text(job, step)
-        tuning = adapter_training.run(folders, plan, text, step, out / ADAPTED).model_copy(update=described)
+        start = corrected[1] if corrected else None
+        tuning = adapter_training.run(folders, plan, text, step, out / ADAPTED, start).model_copy(update=described)
         model_folder.copy((peft_folder.CONFIG, peft_folder.WEIGHTS), out / ADAPTED, out)
         adapter = peft_folder.Adapter(out)
         products = {linear.name: adapter.product(linear.name) for linear in plan.parent.linears}
         samples = {name: block_record.sample(made) for name, made in products.items() if made is not None}
         return Weights([], samples, memory.peak(), tuning=tuning)
-    fingerprint = provenance.of_blocks(job, variant)
-    result, tensors = adapter_pass.run(folders, variant, job.calibration.ids, out, fingerprint)
+    assert corrected is not None
+    result, tensors = corrected
     linears = [linear.name for linear in plan.parent.linears]
     peft_folder.write(out, tensors, peft_folder.config(plan.parent.name, None, plan.rank, plan.rank, linears))
     return Weights(result.results, result.samples, result.peak)

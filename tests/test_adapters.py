@@ -42,7 +42,14 @@ variants:
   EoRA:
     - {{method: eora, of: Int4, rank: 8}}
   LoRA:
-    - {{method: lora, of: Int4, rank: 4, distill: 2, data: {{self: true, samples: 128, sequence_length: 48, seed: 2}}}}
+    - method: lora
+      of: Int4
+      rank: 4
+      distill: 2
+      learning_rate: 0.001
+      data: {{self: true, samples: 128, sequence_length: 48, seed: 2}}
+  Both:
+    - {{method: lora, of: Int4, rank: 8, start: eora, data: {{self: true, samples: 128, sequence_length: 48, seed: 2}}}}
 evaluate: {{perplexity: {{self: true, samples: 4, sequence_length: 48, seed: 1}}}}
 gate: {{perplexity_ratio: 1000, top1_agreement: 0}}
 """
@@ -104,13 +111,15 @@ def hidden(folder: Path) -> Tensor:
 
 
 def test_adapters_bring_a_variant_nearer_to_its_base(out: Path) -> None:
-    kls = {name: report.read(out / name).evaluation.variant.mean_kl for name in ("Int4", "EoRA", "LoRA")}  # type: ignore[union-attr]
-    assert kls["EoRA"] < 0.8 * kls["Int4"] and kls["LoRA"] < 0.96 * kls["Int4"], kls
-    tuning = report.read(out / "LoRA").tuning
-    assert tuning is not None and tuning.best_step > 0 and tuning.kl_after < tuning.kl_before
+    names = ("Int4", "EoRA", "LoRA", "Both")
+    kls = {name: report.read(out / name).evaluation.variant.mean_kl for name in names}  # type: ignore[union-attr]
+    assert kls["EoRA"] < 0.8 * kls["Int4"] and kls["LoRA"] < 0.96 * kls["Int4"] and kls["Both"] < kls["EoRA"], kls
+    for name in ("LoRA", "Both"):
+        tuning = report.read(out / name).tuning
+        assert tuning is not None and tuning.best_step > 0 and tuning.kl_after < tuning.kl_before
 
 
-@pytest.mark.parametrize("name", ["EoRA", "LoRA"])
+@pytest.mark.parametrize("name", ["EoRA", "LoRA", "Both"])
 def test_a_folder_holds_the_adapter_alone_and_its_report_says_both(name: str, out: Path) -> None:
     own, parent = report.read(out / name), report.read(out / "Int4")
     assert own.passed and own.adapter is not None
@@ -129,7 +138,7 @@ def test_a_folder_holds_the_adapter_alone_and_its_report_says_both(name: str, ou
     assert [line.name for line in own.gate][3] == "variant that it is for"
 
 
-@pytest.mark.parametrize("name", ["EoRA", "LoRA"])
+@pytest.mark.parametrize("name", ["EoRA", "LoRA", "Both"])
 def test_peft_computes_what_our_forward_does(name: str, out: Path, tmp_path: Path) -> None:
     """PEFT on a dense copy of the variant, in float32: its own reading of scale, names and shapes."""
     from peft import PeftModel
@@ -164,6 +173,26 @@ def test_lora_begins_as_the_variant_itself(out: Path) -> None:
     }
 
 
+def test_lora_begins_at_the_closed_form(out: Path) -> None:
+    """Products are EoRA's; a row of A and its column of B are equally long; what is 0 stays so."""
+    view = DenseView(out / "Int4")
+    family = families.match(view.config, "here")
+    adapters = OwnAdapters(open_model(out / "Int4", family).load_all(), 8, family)
+    factors = load_file(out / "EoRA" / "adapter_model.safetensors")
+    first = next(name for name in factors if name.endswith("lora_B.weight"))
+    factors[first][:, 3] = 0
+    adapters.begin_at(factors)
+    values = adapters.values()
+    for name, b in values.items():
+        if name.endswith("lora_B.weight"):
+            of_a = name.replace("lora_B", "lora_A")
+            wanted = factors[name].float() @ factors[of_a].float()
+            assert torch.allclose(2 * b @ values[of_a], wanted, atol=1e-5)
+            kept = [rank for rank in range(8) if (name, rank) != (first, 3)]
+            torch.testing.assert_close(2 * b.norm(dim=0)[kept], values[of_a].norm(dim=1)[kept])
+    assert not values[first][:, 3].any() and values[first.replace("lora_B", "lora_A")][3].any()
+
+
 def rerun(out: Path, **changes: str) -> list[report.Report]:
     """The manifest once more, with some of its text replaced."""
     text = (out.parent / "m.yaml").read_text()
@@ -186,7 +215,7 @@ def test_an_adapter_is_kept_and_made_again_with_the_variant_it_is_for(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rerun(copied)
-    assert capsys.readouterr().err.count("kept") == 3
+    assert capsys.readouterr().err.count("kept") == 4
     old = (copied / "EoRA" / "adapter_model.safetensors").read_bytes()
     rerun(copied, **{"bits: 4": "bits: 8"})
     said = capsys.readouterr().err
@@ -244,9 +273,10 @@ def test_a_stopped_pass_goes_on_to_the_same_bytes(copied: Path, monkeypatch: pyt
     assert (copied / "EoRA" / "adapter_model.safetensors").read_bytes() == weights
 
 
-def test_a_stopped_training_goes_on_to_the_same_bytes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = (copied / "LoRA" / "adapter_model.safetensors").read_bytes()
-    shutil.rmtree(copied / "LoRA")
+@pytest.mark.parametrize("name", ["LoRA", "Both"])
+def test_a_stopped_training_goes_on_to_the_same_bytes(name: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = (copied / name / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(copied / name)
     judge, calls = distillation.Distillation._judge, []
 
     def third_fails(self: Any, loss: float) -> None:
@@ -258,8 +288,10 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(copied: Path, monkeypatch:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(distillation.Distillation, "_judge", third_fails)
         rerun(copied)
-    rerun(copied)
-    assert (copied / "LoRA" / "adapter_model.safetensors").read_bytes() == weights
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter_pass, "_correct", None)  # the closed form is made once
+        rerun(copied)
+    assert (copied / name / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_a_gate_that_the_variant_failed_fails_its_adapter(copied: Path) -> None:
@@ -297,7 +329,7 @@ def test_verify_holds_an_adapter_against_its_report_and_the_weights_it_is_for(co
 def test_a_manifest_is_served_with_adapters_beside_their_variant(out: Path) -> None:
     found = resolve.find(str(out.parent / "m.yaml"), (), out)
     assert [(one.name, [adapter.name for adapter in one.adapters]) for one in found[1:]] == [
-        ("base-Int4", ["base-EoRA", "base-LoRA"])
+        ("base-Int4", ["base-EoRA", "base-LoRA", "base-Both"])
     ]
     (one,) = resolve.find(str(out.parent / "m.yaml"), ("LoRA",), out)
     assert one.name == "base-Int4" and [adapter.name for adapter in one.adapters] == ["base-LoRA"]
@@ -362,6 +394,11 @@ INT4 = [{"method": "gptq", "bits": 4, "group_size": 64}]
             "P is pruned",
             "use method: lora",
         ),
+        (
+            {"P": [{"method": "prune", "ffn": 0.25}], "A": [{"method": "lora", "of": "P", "start": "eora"}]},
+            "P is pruned",
+            "use start: zero",
+        ),
     ],
 )
 def test_what_an_adapter_cannot_be_for_is_refused_by_the_plan(
@@ -396,7 +433,9 @@ def test_experts_get_no_adapter() -> None:
 def test_the_plan_counts_what_is_written(out: Path) -> None:
     asked = loading.load(out.parent / "m.yaml")
     peek = snapshots.peek(asked.manifest.model, asked.folder)
-    plan = planner.make(asked, peek.config, peek.tensors).variants[1]
+    planned = {variant.name: variant for variant in planner.make(asked, peek.config, peek.tensors).variants}
+    plan = planned["EoRA"]
+    assert planned["Both"].seconds > max(plan.seconds, planned["LoRA"].seconds / 2)
     assert plan.adapter is not None
     found = peft_folder.Adapter(out / "EoRA").headers
     assert dict(found) == plan.adapter.tensors

@@ -26,7 +26,7 @@ from hubplugin.compress.blocks import block_record, blockwise, linear_results, s
 from hubplugin.compress.blocks.base_walk import BaseWalk
 from hubplugin.compress.blocks.block_modules import BlockModules
 from hubplugin.compress.blocks.blockwise import Calibration
-from hubplugin.manifest.methods import adapting_of
+from hubplugin.manifest.methods import closed_form_of
 from hubplugin.manifest.steps.adapter import Eora
 from hubplugin.model.activations import BlockActivations
 from hubplugin.model.architectures.families import InputGroup
@@ -66,8 +66,8 @@ def run(
     which says what they are made from. Raises CompressError where those in there were made from something else.
     """
     base, parent = folders
-    adapter, step = variant.adapter, adapting_of(variant.steps)
-    assert adapter is not None and isinstance(step, Eora)
+    adapter, step = variant.adapter, closed_form_of(variant.steps)
+    assert adapter is not None and step is not None
     done, count = FinishedBlocks(out, fingerprint), variant.dims.layers
     stages.say_where_it_goes_on(variant, len(done))
     if len(done) < count:

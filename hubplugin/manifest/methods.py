@@ -256,6 +256,12 @@ def tuning_of(steps: Iterable[StepSettings]) -> Tune | None:
     return cast(Tune | None, step_of(steps, Kind.TUNE))
 
 
+def closed_form_of(steps: Iterable[StepSettings]) -> Eora | None:
+    """The step that makes an adapter from second moments: a variant's own, or the one that its training begins with."""
+    step = adapting_of(steps)
+    return step.begun if isinstance(step, Lora) else step if isinstance(step, Eora) else None
+
+
 def adapting_of(steps: Iterable[StepSettings]) -> Adapting | None:
     """The step that makes an adapter for another variant."""
     return cast(Adapting | None, step_of(steps, Kind.ADAPT))

@@ -82,6 +82,7 @@ class AllWeights:
 
 
 ALPHA = 2  # times the rank: what an adapter's product is multiplied by
+A, B = ".lora_A.default.weight", ".lora_B.default.weight"  # what PEFT's names end with in a model
 
 
 class Adapters:
@@ -123,4 +124,22 @@ class OwnAdapters(Adapters):
 
     def values(self) -> dict[str, Tensor]:
         """A and B of every linear."""
-        return {name.replace(".default.", "."): weight.detach() for name, weight in self.trained.items()}
+        return {_stored_name(name): weight.detach() for name, weight in self.trained.items()}
+
+    @torch.no_grad()
+    def begin_at(self, factors: Mapping[str, Tensor]) -> None:
+        """Begin at the products B A of other adapters, by PEFT's names.
+
+        A row of A and its column of B become equally long: AdamW moves both by the same steps.
+        """
+        for name in (name for name in self.trained if name.endswith(A)):
+            places = name, f"{name.removesuffix(A)}{B}"
+            a, b = (factors[_stored_name(place)].to(self.trained[place]) for place in places)
+            lengths = a.norm(dim=1), b.norm(dim=0)
+            ratio = torch.where(lengths[0] * lengths[1] > 0, lengths[1] / lengths[0], 1.0).sqrt()
+            self.trained[places[0]].copy_(a * ratio[:, None])
+            self.trained[places[1]].copy_(b / ratio / ALPHA)
+
+
+def _stored_name(name: str) -> str:
+    return name.replace(".default.", ".")

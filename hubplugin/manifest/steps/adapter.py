@@ -52,6 +52,11 @@ class Lora(Adapting, Distilling):
     paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
 
     method: Literal["lora"] = Field(description="The method of this step.", examples=["lora"])
+    start: Literal["zero", "eora"] = Field(
+        default="zero",
+        description="Where training begins: zero, at the variant itself; eora, at eora's adapter of this rank.",
+        examples=["eora"],
+    )
     distill: Real = Field(
         default=1,
         gt=0,
@@ -60,5 +65,10 @@ class Lora(Adapting, Distilling):
         examples=[0.5],
     )
     learning_rate: Real | None = Field(
-        default=None, gt=0, le=0.1, description="The learning rate. Left out: 0.001.", examples=[0.001]
+        default=None, gt=0, le=0.1, description="The learning rate. Left out: 0.0002.", examples=[0.0005]
     )
+
+    @property
+    def begun(self) -> Eora | None:
+        """The step that makes the adapter that training begins at; None where it begins at nothing."""
+        return Eora(method="eora", of=self.of, rank=self.rank) if self.start == "eora" else None

@@ -7,9 +7,17 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from hubplugin.errors import PlanError
-from hubplugin.manifest.methods import Kind, adapting_of, distillation_of, kind_of, pruning_of, row_of
+from hubplugin.manifest.methods import (
+    Kind,
+    adapting_of,
+    closed_form_of,
+    distillation_of,
+    kind_of,
+    pruning_of,
+    row_of,
+)
 from hubplugin.manifest.schema import Manifest, Step
-from hubplugin.manifest.steps.adapter import Adapting, Eora, Lora
+from hubplugin.manifest.steps.adapter import Adapting, Lora
 from hubplugin.model.architectures.families import PER_LAYER
 from hubplugin.plan import schemes
 from hubplugin.plan.schemes import LinearPlan
@@ -79,10 +87,11 @@ def check_parent(step: Adapting, parent: VariantPlan, where: str) -> None:
     if distillation_of(parent.steps):
         what = f"{parent.name} learnt from a teacher, and {step.method} brings a variant nearer to the base"
         raise PlanError(where, what, "name a variant without distill")
-    if isinstance(step, Eora) and pruning_of(parent.steps):
+    if closed_form_of([step]) and pruning_of(parent.steps):
         what = f"{parent.name} is pruned: its weights have no error against the base's, they have other shapes"
-        raise PlanError(where, what, "use method: lora, which is trained on the base's predictions")
-    if isinstance(step, Eora) and all(kind_of(one) is Kind.RECOVER for one in parent.steps):
+        plain = "use start: zero" if isinstance(step, Lora) else "use method: lora"
+        raise PlanError(where, what, f"{plain}, which is trained on the base's predictions")
+    if closed_form_of([step]) and all(kind_of(one) is Kind.RECOVER for one in parent.steps):
         raise PlanError(where, f"{parent.name} has no error to correct", OTHER)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hubplugin import limits
 from hubplugin.manifest.methods import (
-    adapting_of,
+    closed_form_of,
     factorization_of,
     grid_of,
     mask_of,
@@ -16,7 +16,7 @@ from hubplugin.manifest.methods import (
 )
 from hubplugin.manifest.schema import Document, Step
 from hubplugin.manifest.source import Source
-from hubplugin.manifest.steps.adapter import Eora, Lora
+from hubplugin.manifest.steps.adapter import Lora
 from hubplugin.manifest.steps.training.base import Distilling, Training
 from hubplugin.manifest.steps.training.distill import Distill
 from hubplugin.manifest.steps.training.tune import Tune
@@ -33,7 +33,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], teacher: Base | No
     """
     source, evaluate = document.manifest.calibrate, document.manifest.evaluate
     quantizing, grid, prune, mask = quantization_of(steps), grid_of(steps), pruning_of(steps), mask_of(steps)
-    factoring = factorization_of(steps) or _closed_form(steps)
+    factoring = factorization_of(steps) or closed_form_of(steps)
     stored = base.tensors[f"{sizes.names(base.family, base.dims)[0]}.weight"].dtype
     number = 2 if stored == "BF16" and cpu_features.has(cpu_features.FAST_BFLOAT16) else estimates.FP32
     return estimates.Work(
@@ -54,12 +54,6 @@ def of(document: Document, base: Base, steps: Sequence[Step], teacher: Base | No
         # whose hidden states the base's evaluation keeps for its variants
         evaluated=sum(one.samples * one.sequence_length for one in evaluate.sources) if evaluate else 0,
     )
-
-
-def _closed_form(steps: Sequence[Step]) -> Eora | None:
-    """The step that makes an adapter from second moments."""
-    step = adapting_of(steps)
-    return step if isinstance(step, Eora) else None
 
 
 def _training(step: Distilling, calibration: Source, base: Base, teacher: Base | None) -> estimates.Training:
@@ -84,7 +78,7 @@ def _training(step: Distilling, calibration: Source, base: Base, teacher: Base |
 
 def corrected_tokens(steps: Sequence[Step], tokens: int) -> int:
     """How many of so many calibration tokens pass through the base too, because linears are fitted to what it makes."""
-    fitted, prune = (quantization_of(steps), factorization_of(steps), _closed_form(steps)), pruning_of(steps)
+    fitted, prune = (quantization_of(steps), factorization_of(steps), closed_form_of(steps)), pruning_of(steps)
     aims = max(step.qep_tokens if step and step.qep else 0 for step in fitted)
     if prune and (prune.refit or aims):
         return tokens
