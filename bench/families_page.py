@@ -126,7 +126,7 @@ def _best(record: Mapping[str, Any], ratios: Sequence[float]) -> list[str]:
     rows = []
     for ratio in ratios:
         here = {name: run for name, run in measured(record).items() if target(name) == ratio and ratio > 1}
-        alone = [name for name, run in here.items() if len(run["steps"]) == 1]
+        alone = [name for name, run in here.items() if len(run["steps"]) == 1 and "of" not in run["steps"][0]]
         cells = []
         for some in (alone, list(here)):
             least = min(some, key=lambda name: here[name]["quality"]["mean_kl"], default=None)
