@@ -15,6 +15,7 @@ from hubplugin.errors import HubError, HubPluginError, PlanError
 from hubplugin.evaluation.cards import numbers
 from hubplugin.hub import client
 from hubplugin.hub.client import Token
+from hubplugin.manifest.schema import Manifest
 from hubplugin.plan.draft import Plan
 from hubplugin.space import tokens, view
 from hubplugin.space.options import Options
@@ -184,16 +185,17 @@ def _ended(job: Job) -> Shown:
     if fault is None:
         return _result(job)
     shown = Shown(status=view.error(fault, job.manifest.parent), log=_log(job))
-    if not (_variant(job) / report.FILE_NAME).is_file():
+    if not (_variant(job, api.document(job.manifest).manifest) / report.FILE_NAME).is_file():
         return shown
     return replace(_result(job), status=shown.status, publishable=False)
 
 
 def _result(job: Job) -> Shown:
     """The figures and the card of what was made."""
-    folder = _variant(job)
+    manifest = api.document(job.manifest).manifest
+    folder = _variant(job, manifest)
     made = api.load_report(folder)
-    publishable = made.passed and api.document(job.manifest).manifest.publish is not None
+    publishable = made.passed and manifest.publish is not None
     hint = "" if publishable or not made.passed else "To publish it, say where under Publish to, and press Compress: "
     hint += "its weights are kept, and report and card written anew." if hint else ""
     return Shown(
@@ -205,8 +207,8 @@ def _result(job: Job) -> Shown:
     )
 
 
-def _variant(job: Job) -> Path:
-    return job.out / next(iter(api.document(job.manifest).manifest.variants))
+def _variant(job: Job, manifest: Manifest) -> Path:
+    return job.out / next(iter(manifest.variants))
 
 
 def _cancelled(job: Job) -> Shown:
