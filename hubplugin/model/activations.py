@@ -134,3 +134,10 @@ def copied(batches: list[Batch], folder: Path | None = None) -> list[Batch]:
     for batch, copy in zip(batches, copies, strict=True):
         copy.put("hidden", batch.hidden)
     return copies
+
+
+def plain(value: Any) -> Any:
+    """A tensor of inference mode, or a tuple of some, as autograd takes it: a copy."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return tuple(plain(element) for element in value) if isinstance(value, tuple) else value

@@ -178,14 +178,34 @@ class Model:
         They may be written to `out` [rows, vocabulary], if that is given: float32 memory on the CPU, for use once more.
         In bfloat16 they are rounded to it on the way, except where a CPU gives such products in float32.
         """
-        if self._model.lm_head.weight.is_meta:
-            tied = f"{self.family.head}.weight" not in self.source
-            self._load(self._model.lm_head, self.family.embed if tied else self.family.head)
-        head = self._model.lm_head
+        head = self._head()
         head.out = self._memory(hidden.flatten(0, -2)) if out is None else out
         logits: Tensor = head(hidden).float()
         head.out = None
         return logits.div_(self._softcap).tanh_().mul_(self._softcap) if self._softcap else logits
+
+    def back_through_head(self, hidden: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient in last hidden states [positions, hidden], not yet normalised, from that in their logits.
+
+        `gradient` makes it of the logits [positions, vocabulary], in float32, and may overwrite them.
+        """
+        rows = hidden.clone().requires_grad_()
+        self._load(self._trunk.norm, self.family.norm)
+        with torch.enable_grad():
+            normalised = self._trunk.norm(rows)
+        logits = self.logits(normalised.detach())
+        slope = 1 - (logits / self._softcap).square_() if self._softcap else None
+        behind = gradient(logits) if slope is None else gradient(logits) * slope
+        (before,) = torch.autograd.grad(normalised, rows, behind.to(self.dtype) @ self._head().weight)
+        return before
+
+    def _head(self) -> Any:
+        """The output head, with its weights from the first time on."""
+        head = self._model.lm_head
+        if head.weight.is_meta:
+            tied = f"{self.family.head}.weight" not in self.source
+            self._load(head, self.family.embed if tied else self.family.head)
+        return head
 
     def _memory(self, rows: Tensor) -> Tensor | None:
         """Where logits of rows [rows, hidden] can be written to by `products.Head`."""

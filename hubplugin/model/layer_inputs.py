@@ -12,6 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from hubplugin.kernels.second_moments import PreparedInputs, SecondMoments
+from hubplugin.methods.gptq.two_sided import OutputFactor
 from hubplugin.methods.qep import TargetCorrection
 from hubplugin.model import staged_block, token_scales
 from hubplugin.model.activations import Batch, BlockActivations
@@ -31,6 +32,7 @@ class GroupStatistics:
     matched: Tensor  # H of the tokens that pass through the base too; the same tensor where all do
     corrections: tuple[TargetCorrection, ...] = ()  # by the tokens that fit, by those that check; empty: none
     cold: str | None = None  # what stood in for tokens that an expert did not see, in words
+    outputs: tuple[OutputFactor, ...] = ()  # of the linears that are stacked; empty: their outputs are not known
 
     def on_columns(self, kept: Tensor) -> "GroupStatistics":
         """The statistics of these inputs alone, int64 [kept]; every token must have passed through the base."""

@@ -51,7 +51,7 @@ class Prefetch:
         read = pending.result()
         following = self._next.get(prefix)
         if following is not None and following not in self._pending:
-            self._pending[following] = self._reader.submit(self._read, following)
+            self._pending = {following: self._reader.submit(self._read, following)}  # one ahead, in whatever order
         if read.arrived is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(read.arrived)

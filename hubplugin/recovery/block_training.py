@@ -7,14 +7,13 @@ block and the activations (docs/maths.md, Recovery). Knows blocks and activation
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hubplugin.checkpoint.resume import TrainingCheckpoints
 from hubplugin.kernels import stochastic_rounding
-from hubplugin.model.activations import Batch
+from hubplugin.model.activations import Batch, plain
 from hubplugin.model.block_runner import Model
 from hubplugin.progress import progress
 from hubplugin.recovery.optimizers import Pace, fast_products, schedule
@@ -182,16 +181,9 @@ def _loss(
     Relative to each token's own energy, as the next block's norm will see it: the first token of a sequence alone can
     hold more than all others.
     """
-    batch, target = activations.inputs[number], _plain(activations.targets[number].hidden)
-    keywords = {key: _plain(value) for key, value in batch.keywords[block.index].items()}
+    batch, target = activations.inputs[number], plain(activations.targets[number].hidden)
+    keywords = {key: plain(value) for key, value in batch.keywords[block.index].items()}
     with fast_products(target.device.type, enabled=not exact):
-        out = as_function(block.trainable, weights)(_plain(batch.hidden), **keywords)
+        out = as_function(block.trainable, weights)(plain(batch.hidden), **keywords)
     out = (out[0] if isinstance(out, tuple) else out).float()
     return ((out - target).square().sum(-1) / target.square().sum(-1)).mean()
-
-
-def _plain(value: Any) -> Any:
-    """A tensor of inference mode as one that autograd takes."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    return tuple(_plain(element) for element in value) if isinstance(value, tuple) else value

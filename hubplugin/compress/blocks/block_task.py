@@ -89,6 +89,11 @@ class BlockTask:
         """How a linear, or its factors, are quantized, by its path inside the block; None: they are not."""
         return self.plan.settings(f"{self.prefix}.{name}")
 
+    def keeps_outputs(self, name: str) -> bool:
+        """Whether the variant has all outputs of a linear. Where some go, they cannot make up for errors of others."""
+        shrunk = [width for width in self.family.widths if self.cuts(self.family.input_group_of(width.consumer))]
+        return not any(name in width.sources for width in shrunk)
+
     def cuts(self, input_group: InputGroup) -> tuple[obs.Cut, ...]:
         """What the input columns of a linear lose, if it is the consumer of a width that shrinks."""
         before, after, linear = self.model.dims, self.sizes, input_group.linears[0]

@@ -101,7 +101,8 @@ def quantize(weight: Tensor, statistics: GroupStatistics, step: Quantization) ->
     """Quantize weight [outputs, inputs], its target corrected where a correction is known."""
     solver = solver_of(step)
     target, prepared, applied = aimed(weight, statistics, lambda moments: solver.prepare(moments, step))
-    compressed = solver.compress(target, statistics.second_moments, step, prepared)
+    known = {"outputs": statistics.outputs} if statistics.outputs else {}
+    compressed = solver.compress(target, statistics.second_moments, step, prepared, **known)
     assert isinstance(compressed.encoding, Coded)
     result = step_result(step.method, compressed, applied, statistics.cold)
     return GroupResult(compressed.weight, (result,), compressed.encoding)

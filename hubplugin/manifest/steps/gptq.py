@@ -123,6 +123,13 @@ class GridQuantization(Quantization):
         description="Refit scales to their codes by least squares, after each pass of descent or, without one, once.",
         examples=[True],
     )
+    fisher_tokens: Whole = Field(
+        default=0,
+        ge=0,
+        description="The calibration tokens, at most, whose gradients show how much the predictions mind an error of "
+        "each output: errors are then fed from output to output too. 0: none. Not with descent or scale_refit.",
+        examples=[8192],
+    )
     engine: Literal["hubplugin", "gptqmodel"] = Field(
         default="hubplugin",
         description=f"The engine that makes the codes: hubplugin's, or gptqmodel {GPTQMODEL}.",
@@ -134,6 +141,11 @@ class GridQuantization(Quantization):
         """The number of passes over codes or scales after GPTQ's sweep."""
         return max(self.descent, int(self.scale_refit))
 
+    @property
+    def fisher(self) -> int:
+        """`fisher_tokens` where they are used: passes after the sweep know no gradients, and no other engine does."""
+        return self.fisher_tokens if self.engine == "hubplugin" and not self.passes else 0
+
     @model_serializer(mode="wrap")
     def _as_it_acts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The settings in effect, for reports and cards: with another engine, switches of hubplugin's are off."""
@@ -141,6 +153,8 @@ class GridQuantization(Quantization):
         if self.engine != "hubplugin":
             switched_on = [name for name, value in settings.items() if value is True and name not in self.shared]
             settings.update(dict.fromkeys(switched_on, False))
+        if not self.fisher:
+            settings.pop("fisher_tokens", None)
         return without_unused(settings)
 
 

@@ -4,6 +4,9 @@ Written in the form that needs one Cholesky factor and no inverse (docs/maths.md
 module, no file and no device.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,8 +17,17 @@ from hubplugin.manifest.steps.gptq import GridQuantization
 from hubplugin.manifest.steps.quantization import Quantization
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.base import Compressed
-from hubplugin.methods.gptq import coordinate_descent, coordinate_descent_cpu, grid, loop, loop_cpu
+from hubplugin.methods.gptq import (
+    coordinate_descent,
+    coordinate_descent_cpu,
+    grid,
+    loop,
+    loop_cpu,
+    two_sided,
+    two_sided_cpu,
+)
 from hubplugin.methods.gptq.loop import Swept
+from hubplugin.methods.gptq.two_sided import OutputFactor, Stacked
 from hubplugin.methods.linear_algebra import Prepared
 
 
@@ -29,10 +41,15 @@ def prepare(hessian: Tensor, settings: Quantization) -> Prepared:
 
 
 def compress(
-    weight: Tensor, hessian: Tensor, settings: GridQuantization, prepared: Prepared | None = None
+    weight: Tensor,
+    hessian: Tensor,
+    settings: GridQuantization,
+    prepared: Prepared | None = None,
+    outputs: Sequence[OutputFactor] = (),
 ) -> Compressed:
     """Quantize weight [outputs, inputs] under second moments [inputs, inputs].
 
+    `outputs` are the factors of the linears stacked in `weight`, if errors are to be fed from output to output.
     Computes in float32, or float64 where the weight is float64. `prepared` is `prepare`'s for the same second moments,
     group size, order and damping, if it is known already.
     With `act_order`, columns are visited by falling second moment inside their group, and groups by their largest one
@@ -46,7 +63,11 @@ def compress(
     if bool(shared.dead.any()):
         work = work.masked_fill(shared.dead, 0)
     columns = to_columns(work, order)
-    swept = _sweep(columns, factor, shared.alive.diagonal()[order], spec)
+    importance = shared.alive.diagonal()[order]
+    if outputs:
+        swept = _two_sided(columns, factor, importance, spec, Stacked.of(outputs))
+    else:
+        swept = _sweep(columns, factor, importance, spec)
     if settings.passes:
         _descend(columns, swept, shared, settings, spec.top)
     del columns
@@ -78,6 +99,19 @@ def _sweep(columns: Tensor, factor: linear_algebra.Factor, importance: Tensor, s
         return loop_cuda.sweep(columns, factor, importance, spec)
     sweep = loop_cpu.sweep if on_cpu(columns) else loop.sweep
     return sweep(columns, factor, importance, spec)
+
+
+def _two_sided(
+    columns: Tensor, factor: linear_algebra.Factor, importance: Tensor, spec: grid.Spec, stacked: Stacked
+) -> Swept:
+    """A sweep that feeds errors across outputs too, with the outputs in their places. For a GPU the CPU does it."""
+    if columns.is_cuda:
+        moved = replace(factor, unit_upper=factor.unit_upper.cpu(), diagonal=factor.diagonal.cpu())
+        made = _two_sided(columns.cpu(), moved, importance.cpu(), spec, stacked.cpu())
+        return Swept(*(part.to(columns.device) for part in (made.codes, made.scales, made.zeros)))
+    ordered = columns.index_select(1, stacked.order)
+    sweep = two_sided_cpu.sweep if on_cpu(columns) else two_sided.sweep
+    return two_sided.in_places(sweep(ordered, factor, importance, spec, stacked), stacked)
 
 
 def on_cpu(columns: Tensor) -> bool:

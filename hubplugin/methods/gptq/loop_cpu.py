@@ -6,6 +6,7 @@ the rows, which vectorises (a column of a tile is contiguous). Knows a factor an
 columns.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,65 +27,79 @@ HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
 
 def sweep(columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> Swept:
     """Quantize float32 columns [inputs, outputs] one after another; see `loop.sweep`."""
-    inputs = len(columns)
-    group, upper = spec.group_size, factor.unit_upper.contiguous()
-    out = _Out(columns, spec)
-    for start in range(0, inputs, group if group > BLOCK else BLOCK):
-        stop = min(start + max(group, BLOCK), inputs)
-        feedback = upper[:start, start:stop].T @ out.errors[:start]
-        if group >= BLOCK:
-            inside = slice(start, stop)
-            updated = fully_updated(columns[inside], feedback, upper[inside, inside]) if start else columns[inside]
-            out.fit(start // group, updated, importance[start:stop])
-        for first in range(start, stop, BLOCK):
-            last = min(first + BLOCK, stop)
-            block_feedback = feedback[first - start : last - start]
-            if first > start:
-                block_feedback += upper[start:first, first:last].T @ out.errors[start:first]
-            out.block(first, last, block_feedback, upper, importance)
-    return Swept(out.codes, out.scales, out.zeros)
+    blocks = Blocks(columns, factor, importance, spec)
+    for first, last, feedback in blocks:
+        blocks.quantize(first, last, feedback)
+    return blocks.swept()
 
 
-class _Out:
-    """The arrays a sweep fills, and its two kernels spread over threads."""
+class Blocks:
+    """The arrays that a sweep fills, block of columns by block, and its two kernels spread over threads."""
 
-    def __init__(self, columns: Tensor, spec: Spec) -> None:
+    def __init__(self, columns: Tensor, factor: Factor, importance: Tensor, spec: Spec) -> None:
         inputs, outputs = columns.shape
         groups = inputs // spec.group_size
         self.columns, self.spec = columns, spec
+        self.upper, self.importance = factor.unit_upper.contiguous(), importance
         self.errors = torch.empty_like(columns)  # original minus quantized
         self.codes = torch.empty((inputs, outputs), dtype=torch.uint8)
         self.scales, self.zeros = torch.empty(groups, outputs), torch.empty(groups, outputs)
         self.shares = np.array((1.0, *spec.shares), dtype=np.float32)
 
-    def fit(self, group: int, updated: Tensor, importance: Tensor) -> None:
+    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Blocks first .. last, each with the error feedback [columns, outputs] of the columns before it.
+
+        A block's errors must be there before the next is asked for. Groups of BLOCK columns or more are fitted here.
+        """
+        group, upper = self.spec.group_size, self.upper
+        for start in range(0, len(self.columns), group if group > BLOCK else BLOCK):
+            stop = min(start + max(group, BLOCK), len(self.columns))
+            feedback = upper[:start, start:stop].T @ self.errors[:start]
+            if group >= BLOCK:
+                inside = slice(start, stop)
+                columns = self.columns[inside]
+                updated = fully_updated(columns, feedback, upper[inside, inside]) if start else columns
+                self._fit(start // group, updated)
+            for first in range(start, stop, BLOCK):
+                last = min(first + BLOCK, stop)
+                block_feedback = feedback[first - start : last - start]
+                if first > start:
+                    block_feedback += upper[start:first, first:last].T @ self.errors[start:first]
+                yield first, last, block_feedback
+
+    def _fit(self, group: int, updated: Tensor) -> None:
         """Scales and zeros of one group, from its fully updated weights [group, outputs]."""
-        spec = self.spec
-        arguments = (updated.numpy(), importance.numpy(), self.shares, spec.symmetric, np.float32(spec.top))
+        spec, first = self.spec, group * self.spec.group_size
+        importance = self.importance[first : first + spec.group_size].numpy()
+        arguments = (updated.numpy(), importance, self.shares, spec.symmetric, np.float32(spec.top))
         results = self.scales[group].numpy(), self.zeros[group].numpy()
         spread(_fit_rows, self.columns.shape[1], *arguments, *results, least=TILE)
 
-    def block(self, first: int, last: int, feedback: Tensor, upper: Tensor, importance: Tensor) -> None:
+    def quantize(self, first: int, last: int, feedback: Tensor) -> None:
         """Codes and errors of columns first .. last; fits the groups that start inside where they are smaller."""
+        arguments = self.arguments(first, last, feedback, slice(None))
+        spread(_block_rows, self.columns.shape[1], *arguments, least=TILE)
+
+    def arguments(self, first: int, last: int, feedback: Tensor, outputs: slice) -> tuple[Any, ...]:
+        """What a kernel reads of columns first .. last and some outputs, and last the four arrays that it fills."""
         spec, inside = self.spec, slice(first, last)
         groups = slice(first // spec.group_size, -(-last // spec.group_size))
-        spread(
-            _block_rows,
-            self.columns.shape[1],
-            self.columns[inside].numpy(),
-            feedback.contiguous().numpy(),
-            upper[inside, inside].contiguous().numpy(),
-            importance[inside].numpy(),
+        filled = self.scales[groups], self.zeros[groups], self.codes[inside], self.errors[inside]
+        return (
+            self.columns[inside, outputs].numpy(),
+            feedback.contiguous()[:, outputs].numpy(),
+            self.upper[inside, inside].contiguous().numpy(),
+            self.importance[inside].numpy(),
             self.shares,
             spec.symmetric,
             np.float32(spec.top),
             spec.group_size if spec.group_size < BLOCK else 0,
-            self.scales[groups].numpy(),
-            self.zeros[groups].numpy(),
-            self.codes[inside].numpy(),
-            self.errors[inside].numpy(),
-            least=TILE,
+            *(tensor[:, outputs].numpy() for tensor in filled),
         )
+
+    def swept(self) -> Swept:
+        """The result, when all blocks are quantized."""
+        return Swept(self.codes, self.scales, self.zeros)
 
 
 @compiled
@@ -100,7 +115,7 @@ def _storable(scale: Any) -> Any:  # float32 [n], in place: grid.storable
 
 
 @compiled
-def _fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # type: ignore[no-untyped-def]
+def fit(weight, importance, shares, symmetric, top, best_scale, best_zero):  # type: ignore[no-untyped-def]
     """grid.fit for a tile: weight [columns, rows], results [rows]."""
     count, rows = weight.shape
     low, high = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
@@ -145,7 +160,7 @@ def _fit_rows(first, last, weight, importance, shares, symmetric, top, scales, z
     for start in range(first, last, TILE):
         rows = slice(start, min(start + TILE, last))
         tile = weight[:, rows].copy()
-        _fit(tile, importance, shares, symmetric, top, scales[rows], zeros[rows])
+        fit(tile, importance, shares, symmetric, top, scales[rows], zeros[rows])
 
 
 @compiled
@@ -162,10 +177,10 @@ def _block_rows(  # type: ignore[no-untyped-def]
         updated = np.empty((max(group, 1), width), np.float32)
         for column in range(count):
             if group and column % group == 0:
-                _update(target, weight, upper, column, group, rows.start, updated)
+                update(target, weight, upper, column, group, rows.start, updated)
                 inside = slice(column, column + group)
                 at = column // group
-                _fit(updated, importance[inside], shares, symmetric, top, scales[at, rows], zeros[at, rows])
+                fit(updated, importance[inside], shares, symmetric, top, scales[at, rows], zeros[at, rows])
             at = column // group if group else 0
             scale, zero = scales[at, rows], zeros[at, rows]
             for row in range(width):
@@ -196,7 +211,7 @@ def feed_back(target, error, upper, first):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _update(target, weight, upper, first, group, start, updated):  # type: ignore[no-untyped-def]
+def update(target, weight, upper, first, group, start, updated):  # type: ignore[no-untyped-def]
     """Fully updated weights of the group at `first`: W + M^-T (target - W), by forward substitution."""
     rows = updated.shape[1]
     for column in range(group):

@@ -18,6 +18,8 @@ STUDENT_COPIES, TEACHER_COPIES = 5, 1  # in float32: weights, gradients, the opt
 TUNED_COPIES = 0.5  # the same where scales are trained: codes, scales and their moments, embeddings
 ADAPTED_COPIES = 1.1  # the same where an adapter is trained: weights that stay, and a few that do not
 WEIGHT_SECONDS = 4e-8  # per weight: the search of scales and the rounding, element by element
+FEEDING_SECONDS = 8e-8  # per weight more, where outputs feed each other one by one
+FISHER_PASSES = 12  # forward passes that two with their backward passes take the time of, outside of the kernels
 COLUMN_SECONDS = 1e-4  # per column of the sweep: a handful of small tensor operations
 RUNTIME_BYTES = 590 * 2**20  # Python, torch, transformers, datasets and what they keep once they have worked
 DEVICE_BYTES = 600 * 2**20  # a device's context, its libraries and their workspaces
@@ -73,6 +75,7 @@ class Work:
     )
     tried: int = 0  # ... and in all
     corrected: int = 0  # tokens that pass through the base too, to correct targets: a second set of activations
+    fisher: int = 0  # tokens whose gradients are taken: what enters each block is held, and the gradient behind it
     skips: bool = False  # sublayers: the base's hidden states behind them are held too
     descends: int = 0  # passes over codes or scales that follow GPTQ's own
     head: bool = False  # the output head is quantized too
@@ -150,7 +153,7 @@ class _Pass:
 
     def activations(self) -> int:
         """Of all samples: what enters a block, what attention made of it, and the input of the last linear."""
-        return self._kept(self.work.samples * self.work.tokens) + self._probes()
+        return self._kept(self.work.samples * self.work.tokens) + self._probes() + self._gradients()
 
     def slack(self) -> int:
         """What the allocator does not give back at once (not while it spares), beside what is needed."""
@@ -170,6 +173,9 @@ class _Pass:
     def _probes(self) -> int:
         return self.work.probes * _probe_tokens(self.work) * self.dims.hidden * FP32
 
+    def _gradients(self) -> int:
+        return 2 * self.work.fisher * self.dims.hidden * self.dims.layers * self.work.number
+
     def _micro(self) -> int:
         return min(self.work.samples * self.work.tokens, max(self.work.tokens, self.micro))
 
@@ -177,11 +183,13 @@ class _Pass:
         """A block as it is stored, and what it becomes: the weights that are computed with, and their codes."""
         weights = sum(outputs * inputs for outputs, inputs in self.shapes.values())
         becomes = self.work.number * self.corrects + (self.work.quantizes is not None)
-        return int(weights * (self.work.number + becomes))
+        factors = sum(outputs**2 for outputs, _ in self.shapes.values()) * FP32 * (self.work.fisher > 0)
+        return int(weights * (self.work.number + becomes)) + factors
 
     def _worst(self) -> int:
         """What the largest input group takes at its worst moment, or the forward pass that hands hidden states on."""
-        forward = self._micro() * 3 * max(self.dims.ffn, self.dims.hidden) * self.work.number
+        saved = SAVED if self.work.fisher else 3
+        forward = self._micro() * saved * max(self.dims.ffn, self.dims.hidden) * self.work.number
         return max(forward, *(self._input_group(input_group) for input_group in self.family.input_groups))
 
     def _input_group(self, input_group: InputGroup) -> int:
@@ -259,6 +267,9 @@ def seconds(family: Family, dims: Dimensions, shapes: Mapping[str, tuple[int, in
         passed += 2 * reaching * stacked
     probes = work.tried * _probe_tokens(work)
     passed *= 1 + twice + probes / 2 / count  # half of the blocks, for each change that is tried
+    passed += FISHER_PASSES * 2 * work.fisher * sum(size.values())
+    total += work.fisher * sum(outputs**2 for outputs, _ in shapes.values())
+    steps += (work.fisher > 0) * sum(size.values()) * FEEDING_SECONDS
     divergences = probes * dims.vocab * (2 * dims.hidden + LOGIT_OPERATIONS) / work.cpu.flops
     training = sum(min(_operations(one) / work.cpu.training, one.limit) for one in work.trainings)
     return dims.layers * ((total + passed) / work.cpu.flops + steps) + divergences + training
