@@ -20,8 +20,8 @@ MODELS = ("docs", "75m", "350m")
 LAYERS = ("75m-3-layers", "75m-6-layers", "75m", "75m-24-layers")  # one shape, growing
 # recipes that seek quality and not speed: one round, and only where quality means something
 ONCE = (
-    *("ours-tuned", "ours-rounded", "gptqmodel-mse", "llmcompressor-mse", "autoround", "autoround-light"),
-    *("onecomp", "onecomp-mse"),
+    *("ours-fisher", "ours-tuned", "ours-rounded", "gptqmodel-mse", "llmcompressor-mse"),
+    *("autoround", "autoround-light", "onecomp", "onecomp-mse"),
 )
 ENGINES = ("ours", "ours-fast", "ours-plain", "gptqmodel", "llmcompressor", *ONCE)
 ROUNDS = 3

@@ -18,6 +18,7 @@ RECIPES: dict[str, dict[str, bool]] = {
     "default": {},
     "fast": {"qep": False},
     "plain": {"qep": False, "clip_search": False, "signed_scales": False},
+    "fisher": {"fisher_tokens": 4096},
     "tuned": {},
     "rounded": {},
 }

@@ -9,6 +9,7 @@ NAMES = {
     "ours": "hubplugin",
     "ours-fast": "hubplugin, qep: false",
     "ours-plain": "hubplugin, plain",
+    "ours-fisher": "hubplugin, fisher_tokens",
     "ours-tuned": "hubplugin, tuned",
     "ours-rounded": "hubplugin, tuned with rounding",
     "gptqmodel": "gptqmodel",
@@ -20,7 +21,7 @@ NAMES = {
     "onecomp": "OneComp",
     "onecomp-mse": "OneComp, mse",
 }
-OURS = ("ours", "ours-fast", "ours-plain", "ours-tuned", "ours-rounded")
+OURS = ("ours", "ours-fast", "ours-plain", "ours-fisher", "ours-tuned", "ours-rounded")
 SHAPES = {
     "smollm2-moved": "SmolLM2-135M-Instruct, moved off the 4-bit grid on which its weights were published",
     "smollm2": "SmolLM2-135M-Instruct, its weights on the 4-bit grid on which they were published",
@@ -59,6 +60,7 @@ same version of torch. They run with their own defaults unless said here, and wi
   in float16 by default; it was asked for bfloat16, which is the base's, and faster on a CPU.
 - **hubplugin, plain**: `qep`, `clip_search` and `signed_scales` off. It is what the rivals do by default: GPTQ in the
   order of activations, the scales of each group from its extremes. Same work, so the row to compare seconds with.
+- **hubplugin, fisher_tokens**: the defaults and `fisher_tokens: 4096`, which feeds errors from output to output.
 - **hubplugin, tuned**: the defaults, and then `method: tune` on the same ids, one sequence in eight of which is held
   out; *with rounding*: `rounding: true`.
 - **mse**: gptqmodel with `mse=2.4`, llm-compressor with the observer `memoryless_mse`, OneComp with `mse` and

@@ -33,6 +33,7 @@ SCRIPTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "ours": (None, ("ours.py",)),
     "ours-fast": (None, ("ours.py", "--recipe", "fast")),
     "ours-plain": (None, ("ours.py", "--recipe", "plain")),
+    "ours-fisher": (None, ("ours.py", "--recipe", "fisher")),
     "ours-tuned": (None, ("ours.py", "--recipe", "tuned")),
     "ours-rounded": (None, ("ours.py", "--recipe", "rounded")),
     "gptqmodel": ("gptqmodel", ("rival_gptqmodel.py",)),

@@ -6,17 +6,23 @@ import pico
 import pytest
 import torch
 from interruption_helpers import stopped
+from plan_helpers import config_json
+from pydantic import ValidationError
 from sharing_helpers import alone, run, weights, write
 from torch import Tensor, nn
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress import export
 from hubplugin.compress.blocks import output_gradients
+from hubplugin.kernels import token_draws
+from hubplugin.manifest.methods import Cost
 from hubplugin.manifest.steps.gptq import Gptq
 from hubplugin.methods import linear_algebra
 from hubplugin.methods.gptq import two_sided
-from hubplugin.model.architectures import configs, families
+from hubplugin.model.architectures import architecture, configs, families
 from hubplugin.model.block_runner import Model
+from hubplugin.plan.costs import estimates
+from hubplugin.plan.costs.estimates import Work
 
 INT4 = {"method": "gptq", "bits": 4, "group_size": 32}
 FISHER = {**INT4, "fisher_tokens": 64}
@@ -41,7 +47,7 @@ def moments_of_whole_model(model: nn.Module, ids: Tensor, drawn: list[Tensor]) -
         if isinstance(module, nn.Linear) and ".layers." in name:
             module.register_forward_hook(watch(name))
     logits = model(input_ids=ids.long(), use_cache=False).logits.float().flatten(0, -2)
-    nn.functional.cross_entropy(logits, torch.cat(drawn).squeeze(-1), reduction="sum").backward()
+    nn.functional.cross_entropy(logits, torch.cat(drawn), reduction="sum").backward()
     return sums
 
 
@@ -49,8 +55,8 @@ def moments_of_whole_model(model: nn.Module, ids: Tensor, drawn: list[Tensor]) -
 def test_they_are_those_of_the_whole_model(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, ids = pico.write(tmp_path / "m", model_type), pico.tokens(3, 32)
     drawn: list[Tensor] = []
-    real = torch.searchsorted
-    monkeypatch.setattr(torch, "searchsorted", lambda *given: drawn.append(real(*given)) or drawn[-1])
+    real = token_draws.drawn
+    monkeypatch.setattr(token_draws, "drawn", lambda *given: drawn.append(real(*given)) or drawn[-1])
     seen: dict[str, Tensor] = {}
     real_factored = two_sided.factored
     monkeypatch.setattr(two_sided, "factored", lambda moments: (moments, real_factored(moments)))
@@ -59,7 +65,7 @@ def test_they_are_those_of_the_whole_model(model_type: str, tmp_path: Path, monk
     for index in range(len(model)):
         made = gradients.of_block(index, model.block(index))
         seen |= {f"model.layers.{index}.{name}": both[0] for name, both in made.items()}
-    whole = moments_of_whole_model(model_type_as_float32(folder), ids, [part.clamp(max=287) for part in drawn])
+    whole = moments_of_whole_model(model_type_as_float32(folder), ids, drawn)
     linears = [name for name in whole if "experts" not in name and not name.endswith(".gate")]
     assert sorted(seen) == sorted(linears) and len(linears) >= 4
     for name in linears:
@@ -123,11 +129,31 @@ def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, monkeypatch: pytest.
     assert weights(home, "out") == weights(home, "whole")
 
 
-def test_settings_without_effect_are_not_reported() -> None:
-    assert Gptq.model_validate(FISHER).fisher == 64
-    for other in ({"descent": 1}, {"scale_refit": True}, {"engine": "gptqmodel"}):
-        step = Gptq.model_validate({**FISHER, **other})
-        assert step.fisher == 0 and "fisher_tokens" not in step.model_dump()
+def test_passes_that_would_undo_it_are_refused() -> None:
+    for other in ({"descent": 1}, {"scale_refit": True}):
+        with pytest.raises(ValidationError, match="undo"):
+            Gptq.model_validate({**FISHER, **other})
+
+
+def test_a_report_from_before_the_setting_still_describes_a_variant() -> None:
+    assert Gptq.model_validate(FISHER).model_dump()["fisher_tokens"] == 64
+    assert "fisher_tokens" not in Gptq.model_validate(INT4).model_dump()
+
+
+def test_more_gradients_take_more_memory_and_time() -> None:
+    few, many = (estimates_of({**FISHER, "fisher_tokens": count}) for count in (0, 2**20))
+    assert many[0] > few[0] and many[1] > few[1]
+
+
+def estimates_of(step: dict[str, object]) -> tuple[int, float]:
+    """Bytes of the peak and seconds that are planned for a pico model."""
+    config = config_json(pico.config())
+    row = families.match(config, "")
+    dims = architecture.dimensions(config, row, "")
+    shapes = architecture.linear_shapes(row, dims)
+    fisher = Gptq.model_validate(step).fisher_tokens
+    work = Work(samples=64, tokens=512, quantizes=Cost(), prunes=None, fisher=fisher)
+    return estimates.memory(row, dims, shapes, work).peak, estimates.seconds(row, dims, shapes, work)
 
 
 def test_gradients_are_damped_as_much_as_the_documents_say() -> None:

@@ -207,6 +207,10 @@ class Model:
             self._load(head, self.family.embed if tied else self.family.head)
         return head
 
+    def free_head(self) -> None:
+        """Forget the output head's weights."""
+        module_weights.unload(self._model.lm_head)
+
     def _memory(self, rows: Tensor) -> Tensor | None:
         """Where logits of rows [rows, hidden] can be written to by `products.Head`."""
         weight = self._model.lm_head.weight

@@ -110,7 +110,7 @@ def _output_gradients(passes: Sequence[VariantPass], calibration: Calibration) -
 
 def _fisher_tokens(plan: VariantPlan) -> int:
     step = grid_of(plan.steps)
-    return step.fisher if step else 0
+    return step.fisher_tokens if step else 0
 
 
 def _passed(

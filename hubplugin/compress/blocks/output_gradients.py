@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubplugin import memory
+from hubplugin.kernels import token_draws
 from hubplugin.kernels.second_moments import SecondMoments
 from hubplugin.methods.gptq import two_sided
 from hubplugin.methods.gptq.two_sided import OutputFactor
@@ -65,15 +67,18 @@ def measured(model: Model, tokens: Tensor, folder: Path | None = None) -> Output
             batch.put(_entering(index), batch.hidden)
         model.forward_block(index, batches)
         model.free(index)
+        memory.trim()
     generator = torch.Generator(model.device).manual_seed(SEED)
     for batch in batches:
         batch.put(_behind(len(model) - 1), _of_predictions(model, batch.hidden, generator))
         batch.drop("hidden")
+    model.free_head()
     for index in range(len(model) - 1, 0, -1):
         block = model.block(index)
         for batch in batches:
             batch.put(_behind(index - 1), _backward(block, batch, index))
         model.free(index)
+        memory.trim()
     return OutputGradients(batches, model.family)
 
 
@@ -118,14 +123,9 @@ def _of_predictions(model: Model, hidden: Tensor, generator: torch.Generator) ->
 
 @torch.inference_mode()
 def _of_drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient of -log p of tokens that are drawn from p, in logits [positions, vocabulary]: p, less 1 at these.
-
-    Drawn where p summed up passes a random number: torch's multinomial takes fifteen times as long on a CPU.
-    """
+    """The gradient of -log p of tokens that are drawn from p, in logits [positions, vocabulary]: p, less 1 at these."""
     p = logits.softmax(-1)
-    summed = p.cumsum(-1)
-    chance = torch.rand(len(p), 1, generator=generator, device=p.device) * summed[:, -1:]
-    drawn = torch.searchsorted(summed, chance).clamp_(max=p.shape[1] - 1)
+    drawn = token_draws.drawn(p, torch.rand(len(p), 1, generator=generator, device=p.device))[:, None]
     return p.scatter_add_(1, drawn, p.new_full(drawn.shape, -1.0))
 
 

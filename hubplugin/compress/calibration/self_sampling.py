@@ -13,6 +13,7 @@ from torch import Tensor
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress.calibration import vocabulary
 from hubplugin.errors import CalibrationError
+from hubplugin.kernels import token_draws
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
 from hubplugin.model.construction.tokenizer_files import read_tokenizer
@@ -83,10 +84,8 @@ def _sample_rows(model: Any, first: Tensor, uniform: Tensor) -> Tensor:
     ids[:, 0] = first
     for position in range(uniform.shape[1] - 1):
         step = model(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
-        # where the draw falls in the cumulated probabilities [rows, vocabulary]; float64, or the tail would be lost
-        cumulated = step.logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
-        draw = uniform[:, position : position + 1] * cumulated[:, -1:]
-        ids[:, position + 1] = torch.searchsorted(cumulated, draw, right=True)[:, 0]
+        p = step.logits[:, -1].float().softmax(-1)
+        ids[:, position + 1] = token_draws.drawn(p, uniform[:, position : position + 1])
     return ids.to("cpu", torch.int32)
 
 

@@ -141,10 +141,14 @@ class GridQuantization(Quantization):
         """The number of passes over codes or scales after GPTQ's sweep."""
         return max(self.descent, int(self.scale_refit))
 
-    @property
-    def fisher(self) -> int:
-        """`fisher_tokens` where they are used: passes after the sweep know no gradients, and no other engine does."""
-        return self.fisher_tokens if self.engine == "hubplugin" and not self.passes else 0
+    @model_validator(mode="after")
+    def _nothing_undoes_another(self) -> "GridQuantization":
+        if self.fisher_tokens and self.passes:
+            raise _fault(
+                "`fisher_tokens:` feeds errors from output to output, and passes of descent or scale_refit undo that",
+                "remove fisher_tokens, or descent and scale_refit",
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _as_it_acts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -153,7 +157,7 @@ class GridQuantization(Quantization):
         if self.engine != "hubplugin":
             switched_on = [name for name, value in settings.items() if value is True and name not in self.shared]
             settings.update(dict.fromkeys(switched_on, False))
-        if not self.fisher:
+        if not self.fisher_tokens:  # a folder made before the setting was there is still what the manifest asks for
             settings.pop("fisher_tokens", None)
         return without_unused(settings)
 

@@ -42,7 +42,7 @@ def of(document: Document, base: Base, steps: Sequence[Step], teacher: Base | No
         quantizes=row_of(quantizing).cost if quantizing else None,
         prunes=row_of(prune).cost if prune else None,
         corrected=corrected_tokens(steps, source.samples * source.sequence_length),
-        fisher=min(grid.fisher, source.samples * source.sequence_length) if grid else 0,
+        fisher=min(grid.fisher_tokens, source.samples * source.sequence_length) if grid else 0,
         skips=prune is not None and prune.measures,
         descends=grid.passes if grid else 0,
         masks=row_of(mask).cost if mask else None,

@@ -19,6 +19,7 @@ from hubplugin.compress.calibration.prompts import Prompt
 from hubplugin.compress.calibration.self_sampling import buffered_cache
 from hubplugin.disk import digest
 from hubplugin.errors import CalibrationError
+from hubplugin.kernels import token_draws
 from hubplugin.manifest.steps.training.distill import Answers
 from hubplugin.model.architectures import families
 from hubplugin.model.block_runner import Model
@@ -125,8 +126,5 @@ def continuations(
 
 
 def _chosen(logits: Tensor, draws: Tensor, temperature: float) -> Tensor:
-    """A token of each row of logits [rows, vocabulary]; float64, or the tail would be lost."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulated = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    """A token of each row of logits [rows, vocabulary]."""
+    return token_draws.drawn((logits / temperature).softmax(-1), draws) if temperature else logits.argmax(-1)
