@@ -6,6 +6,7 @@ by here at every block, and ends here where Ctrl-C was dropped on its way.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hubplugin import interrupt
 QUIET = "HUBPLUGIN_QUIET"  # in the environment, so that processes which are started inherit it
 # The libraries' own progress bars, which they read when they are imported.
 BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+LINE_SECONDS = 10  # at least, between two lines of one task that come now and then
 REFRESHES = 2.0  # a second: the cores are needed elsewhere
 
 
@@ -34,6 +36,20 @@ def progress(line: str) -> None:
     interrupt.check()
     if not quiet():
         print(line, file=sys.stderr, flush=True)
+
+
+def now_and_then(task: str, blocks: int) -> Callable[[int], None]:
+    """A function that is called with the index of each finished block, and says so in a line now and then."""
+    last = time.monotonic()
+
+    def after_block(index: int) -> None:
+        nonlocal last
+        interrupt.check()
+        if time.monotonic() - last > LINE_SECONDS:
+            last = time.monotonic()
+            progress(f"{task} | block {index + 1:02d}/{blocks}")
+
+    return after_block
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hubplugin.checkpoint.dense_view import DenseView
 from hubplugin.compress import export
-from hubplugin.compress.blocks import output_gradients
+from hubplugin.compress.blocks import base_walk, output_gradients
 from hubplugin.kernels import token_draws
 from hubplugin.manifest.methods import Cost
 from hubplugin.manifest.steps.gptq import Gptq
@@ -88,9 +88,9 @@ def test_tokens_are_drawn_as_they_are_predicted() -> None:
 
 def test_sequences_are_evenly_spaced() -> None:
     tokens = torch.arange(64)[:, None].expand(64, 16)
-    assert output_gradients.spread(tokens, 16 * 16)[:, 0].tolist() == list(range(0, 64, 4))
-    assert output_gradients.spread(tokens, 1)[:, 0].tolist() == [0]
-    assert len(output_gradients.spread(tokens, 2**20)) == 64
+    assert tokens[base_walk.every_nth(64, 16, 16 * 16)][:, 0].tolist() == list(range(0, 64, 4))
+    assert tokens[base_walk.every_nth(64, 16, 1)][:, 0].tolist() == [0]
+    assert len(tokens[base_walk.every_nth(64, 16, 2**20)]) == 64
 
 
 VARIANTS = {

@@ -5,8 +5,7 @@ float32, or in bfloat16 with its floor beside; logits are compared in float32. K
 numbers are computed from the logits stands in token_statistics.py.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from hubplugin.model.architectures.families import Family
 from hubplugin.model.block_runner import Model
 from hubplugin.model.devices import computing_dtype, default_device
 from hubplugin.model.kl_divergence import hidden_pieces
-from hubplugin.progress import progress
+from hubplugin.progress import now_and_then, progress
 from hubplugin.report import Evaluation, Quality, Tokens
 
-PROGRESS_SECONDS = 10  # at least, between two lines of progress
 FLOOR_WINDOWS = 4  # on which the base in float32 is compared with the base in another dtype
 
 
@@ -60,7 +58,7 @@ def reference(
         progress(
             f"note: this CPU multiplies {_name(dtype)} no faster than float32, evaluation stays in {_name(model.dtype)}"
         )
-    hidden = model.hidden_states(tokens, _progress_of("base", len(model)))
+    hidden = model.hidden_states(tokens, now_and_then("evaluate base", len(model)))
     floor = None if model.dtype == torch.float32 else _floor(folder, family, model, hidden, tokens)
     return Reference(tokens, model, hidden, _alone(model, hidden, tokens), description, floor)
 
@@ -72,7 +70,7 @@ def _floor(folder: Path, family: Family, model: Model, hidden: Tensor, tokens: T
     """
     some = tokens[:FLOOR_WINDOWS]
     exact = open_model(folder, family, torch.float32, model.device)
-    exact_hidden = exact.hidden_states(some, _progress_of("base in float32", len(exact)))
+    exact_hidden = exact.hidden_states(some, now_and_then("evaluate base in float32", len(exact)))
     floor = _against_base(model, hidden[: len(some)], exact, exact_hidden, some)
     progress(f"{_name(model.dtype)} alone: mean KL {floor.mean_kl:.2e} nats per token, on {len(some)} windows")
     return floor
@@ -96,7 +94,7 @@ def _alone(model: Model, hidden: Tensor, tokens: Tensor) -> Quality:
 def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluation:
     """Measure a variant's folder on the reference's tokens, with `kl` also against the base's logits."""
     model = open_model(folder, family, base.model.dtype, base.model.device)
-    hidden = model.hidden_states(base.tokens, _progress_of("variant", len(model)))
+    hidden = model.hidden_states(base.tokens, now_and_then("evaluate variant", len(model)))
     if kl:
         variant = _against_base(model, hidden, base.model, base.hidden, base.tokens)
     else:
@@ -119,19 +117,6 @@ def measure(folder: Path, family: Family, base: Reference, kl: bool) -> Evaluati
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _progress_of(name: str, blocks: int) -> Callable[[int], None]:
-    """A function that is called with the index of each finished block and prints a line of progress now and then."""
-    last = time.monotonic()
-
-    def after_block(index: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > PROGRESS_SECONDS:
-            last = time.monotonic()
-            progress(f"evaluate {name} | block {index + 1:02d}/{blocks}")
-
-    return after_block
 
 
 def _logits(model: Model, hidden: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

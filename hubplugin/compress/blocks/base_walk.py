@@ -59,8 +59,12 @@ def begin(compressed: list[Batch], corrected: int, folder: Path | None = None, v
 
 def spaced(batches: list[Batch], most: int) -> list[Batch]:
     """Every n-th batch, of `most` tokens in all, or of one batch where that has more."""
-    count = max(1, most // math.prod(batches[0].shape("hidden")[:2]))
-    return batches[:: -(-len(batches) // count)]
+    return batches[every_nth(len(batches), math.prod(batches[0].shape("hidden")[:2]), most)]
+
+
+def every_nth(count: int, tokens: int, most: int) -> slice:
+    """Of `count` items of so many tokens, those that have `most` tokens in all; one item where that has more."""
+    return slice(None, None, -(-count // max(1, most // tokens)))
 
 
 def skip(model: Model, batches: list[Batch], pruned: Iterable[int]) -> None:

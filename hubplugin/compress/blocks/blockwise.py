@@ -103,8 +103,9 @@ def _output_gradients(passes: Sequence[VariantPass], calibration: Calibration) -
     for one in passes:
         wanted, finished = _fisher_tokens(one.plan), one.finished.finished if one.finished else 0
         if wanted and wanted not in measured and finished < len(one.plan.sources):
+            some = tokens[base_walk.every_nth(len(tokens), tokens.shape[1], wanted)]
             folder = activations_folder(calibration.spill, f"gradients-{wanted}")
-            measured[wanted] = output_gradients.measured(one.model, output_gradients.spread(tokens, wanted), folder)
+            measured[wanted] = output_gradients.measured(one.model, some, folder)
     return measured
 
 

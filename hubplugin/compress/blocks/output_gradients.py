@@ -22,6 +22,7 @@ from hubplugin.methods.gptq.two_sided import OutputFactor
 from hubplugin.model.activations import Batch, plain
 from hubplugin.model.architectures.families import Family
 from hubplugin.model.block_runner import Model
+from hubplugin.progress import now_and_then
 
 LOGITS = 2**23  # positions times vocabulary, of which logits are made at once
 SEED = 0  # of the tokens that are drawn from the predictions
@@ -32,7 +33,7 @@ class OutputGradients:
 
     def __init__(self, batches: list[Batch], family: Family) -> None:
         """`batches` hold what enters each block, and the gradient at what it puts out; see `measured`."""
-        self._batches = batches
+        self._batches, self._family = batches, family
         groups = (input_group for input_group in family.input_groups if input_group.expert is None)
         self._linears = [name for input_group in groups for name in input_group.linears]
         self._index, self._factors = -1, dict[str, OutputFactor]()
@@ -44,13 +45,13 @@ class OutputGradients:
         """
         if index == self._index:
             return self._factors
-        there = dict(block.named_modules())
-        sums = {name: SecondMoments() for name in self._linears if name in there}
+        sums = {name: SecondMoments() for name in self._linears if name in dict(block.named_modules())}
         for batch in self._batches:
             with _watched(block, sums):
                 _backward(block, batch, index)
             batch.drop(_entering(index), _behind(index))
-        factors = {name: two_sided.factored(total.matrix(name)) for name, total in sums.items()}
+        where = f"gradients of {self._family.block.format(i=index)}"
+        factors = {name: two_sided.factored(total.matrix(f"{where}.{name}")) for name, total in sums.items()}
         self._index, self._factors = index, factors
         return factors
 
@@ -60,14 +61,14 @@ def measured(model: Model, tokens: Tensor, folder: Path | None = None) -> Output
 
     With a folder, activations and gradients live in files there. Leaves the model as it came, without blocks.
     """
-    batches = model.embed(tokens, folder)
+    batches, done = model.embed(tokens, folder), now_and_then("output gradients", 2 * len(model))
     for index in range(len(model)):
         model.block(index)
         for batch in batches:
             batch.put(_entering(index), batch.hidden)
         model.forward_block(index, batches)
-        model.free(index)
-        memory.trim()
+        _finished(model, index)
+        done(index)
     generator = torch.Generator(model.device).manual_seed(SEED)
     for batch in batches:
         batch.put(_behind(len(model) - 1), _of_predictions(model, batch.hidden, generator))
@@ -77,15 +78,15 @@ def measured(model: Model, tokens: Tensor, folder: Path | None = None) -> Output
         block = model.block(index)
         for batch in batches:
             batch.put(_behind(index - 1), _backward(block, batch, index))
-        model.free(index)
-        memory.trim()
+        _finished(model, index)
+        done(2 * len(model) - index - 1)
     return OutputGradients(batches, model.family)
 
 
-def spread(tokens: Tensor, most: int) -> Tensor:
-    """Every n-th of the sequences [sequences, tokens], of `most` tokens in all, or one sequence where that has more."""
-    count = max(1, most // tokens.shape[1])
-    return tokens[:: -(-len(tokens) // count)]
+def _finished(model: Model, index: int) -> None:
+    """Forget a block: its weights, and what the allocator keeps of its activations."""
+    model.free(index)
+    memory.trim()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from hubplugin.methods.gptq.grid import Spec
 from hubplugin.methods.gptq.loop import Swept, fully_updated
 from hubplugin.methods.linear_algebra import Factor
 
-DAMP = 2.0  # relative to the mean diagonal of H_O: 1 and 3 do as well at 4 bits, 0.1 is worse (docs/log.md, 2026-12-01)
+DAMP = 2.0  # relative to the mean diagonal of H_O; see docs/maths.md
 
 
 class OutputFactor(NamedTuple):
