@@ -39,7 +39,7 @@ def refused(folder: Path, text: str | bytes) -> ManifestError:
     error = caught.value
     error.where = error.where.removeprefix(f"{folder / 'm.yaml'}")
     for part in (error.what, error.fix):
-        assert part and "\n" not in part and len(part) < 220
+        assert part and "\n" not in part and len(part) < 240
         assert "pydantic" not in part and "Input should" not in part
     return error
 

@@ -284,6 +284,7 @@ def test_through_vllm_a_question_is_answered_and_its_death_is_told(browser: Any,
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         until(lambda: "The answer was cut" in page.said(), 60)
+        until(lambda: running.process.poll() is not None, 60)  # before that the socket may still be there, and break
         until(page.can_send)
         page.say("Still there?")
         until(lambda: "No answer: nothing answers" in page.said(), 60, lambda: (page.said(), page.status()))
