@@ -1,6 +1,7 @@
 """Draws of tokens from predicted probabilities, from uniform numbers that the caller made. Knows no model.
 
-torch.multinomial makes an exponential for every entry of the vocabulary: on a CPU, fifteen times the work.
+torch.multinomial makes an exponential for every entry of the vocabulary, and takes many times as long on a CPU
+(findings/torch_multinomial_of_one_on_cpus.sh).
 """
 
 import torch
