@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hubplugin.kernels.threads import compiled, spread
 from hubplugin.kernels.transposes import TILE
-from hubplugin.methods.gptq.loop_cpu import RUN, feed_back
+from hubplugin.methods.gptq.loop_cpu import feed_back
 
 
 def snap(target: Tensor, columns: Tensor, upper: Tensor, levels: Tensor, codes: Tensor, errors: Tensor) -> None:
@@ -41,11 +41,5 @@ def _snap_rows(first, last, target, columns, upper, between, levels, codes, erro
             for row in range(width):
                 codes[column, start + row] = np.uint8(code[row])
                 error[column, row] = own[column, row] - value[row]
-            run = column - column % RUN  # columns of a run feed each other at once, and later columns together
-            for later in range(column + 1, min(run + RUN, count)):
-                share = upper[column, later]
-                for row in range(width):
-                    due[later, row] += share * error[column, row]
-            if column == run + RUN - 1:
-                feed_back(due, error, upper, run)
+            feed_back(due, error, upper, column)
         errors[:, rows] = error

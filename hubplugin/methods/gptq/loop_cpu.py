@@ -20,7 +20,7 @@ from hubplugin.methods.gptq.loop import Swept, fully_updated
 from hubplugin.methods.linear_algebra import Factor
 
 BLOCK = 128  # columns between two matrix products, a multiple of every group size but a whole row; x TILE: 32 KB
-RUN = 8  # columns; `feed_back` is written out for as many
+RUN = 8  # columns; `_feed_run` is written out for as many
 SMALLEST_NORMAL_HALF = 2.0**-14
 HALF_STEP = 2.0**-24  # between float16 values below SMALLEST_NORMAL_HALF
 
@@ -187,18 +187,25 @@ def _block_rows(  # type: ignore[no-untyped-def]
                 code = min(max(np.rint(target[column, row] / scale[row]) + zero[row], np.float32(0)), top)
                 codes[column, start + row] = np.uint8(code)
                 error[column, row] = weight[column, start + row] - scale[row] * (code - zero[row])
-            run = column - column % RUN  # columns of a run feed each other at once, and later columns together
-            for later in range(column + 1, min(run + RUN, count)):
-                share = upper[column, later]
-                for row in range(width):
-                    target[later, row] += share * error[column, row]
-            if column == run + RUN - 1:
-                feed_back(target, error, upper, run)
+            feed_back(target, error, upper, column)
         errors[:, rows] = error
 
 
 @compiled
-def feed_back(target, error, upper, first):  # type: ignore[no-untyped-def]
+def feed_back(target, error, upper, column):  # type: ignore[no-untyped-def]
+    """Add the error feedback of a column: at once to later ones of its run, to all others with the last of the run."""
+    count, width = target.shape
+    run = column - column % RUN
+    for later in range(column + 1, min(run + RUN, count)):
+        share = upper[column, later]
+        for row in range(width):
+            target[later, row] += share * error[column, row]
+    if column == run + RUN - 1:
+        _feed_run(target, error, upper, run)
+
+
+@compiled
+def _feed_run(target, error, upper, first):  # type: ignore[no-untyped-def]
     """Add the error feedback of a run of eight to later columns: one read and write of a target for eight products."""
     count, width = target.shape
     for later in range(first + 8, count):

@@ -112,13 +112,7 @@ def _tile(  # type: ignore[no-untyped-def]
                     aimed[later] += across[row, later] * residual
             if last < width:
                 _feed_later(aimed, across, residuals[column], first)
-        run = column - column % RUN  # columns of a run feed each other at once, and later columns together
-        for later in range(column + 1, min(run + RUN, count)):
-            share = upper[column, later]
-            for row in range(width):
-                target[later, row] += share * error[column, row]
-        if column == run + RUN - 1:
-            feed_back(target, error, upper, run)
+        feed_back(target, error, upper, column)
     errors[:, :] = error
 
 
